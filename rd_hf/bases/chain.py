@@ -1,0 +1,248 @@
+"""The chain of reverse distillation in closed form (Algorithm 3 of arXiv 2603.07710), from joint moments.
+
+Walking up the family, the fit needs only second-order statistics of the accumulated embedding e_(i-1) and of
+the levels still to come: its mean, its scatter C, and its cross-scatter G with [h_i, ..., h_m]. Each step
+
+    W_i = regression of h_i on e_(i-1)                    (from C and the first block of G)
+    R_i = S_ii - W^T G_i - G_i^T W + W^T C W              (scatter of the residual r_i)
+    V_i = leading eigenvectors of R_i
+
+then extends them by the new block b_i = r_i V_i, without touching a single embedding again. Held-out figures
+come from a second set of moments, walked through the same bases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+from rd_hf.bases.moments import JointMoments
+from rd_hf.bases.regression import Regression, RegressionKind, regress
+
+
+@dataclass(frozen=True)
+class Basis:
+    """One step of the chain, all float64.
+
+    Attributes:
+        prefix_mean: mean(e_(i-1)), (p,).
+        backbone_mean: mean(h_i), (k,).
+        regression: W_i, (p, k).
+        directions: V_i, (k, d), orthonormal columns in order of falling variance.
+    """
+
+    prefix_mean: torch.Tensor
+    backbone_mean: torch.Tensor
+    regression: torch.Tensor
+    directions: torch.Tensor
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """How well one basis does on one set of residues.
+
+    Attributes:
+        residues: n.
+        r2: variance-weighted R^2 of h_i predicted from e_(i-1): 1 - sum of squared residuals / total.
+        r2_uniform: mean over channels of each channel's R^2 (channels without variance left out).
+        residual_variance_kept: share of the residual's second moment that the kept directions hold.
+        reconstruction_error: share of h_i's variance that e_i does not reconstruct (Theorem 1).
+    """
+
+    residues: int
+    r2: float
+    r2_uniform: float
+    residual_variance_kept: float
+    reconstruction_error: float
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """One level of a fitted family; the first level, which is copied, has widths only.
+
+    Attributes:
+        level: name.
+        backbone_width: k_i.
+        nested_width: width of e_i.
+        directions: residual directions kept.
+        regression: kind of regression.
+        selected_components: components of e_(i-1) used, of ``components``.
+        sigma_squared, edge: noise variance and Johnstone edge of the spectrum of e_(i-1).
+        training, heldout: figures on the fitting and on held-out residues.
+        eigenvalues: spectrum of e_(i-1)'s covariance, descending.
+        residual_eigenvalues: spectrum of the residual's covariance, descending.
+    """
+
+    level: str
+    backbone_width: int
+    nested_width: int
+    directions: int = 0
+    regression: str | None = None
+    selected_components: int | None = None
+    components: int | None = None
+    sigma_squared: float | None = None
+    edge: float | None = None
+    training: StepFigures | None = None
+    heldout: StepFigures | None = None
+    eigenvalues: list[float] = field(default_factory=list)
+    residual_eigenvalues: list[float] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain types, for JSON."""
+        return asdict(self)
+
+
+class _Walk:
+    """Second-order statistics of e_(i-1) and of the levels still to come, for one set of residues."""
+
+    def __init__(self, moments: JointMoments) -> None:
+        width = moments.widths[0]
+        self.widths = moments.widths
+        self.count = moments.count
+        self.level = 0
+        mean, self.scatter = moments.mean(), moments.scatter()
+        self.mean = mean[:width]
+        self.mean_ahead = mean[width:]
+        self.own = self.scatter[:width, :width]  # C
+        self.cross = self.scatter[:width, width:]  # G, columns of the levels ahead
+
+    @property
+    def next_width(self) -> int:
+        return self.widths[self.level + 1]
+
+    def next_scatter(self) -> torch.Tensor:
+        """S_ii of the next level."""
+        start = sum(self.widths[: self.level + 1])
+        return self.scatter[start : start + self.next_width, start : start + self.next_width]
+
+    def residual_scatter(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """R_i, about the residual's own mean."""
+        explained = coefficients.T @ self.cross[:, : self.next_width]
+        quadratic = coefficients.T @ (self.own @ coefficients)
+        residual = self.next_scatter() - explained - explained.T + quadratic
+        return (residual + residual.T) / 2
+
+    def residual_mean(self, basis: Basis) -> torch.Tensor:
+        """Mean of r_i: zero on the fitting residues, not on others."""
+        return (self.mean_ahead[: self.next_width] - basis.backbone_mean) - (
+            self.mean - basis.prefix_mean
+        ) @ basis.regression
+
+    def extend(self, basis: Basis, residual: torch.Tensor) -> None:
+        """Append b_i = r_i V_i to the embedding."""
+        width, w, v = self.next_width, basis.regression, basis.directions
+        start = sum(self.widths[: self.level + 1])
+        mean_block = self.residual_mean(basis) @ v
+        # cov(b, e) = V^T (G_i^T - W^T C); cov(b, h_j) = V^T (S_ij - W^T G_j)
+        block_own = v.T @ (self.cross[:, :width].T - w.T @ self.own)
+        block_ahead = v.T @ (self.scatter[start : start + width, start + width :] - w.T @ self.cross[:, width:])
+        corner = v.T @ residual @ v
+        self.own = torch.cat((torch.cat((self.own, block_own.T), dim=1), torch.cat((block_own, corner), dim=1)), dim=0)
+        self.cross = torch.cat((self.cross[:, width:], block_ahead), dim=0)
+        self.mean = torch.cat((self.mean, mean_block))
+        self.mean_ahead = self.mean_ahead[width:]
+        self.level += 1
+
+    def figures(self, basis: Basis, residual: torch.Tensor) -> StepFigures:
+        """Judge ``basis``, which was fitted on these residues or on others, on these."""
+        offset = self.residual_mean(basis)
+        # Second moment about zero: a prediction that is off by a constant is wrong by that constant.
+        moment = residual + self.count * torch.outer(offset, offset)
+        total = self.next_scatter().diagonal()
+        varies = total > 0
+        kept = ((moment @ basis.directions) * basis.directions).sum()
+        lost = moment.trace()
+        return StepFigures(
+            residues=self.count,
+            r2=float(1 - lost / total.sum()),
+            r2_uniform=float((1 - moment.diagonal()[varies] / total[varies]).mean()),
+            residual_variance_kept=float(kept / lost) if lost > 0 else 1.0,
+            reconstruction_error=float((lost - kept) / total.sum()),
+        )
+
+
+def fix_signs(vectors: torch.Tensor) -> torch.Tensor:
+    """Make the entry of largest magnitude of every column positive, so that two fits agree in sign."""
+    largest = vectors.abs().argmax(dim=0)
+    signs = torch.sign(vectors[largest, torch.arange(vectors.shape[1], device=vectors.device)])
+    return vectors * torch.where(signs == 0, torch.ones_like(signs), signs)
+
+
+def fit_chain(
+    moments: JointMoments,
+    names: Sequence[str],
+    residual_directions: Sequence[int],
+    kind: RegressionKind = "pcr",
+    ridge_alpha: float = 1.0,
+    heldout: JointMoments | None = None,
+) -> tuple[list[Basis], list[FitReport]]:
+    """Fit every basis of the family from the joint moments of its levels.
+
+    Args:
+        moments: of the fitting residues.
+        names: level names, smallest first.
+        residual_directions: d_i for each level after the first.
+        kind, ridge_alpha: see :func:`rd_hf.bases.regression.regress`.
+        heldout: moments of residues that took no part in the fit.
+
+    Returns:
+        m - 1 bases and m reports.
+
+    Raises:
+        ValueError: numbers of levels differ, or fewer residues than the first level is wide.
+    """
+    widths = moments.widths
+    if not len(names) == len(widths) == len(residual_directions) + 1:
+        raise ValueError(f"{len(names)} names, {len(widths)} widths and {len(residual_directions)} directions disagree")
+    if moments.count <= widths[0]:
+        raise ValueError(
+            f"{moments.count} residues are too few to fit on: the first level ({names[0]}) is {widths[0]} wide, "
+            f"so that its covariance needs more than {widths[0]} residues; give more sequences"
+        )
+    walk = _Walk(moments)
+    # Held-out figures need variance to compare with, hence two residues.
+    check = _Walk(heldout) if heldout is not None and heldout.count > 1 else None
+    bases: list[Basis] = []
+    reports = [FitReport(names[0], widths[0], widths[0])]
+    for name, directions in zip(names[1:], residual_directions, strict=True):
+        width = walk.next_width
+        fitted: Regression = regress(
+            walk.own / (walk.count - 1), walk.cross[:, :width] / (walk.count - 1), walk.count, kind, ridge_alpha
+        )
+        residual = walk.residual_scatter(fitted.coefficients)
+        spectrum, vectors = torch.linalg.eigh(residual)
+        basis = Basis(
+            # The blocks' training means are zero by construction; walk.mean holds rounding there.
+            prefix_mean=torch.cat((walk.mean[: widths[0]], torch.zeros_like(walk.mean[widths[0] :]))),
+            backbone_mean=walk.mean_ahead[:width].clone(),
+            regression=fitted.coefficients,
+            directions=fix_signs(vectors.flip(1)[:, :directions]),
+        )
+        training = walk.figures(basis, residual)
+        walk.extend(basis, residual)
+        held = None
+        if check is not None:
+            held_residual = check.residual_scatter(basis.regression)
+            held = check.figures(basis, held_residual)
+            check.extend(basis, held_residual)
+        bases.append(basis)
+        reports.append(
+            FitReport(
+                level=name,
+                backbone_width=width,
+                nested_width=walk.own.shape[0],
+                directions=directions,
+                regression=kind,
+                selected_components=fitted.selection.selected,
+                components=len(fitted.eigenvalues),
+                sigma_squared=fitted.selection.sigma_squared,
+                edge=fitted.selection.edge,
+                training=training,
+                heldout=held,
+                eigenvalues=fitted.eigenvalues.tolist(),
+                residual_eigenvalues=(spectrum.flip(0).clamp_min(0.0) / (walk.count - 1)).tolist(),
+            )
+        )
+    return bases, reports

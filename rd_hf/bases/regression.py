@@ -1,0 +1,122 @@
+"""Regression of a larger level's states on a smaller level's embedding, from covariances alone.
+
+All three kinds share one form. With the eigendecomposition C = U diag(lambda) U^T of the covariance of the
+embedding e (p features) and the cross-covariance G of e and h, the coefficients are
+
+    W = U f(lambda) U^T G
+
+and the kind is the filter f: 1/lambda on the components above the noise edge (principal component regression),
+1/lambda on all that are numerically there (OLS), 1/(lambda + alpha/(n-1)) (ridge).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+RegressionKind = Literal["pcr", "ols", "ridge"]
+
+
+@dataclass(frozen=True)
+class ComponentSelection:
+    """Which principal components of the embedding carry signal.
+
+    Attributes:
+        selected: number of leading components used.
+        sigma_squared: noise variance sigma^2.
+        edge: Johnstone / Marchenko-Pastur edge sigma^2 (1 + sqrt(p/n))^2.
+    """
+
+    selected: int
+    sigma_squared: float
+    edge: float
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Fitted coefficients and how they came about.
+
+    Attributes:
+        coefficients: W, (p, k) float64.
+        eigenvalues: spectrum of the embedding's covariance, (p,) float64, descending.
+        selection: components used; for OLS those numerically there, for ridge all.
+    """
+
+    coefficients: torch.Tensor
+    eigenvalues: torch.Tensor
+    selection: ComponentSelection
+
+
+def noise_edge(eigenvalues: torch.Tensor, residues: int) -> tuple[float, float]:
+    """Noise variance and the edge of its spectrum (Johnstone 2001; Marchenko and Pastur 1967).
+
+    sigma^2 is the median of the eigenvalues whose ratio to the mean eigenvalue lies below (1 + sqrt(p/n))^2; if
+    there are none, the median of the smallest quarter.
+
+    Args:
+        eigenvalues: (p,), descending.
+        residues: n.
+
+    Returns:
+        sigma^2 and sigma^2 (1 + sqrt(p/n))^2.
+    """
+    features = len(eigenvalues)
+    unit_edge = (1.0 + (features / residues) ** 0.5) ** 2
+    noise = eigenvalues[eigenvalues / eigenvalues.mean() < unit_edge]
+    if len(noise) == 0:
+        noise = eigenvalues[-max(1, features // 4) :]
+    # quantile, not median(): torch's median takes the lower of two middle values, numpy's their mean.
+    sigma_squared = float(torch.quantile(noise, 0.5))
+    return sigma_squared, sigma_squared * unit_edge
+
+
+def select_components(eigenvalues: torch.Tensor, residues: int, variance_floor: float = 0.95) -> ComponentSelection:
+    """Components whose eigenvalue exceeds the noise edge; if none does, those that hold 95 % of the variance."""
+    sigma_squared, edge = noise_edge(eigenvalues, residues)
+    selected = int((eigenvalues > edge).sum())
+    if selected == 0:
+        share = torch.cumsum(eigenvalues, 0) / eigenvalues.sum()
+        selected = min(len(eigenvalues), int((share < variance_floor).sum()) + 1)
+    return ComponentSelection(selected, sigma_squared, edge)
+
+
+def regress(
+    covariance: torch.Tensor,
+    cross_covariance: torch.Tensor,
+    residues: int,
+    kind: RegressionKind = "pcr",
+    ridge_alpha: float = 1.0,
+) -> Regression:
+    """Coefficients of h on e.
+
+    Args:
+        covariance: of e, (p, p) float64, scatter / (n - 1).
+        cross_covariance: of e and h, (p, k) float64.
+        residues: n.
+        kind: "pcr", "ols" or "ridge".
+        ridge_alpha: penalty on the coefficients, on the scale of sums of squares over residues as in
+            scikit-learn's ``Ridge``.
+
+    Raises:
+        ValueError: unknown kind, or an embedding without variance.
+    """
+    eigenvalues, vectors = torch.linalg.eigh(covariance)
+    eigenvalues, vectors = eigenvalues.flip(0).clamp_min(0.0), vectors.flip(1)
+    if eigenvalues[0] <= 0:
+        raise ValueError("the smaller level's embedding is constant over all residues: nothing to regress on")
+    if kind == "pcr":
+        selection = select_components(eigenvalues, residues)
+    elif kind in ("ols", "ridge"):
+        # Below this, an eigenvalue is rounding of the float64 scatter, not a direction of the data.
+        floor = float(eigenvalues[0]) * len(eigenvalues) * torch.finfo(torch.float64).eps
+        sigma_squared, edge = noise_edge(eigenvalues, residues)
+        selected = len(eigenvalues) if kind == "ridge" else int((eigenvalues > floor).sum())
+        selection = ComponentSelection(selected, sigma_squared, edge)
+    else:
+        raise ValueError(f"unknown regression {kind!r}: choose pcr, ols or ridge")
+    used, values = vectors[:, : selection.selected], eigenvalues[: selection.selected]
+    penalty = ridge_alpha / (residues - 1) if kind == "ridge" else 0.0
+    coefficients = used @ ((used.T @ cross_covariance) / (values + penalty)[:, None])
+    return Regression(coefficients, eigenvalues, selection)

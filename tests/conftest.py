@@ -1,0 +1,80 @@
+"""Shared fixtures: a tiny random family (milliseconds), the shipped mini family, real sequences."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Nothing in the tests may reach a network; the Hub tests point the client at a local server themselves.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+import pytest
+import torch
+
+from rd_hf.configuration_rd_esm import RDEsmConfig
+from rd_hf.modeling_rd_esm import RDEsmModel
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+
+def backbone_settings(width: int, layers: int = 2, heads: int = 4) -> dict[str, object]:
+    """Arguments of an ESM-2 ``EsmConfig`` of any size."""
+    return {
+        "vocab_size": 33,
+        "pad_token_id": 1,
+        "mask_token_id": 32,
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+        "max_position_embeddings": 1026,
+        "position_embedding_type": "rotary",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "emb_layer_norm_before": False,
+        "token_dropout": True,
+        "layer_norm_eps": 1e-5,
+    }
+
+
+def random_model(widths: list[int], names: list[str] | None = None, seed: int = 0, **settings: object) -> RDEsmModel:
+    """A family with random backbones and random bases, in eval mode."""
+    torch.manual_seed(seed)
+    names = names or [f"L{index}" for index in range(len(widths))]
+    levels = [{"name": name, "backbone": backbone_settings(width)} for name, width in zip(names, widths, strict=True)]
+    model = RDEsmModel(RDEsmConfig(levels=levels, **settings)).eval()  # type: ignore[arg-type]
+    with torch.no_grad():
+        for buffer in model.projections.buffers():
+            buffer.copy_(torch.randn_like(buffer) / buffer.shape[0] ** 0.5)
+    return model
+
+
+@pytest.fixture
+def tiny_model() -> RDEsmModel:
+    """Three levels, 32 / 48 / 64 wide."""
+    return random_model([32, 48, 64])
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tiny family, as a user's folder."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    random_model([32, 48, 64]).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mini_checkpoint() -> Path:
+    """The shipped mini family: pretrained backbones and fitted bases."""
+    return REPOSITORY / "hub_configs" / "rd-esm2-mini"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Larger real data beside the project; tests that need it skip where it is absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"{SHARED_DATA} is absent")
+    return SHARED_DATA
