@@ -11,15 +11,14 @@ Cost a residue: about K^2 multiply-adds (one triangle of blocks of S), in float6
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 # Rows per product: long enough for a full-speed matrix product, short enough that the float64 copy of one
 # block stays small beside S (4096 rows of K = 2720 are 89 MB).
@@ -27,7 +26,15 @@ BLOCK_ROWS = 4096
 
 
 class NonFiniteStatesError(ValueError):
-    """A backbone returned NaN or infinity; the message names the level."""
+    """A backbone returned NaN or infinity.
+
+    Attributes:
+        level: position of that backbone, from 0.
+    """
+
+    def __init__(self, level: int) -> None:
+        super().__init__(f"backbone {level + 1} returned NaN or infinite hidden states")
+        self.level = level
 
 
 class JointMoments:
@@ -91,7 +98,7 @@ class JointMoments:
             raise ValueError(f"expected states of widths {self.widths} and equal length, got widths {got}, rows {rows}")
         for level, state in enumerate(states):
             if not torch.isfinite(state).all():
-                raise NonFiniteStatesError(f"level {level + 1} of {len(states)} returned NaN or infinite hidden states")
+                raise NonFiniteStatesError(level)
         (residues,) = rows
         if residues == 0:
             return
@@ -131,8 +138,22 @@ class JointMoments:
             upper[high:, low:high] = upper[low:high, high:].T
         return upper
 
+    def recentre(self, shift: torch.Tensor) -> None:
+        """Express the sums about another point; mean and scatter stay what they are.
+
+        With x' = x + d, sum x' = s + n d and sum x' x'^T = P + d s^T + s d^T + n d d^T.
+
+        Args:
+            shift: (K,) float64.
+        """
+        shift = shift.to(self.device, torch.float64)
+        step = self._shift - shift
+        moved = self._sum + self.count * step
+        self._products += torch.outer(step, self._sum) + torch.outer(moved, step)
+        self._sum, self._shift = moved, shift.clone()
+
     def merge(self, other: JointMoments) -> None:
-        """Add the residues of ``other`` (Chan et al. 1983): S = S_a + S_b + d d^T n_a n_b / (n_a + n_b).
+        """Add the residues of ``other`` (pairwise update of Chan et al. 1983).
 
         Raises:
             ValueError: the two describe other widths.
@@ -141,51 +162,70 @@ class JointMoments:
             raise ValueError(f"moments of widths {other.widths} do not add to those of widths {self.widths}")
         if other.count == 0:
             return
+        theirs = JointMoments.from_state(other.state(), device=self.device)
         if self.count == 0:
-            self._shift, self._sum, self._products = other._shift.clone(), other._sum.clone(), other._products.clone()
-            self._shift, self._sum = self._shift.to(self.device), self._sum.to(self.device)
-            self.count = other.count
-            return
-        # Re-express the other's sums about this shift: with x' = x + d, sum x' x'^T gains d s^T + s d^T + n d d^T.
-        shift = (other._shift - self._shift.to(other.device)).to(self.device)
-        their_sum = other._sum.to(self.device)
-        self._products += other._products.to(self.device)
-        self._products += torch.outer(shift, their_sum) + torch.outer(their_sum + other.count * shift, shift)
-        self._sum += their_sum + other.count * shift
-        self.count += other.count
+            self._shift = theirs._shift
+        theirs.recentre(self._shift)
+        self._sum += theirs._sum
+        self._products += theirs._products
+        self.count += theirs.count
 
-    def save(self, path: str | Path, metadata: dict[str, str] | None = None, **tensors: torch.Tensor) -> None:
-        """Write the state to a safetensors file, atomically: a reader sees the old file or the new one, whole.
-
-        Args:
-            path: file to write.
-            metadata: strings to keep beside it.
-            tensors: more tensors to keep in the same file, so that they can never disagree with it.
-        """
-        path = Path(path)
-        temporary = path.with_name(path.name + ".tmp")
-        state = {"shift": self._shift, "sum": self._sum, "products": self._products, **tensors}
-        header = {"count": str(self.count), "widths": json.dumps(self.widths), **(metadata or {})}
-        save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, temporary, metadata=header)
-        with temporary.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything there is to keep, as copies: count, widths, shift, sum, products."""
+        return {
+            "count": torch.tensor(self.count),
+            "widths": torch.tensor(self.widths),
+            "shift": self._shift.clone(),
+            "sum": self._sum.clone(),
+            "products": self._products.clone(),
+        }
 
     @classmethod
-    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> tuple[JointMoments, dict[str, torch.Tensor]]:
-        """Read what :meth:`save` wrote: the moments and the extra tensors.
+    def from_state(
+        cls,
+        state: Mapping[str, torch.Tensor],
+        device: torch.device | str = "cpu",
+        product_dtype: torch.dtype = torch.float64,
+    ) -> JointMoments:
+        """The moments that :meth:`state` describes."""
+        moments = cls(state["widths"].tolist(), device=device, product_dtype=product_dtype)
+        moments.count = int(state["count"])
+        moments._shift = state["shift"].to(device)
+        moments._sum = state["sum"].to(device)
+        moments._products = state["products"].to(device)
+        return moments
+
+    def save(self, path: str | Path) -> None:
+        """Write the moments to a safetensors file, atomically."""
+        save_tensors(path, self.state())
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> JointMoments:
+        """Read what :meth:`save` wrote.
 
         Raises:
-            ValueError: not such a file, or a damaged one; the message names it.
+            ValueError: no such file, or not a whole file of moments; the message names it.
         """
-        try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                header = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-            moments = cls(json.loads(header["widths"]), device=device)
-            moments.count = int(header["count"])
-            for name in ("shift", "sum", "products"):
-                setattr(moments, f"_{name}", tensors.pop(name).to(device))
-        except (SafetensorError, KeyError, OSError) as error:
-            raise ValueError(f"{path} is not a readable file of moments ({error}); delete it to start over") from error
-        return moments, tensors
+        return cls.from_state(load_tensors(path), device=device)
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a safetensors file atomically: after a kill a reader finds the old file or the new one, whole."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+    with temporary.open("rb+") as handle:
+        os.fsync(handle.fileno())
+    temporary.replace(path)
+
+
+def load_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        ValueError: missing or damaged; the message names the file.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); it is damaged or no safetensors file") from error

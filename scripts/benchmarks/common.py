@@ -61,9 +61,8 @@ def machine() -> dict[str, object]:
     model, flags = platform.processor(), ""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        fields = dict(
-            (part.strip() for part in line.split(":", 1)) for line in cpuinfo.read_text().splitlines() if ":" in line
-        )
+        pairs = (line.partition(":") for line in cpuinfo.read_text().splitlines())
+        fields = {key.strip(): value.strip() for key, _, value in pairs}
         model, flags = fields.get("model name", model), fields.get("flags", "")
     return {
         "processor": model,

@@ -1,0 +1,56 @@
+"""One picture of a fit: spectra with the noise edge, and what each level explains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rd_hf.bases.chain import FitReport
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def draw_fit(reports: Sequence[FitReport]) -> Figure:
+    """Spectrum of each e_(i-1) with its Johnstone edge; R^2 and kept residual variance a level.
+
+    Args:
+        reports: of all levels, smallest first.
+
+    Returns:
+        A figure that belongs to no window; save it with ``figure.savefig(path)``.
+    """
+    from matplotlib.figure import Figure
+
+    steps = list(reports[1:])
+    figure = Figure(figsize=(4.2 * (len(steps) + 1), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(steps) + 1, squeeze=False)[0]
+    for axis, previous, report in zip(axes, reports, steps, strict=False):
+        ranks = range(1, len(report.eigenvalues) + 1)
+        axis.semilogy(ranks, [max(value, 1e-12) for value in report.eigenvalues], color="#0072B2", label="eigenvalue")
+        axis.axhline(report.edge or 0.0, color="#D55E00", linestyle="--", label="noise edge")
+        axis.axvline((report.selected_components or 0) + 0.5, color="#999999", linewidth=0.8)
+        axis.set_title(
+            f"{previous.level} → {report.level}: {report.selected_components} of {report.components} components"
+        )
+        axis.set_xlabel(f"component of the {previous.level} embedding")
+        axis.set_ylabel("variance")
+        axis.legend(frameon=False)
+    summary, width = axes[-1], 0.2
+    bars = {
+        "R², fitting": [step.training.r2 if step.training else 0.0 for step in steps],
+        "R², held out": [step.heldout.r2 if step.heldout else 0.0 for step in steps],
+        "residual kept, held out": [step.heldout.residual_variance_kept if step.heldout else 0.0 for step in steps],
+        "reconstructed, held out": [1 - step.heldout.reconstruction_error if step.heldout else 0.0 for step in steps],
+    }
+    colours = ("#56B4E9", "#0072B2", "#E69F00", "#009E73")
+    for offset, ((label, values), colour) in enumerate(zip(bars.items(), colours, strict=True)):
+        places = [index + (offset - 1.5) * width for index in range(len(steps))]
+        summary.bar(places, values, width, label=label, color=colour)
+    summary.set_xticks(range(len(steps)), [step.level for step in steps])
+    summary.set_ylim(min(0.0, *(min(values) for values in bars.values())), 1.0)
+    summary.set_xlabel("level")
+    summary.set_ylabel("share of variance")
+    summary.set_title("explained at each level")
+    summary.legend(frameon=False, fontsize="small", loc="lower left")
+    return figure
