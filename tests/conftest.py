@@ -17,6 +17,7 @@ from rd_hf.configuration_rd_esm import RDEsmConfig
 from rd_hf.modeling_rd_esm import RDEsmModel
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+EXAMPLE_FASTA = REPOSITORY / "rd_hf" / "data" / "examples" / "proteins_1000.fasta.gz"
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 
