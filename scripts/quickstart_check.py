@@ -1,0 +1,69 @@
+"""Load a fitted model the way a user does and show that its embedding is nested.
+
+python scripts/quickstart_check.py MODEL_FOLDER EMBEDDINGS_FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging
+
+# Ubiquitin and insulin's B chain: two lengths, so that there is padding; and one masked residue.
+SEQUENCES = [
+    "MQIFVKTLTGKTITLEVEPSDTIENVKAKIQDKEGIPPDQQRLIFAGKQLEDGRTLSDYNIQKESTLHLVLRLRGG",
+    "FVNQHLCGSH<mask>VEALYLVCGERGFFYTPKT",
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="folder that fit_bases.py wrote")
+    parser.add_argument("embeddings", type=Path, help="folder that embed.py wrote")
+    args = parser.parse_args()
+    logging.disable_progress_bar()
+
+    report = json.loads((args.model / "fit_report.json").read_text())["levels"]
+    pretraining = args.model / "pretraining.json"
+    entries = json.loads(pretraining.read_text()) if pretraining.exists() else []
+    validation = {entry["level"]: entry for entry in entries}
+    print(
+        f"{'level':>8} {'width':>6} {'selected components':>20} {'held-out R2':>12} {'masked-LM loss, validation':>27}"
+    )
+    for level in report:
+        selected = f"{level['selected_components']} of {level['components']}" if level["components"] else "(copied)"
+        held = f"{level['heldout']['r2']:.4f}" if level["heldout"] else "-"
+        loss = validation.get(level["level"])
+        shown = f"{loss['validation_loss']:.4f} nats (unigram {loss['unigram_entropy']:.4f})" if loss else "-"
+        print(f"{level['level']:>8} {level['nested_width']:>6} {selected:>20} {held:>12} {shown:>27}")
+
+    model = AutoModel.from_pretrained(args.model, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    tokens = tokenizer(SEQUENCES, padding=True, return_tensors="pt")
+    nested = True
+    with torch.no_grad():
+        widest = {level: model(**tokens, level=level) for level in model.config.nested_dims}
+    for small, large in itertools.combinations(widest, 2):
+        equal = torch.equal(widest[large].nested(small), widest[small].last_hidden_state)
+        nested &= equal
+        width = model.config.nested_dims[small]
+        print(f"torch.equal(embedding at {large}[..., :{width}], embedding at {small}): {equal}")
+
+    shards = sorted(args.embeddings.glob("*.parquet"))
+    rows = sum(pq.read_metadata(shard).num_rows for shard in shards)
+    print(f"{rows} embedded proteins in {', '.join(map(str, shards))}")
+    print(pq.read_schema(shards[0]).remove_metadata())
+    print(f"figure of the fit: {args.model / 'fit_report.png'}")
+    if not nested:
+        sys.exit("the embedding is not nested")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# All tests, from a fresh clone: bash scripts/test.sh [pytest arguments]
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" dev
+# The first publication's code, to compare with; its pins would replace half of the environment.
+python -c 'import reverse_distillation.scaler.rd' 2>/dev/null \
+    || python -m pip install --quiet --no-deps 'reverse-distillation==0.1.0'
+if [ $# -eq 0 ]; then
+    ruff check .
+    ruff format --check .
+    mypy
+fi
+exec python -m pytest "$@"
