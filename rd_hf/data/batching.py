@@ -12,30 +12,35 @@ from rd_hf.data.residues import PAD_ID, encode
 SPECIAL_TOKENS = 2  # cls before, eos after
 
 
-def token_budget_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def token_budget_batches(lengths: Sequence[int], budget: int, spread: float = 1.0) -> list[list[int]]:
     """Group sequences so that rows x longest row stays within ``budget`` tokens.
 
     Args:
         lengths: residues of each sequence.
         budget: tokens a batch, padding, cls and eos included. A sequence that exceeds it alone gets a batch
             of its own.
+        spread: share of a batch's longest row that any other row may be shorter by: a bound on padding where
+            few sequences of very different lengths would share a batch. 1 sets none.
 
     Returns:
         Positions in ``lengths``, longest sequences first (what does not fit in memory fails at once, not after
         hours); ties keep their order, so that the same input gives the same batches everywhere.
 
     Raises:
-        ValueError: the budget is not positive.
+        ValueError: the budget is not positive, or the spread no share.
     """
     if budget < 1:
         raise ValueError(f"a token budget must be positive, got {budget}")
+    if not 0 <= spread <= 1:
+        raise ValueError(f"a spread is a share between 0 and 1, got {spread}")
     order = sorted(range(len(lengths)), key=lambda position: -lengths[position])
     batches: list[list[int]] = []
     widest = 0
     for position in order:
-        if not batches or (len(batches[-1]) + 1) * widest > budget:
+        row = lengths[position] + SPECIAL_TOKENS
+        if not batches or (len(batches[-1]) + 1) * widest > budget or row < (1 - spread) * widest:
             batches.append([])
-            widest = lengths[position] + SPECIAL_TOKENS
+            widest = row
         batches[-1].append(position)
     return batches
 

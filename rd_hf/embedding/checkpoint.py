@@ -1,0 +1,184 @@
+"""From a model's name to its weights: resolve, fingerprint, load once a process."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rd_hf.data.fasta import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from rd_hf.modeling_rd_esm import RDEsmModel
+
+_BLOCK = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model that is on this machine.
+
+    Attributes:
+        name: Hub id or folder, as the user gave it.
+        folder: where its files are.
+        revision: commit of a Hub model, None for a folder.
+        fingerprint: changes whenever config or weights do.
+        nested_dims: width of each level, smallest first.
+    """
+
+    name: str
+    folder: str
+    revision: str | None
+    fingerprint: str
+    nested_dims: dict[str, int]
+
+    def widths(self, levels: tuple[str, ...]) -> dict[str, int]:
+        """Width of each level asked for, by default of the largest.
+
+        Raises:
+            InputError: the model has no such level.
+        """
+        unknown = [level for level in levels if level not in self.nested_dims]
+        if unknown:
+            raise InputError(f"{self.name} has no level {unknown[0]!r}; its levels are {', '.join(self.nested_dims)}")
+        chosen = levels or (list(self.nested_dims)[-1],)
+        return {level: self.nested_dims[level] for level in chosen}
+
+    def largest(self, levels: tuple[str, ...]) -> str:
+        """The widest of the levels asked for: the one that is run."""
+        widths = self.widths(levels)
+        return max(widths, key=lambda level: widths[level])
+
+
+def resolve(name: str | os.PathLike, revision: str | None = None) -> Checkpoint:
+    """Find a model, fetching it from the Hub where ``name`` is no folder.
+
+    A folder's fingerprint is a hash over the contents of ``config.json`` and all safetensors files, taken once
+    a process and file version; reading them also brings them into memory for the load that follows. On the Hub
+    the commit says the same for nothing.
+
+    Raises:
+        InputError: no such model, or it is no reverse-distilled one.
+    """
+    name = os.fspath(name)
+    commit = None
+    if Path(name).is_dir():
+        folder = Path(name).resolve()
+    else:
+        folder = Path(_fetch(name, revision))
+        commit = folder.name
+    config = _read_config(name, folder)
+    fingerprint = f"commit:{commit}" if commit else _folder_fingerprint(folder)
+    for level in config["levels"]:
+        # A checkpoint of bases alone may lean on backbones in other folders; on the Hub their revision, which
+        # is part of config.json, pins them.
+        backbone = level.get("repo_id")
+        if not config.get("backbones_in_checkpoint", True) and backbone and Path(backbone).is_dir():
+            fingerprint += "+" + _folder_fingerprint(Path(backbone).resolve())
+    # config.json has its keys in alphabetical order; the list of levels has theirs.
+    names = [level["name"] for level in config["levels"] if level["name"] in config["nested_dims"]]
+    nested_dims = {name: config["nested_dims"][name] for name in names}
+    return Checkpoint(name, str(folder), commit, fingerprint, nested_dims)
+
+
+def _fetch(name: str, revision: str | None) -> str:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"])
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{name} is neither a folder here nor a model that the Hub gives us: {reason}") from error
+
+
+def _read_config(name: str, folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{name} holds no config.json; give the folder or Hub id of a saved model") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no JSON ({error}); fetch the model again") from error
+    if config.get("model_type") != "rd_esm":
+        raise InputError(f"{name} is a model of type {config.get('model_type')!r}, not 'rd_esm': fit bases first")
+    return config
+
+
+def _folder_fingerprint(folder: Path) -> str:
+    whole = hashlib.sha256()
+    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        if path.exists():
+            status = path.stat()
+            whole.update(f"{path.name}\0{_file_sha256(str(path), status.st_size, status.st_mtime_ns)}\n".encode())
+    return f"sha256:{whole.hexdigest()}"
+
+
+@functools.lru_cache(maxsize=1024)
+def _file_sha256(path: str, size: int, modified: int) -> str:
+    """Hash of a file's content; size and time of change are there to make a changed file a new key."""
+    return file_sha256(path)
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while block := handle.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# Two: a process that compares two models does not load either again.
+@functools.lru_cache(maxsize=2)
+def load_model(
+    folder: str, fingerprint: str, level: str, dtype: str, attn_implementation: str | None, device: str
+) -> RDEsmModel:
+    """The model on its device, in eval mode, loaded at most once a process.
+
+    Only this package's own modelling code runs, never code that came with the weights.
+
+    Args:
+        folder: where config and weights are.
+        fingerprint: of those files; here to make changed weights a new key.
+        level: largest level to load.
+        dtype: name of a torch dtype.
+        attn_implementation: as in transformers; None lets it choose.
+        device: name of a torch device.
+    """
+    import torch
+
+    from rd_hf.modeling_rd_esm import RDEsmModel
+
+    extras = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    try:
+        model = RDEsmModel.from_pretrained(folder, level=level, dtype=getattr(torch, dtype), **extras)
+    except (OSError, ValueError) as error:
+        raise InputError(" ".join(str(error).split())) from error
+    return model.to(device).eval()
+
+
+def pick_device(rank: int | None = None) -> torch.device:
+    """The device for process ``rank``: a GPU by rank where there are any, else Apple's, else the CPU.
+
+    Raises:
+        InputError: CUDA was used before this process was forked.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        if torch.cuda._is_in_bad_fork():
+            raise InputError(
+                "CUDA was already in use when this worker process was forked; call "
+                "multiprocess.set_start_method('spawn') at the top of the program, before map(num_proc=...)"
+            )
+        return torch.device("cuda", (rank or 0) % torch.cuda.device_count())
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")

@@ -1,0 +1,184 @@
+"""The callable for ``datasets.map``: rows with a sequence in, rows with embeddings out."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rd_hf.data.fasta import InputError
+from rd_hf.data.residues import RejectedSequenceError
+from rd_hf.embedding.checkpoint import load_model, pick_device, resolve
+from rd_hf.embedding.columns import finish, why_not_stored
+from rd_hf.embedding.options import EmbeddingOptions
+
+if TYPE_CHECKING:
+    from rd_hf.embedding.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+
+class Embedder:
+    """
+    Embeds batches of rows; made for `datasets.map`.
+
+    ```python
+    embedder = Embedder("hub_configs/rd-esm2-mini", level=["S", "L"], pooling="mean")
+    ds = ds.map(embedder, batched=True, with_rank=True, num_proc=4)  # adds embedding_S and embedding_L
+    ```
+
+    It holds choices and no weights: each process loads the model once, on first use, on the GPU of its rank (on
+    the CPU with one thread a worker, since the workers share the cores). With CUDA and `num_proc` call
+    `multiprocess.set_start_method("spawn")` first. Its state is what `datasets` fingerprints, so a second run
+    hits the cache unless level, pooling, dtype, any other choice, the revision or the weights changed. Give
+    `map` a `batch_size` of a thousand or more: sequences are de-duplicated and sorted by length within a batch.
+
+    Args:
+        model (`str` or `os.PathLike`): folder or Hub id of a reverse-distilled model.
+        level (`str` or `list[str]`, *optional*): level or levels, all from one pass; by default the largest.
+        revision (`str`, *optional*): branch, tag or commit of a Hub model.
+        sequence_column (`str`): where the sequence is.
+        positions_column (`str`, *optional*): where each row's positions are, with pooling `"positions"`.
+        on_reject (`str`): `"raise"`, or `"null"`: the row gets `None` for its embeddings and the reason in a
+            column `reject_reason`.
+        attn_implementation (`str`, *optional*): as in transformers.
+        device (`str`, *optional*): a torch device, where the choice by rank does not suit.
+        **options: fields of [`EmbeddingOptions`]: `pooling`, `dtype`, `output_dtype`, `normalize`, `long`, ...
+
+    Raises:
+        InputError: no such model or level.
+        ValueError: an unknown choice.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike,
+        level: str | Sequence[str] | None = None,
+        revision: str | None = None,
+        sequence_column: str = "sequence",
+        positions_column: str | None = None,
+        on_reject: str = "raise",
+        attn_implementation: str | None = None,
+        device: str | None = None,
+        **options: Any,
+    ) -> None:
+        levels = () if level is None else (level,) if isinstance(level, str) else tuple(level)
+        if on_reject not in ("raise", "null"):
+            raise ValueError(f"on_reject must be 'raise' or 'null', not {on_reject!r}")
+        self.options = EmbeddingOptions(levels=levels, **options)
+        self.checkpoint = resolve(model, revision)
+        self.widths = self.checkpoint.widths(levels)
+        self.sequence_column = sequence_column
+        self.positions_column = positions_column
+        self.on_reject = on_reject
+        self.attn_implementation = attn_implementation
+        self.device = device
+        self._engine: Engine | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in sorted(self.__dict__.items()) if name != "_engine"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _engine=None)
+
+    def __call__(self, batch: Mapping[str, Sequence[Any]], rank: int | None = None) -> dict[str, list[Any]]:
+        """Embed one batch of rows.
+
+        Args:
+            batch: columns of the batch.
+            rank: of this process, as `with_rank=True` gives it.
+
+        Returns:
+            A column a level (`embedding`, or `embedding_<level>` for several), each a list of arrays: (width,)
+            with one-row pooling, (rows, width) otherwise.
+
+        Raises:
+            InputError: no such column, or with `on_reject="raise"` a row that cannot be embedded.
+        """
+        for column in (self.sequence_column, self.positions_column):
+            if column is not None and column not in batch:
+                raise InputError(f"the dataset has no column {column!r}; its columns are {', '.join(batch)}")
+        asked = batch[self.positions_column] if self.positions_column else None
+        return self._embed(batch[self.sequence_column], asked, rank)
+
+    def embed(
+        self, sequences: Sequence[str], positions: Sequence[Sequence[int]] | None = None
+    ) -> dict[str, list[np.ndarray]]:
+        """Embed sequences that are in memory; see [`~Embedder.__call__`]."""
+        return self._embed(sequences, positions, None)
+
+    def _embed(
+        self, sequences: Sequence[str | None], positions: Sequence[Sequence[int]] | None, rank: int | None
+    ) -> dict[str, list[Any]]:
+        from rd_hf.embedding.engine import embed_requests, prepare
+
+        reasons: list[str | None] = [None] * len(sequences)
+        requests, rows = [], []
+        for row, raw in enumerate(sequences):
+            wanted = self.options.positions if positions is None else tuple(positions[row] or ())
+            try:
+                requests.append(prepare(raw or "", wanted, self.options))
+                rows.append(row)
+            except RejectedSequenceError as error:
+                reasons[row] = str(error)
+        self._check(sequences, reasons)
+        found: list[np.ndarray | None] = [None] * len(sequences)
+        results = embed_requests(self._started(rank), requests) if requests else []
+        for row, result in zip(rows, results, strict=True):
+            if isinstance(result, str):
+                reasons[row] = result
+            else:
+                reasons[row] = why_not_stored(result, self.widths, self.options)
+                found[row] = None if reasons[row] else result
+        self._check(sequences, reasons)
+        columns: dict[str, list[Any]] = {
+            self.options.column(level): [
+                None if value is None else finish(value, width, self.options) for value in found
+            ]
+            for level, width in self.widths.items()
+        }
+        if self.on_reject == "null":
+            columns["reject_reason"] = reasons
+        return columns
+
+    def _started(self, rank: int | None) -> Engine:
+        if self._engine is None:
+            self._engine = self._start(rank)
+        return self._engine
+
+    def _start(self, rank: int | None) -> Engine:
+        import multiprocess
+        import torch
+
+        from rd_hf.embedding.engine import Engine
+
+        device = self.device or str(pick_device(rank))
+        if device == "cpu" and multiprocess.parent_process() is not None:
+            # As many workers as cores is the fastest way to use them; and OpenMP's own threads do not survive
+            # the fork of a parent that has computed already: more than one here could wait for ever.
+            torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        level = self.checkpoint.largest(self.options.levels)
+        model = load_model(
+            self.checkpoint.folder,
+            self.checkpoint.fingerprint,
+            level,
+            self.options.dtype,
+            self.attn_implementation,
+            device,
+        )
+        return Engine(model, level, self.options, report=logger.warning)
+
+    def _check(self, sequences: Sequence[str | None], reasons: Sequence[str | None]) -> None:
+        """Stop at the first row that cannot be embedded, unless such rows become nulls."""
+        if self.on_reject == "null":
+            return
+        for row, reason in enumerate(reasons):
+            if reason is not None:
+                shown = str(sequences[row])[:30]
+                raise InputError(
+                    f"row {row + 1} of the batch ({shown!r}...) cannot be embedded: {reason}; "
+                    "correct it, or pass on_reject='null' to keep such rows without an embedding"
+                )

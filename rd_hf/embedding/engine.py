@@ -1,0 +1,304 @@
+"""Cleaned sequences in, pooled embeddings out: token-budget batches through the model, in input order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from rd_hf.data.batching import SPECIAL_TOKENS, collate, residue_mask, token_budget_batches
+from rd_hf.data.residues import RejectedSequenceError, clean_sequence
+from rd_hf.embedding.options import EmbeddingOptions
+from rd_hf.embedding.pieces import Piece, cut, merge_weights
+from rd_hf.modeling_rd_esm import RDEsmModel
+
+# On a CPU a batch should stay in the caches: 2,048 tokens beat 4,096 and 1,024 when measured at 8M + 35M.
+CPU_BATCH_TOKENS = 2048
+# Enough tokens to keep any one GPU busy; more only costs memory.
+GPU_BATCH_TOKENS = 65536
+# Rows of a batch differ by a sixteenth of the longest at most: then padding is 3 % on average even where few
+# sequences are at hand. With thousands at hand it is the budget that closes a batch, well before this does.
+SPREAD = 1 / 16
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One sequence to embed: its cleaned residues, and with pooling ``positions`` which rows to return (from 1)."""
+
+    sequence: str
+    positions: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class Work:
+    """What the model was given so far: residues asked for, tokens computed, of which padding; batches."""
+
+    residues: int = 0
+    tokens: int = 0
+    padding: int = 0
+    batches: int = 0
+
+
+@dataclass(slots=True)
+class _Merging:
+    """A long sequence whose pieces are still coming in."""
+
+    weights: list[np.ndarray]
+    rows: torch.Tensor  # (length, width) float32, on the CPU
+    first: torch.Tensor  # (width,) float32: sum of the pieces' cls
+    arrived: int = 0
+
+
+@dataclass(slots=True)
+class _Call:
+    """What one call of :meth:`Engine.embed` has in hand."""
+
+    requests: Sequence[Request]
+    long: dict[int, list[Piece]]  # pieces of each sequence that was cut
+    results: list[np.ndarray | str]
+    merging: dict[int, _Merging] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Engine:
+    """Runs one model over any number of calls and remembers which batch size fits.
+
+    Attributes:
+        model: in eval mode, on its device.
+        level: name of the level to compute; smaller ones are its prefixes.
+        options: pooling, treatment of long sequences, budget.
+        report: told in one sentence when the batch size had to shrink.
+        tokens: tokens a batch that fit so far.
+        work: running totals.
+    """
+
+    model: RDEsmModel
+    level: str
+    options: EmbeddingOptions
+    report: Callable[[str], None] = print
+    tokens: int = 0
+    work: Work = field(default_factory=Work)
+
+    def __post_init__(self) -> None:
+        self.tokens = self.tokens or self.options.batch_tokens or default_batch_tokens(self.model)
+
+    def embed(
+        self, requests: Sequence[Request], on_batch: Callable[[int, int], None] = lambda residues, total: None
+    ) -> list[np.ndarray | str]:
+        """Embed different sequences, longest first, and return them in the order given.
+
+        The batches depend on the sequences and the budget alone, so that the same call gives the same bits.
+
+        Args:
+            requests: cleaned sequences; :func:`embed_requests` is for those that may repeat.
+            on_batch: told after each batch how many residues it had, and how many all batches will have.
+
+        Returns:
+            For each request (width,) float32 with one-row pooling, (length or number of positions, width)
+            otherwise; or a sentence where even a batch of that sequence alone does not fit in memory.
+        """
+        size, overlap = self.options.max_length, self.options.overlap
+        call = _Call(requests, {}, ["" for _ in requests])
+        pieces: list[Piece] = []
+        for owner, request in enumerate(requests):
+            length = len(request.sequence)
+            own = cut(owner, length if self.options.long == "window" else min(length, size), size, overlap)
+            pieces += own
+            if len(own) > 1:
+                call.long[owner] = own
+        total = sum(piece.length for piece in pieces)
+        while pieces:
+            done: set[int] = set()
+            for batch in token_budget_batches([piece.length for piece in pieces], self.tokens, SPREAD):
+                chosen = [pieces[place] for place in batch]
+                try:
+                    values = self._forward(requests, chosen)
+                except (RuntimeError, MemoryError) as error:
+                    if not _is_out_of_memory(error):
+                        raise
+                    self._shrink(call, chosen)
+                    # What is left is planned again, with the smaller budget.
+                    break
+                self._put_away(call, chosen, values)
+                done.update(batch)
+                on_batch(sum(piece.length for piece in chosen), total)
+            pieces = [
+                piece
+                for place, piece in enumerate(pieces)
+                # No piece of a sequence that was given up on is worth computing.
+                if place not in done and call.results[piece.owner] is not _TOO_LARGE
+            ]
+        return call.results
+
+    @torch.inference_mode()
+    def _forward(self, requests: Sequence[Request], chosen: Sequence[Piece]) -> np.ndarray:
+        """One batch through the model: (batch, width) pooled, or (batch, 1 + longest, width) from cls on."""
+        input_ids, attention_mask = collate(
+            [requests[piece.owner].sequence[piece.start : piece.stop] for piece in chosen]
+        )
+        device = self.model.device
+        states = self.model(
+            input_ids.to(device), attention_mask=attention_mask.to(device), level=self.level
+        ).last_hidden_state  # (batch, longest + 2, width)
+        lengths = [piece.length for piece in chosen]
+        if self.options.one_row and all(piece.whole for piece in chosen):
+            values = pool(states, lengths, self.options.pooling)
+        else:
+            values = states[:, :-1].float()
+        self.work.batches += 1
+        self.work.residues += sum(lengths)
+        self.work.tokens += input_ids.numel()
+        self.work.padding += input_ids.numel() - sum(lengths) - SPECIAL_TOKENS * len(chosen)
+        return values.cpu().numpy()
+
+    def _shrink(self, call: _Call, chosen: Sequence[Piece]) -> None:
+        """Halve the budget after a batch that did not fit; give up on a sequence that does not fit alone."""
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if len(chosen) == 1:
+            call.results[chosen[0].owner] = _TOO_LARGE
+            call.merging.pop(chosen[0].owner, None)
+            return
+        widest = max(piece.length for piece in chosen) + SPECIAL_TOKENS
+        self.tokens = len(chosen) // 2 * widest
+        self.report(
+            f"out of memory with {len(chosen) * widest:,} tokens in a batch: going on with {self.tokens:,} a batch"
+        )
+
+    def _put_away(self, call: _Call, chosen: Sequence[Piece], values: np.ndarray) -> None:
+        """Each piece's part of a batch to its sequence, as a copy: the batch itself can go."""
+        for piece, value in zip(chosen, values, strict=True):
+            if not piece.whole:
+                self._merge(call, piece, value[: piece.length + 1])
+            elif value.ndim == 1:
+                call.results[piece.owner] = value.copy()
+            else:
+                request = call.requests[piece.owner]
+                call.results[piece.owner] = self._reduce(value[0], value[1 : piece.length + 1], request)
+
+    def _merge(self, call: _Call, piece: Piece, value: np.ndarray) -> None:
+        """Add a piece, (1 + length, width) from cls on, to its sequence; finish the sequence with its last."""
+        if piece.owner not in call.merging:
+            siblings = call.long[piece.owner]
+            width = value.shape[-1]
+            call.merging[piece.owner] = _Merging(
+                merge_weights(siblings, self.options.overlap),
+                torch.zeros(max(sibling.stop for sibling in siblings), width),
+                torch.zeros(width),
+            )
+        whole = call.merging[piece.owner]
+        # Pieces of one sequence are equally long and ties keep their order, so they arrive in order.
+        whole.rows[piece.start : piece.stop] += torch.from_numpy(whole.weights[whole.arrived][:, None] * value[1:])
+        whole.first += torch.from_numpy(value[0])
+        whole.arrived += 1
+        if whole.arrived == len(whole.weights):
+            del call.merging[piece.owner]
+            first = (whole.first / whole.arrived).numpy()
+            call.results[piece.owner] = self._reduce(first, whole.rows.numpy(), call.requests[piece.owner])
+
+    def _reduce(self, first: np.ndarray, rows: np.ndarray, request: Request) -> np.ndarray:
+        """One sequence's cls (width,) and residues (length, width) to what was asked for."""
+        pooling = self.options.pooling
+        if pooling == "cls":
+            return first.copy()
+        if pooling == "positions":
+            return rows[[position - 1 for position in request.positions]]
+        if pooling == "residue":
+            return rows.copy()
+        return torch.from_numpy(rows).mean(dim=0).numpy() if pooling == "mean" else rows.max(axis=0)
+
+
+_TOO_LARGE = "does not fit in this device's memory even alone: lower --max-length or use a larger device"
+
+
+def prepare(raw: str, positions: Sequence[int], options: EmbeddingOptions) -> Request:
+    """Clean a sequence and check that it can be embedded as asked.
+
+    Raises:
+        RejectedSequenceError: no protein, too long under ``long="error"``, or a position it does not have.
+    """
+    sequence = clean_sequence(raw)
+    length = len(sequence)
+    if options.long == "error" and length > options.max_length:
+        raise RejectedSequenceError(
+            f"{length:,} residues, more than --max-length {options.max_length:,}: choose --long window or truncate"
+        )
+    if options.pooling != "positions":
+        return Request(sequence)
+    if not positions:
+        raise RejectedSequenceError("no positions asked for")
+    covered = min(length, options.max_length) if options.long == "truncate" else length
+    beyond = [position for position in positions if not 1 <= position <= covered]
+    if beyond:
+        raise RejectedSequenceError(f"position {beyond[0]} is not among its residues 1 to {covered:,}")
+    return Request(sequence, tuple(positions))
+
+
+def embed_requests(
+    engine: Engine, requests: Sequence[Request], on_batch: Callable[[int, int], None] = lambda residues, total: None
+) -> list[np.ndarray | str]:
+    """As :meth:`Engine.embed`, each different sequence computed once and handed back to all that asked.
+
+    Requests for the same sequence at different positions share one pass too.
+    """
+    positions: dict[str, set[int]] = {}
+    for request in requests:
+        positions.setdefault(request.sequence, set()).update(request.positions)
+    unique = [Request(sequence, tuple(sorted(asked))) for sequence, asked in positions.items()]
+    results = dict(zip(positions, engine.embed(unique, on_batch), strict=True))
+    if engine.options.pooling != "positions":
+        return [results[request.sequence] for request in requests]
+    row_of = {request.sequence: {asked: row for row, asked in enumerate(request.positions)} for request in unique}
+    answers: list[np.ndarray | str] = []
+    for request in requests:
+        result = results[request.sequence]
+        rows = [row_of[request.sequence][position] for position in request.positions]
+        answers.append(result if isinstance(result, str) else result[rows])
+    return answers
+
+
+def pool(states: torch.Tensor, lengths: Sequence[int], pooling: str) -> torch.Tensor:
+    """Pool over residues in float32, never over cls, eos or padding.
+
+    Args:
+        states: (batch, padded length, width), any float dtype, row 0 of each sequence its cls.
+        lengths: residues of each sequence.
+        pooling: ``mean``, ``max`` or ``cls``.
+
+    Returns:
+        (batch, width) float32.
+    """
+    states = states.float()
+    if pooling == "cls":
+        return states[:, 0].clone()
+    mask = residue_mask(lengths, states.shape[1]).to(states.device)
+    if pooling == "max":
+        return states.masked_fill(~mask[:, :, None], -torch.inf).amax(dim=1)
+    counts = torch.tensor(lengths, device=states.device, dtype=torch.float32)[:, None]
+    # A product with the mask: one pass over the states, where masking and summing would take two.
+    return torch.bmm(mask[:, None, :].float(), states)[:, 0] / counts
+
+
+def default_batch_tokens(model: RDEsmModel) -> int:
+    """Tokens a batch for the model's device: small on a CPU, on a GPU what half of its free memory holds."""
+    device = model.device
+    if device.type != "cuda":
+        return CPU_BATCH_TOKENS
+    free, _ = torch.cuda.mem_get_info(device)
+    widest = max(model.config.backbone_widths)
+    # Live at once in one layer: hidden, residual, q, k, v, attention output and the 4-fold feed-forward twice;
+    # beside them the float32 nested embedding, old and new.
+    a_token = 16 * widest * model.dtype.itemsize + 8 * model.config.hidden_size
+    fits = max(1, int(free // 2 // a_token))
+    return max(CPU_BATCH_TOKENS, min(GPU_BATCH_TOKENS, 1 << (fits.bit_length() - 1)))
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """CUDA has its own error class; the CPU allocator raises a bare RuntimeError."""
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return any(words in text for words in _NO_MEMORY)

@@ -1,0 +1,63 @@
+"""This process among those that share a job, as ``accelerate launch`` or ``torchrun`` started them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """Where this process stands.
+
+    Attributes:
+        rank: number of this process among all.
+        world: how many there are.
+        local_rank: number of this process on its machine; picks the GPU.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process keeps the folder's books."""
+        return self.rank == 0
+
+    def all_well(self, well: bool) -> bool:
+        """Wait for every process, and say whether all of them are well."""
+        if self.world == 1:
+            return well
+        import torch
+        import torch.distributed as dist
+
+        device = _state().device
+        bad = torch.tensor([0 if well else 1], device=device)
+        dist.all_reduce(bad)
+        return int(bad) == 0
+
+
+def processes() -> Processes:
+    """Join the other processes of the launcher, if there are any."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Processes()
+    state = _state()
+    return Processes(state.process_index, state.num_processes, state.local_process_index)
+
+
+def leave(group: Processes) -> None:
+    """Part from the other processes in good order."""
+    if group.world > 1:
+        import torch.distributed as dist
+
+        dist.destroy_process_group()
+
+
+def _state() -> Any:
+    from accelerate import PartialState
+
+    # The first to finish waits for the last: minutes or a day, so the usual half hour will not do.
+    return PartialState(timeout=timedelta(days=30))

@@ -1,0 +1,83 @@
+"""What is embedded and how: the choices that decide an embedding's values. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+POOLINGS = ("mean", "max", "cls", "residue", "positions")
+MODEL_DTYPES = ("float32", "bfloat16", "float16")
+OUTPUT_DTYPES = ("float32", "float16")
+LONG_POLICIES = ("error", "truncate", "window")
+# ESM-2 was trained on crops of 1,022 residues and cls and eos (Lin et al. 2023).
+MAX_RESIDUES = 1022
+OVERLAP = 256
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingOptions:
+    """How sequences become embeddings.
+
+    Attributes:
+        levels: levels of the family to return, all cut from one pass of the largest; empty means the largest
+            that the model has.
+        pooling: ``mean`` or ``max`` over residues (never cls, eos or padding), ``cls``, ``residue`` (one row a
+            residue) or ``positions`` (one row for each position asked for).
+        positions: residues to return with pooling ``positions``, counted from 1 as in mutation names; a job may
+            name others for each record.
+        dtype: what the model computes in. Pooling and the projections compute in float32 whichever it is.
+        output_dtype: what is stored. Arrow has no bfloat16: float32 holds its values exactly.
+        normalize: divide each vector by its Euclidean length, each level for itself.
+        long: what happens to a sequence of more than ``max_length`` residues. ``window``: overlapping windows,
+            merged with tapered weights; ``truncate``: the first ``max_length`` residues; ``error``: rejected.
+        max_length: longest sequence, in residues, that the model sees at once.
+        overlap: least number of residues that neighbouring windows share.
+        batch_tokens: tokens a batch, padding included; by default what suits the device.
+
+    Raises:
+        ValueError: an unknown choice, or numbers that do not fit together.
+    """
+
+    levels: tuple[str, ...] = ()
+    pooling: str = "mean"
+    positions: tuple[int, ...] = ()
+    dtype: str = "float32"
+    output_dtype: str = "float32"
+    normalize: bool = False
+    long: str = "window"
+    max_length: int = MAX_RESIDUES
+    overlap: int = OVERLAP
+    batch_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.output_dtype == "bfloat16":
+            raise ValueError("Arrow has no bfloat16: store float32, which holds bfloat16 values exactly, or float16")
+        for name, allowed in (
+            ("pooling", POOLINGS),
+            ("dtype", MODEL_DTYPES),
+            ("output_dtype", OUTPUT_DTYPES),
+            ("long", LONG_POLICIES),
+        ):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+        if len(set(self.levels)) != len(self.levels):
+            raise ValueError(f"levels must differ, got {', '.join(self.levels)}")
+        if self.max_length < 1:
+            raise ValueError(f"max_length must be positive, not {self.max_length}")
+        if not 0 <= self.overlap < self.max_length:
+            raise ValueError(f"overlap must be at least 0 and below max_length {self.max_length}, not {self.overlap}")
+        if self.batch_tokens is not None and self.batch_tokens < 1:
+            raise ValueError(f"batch_tokens must be positive, not {self.batch_tokens}")
+        if any(position < 1 for position in self.positions):
+            raise ValueError(f"positions count residues from 1, got {min(self.positions)}")
+        if self.positions and self.pooling != "positions":
+            raise ValueError(f"positions are given, but pooling is {self.pooling!r}: set pooling to 'positions'")
+
+    @property
+    def one_row(self) -> bool:
+        """Whether a sequence becomes one vector (mean, max, cls) rather than one a residue or position."""
+        return self.pooling in ("mean", "max", "cls")
+
+    def column(self, level: str) -> str:
+        """Column that holds a level: ``embedding``, or ``embedding_<level>`` where several were asked for."""
+        return f"embedding_{level}" if len(self.levels) > 1 else "embedding"

@@ -1,0 +1,62 @@
+"""What a user sees of a long job: a bar with residues/s and time left."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+
+class Progress:
+    """A bar over the bytes of the input, the one total that is known before the end.
+
+    The bytes read for a part are counted as its residues are embedded, so that the bar moves with the work and
+    not with the reading.
+
+    Args:
+        total: bytes of all inputs, None where that is not known (standard input, the Hub): no time left then.
+        shown: False for the processes beside the main one.
+    """
+
+    def __init__(self, total: int | None, shown: bool = True) -> None:
+        layout = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}, {postfix}" if total else "{elapsed}, {postfix}"
+        self._bar = tqdm(
+            total=total, disable=None if shown else True, bar_format=layout, mininterval=0.5, maxinterval=5, leave=False
+        )
+        self._bar.set_postfix_str("reading", refresh=False)
+        self._waiting = 0
+        self._residues = 0
+        self._started = time.perf_counter()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def read(self, count: int) -> None:
+        """Bytes came in."""
+        self._waiting += count
+
+    def embedded(self, residues: int, of: int) -> None:
+        """A batch of the part in hand is done: ``residues`` of the part's ``of``."""
+        self._residues += residues
+        rate = self._residues / max(1e-9, time.perf_counter() - self._started)
+        self._bar.set_postfix_str(f"{self._residues:,} residues, {rate:,.0f} residues/s", refresh=False)
+        self._bar.update(self._waiting * residues / max(1, of))
+
+    def part_done(self) -> None:
+        """The part in hand is finished (or was already there): count what rounding and skipping left."""
+        self._waiting = 0
+
+    def skipped(self) -> None:
+        """The part in hand was finished earlier, or is another process's."""
+        self._bar.update(self._waiting)
+        self._waiting = 0
+
+    def say(self, text: str) -> None:
+        """Print a line without breaking the bar."""
+        self._bar.write(text, file=self._bar.fp)
