@@ -238,7 +238,7 @@ def _settings(sample: Sample, model: RDEsmModel, options: FitOptions) -> dict[st
     weights = hashlib.sha256()
     for name, parameter in model.backbones.named_parameters():
         # A sum a parameter tells other weights apart at the cost of one read, without hashing gigabytes.
-        total = float(parameter.double().sum())
+        total = float(parameter.detach().double().sum())
         weights.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {total!r}".encode())
     levels = dict(zip(model.config.level_names, model.config.backbone_widths, strict=True))
     return {

@@ -15,7 +15,6 @@ fit_report.json and fit_report.png.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -66,6 +65,7 @@ def parse_arguments() -> argparse.Namespace:
         choices=("bases", "full"),
         help="save bases only, or backbones too (default: as --config says)",
     )
+    run.add_argument("--max-shard-size", default="5GB", help="largest file of weights to write (default 5GB)")
     run.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the backbones")
     run.add_argument("--batch-tokens", type=int, default=4096, help="tokens a batch, padding included (default 4096)")
     run.add_argument("--checkpoint-seconds", type=float, default=60.0, help="between two saves of the state (60)")
@@ -88,6 +88,18 @@ def summary(reports: list[FitReport]) -> str:
     return "\n".join(lines)
 
 
+def draw(reports: list[FitReport], path: Path) -> Path | None:
+    """Write the figure of the fit where matplotlib is installed."""
+    try:
+        from rd_hf.bases.figure import draw_fit
+
+        draw_fit(reports).savefig(path, dpi=120)
+    except ImportError:
+        print("no fit_report.png: matplotlib is not installed (pip install 'rd_hf[plots]')", file=sys.stderr)
+        return None
+    return path
+
+
 def run(args: argparse.Namespace) -> None:
     # Imported here, so that --help and a mistyped flag answer at once.
     from accelerate import Accelerator
@@ -96,8 +108,7 @@ def run(args: argparse.Namespace) -> None:
     from rd_hf.fitting import FitOptions, draw_sample, fit_bases, install_bases
 
     state_folder = args.output / ".fit"
-    report_file = args.output / "fit_report.json"
-    if report_file.exists() and not state_folder.exists():
+    if (args.output / "fit_report.json").exists() and not state_folder.exists():
         if args.resume:
             print(f"{args.output} holds a finished fit; nothing is left to do")
             return
@@ -129,18 +140,11 @@ def run(args: argparse.Namespace) -> None:
     if main:
         install_bases(model, result, options, sample, args.data)
         full = model.config.backbones_in_checkpoint if args.form is None else args.form == "full"
-        save_checkpoint(model, args.output, backbones=full, report=result.reports)
-        try:
-            from rd_hf.bases.figure import draw_fit
-
-            draw_fit(result.reports).savefig(args.output / "fit_report.png", dpi=120)
-        except ImportError:
-            print("no fit_report.png: matplotlib is not installed (pip install 'rd_hf[plots]')", file=sys.stderr)
-        # Written last: its presence says that everything else is there.
-        temporary = report_file.with_suffix(".tmp")
-        record = {"bases": model.config.bases, "levels": [report.to_dict() for report in result.reports]}
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
-        temporary.replace(report_file)
+        figure = draw(result.reports, state_folder / "fit_report.png")
+        save_checkpoint(
+            model, args.output, backbones=full, report=result.reports, figure=figure, max_shard_size=args.max_shard_size
+        )
+        # The state goes last: while it is there, the fit counts as unfinished and --resume saves again.
         shutil.rmtree(state_folder)
         print(summary(result.reports))
         print(f"saved to {args.output}")

@@ -17,6 +17,7 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import EsmConfig, EsmForMaskedLM
 
+from rd_hf.configuration_rd_esm import RDEsmConfig
 from rd_hf.data.fasta import read_fasta
 from rd_hf.data.residues import (
     MASK_ID,
@@ -49,24 +51,24 @@ FAMILY = {"0.3M": Level(64, 6), "1.2M": Level(128, 6), "2.7M": Level(192, 6)}
 STANDARD_IDS = torch.tensor([VOCABULARY.index(residue) for residue in STANDARD_RESIDUES])
 
 
-def esm_config(level: Level) -> EsmConfig:
-    return EsmConfig(
-        vocab_size=len(VOCABULARY),
-        pad_token_id=PAD_ID,
-        mask_token_id=MASK_ID,
-        hidden_size=level.width,
-        num_hidden_layers=level.layers,
-        num_attention_heads=level.heads,
-        intermediate_size=4 * level.width,
-        max_position_embeddings=1026,
-        position_embedding_type="rotary",
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        emb_layer_norm_before=False,
-        token_dropout=True,
-        layer_norm_eps=1e-5,
-        tie_word_embeddings=True,
-    )
+def esm_settings(level: Level) -> dict[str, Any]:
+    """ESM-2's architecture at another size, as arguments of ``EsmConfig``."""
+    return {
+        "vocab_size": len(VOCABULARY),
+        "pad_token_id": PAD_ID,
+        "mask_token_id": MASK_ID,
+        "hidden_size": level.width,
+        "num_hidden_layers": level.layers,
+        "num_attention_heads": level.heads,
+        "intermediate_size": 4 * level.width,
+        "max_position_embeddings": 1026,
+        "position_embedding_type": "rotary",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "emb_layer_norm_before": False,
+        "token_dropout": True,
+        "layer_norm_eps": 1e-5,
+    }
 
 
 def load_tokens(paths: list[Path]) -> tuple[list[np.ndarray], int]:
@@ -174,7 +176,7 @@ def train_level(
     rng = np.random.default_rng(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = EsmForMaskedLM(esm_config(FAMILY[name])).to(device)
+    model = EsmForMaskedLM(EsmConfig(**esm_settings(FAMILY[name]), tie_word_embeddings=True)).to(device)
     tokens_a_batch = args.batch * args.crop
     # 15 % on average; a fifth more leaves room for the spread of the draw.
     loss = MaskedLoss(model, max_chosen=int(0.18 * tokens_a_batch))
@@ -233,6 +235,25 @@ def train_level(
     return result
 
 
+def assemble(args: argparse.Namespace) -> Path:
+    """The trained levels as one family without bases: what fit_bases.py starts from."""
+    levels = []
+    for name in FAMILY:
+        result = json.loads((args.output / name / "pretraining.json").read_text())
+        kept = ("validation_loss", "unigram_entropy", "residues_seen", "sequences", "steps", "seed")
+        levels.append(
+            {
+                "name": name,
+                "repo_id": str(args.output / name),
+                "backbone": esm_settings(FAMILY[name]),
+                "pretraining": {key: result[key] for key in kept},
+            }
+        )
+    folder: Path = args.output / "family"
+    RDEsmConfig(levels=levels, backbones_in_checkpoint=False).save_pretrained(folder)
+    return folder
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="FASTA files (.gz or not)")
@@ -271,6 +292,8 @@ def main() -> None:
         result |= {"unigram_entropy": entropy, "sequences": len(train), "seed": args.seed, "steps": args.steps}
         report.write_text(json.dumps(result, indent=1) + "\n")
         print(f"{name}: {result['validation_loss']:.4f} nats on held-out sequences (unigram {entropy:.4f})")
+    if all((args.output / name / "pretraining.json").exists() for name in FAMILY):
+        print(f"the family is in {assemble(args)}: fit its bases with scripts/fit_bases.py --form full")
 
 
 if __name__ == "__main__":

@@ -30,21 +30,17 @@ def main() -> None:
     args = parser.parse_args()
     logging.disable_progress_bar()
 
-    report = json.loads((args.model / "fit_report.json").read_text())["levels"]
-    pretraining = args.model / "pretraining.json"
-    entries = json.loads(pretraining.read_text()) if pretraining.exists() else []
-    validation = {entry["level"]: entry for entry in entries}
+    model = AutoModel.from_pretrained(args.model, trust_remote_code=True)
     print(
         f"{'level':>8} {'width':>6} {'selected components':>20} {'held-out R2':>12} {'masked-LM loss, validation':>27}"
     )
-    for level in report:
-        selected = f"{level['selected_components']} of {level['components']}" if level["components"] else "(copied)"
-        held = f"{level['heldout']['r2']:.4f}" if level["heldout"] else "-"
-        loss = validation.get(level["level"])
+    levels = zip(json.loads((args.model / "fit_report.json").read_text()), model.config.levels, strict=True)
+    for fitted, level in levels:
+        selected = f"{fitted['selected_components']} of {fitted['components']}" if fitted["components"] else "(copied)"
+        held = f"{fitted['heldout']['r2']:.4f}" if fitted["heldout"] else "-"
+        loss = level.get("pretraining")
         shown = f"{loss['validation_loss']:.4f} nats (unigram {loss['unigram_entropy']:.4f})" if loss else "-"
-        print(f"{level['level']:>8} {level['nested_width']:>6} {selected:>20} {held:>12} {shown:>27}")
-
-    model = AutoModel.from_pretrained(args.model, trust_remote_code=True)
+        print(f"{level['name']:>8} {fitted['nested_width']:>6} {selected:>20} {held:>12} {shown:>27}")
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     tokens = tokenizer(SEQUENCES, padding=True, return_tensors="pt")
     nested = True

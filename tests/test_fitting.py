@@ -1,0 +1,330 @@
+"""One pass of fitting: the sample, the pass, processes, kills, and what wrong input gets told."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from rd_hf.bases.chain import fit_chain
+from rd_hf.bases.moments import JointMoments
+from rd_hf.data.fasta import InputError, read_fasta
+from rd_hf.fitting import FitOptions, backbone_states, draw_sample, fit_bases, install_bases
+from tests.conftest import EXAMPLE_FASTA, REPOSITORY, random_model
+
+FIT = str(REPOSITORY / "scripts" / "fit_bases.py")
+
+
+@pytest.fixture(scope="module")
+def fasta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 real proteins of up to 300 residues, one of them twice and one record without residues."""
+    records = [record for record in read_fasta(EXAMPLE_FASTA) if len(record.sequence) <= 300][:120]
+    path = tmp_path_factory.mktemp("fasta") / "proteins.fasta"
+    text = "".join(f">{record.id}\n{record.sequence}\n" for record in records)
+    path.write_text(text + f">again\n{records[0].sequence.lower()}*\n>empty\n")
+    return path
+
+
+def run(*arguments: str | Path, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    """fit_bases.py as a user runs it; two processes go through accelerate launch."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+    return subprocess.run(
+        [*launcher, FIT, *map(str, arguments)], capture_output=True, text=True, check=False, env=environment()
+    )
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def bases_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Projection buffers of a saved model, whichever files hold them."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors |= {key: value for key, value in load_file(path).items() if key.startswith("projections.")}
+    return tensors
+
+
+def assert_same_bases(first: Path, second: Path, relative: float) -> None:
+    a, b = bases_of(first), bases_of(second)
+    assert a.keys() == b.keys()
+    assert len(a) == 8
+    for key, value in a.items():
+        assert float((value - b[key]).norm() / value.norm()) <= relative, key
+
+
+# --- the sample -----------------------------------------------------------------------------------------------
+
+
+def test_the_sample_is_of_distinct_clean_sequences(fasta: Path) -> None:
+    sample = draw_sample([str(fasta)], FitOptions(heldout_fraction=0.25))
+    assert len(sample.sequences) == len(set(sample.sequences)) == 120
+    assert (sample.records, sample.duplicates, sample.rejected) == (122, 1, 1)
+    assert len(sample.heldout) == 30
+    assert sample.residues(heldout=True) + sample.residues(heldout=False) == sum(map(len, sample.sequences))
+
+
+@given(number=st.integers(1, 119), seed=st.integers(0, 2**31))
+@settings(deadline=None, max_examples=15)
+def test_a_draw_depends_on_the_seed_alone_and_keeps_input_order(fasta: Path, number: int, seed: int) -> None:
+    options = FitOptions(num_sequences=number, seed=seed)
+    first, second = draw_sample([str(fasta)], options), draw_sample([str(fasta)], options)
+    assert first == second
+    everything = draw_sample([str(fasta)], FitOptions()).ids
+    places = [everything.index(record_id) for record_id in first.ids]
+    assert len(places) == number
+    assert places == sorted(places)
+
+
+def test_every_sequence_is_drawn_alike(fasta: Path) -> None:
+    drawn: Counter[str] = Counter()
+    for seed in range(200):
+        drawn.update(draw_sample([str(fasta)], FitOptions(num_sequences=30, seed=seed)).ids)
+    # Expected 50 draws each with deviation 6: five deviations either way.
+    assert min(drawn.values()) > 20
+    assert max(drawn.values()) < 80
+    assert len(drawn) == 120
+
+
+def test_sequences_are_cut_at_the_maximal_length(fasta: Path) -> None:
+    sample = draw_sample([str(fasta)], FitOptions(max_length=50))
+    assert max(map(len, sample.sequences)) == 50
+
+
+def test_a_table_with_a_sequence_column_will_do(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("name,Sequence\na,MKTAYIAK\nb,MKTAYIAKQR\n")
+    assert draw_sample([str(table)], FitOptions(heldout_fraction=0)).sequences == ["MKTAYIAK", "MKTAYIAKQR"]
+
+
+@pytest.mark.parametrize(
+    ("settings_", "message"),
+    [({"num_sequences": 0}, "positive"), ({"heldout_fraction": 1.0}, r"\[0, 1\)"), ({"batch_tokens": 0}, "positive")],
+)
+def test_impossible_options_are_refused(settings_: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FitOptions(**settings_)  # type: ignore[arg-type]
+
+
+# --- the pass -------------------------------------------------------------------------------------------------
+
+
+def test_the_pass_is_the_chain_over_residues_of_single_sequences(fasta: Path, tmp_path: Path) -> None:
+    """No cls, eos or padding gets in, held-out sequences stay out, and batching does not matter."""
+    model = random_model([32, 48, 64])
+    options = FitOptions(num_sequences=60, heldout_fraction=0.2)
+    sample = draw_sample([str(fasta)], options)
+    result = fit_bases(model, sample, options, tmp_path / "state", Accelerator(cpu=True))
+
+    moments = {heldout: JointMoments((32, 48, 64)) for heldout in (False, True)}
+    for position, sequence in enumerate(sample.sequences):
+        states = backbone_states(model, [sequence])
+        assert states[0].shape[0] == len(sequence)
+        moments[position in sample.heldout].update(states)
+    bases, reports = fit_chain(moments[False], model.config.level_names, [16, 16], heldout=moments[True])
+    assert result.training_residues == sample.residues(heldout=False)
+    for ours, other in zip(result.bases, bases, strict=True):
+        # The backbones' float32 differs by 1e-6 between padded and single runs, and averages out over residues.
+        assert float((ours.regression - other.regression).norm() / other.regression.norm()) < 1e-5
+    for report, other_report in zip(result.reports[1:], reports[1:], strict=True):
+        assert report.heldout is not None
+        assert other_report.heldout is not None
+        assert report.heldout.r2 == pytest.approx(other_report.heldout.r2, abs=1e-5)
+
+
+def test_installed_bases_make_blocks_of_the_reported_variance(fasta: Path, tmp_path: Path) -> None:
+    """The model applies what was fitted: residual blocks on the fitting residues have the fitted spectrum."""
+    model = random_model([32, 48, 64])
+    options = FitOptions(heldout_fraction=0.0, residual_directions=(20, 64))
+    sample = draw_sample([str(fasta)], options)
+    result = fit_bases(model, sample, options, tmp_path / "state", Accelerator(cpu=True))
+    install_bases(model, result, options, sample, [str(fasta)])
+    assert model.config.nested_dims == {"L0": 32, "L1": 52, "L2": 116}
+    assert model.config.bases["num_residues"] == sample.residues(heldout=False)
+    rows = []
+    with torch.no_grad():
+        for sequence in sample.sequences:
+            embedding = backbone_states(model, [sequence])
+            nested = embedding[0]
+            for projection, state in zip(model.projections, embedding[1:], strict=True):
+                nested = projection(nested, state)
+            rows.append(nested.double())
+    block = torch.cat(rows)[:, 32:52]
+    # Buffers and projections are float32.
+    torch.testing.assert_close(
+        block.var(dim=0),
+        torch.tensor(result.reports[1].residual_eigenvalues[:20], dtype=torch.float64),
+        rtol=1e-3,
+        atol=1e-6,
+    )
+    assert float(block.mean(dim=0).abs().max()) < 1e-3
+
+
+def test_nan_in_a_backbone_names_level_and_record(fasta: Path, tmp_path: Path) -> None:
+    model = random_model([32, 48, 64])
+    with torch.no_grad():
+        model.backbones[1].encoder.emb_layer_norm_after.bias[3] = float("nan")
+    options = FitOptions(num_sequences=20)
+    sample = draw_sample([str(fasta)], options)
+    with pytest.raises(ValueError, match=r"NaN.*level L1.*record '"):
+        fit_bases(model, sample, options, tmp_path / "state", Accelerator(cpu=True))
+
+
+# --- the command ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fitted(tiny_checkpoint: Path, fasta: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted fit in one process."""
+    output = tmp_path_factory.mktemp("fitted") / "model"
+    done = run("--config", tiny_checkpoint, "--data", fasta, "--output", output, "--batch-tokens", "1024")
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+def test_the_command_leaves_a_whole_model_a_report_and_a_figure(fitted: Path) -> None:
+    names = {path.name for path in fitted.iterdir()}
+    assert {"config.json", "fit_report.json", "fit_report.png", "modeling_rd_esm.py", "vocab.txt"} <= names
+    assert ".fit" not in names
+    report = json.loads((fitted / "fit_report.json").read_text())
+    assert [level["nested_width"] for level in report["levels"]] == [32, 48, 64]
+    assert report["levels"][1]["heldout"]["residues"] == report["bases"]["num_heldout_residues"]
+    config = json.loads((fitted / "config.json").read_text())
+    assert config["nested_dims"] == {"L0": 32, "L1": 48, "L2": 64}
+    assert config["bases"]["regression"] == "pcr"
+
+
+def test_two_processes_give_the_bases_of_one(fitted: Path, tiny_checkpoint: Path, fasta: Path, tmp_path: Path) -> None:
+    arguments = ("--config", tiny_checkpoint, "--data", fasta, "--output", tmp_path / "two", "--batch-tokens", "1024")
+    done = run(*arguments, processes=2)
+    assert done.returncode == 0, done.stderr
+    # Batches are the same; only the order of float64 additions differs.
+    assert_same_bases(fitted, tmp_path / "two", relative=1e-6)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_fit_resumes_to_the_same_bases(
+    fitted: Path, tiny_checkpoint: Path, fasta: Path, tmp_path: Path, processes: int
+) -> None:
+    """SIGKILL in the middle; the continuation may even use another number of processes."""
+    output = tmp_path / "model"
+    arguments = ["--config", tiny_checkpoint, "--data", fasta, "--output", output, "--batch-tokens", "1024"]
+    slow = [sys.executable, FIT, *map(str, arguments), "--checkpoint-seconds", "0"]
+    victim = subprocess.Popen(slow, env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    state = output / ".fit" / "moments-0000-0000.safetensors"
+    while not state.exists():
+        assert victim.poll() is None, "the fit ended before it could be killed"
+        time.sleep(0.001)
+    victim.send_signal(signal.SIGKILL)
+    assert victim.wait() == -signal.SIGKILL
+    assert not (output / "fit_report.json").exists()
+    held = len(load_file(state)["done"])
+    assert held >= 1
+
+    refused = run(*arguments)
+    assert refused.returncode != 0
+    assert "add --resume" in refused.stderr
+    other = run(*arguments, "--resume", "--seed", "3")
+    assert other.returncode != 0
+    assert "was of other sequences" in other.stderr or "was of other heldout" in other.stderr
+
+    done = run(*arguments, "--resume", processes=processes)
+    assert done.returncode == 0, done.stderr
+    assert_same_bases(fitted, output, relative=1e-6)
+    again = run(*arguments, "--resume")
+    assert again.returncode == 0
+    assert "nothing is left to do" in again.stdout
+
+
+# --- wrong input ----------------------------------------------------------------------------------------------
+
+
+def one_sentence(done: subprocess.CompletedProcess[str]) -> str:
+    """The error of a failed command: non-zero exit, no traceback."""
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    return done.stderr.strip().splitlines()[-1]
+
+
+def test_no_such_fasta(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    done = run("--config", tiny_checkpoint, "--data", tmp_path / "nothing.fasta", "--output", tmp_path / "out")
+    assert "nothing.fasta: no such file" in one_sentence(done)
+
+
+def test_a_fasta_without_sequences(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.fasta").write_text("nothing here\n")
+    done = run("--config", tiny_checkpoint, "--data", tmp_path / "empty.fasta", "--output", tmp_path / "out")
+    assert "holds no FASTA record" in one_sentence(done)
+
+
+def test_records_without_usable_sequences(tmp_path: Path) -> None:
+    (tmp_path / "bad.fasta").write_text(">a\n\n>b\nMK1\n")
+    with pytest.raises(InputError, match="none of 2 records"):
+        draw_sample([str(tmp_path / "bad.fasta")], FitOptions())
+
+
+def test_fewer_residues_than_the_first_level_is_wide(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.fasta").write_text(">a\nMKTAYIAKQRQISFVKSHFSRQ\n")
+    done = run("--config", tiny_checkpoint, "--data", tmp_path / "short.fasta", "--output", tmp_path / "out")
+    assert "22 residues are too few to fit on: level L0 is 32 wide" in one_sentence(done)
+
+
+def edited(checkpoint: Path, folder: Path, **changes: object) -> Path:
+    """A copy of a checkpoint with other values in its config.json."""
+    folder.mkdir()
+    for path in checkpoint.iterdir():
+        if path.is_file():
+            (folder / path.name).write_bytes(path.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    return folder
+
+
+def test_levels_whose_widths_do_not_grow(tiny_checkpoint: Path, fasta: Path, tmp_path: Path) -> None:
+    levels = json.loads((tiny_checkpoint / "config.json").read_text())["levels"]
+    folder = edited(tiny_checkpoint, tmp_path / "bad", levels=levels[::-1], residual_directions=None)
+    done = run("--config", folder, "--data", fasta, "--output", tmp_path / "out")
+    assert "level L1 (48 wide) does not grow beyond L2 (64 wide)" in one_sentence(done)
+
+
+def test_a_checkpoint_of_another_model_type(tiny_checkpoint: Path, fasta: Path, tmp_path: Path) -> None:
+    folder = edited(tiny_checkpoint, tmp_path / "bert", model_type="bert", auto_map=None)
+    message = one_sentence(run("--config", folder, "--data", fasta, "--output", tmp_path / "out"))
+    assert "bert" in message
+    assert "rd_esm" in message
+
+
+def test_an_unknown_level_name(tiny_checkpoint: Path, fasta: Path, tmp_path: Path) -> None:
+    folder = edited(tiny_checkpoint, tmp_path / "unknown", level="15B")
+    message = one_sentence(run("--config", folder, "--data", fasta, "--output", tmp_path / "out"))
+    assert "unknown level '15B': this model has L0, L1, L2" in message
+
+
+def test_nan_in_the_weights(tiny_checkpoint: Path, fasta: Path, tmp_path: Path) -> None:
+    folder = edited(tiny_checkpoint, tmp_path / "nan")
+    weights = load_file(folder / "model.safetensors")
+    weights["backbones.2.encoder.emb_layer_norm_after.weight"][0] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    message = one_sentence(run("--config", folder, "--data", fasta, "--output", tmp_path / "out"))
+    assert "backbone 3 returned NaN" in message
+    assert "level L2" in message
+
+
+@pytest.mark.parametrize("keep", [["0"], ["5"], ["5", "65"], ["5", "6", "7"]])
+def test_impossible_numbers_of_directions(tiny_checkpoint: Path, fasta: Path, tmp_path: Path, keep: list[str]) -> None:
+    arguments = ("--config", tiny_checkpoint, "--data", fasta, "--output", tmp_path / "out", "--keep", *keep)
+    assert "residual" in one_sentence(run(*arguments))
