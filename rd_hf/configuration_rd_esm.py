@@ -5,9 +5,33 @@ This file travels to the Hub beside ``modeling_rd_esm.py``: it imports public na
 
 import copy
 import itertools
+import re
 from typing import Any
 
 from transformers import EsmConfig, PretrainedConfig
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+# A level's name becomes part of file names (`model.backbone-150M.safetensors`).
+_LEVEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# Fields that some transformers release from 4.57 on writes for every model, whether or not the running one does.
+_COMMON_FIELDS = {
+    *("model_type", "auto_map", "transformers_version", "name_or_path", "trust_remote_code", "transformers_weights"),
+    *(
+        "dtype",
+        "torch_dtype",
+        "quantization_config",
+        "attn_implementation",
+        "output_attentions",
+        "output_hidden_states",
+    ),
+    *("return_dict", "use_return_dict", "use_cache", "problem_type", "num_labels", "id2label", "label2id"),
+    *("tie_word_embeddings", "is_decoder", "is_encoder_decoder", "add_cross_attention", "tokenizer_class", "prefix"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "pruned_heads"),
+    *("cross_attention_hidden_size", "tie_encoder_decoder", "finetuning_task", "task_specific_params"),
+    *("torchscript", "use_bfloat16", "tf_legacy_loss"),
+}
 
 
 class RDEsmConfig(PretrainedConfig):
@@ -28,7 +52,7 @@ class RDEsmConfig(PretrainedConfig):
             therefore loads a smaller model out of a larger checkpoint.
         bases (`dict`, *optional*):
             How the bases were fitted (regression, sequences, residues, seed, data): a record, never read by the
-            model.
+            model. The model card is written from it.
         backbones_in_checkpoint (`bool`):
             `True`: the checkpoint holds backbones and bases. `False`: it holds the bases only, and each backbone
             is fetched from its `repo_id` at its `revision`.
@@ -37,9 +61,12 @@ class RDEsmConfig(PretrainedConfig):
     (level name to width of its nested embedding), `hidden_size` (the widest of them), `num_hidden_layers` (of
     all backbones), `num_attention_heads` and `vocab_size` (of the largest backbone).
 
+    Fields that this version does not know, from a newer one, are dropped with a warning that names them.
+
     Raises:
-        ValueError: names repeat, widths do not grow while `residual_directions` is left to its default, a
-            number of directions is out of range, vocabularies differ, or `level` is unknown.
+        ValueError: names repeat or cannot be part of a file name, widths do not grow while `residual_directions`
+            is left to its default, a number of directions is out of range, vocabularies differ, or `level` is
+            unknown.
     """
 
     model_type = "rd_esm"
@@ -56,6 +83,7 @@ class RDEsmConfig(PretrainedConfig):
     ) -> None:
         for derived in ("nested_dims", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
             kwargs.pop(derived, None)
+        self._drop_unknown(kwargs)
         self.levels = [{"repo_id": None, "revision": None, **entry} for entry in levels or []]
         self.level = level
         self.bases = bases or {}
@@ -68,12 +96,32 @@ class RDEsmConfig(PretrainedConfig):
             self.level_index(level)
         super().__init__(**kwargs)
 
+    @staticmethod
+    def _drop_unknown(fields: dict[str, Any]) -> None:
+        """Remove what a newer version of this file may have added, and say so."""
+        known = _COMMON_FIELDS | set(vars(PretrainedConfig()))
+        unknown = sorted(name for name in fields if name not in known and not name.startswith("_"))
+        for name in unknown:
+            del fields[name]
+        if unknown:
+            logger.warning(
+                f"config.json has fields that this version of RDEsmConfig does not know and leaves out: "
+                f"{', '.join(unknown)}; if results depend on them, use the code that came with the checkpoint "
+                f"(trust_remote_code=True) or a newer rd_hf"
+            )
+
     def _check_levels(self) -> None:
         for entry in self.levels:
             absent = {"name", "backbone"} - set(entry)
             if absent:
                 raise ValueError(f"each level needs {sorted(absent)}; got {sorted(entry)}")
+            absent = {"hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"} - set(entry["backbone"])
+            if absent:
+                raise ValueError(f"the backbone of level {entry['name']} lacks {', '.join(sorted(absent))}")
         names = self.level_names
+        for name in names:
+            if not isinstance(name, str) or not _LEVEL_NAME.fullmatch(name):
+                raise ValueError(f"level name {name!r} cannot be part of a file name; use letters, digits, . _ and -")
         if len(set(names)) != len(names):
             raise ValueError(f"level names must differ, got {names}")
         vocabularies = {entry["backbone"].get("vocab_size") for entry in self.levels}

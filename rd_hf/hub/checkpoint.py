@@ -1,0 +1,167 @@
+"""Checkpoint folders: what a Hub repo of this project holds, written and read.
+
+============================================  ==========================================================
+``config.json``                               the family, its widths, where backbones come from
+``configuration_rd_esm.py``, ``modeling_...`` the remote code
+``model.safetensors``                         bases only: the projections
+``model.projections.safetensors``,            full: the projections, each backbone, and an index over all
+``model.backbone-150M.safetensors``, ...
+``vocab.txt``, ``tokenizer_config.json``      the tokenizer
+``fit_report.json``, ``fit_report.png``       how the fit went, where there was one
+``README.md``                                 the card
+============================================  ==========================================================
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from transformers import EsmTokenizer
+
+from rd_hf.bases.chain import FitReport
+from rd_hf.configuration_rd_esm import RDEsmConfig
+from rd_hf.data.residues import VOCABULARY
+from rd_hf.modeling_rd_esm import RDEsmModel
+
+REPORT_FILE = "fit_report.json"
+FIGURE_FILE = "fit_report.png"
+WEIGHTS_FILE = "model.safetensors"
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Write ESM-2's tokenizer, built from :data:`rd_hf.data.residues.VOCABULARY`, into ``folder``."""
+    with tempfile.TemporaryDirectory() as scratch:
+        vocabulary = Path(scratch) / "vocab.txt"
+        vocabulary.write_text("\n".join(VOCABULARY))
+        EsmTokenizer(vocab_file=str(vocabulary)).save_pretrained(folder)
+
+
+def save_checkpoint(
+    model: RDEsmModel,
+    folder: str | Path,
+    *,
+    backbones: bool,
+    report: Sequence[FitReport] | None = None,
+    figure: str | Path | None = None,
+    max_shard_size: int | str = "5GB",
+    card: dict[str, Any] | None = None,
+) -> Path:
+    """Write everything that a Hub repo of this model holds.
+
+    Args:
+        model: with its bases set.
+        folder: made where it does not exist; files of an earlier save are replaced.
+        backbones: ``True`` for the full form, each backbone in files of its own; ``False`` for the bases only.
+        report: how the fit went; ``fit_report.json`` and the card's level table come from it.
+        figure: a PNG of the fit, copied to ``fit_report.png`` and shown on the card.
+        max_shard_size: largest weights file ("5GB", "7MB" or bytes).
+        card: further fields of the card (see :func:`rd_hf.hub.card.render_card`).
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: bases only, but a level names no ``repo_id``; or full, but the backbones are not there.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if backbones:
+        for entry in model.config.levels:
+            # A path of this machine means nothing in another's config.json.
+            if entry["repo_id"] is not None and Path(entry["repo_id"]).is_dir():
+                entry["repo_id"] = entry["revision"] = None
+    model.save_pretrained(folder, backbones=backbones, max_shard_size=max_shard_size)
+    save_tokenizer(folder)
+    if report is not None:
+        (folder / REPORT_FILE).write_text(json.dumps([level.to_dict() for level in report], indent=1) + "\n")
+    if figure is not None:
+        shutil.copyfile(figure, folder / FIGURE_FILE)
+    return folder
+
+
+def resolve_commit(repo_id: str, revision: str | None = None, **hub: Any) -> str | None:
+    """The commit that a revision of a Hub repo stands for; ``None`` for a local folder.
+
+    Args:
+        repo_id, revision: as in ``from_pretrained``; the default branch without a revision.
+        hub: ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
+
+    Raises:
+        huggingface_hub.errors.HfHubHTTPError, OSError: the repo or the revision cannot be had.
+    """
+    if Path(repo_id).is_dir():
+        return None
+    # The cache keeps files at snapshots/<commit>/<name>; this works offline too.
+    path = Path(hf_hub_download(repo_id, "config.json", revision=revision, **hub))
+    return path.parts[path.parts.index("snapshots") + 1]
+
+
+def _holds_bases(source: str, revision: str | None, hub: dict[str, Any]) -> bool:
+    if Path(source).is_dir():
+        return (Path(source) / WEIGHTS_FILE).is_file()
+    try:
+        hf_hub_download(source, WEIGHTS_FILE, revision=revision, **hub)
+    except LocalEntryNotFoundError:
+        raise
+    except EntryNotFoundError:
+        return False
+    return True
+
+
+def load_family(
+    source: str | Path,
+    *,
+    level: str | None = None,
+    revision: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    device_map: Any = None,
+    attn_implementation: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> RDEsmModel:
+    """A model with its backbones attached, ready to be fitted; without bases yet, they are zero.
+
+    Where backbones are fetched from repos of their own, ``model.config.levels[i]["revision"]`` is the commit
+    that was really loaded, so that a checkpoint saved later pins it.
+
+    Args:
+        source: folder or Hub id with a ``config.json`` (``hub_configs/rd-esm2-650M`` has nothing else).
+        level: largest level to load; by default all.
+        revision: of ``source``.
+        dtype, device_map, attn_implementation, token, cache_dir, local_files_only: as in transformers.
+
+    Raises:
+        ValueError, OSError: a config, backbone or revision that cannot be had or does not fit.
+    """
+    source = str(source)
+    hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    settings: dict[str, Any] = {"dtype": dtype, "device_map": device_map, **hub}
+    if attn_implementation is not None:
+        settings["attn_implementation"] = attn_implementation
+    config = RDEsmConfig.from_pretrained(source, revision=revision, **hub)
+    config.level_index(level)
+    config.level = level
+    if config.backbones_in_checkpoint:
+        return RDEsmModel.from_pretrained(source, config=config, revision=revision, **settings)
+    for entry in config.up_to(level).levels:
+        # up_to copies the list, so the entry of the config itself is the one to change.
+        own = config.levels[config.level_index(entry["name"])]
+        if own["repo_id"] is None:
+            raise ValueError(f"level {own['name']} of {source} names no repo_id to fetch its backbone from")
+        own["revision"] = resolve_commit(own["repo_id"], own["revision"], **hub)
+    if _holds_bases(source, revision, hub):
+        return RDEsmModel.from_pretrained(source, config=config, revision=revision, **settings)
+    attention = {"attn_implementation": settings.pop("attn_implementation")} if attn_implementation else {}
+    model = RDEsmModel._from_config(config, build_backbones=False, **attention)
+    model.eval()
+    model.load_backbones(**settings)
+    return model
