@@ -342,6 +342,8 @@ class RDEsmModel(RDEsmPreTrainedModel):
         hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         if os.path.isdir(path):
             _refuse_links(path)
+        elif os.path.isabs(path) or path.startswith(".") or path.count("/") > 1:
+            raise OSError(f"{path}: no such folder (and no Hub id, which is owner/name)")
         else:
             # One commit for everything that follows, even where the repo moves on meanwhile.
             kwargs["revision"] = _commit_of(path, kwargs.get("revision"), kwargs.get("subfolder", ""), hub)
