@@ -201,11 +201,11 @@ def test_the_command_leaves_a_whole_model_a_report_and_a_figure(fitted: Path) ->
     assert {"config.json", "fit_report.json", "fit_report.png", "modeling_rd_esm.py", "vocab.txt"} <= names
     assert ".fit" not in names
     report = json.loads((fitted / "fit_report.json").read_text())
-    assert [level["nested_width"] for level in report["levels"]] == [32, 48, 64]
-    assert report["levels"][1]["heldout"]["residues"] == report["bases"]["num_heldout_residues"]
+    assert [level["nested_width"] for level in report] == [32, 48, 64]
     config = json.loads((fitted / "config.json").read_text())
     assert config["nested_dims"] == {"L0": 32, "L1": 48, "L2": 64}
     assert config["bases"]["regression"] == "pcr"
+    assert report[1]["heldout"]["residues"] == config["bases"]["num_heldout_residues"] > 0
 
 
 def test_two_processes_give_the_bases_of_one(fitted: Path, tiny_checkpoint: Path, fasta: Path, tmp_path: Path) -> None:
@@ -316,9 +316,11 @@ def test_an_unknown_level_name(tiny_checkpoint: Path, fasta: Path, tmp_path: Pat
 
 def test_nan_in_the_weights(tiny_checkpoint: Path, fasta: Path, tmp_path: Path) -> None:
     folder = edited(tiny_checkpoint, tmp_path / "nan")
-    weights = load_file(folder / "model.safetensors")
-    weights["backbones.2.encoder.emb_layer_norm_after.weight"][0] = float("nan")
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (path,) = [p for p in folder.glob("*.safetensors") if any("backbones.2." in key for key in load_file(p))]
+    weights = load_file(path)
+    (key,) = [key for key in weights if key.endswith("encoder.emb_layer_norm_after.weight")]
+    weights[key][0] = float("nan")
+    save_file(weights, path, metadata={"format": "pt"})
     message = one_sentence(run("--config", folder, "--data", fasta, "--output", tmp_path / "out"))
     assert "backbone 3 returned NaN" in message
     assert "level L2" in message

@@ -1,0 +1,33 @@
+"""README's first command, step by step, on fewer sequences (the shell script adds the installation)."""
+
+from __future__ import annotations
+
+import gzip
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import EXAMPLE_FASTA, REPOSITORY
+from tests.test_fitting import environment
+
+
+def step(script: str, *arguments: str | Path) -> str:
+    command = [sys.executable, str(REPOSITORY / "scripts" / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_fit_embed_and_check(mini_checkpoint: Path, tmp_path: Path) -> None:
+    model, embeddings = tmp_path / "model", tmp_path / "embeddings"
+    few = tmp_path / "few.fasta"
+    with gzip.open(EXAMPLE_FASTA, "rt") as source:
+        few.write_text("".join(line for line, _ in zip(source, range(400), strict=False)))
+    printed = step("fit_bases.py", "--config", mini_checkpoint, "--data", few, "--output", model)
+    assert "192" in printed
+    step("embed.py", "--model", model, "--input", few, "--output", embeddings)
+    printed = step("quickstart_check.py", model, embeddings)
+    assert printed.count(": True") == 3
+    assert "False" not in printed
+    assert "nats" in printed
+    assert ".parquet" in printed
