@@ -3,7 +3,8 @@
     python scripts/embed.py --model hub_configs/rd-esm2-mini --input proteome.fasta.gz --output embeddings
     python scripts/embed.py --model DIR --input a.fasta b.csv owner/dataset:train --output out --level S L
     zcat many.fasta.gz | python scripts/embed.py --model DIR --input - --output out --pooling residue
-    accelerate launch --num_processes 4 scripts/embed.py --model DIR --input proteome.fasta.gz --output out
+    accelerate launch --num_processes 4 scripts/embed.py --model DIR --input proteome.fasta.gz --output out    (GPUs)
+    torchrun --nproc_per_node 4 scripts/embed.py --model DIR --input proteome.fasta.gz --output out            (CPUs)
 
 Interrupted, by whatever? Give the same command again: finished parts are verified and kept, the rest is done, and
 the result is the same as that of an uninterrupted run.
@@ -117,8 +118,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> int:
-    args = build_parser().parse_args()
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; 0 if the job is complete, 1 with a sentence on standard error if it cannot be."""
+    args = build_parser().parse_args(argv)
     # Only now what takes seconds to import: --help and typing errors are answered at once.
     from transformers.utils import logging as transformers_logging
 
@@ -129,6 +131,7 @@ def main() -> int:
     from rd_hf.embedding.options import EmbeddingOptions
 
     transformers_logging.disable_progress_bar()
+    group = None
     try:
         settings = JobSettings(
             model=args.model,
@@ -160,6 +163,7 @@ def main() -> int:
         summary = run_job(settings, group, show_progress=not args.quiet)
     except (InputError, JobError, ValueError) as error:
         print(f"embed.py: {error}", file=sys.stderr)
+        leave(group)
         return 1
     except KeyboardInterrupt:
         print("embed.py: interrupted; give the same command again to go on", file=sys.stderr)

@@ -22,18 +22,16 @@ _BLOCK = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model that is on this machine.
+    """A model that can be loaded.
 
     Attributes:
         name: Hub id or folder, as the user gave it.
-        folder: where its files are.
         revision: commit of a Hub model, None for a folder.
         fingerprint: changes whenever config or weights do.
         nested_dims: width of each level, smallest first.
     """
 
     name: str
-    folder: str
     revision: str | None
     fingerprint: str
     nested_dims: dict[str, int]
@@ -57,11 +55,11 @@ class Checkpoint:
 
 
 def resolve(name: str | os.PathLike, revision: str | None = None) -> Checkpoint:
-    """Find a model, fetching it from the Hub where ``name`` is no folder.
+    """Find a model; of one on the Hub only its config is fetched yet, so that a small level stays a small download.
 
-    A folder's fingerprint is a hash over the contents of ``config.json`` and all safetensors files, taken once
-    a process and file version; reading them also brings them into memory for the load that follows. On the Hub
-    the commit says the same for nothing.
+    A folder's fingerprint is a hash over the contents of ``config.json``, all safetensors files and their indices,
+    taken once a process and file version; reading them also brings them into memory for the load that follows. On
+    the Hub the commit says the same for nothing.
 
     Raises:
         InputError: no such model, or it is no reverse-distilled one.
@@ -71,8 +69,8 @@ def resolve(name: str | os.PathLike, revision: str | None = None) -> Checkpoint:
     if Path(name).is_dir():
         folder = Path(name).resolve()
     else:
-        folder = Path(_fetch(name, revision))
-        commit = folder.name
+        folder = _fetch_config(name, revision).parent
+        commit = folder.name  # the Hub's cache keeps each commit in a folder of its name
     config = _read_config(name, folder)
     fingerprint = f"commit:{commit}" if commit else _folder_fingerprint(folder)
     for level in config["levels"]:
@@ -84,15 +82,15 @@ def resolve(name: str | os.PathLike, revision: str | None = None) -> Checkpoint:
     # config.json has its keys in alphabetical order; the list of levels has theirs.
     names = [level["name"] for level in config["levels"] if level["name"] in config["nested_dims"]]
     nested_dims = {name: config["nested_dims"][name] for name in names}
-    return Checkpoint(name, str(folder), commit, fingerprint, nested_dims)
+    return Checkpoint(name, commit, fingerprint, nested_dims)
 
 
-def _fetch(name: str, revision: str | None) -> str:
-    from huggingface_hub import snapshot_download
+def _fetch_config(name: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"])
+        return Path(hf_hub_download(name, "config.json", revision=revision))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{name} is neither a folder here nor a model that the Hub gives us: {reason}") from error
@@ -113,7 +111,7 @@ def _read_config(name: str, folder: Path) -> dict[str, Any]:
 
 def _folder_fingerprint(folder: Path) -> str:
     whole = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+    for path in sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("*.index*.json")]):
         if path.exists():
             status = path.stat()
             whole.update(f"{path.name}\0{_file_sha256(str(path), status.st_size, status.st_mtime_ns)}\n".encode())
@@ -138,16 +136,23 @@ def file_sha256(path: str | Path) -> str:
 # Two: a process that compares two models does not load either again.
 @functools.lru_cache(maxsize=2)
 def load_model(
-    folder: str, fingerprint: str, level: str, dtype: str, attn_implementation: str | None, device: str
+    name: str,
+    revision: str | None,
+    fingerprint: str,
+    level: str | None,
+    dtype: str,
+    attn_implementation: str | None,
+    device: str,
 ) -> RDEsmModel:
     """The model on its device, in eval mode, loaded at most once a process.
 
     Only this package's own modelling code runs, never code that came with the weights.
 
     Args:
-        folder: where config and weights are.
-        fingerprint: of those files; here to make changed weights a new key.
-        level: largest level to load.
+        name: Hub id or folder.
+        revision: commit of a Hub model.
+        fingerprint: of config and weights; here to make changed ones a new key.
+        level: largest level to load; None means all of the family.
         dtype: name of a torch dtype.
         attn_implementation: as in transformers; None lets it choose.
         device: name of a torch device.
@@ -156,9 +161,10 @@ def load_model(
 
     from rd_hf.modeling_rd_esm import RDEsmModel
 
-    extras = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    extras: dict[str, Any] = {"attn_implementation": attn_implementation, "revision": revision}
+    extras = {key: value for key, value in extras.items() if value is not None}
     try:
-        model = RDEsmModel.from_pretrained(folder, level=level, dtype=getattr(torch, dtype), **extras)
+        model = RDEsmModel.from_pretrained(name, level=level, dtype=getattr(torch, dtype), **extras)
     except (OSError, ValueError) as error:
         raise InputError(" ".join(str(error).split())) from error
     return model.to(device).eval()

@@ -35,7 +35,7 @@ def why_not_stored(values: np.ndarray, widths: Mapping[str, int], options: Embed
     if options.output_dtype == "float16" and not options.normalize:
         # Every smaller level is a prefix of the widest: one look is enough.
         largest = float(np.abs(values[..., : max(widths.values())]).max(initial=0.0))
-        if largest > np.finfo(np.float16).max:
+        if largest > float(np.finfo(np.float16).max):
             return f"its embedding reaches {largest:.3g}, beyond float16: use --output-dtype float32"
     return None
 

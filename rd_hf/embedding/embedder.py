@@ -162,7 +162,8 @@ class Embedder:
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         level = self.checkpoint.largest(self.options.levels)
         model = load_model(
-            self.checkpoint.folder,
+            self.checkpoint.name,
+            self.checkpoint.revision,
             self.checkpoint.fingerprint,
             level,
             self.options.dtype,

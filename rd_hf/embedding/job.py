@@ -411,7 +411,8 @@ class _Worker:
             with self.stages.stage("load"):
                 level = self.checkpoint.largest(self.settings.options.levels)
                 model = load_model(
-                    self.checkpoint.folder,
+                    self.checkpoint.name,
+                    self.checkpoint.revision,
                     self.checkpoint.fingerprint,
                     level,
                     self.settings.options.dtype,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from rd_hf.embedding.folder import JobError
+
 
 @dataclass(frozen=True, slots=True)
 class Processes:
@@ -45,19 +47,26 @@ def processes() -> Processes:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
     state = _state()
+    if state.num_processes != int(os.environ["WORLD_SIZE"]):
+        raise JobError(
+            f"the launcher started {os.environ['WORLD_SIZE']} processes, but accelerate sees {state.num_processes}: "
+            "start the job with accelerate launch (GPUs) or torchrun (CPUs), or as one process"
+        )
     return Processes(state.process_index, state.num_processes, state.local_process_index)
 
 
-def leave(group: Processes) -> None:
-    """Part from the other processes in good order."""
-    if group.world > 1:
+def leave(group: Processes | None) -> None:
+    """Part from the other processes in good order, if there are any."""
+    if group is not None and group.world > 1:
         import torch.distributed as dist
 
         dist.destroy_process_group()
 
 
 def _state() -> Any:
+    import torch
     from accelerate import PartialState
 
-    # The first to finish waits for the last: minutes or a day, so the usual half hour will not do.
-    return PartialState(timeout=timedelta(days=30))
+    # The first to finish waits for the last: minutes or a day, so the usual half hour will not do. Unless told
+    # that it is on a CPU, accelerate takes each process to be alone where there is no GPU.
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from types import TracebackType
 
@@ -59,4 +60,4 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line without breaking the bar."""
-        self._bar.write(text, file=self._bar.fp)
+        self._bar.write(text, file=sys.stderr)

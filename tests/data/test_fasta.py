@@ -1,0 +1,123 @@
+"""The FASTA reader against the text it was given and against Biopython's own parsers."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from pathlib import Path
+
+import pytest
+from Bio import SeqIO
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rd_hf.data.fasta import InputError, read_fasta
+
+# Anything but line ends; "\x1c" to "\x1e", "\x85" and the like are no line ends to a file, but are to
+# str.splitlines, so they are worth having here. Surrogates cannot be written as UTF-8.
+header = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n"), max_size=30)
+line = st.text("ACDEFGHIKLMNPQRSTVWYacdxXBZUOJ*-.", min_size=1, max_size=40)
+record = st.tuples(header, st.lists(line, max_size=4))
+line_end = st.sampled_from(["\n", "\r\n", "\r"])
+filler = st.lists(st.sampled_from(["", "; a comment", ";", ";>not a record"]), max_size=2)
+
+
+@st.composite
+def files(draw: st.DrawFn) -> tuple[bytes, list[tuple[str, str]]]:
+    """A file's bytes and the (header, sequence) pairs in it."""
+    records = draw(st.lists(record, min_size=1, max_size=6))
+    lines = draw(st.sampled_from([[], ["text before the first record"]]))
+    for head, sequence in records:
+        lines += [">" + head]
+        for part in sequence:
+            lines += draw(filler)
+            lines += [part]
+        lines += draw(filler)
+    end = draw(line_end)
+    text = end.join(lines) + draw(st.sampled_from(["", end]))
+    content = draw(st.sampled_from([b"", "\ufeff".encode()])) + text.encode()
+    if draw(st.booleans()):
+        content = gzip.compress(content[:50]) + gzip.compress(content[50:])  # two members, as bgzip writes
+    return content, [(head.strip(), "".join(sequence)) for head, sequence in records]
+
+
+@given(files())
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_record_is_read_as_it_was_written(tmp_path: Path, case: tuple[bytes, list[tuple[str, str]]]) -> None:
+    content, expected = case
+    path = tmp_path / "any.fasta"
+    path.write_bytes(content)
+    found = list(read_fasta(path))
+    assert [(record.description, record.sequence) for record in found] == expected
+    assert [record.number for record in found] == list(range(1, len(expected) + 1))
+    assert all(record.id == (record.description.split() or [""])[0] for record in found)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.from_regex(r"[!-:<-~]{1,10}( [ -~]{0,20})?", fullmatch=True), st.lists(line, min_size=1, max_size=4)
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    line_end,
+)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_biopython_reads_the_same(tmp_path: Path, records: list[tuple[str, list[str]]], end: str) -> None:
+    text = end.join(part for head, lines in records for part in (f">{head}", "; a comment", *lines))
+    path = tmp_path / "any.fasta"
+    path.write_bytes(text.encode())
+    reference = list(SeqIO.parse(io.StringIO(text, newline=None), "fasta-pearson"))
+    found = list(read_fasta(path))
+    assert [record.sequence for record in found] == [str(other.seq) for other in reference]
+    assert [record.id for record in found] == [other.id for other in reference]
+
+
+def test_standard_input_may_be_gzip(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BufferedReader(io.BytesIO(gzip.compress(b">a\nMK\n>b\nML\n")))  # type: ignore[arg-type]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(raw))
+    assert [record.sequence for record in read_fasta("-")] == ["MK", "ML"]
+
+
+def test_bytes_read_are_told_as_they_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "many.fasta.gz"
+    path.write_bytes(gzip.compress(b"".join(b">r%d\nMKTAY\n" % number for number in range(1000))))
+    counts: list[int] = []
+    list(read_fasta(path, counts.append))
+    assert sum(counts) == path.stat().st_size
+
+
+def test_a_gzip_cut_short_names_the_file_and_its_last_whole_record(tmp_path: Path) -> None:
+    whole = b"".join(b">r%d\nMKTAYIAKQR%d\n" % (number, number) for number in range(20000))
+    path = tmp_path / "cut.fasta.gz"
+    path.write_bytes(gzip.compress(whole)[:-5000])
+    read = []
+    with pytest.raises(
+        InputError, match=r"cut\.fasta\.gz is damaged after record \d+ .*fetch the file again"
+    ) as caught:
+        read.extend(read_fasta(path))
+    assert f"record {len(read)} " in str(caught.value)
+    assert [record.id for record in read] == [f"r{number}" for number in range(len(read))]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "holds no FASTA record"),
+        (b"MKTAYIAKQR\n", "holds no FASTA record"),
+        (b"\n\n;x\n", "holds no FASTA record"),
+    ],
+)
+def test_a_file_without_a_record_is_an_error(tmp_path: Path, content: bytes, sentence: str) -> None:
+    path = tmp_path / "empty.fasta"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=sentence):
+        list(read_fasta(path))
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        list(read_fasta(tmp_path / "absent.fasta"))
+    with pytest.raises(InputError, match="is a folder; give the files in it"):
+        list(read_fasta(tmp_path))

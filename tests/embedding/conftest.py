@@ -1,0 +1,146 @@
+"""The embed command in this process or in one of its own, and ways to look at what it wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import load_file, save_file
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SCRIPT = REPOSITORY / "scripts" / "embed.py"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command ended with and said."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="session")
+def embed_script() -> ModuleType:
+    """scripts/embed.py as a module."""
+    spec = importlib.util.spec_from_file_location("embed_script", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def embed(embed_script: ModuleType, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run the command in this process: the same code without the seconds that torch takes to import."""
+
+    def run(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        status = embed_script.main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        return Outcome(status, said.out, said.err)
+
+    return run
+
+
+def command(*arguments: object, launcher: tuple[str, ...] = (sys.executable,)) -> list[str]:
+    """The command line that a user would give."""
+    return [*launcher, str(SCRIPT), *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    """One thread a process: sums are then added in one order, and tests that run side by side do not fight."""
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def run_process(*arguments: object, launcher: tuple[str, ...] = (sys.executable,)) -> Outcome:
+    """Run the command as a process of its own."""
+    done = subprocess.run(
+        command(*arguments, launcher=launcher),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+# As a launcher of several processes on one machine's CPUs; accelerate launch does the same for its GPUs.
+TWO_PROCESSES = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+def random_fasta(path: Path, count: int, seed: int = 0, longest: int = 120) -> Path:
+    """Random proteins, one of them twice, one of them bad."""
+    generator = random.Random(seed)
+    sequences = [
+        "".join(generator.choices("LAGVSERTIDPKQNFYMHWC", k=generator.randint(5, longest))) for _ in range(count)
+    ]
+    sequences[count // 2] = sequences[0]
+    sequences[count // 3] = "MK*T"
+    path.write_text("".join(f">r{number}\n{sequence}\n" for number, sequence in enumerate(sequences)))
+    return path
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A job of ten parts and what it wrote when nothing interrupted it."""
+
+    arguments: list[object]  # all but --output, which is the last
+    outcome: Outcome
+    folder: Path
+    seconds: float
+
+
+@pytest.fixture(scope="session")
+def reference(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """One uninterrupted run in a process of its own, which the interrupted ones are held against."""
+    folder = tmp_path_factory.mktemp("reference")
+    fasta = random_fasta(folder / "proteins.fasta", 100)
+    arguments = ["--model", tiny_checkpoint, "--input", fasta, "--part-records", 10, "--output"]
+    started = time.monotonic()
+    outcome = run_process(*arguments, folder / "out")
+    return Reference(arguments, outcome, folder / "out", time.monotonic() - started)
+
+
+def scale_tensors(model: Path, ending: str, factor: float) -> None:
+    """Multiply the tensors of a saved model whose names end so, whichever files hold them."""
+    touched = 0
+    for path in model.glob("*.safetensors"):
+        tensors = load_file(path)
+        chosen = [name for name in tensors if name.endswith(ending)]
+        for name in chosen:
+            tensors[name] *= factor
+        if chosen:
+            save_file(tensors, path, metadata={"format": "pt"})
+        touched += len(chosen)
+    assert touched, f"no tensor of {model} ends in {ending}"
+
+
+def parts(folder: Path) -> list[Path]:
+    """Parquet files of an output folder, in order."""
+    return sorted(folder.glob("embeddings-*.parquet"))
+
+
+def read(folder: Path) -> pa.Table:
+    """All rows of an output folder, in order."""
+    return pa.concat_tables([pq.read_table(path) for path in parts(folder)])
+
+
+def content_hashes(folder: Path) -> dict[str, str]:
+    """Hash of each file that a user would read; the manifest apart, which names the folder's own history."""
+    files = [*parts(folder), folder / "rejects.tsv"]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

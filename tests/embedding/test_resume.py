@@ -1,0 +1,303 @@
+"""Whatever interrupts a job: finished parts stay, the same command ends it, and the result is the same."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.embedding.conftest import (
+    TWO_PROCESSES,
+    Outcome,
+    Reference,
+    command,
+    content_hashes,
+    environment,
+    parts,
+    random_fasta,
+    run_process,
+    scale_tensors,
+)
+
+Embed = Callable[..., Outcome]
+# Each costs a start of torch; RD_HF_FULL=1 runs them all.
+KILLS = 20 if os.environ.get("RD_HF_FULL") else 3
+
+
+@pytest.fixture
+def job(tmp_path: Path, tiny_checkpoint: Path) -> list[object]:
+    """A command of 10 parts, all but its --output."""
+    fasta = random_fasta(tmp_path / "proteins.fasta", 100)
+    return ["--model", tiny_checkpoint, "--input", fasta, "--part-records", 10, "--output"]
+
+
+def test_a_finished_job_is_verified_and_done_again_not_at_all(embed: Embed, job: list[object], tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    embed(*job, output)
+    before = {path: path.stat().st_mtime_ns for path in parts(output)}
+    outcome = embed(*job, output)
+    assert outcome.status == 0
+    assert "10 parts, 10 of them from an earlier run" in outcome.stdout
+    assert {path: path.stat().st_mtime_ns for path in parts(output)} == before
+
+
+def test_killed_again_and_again_the_result_is_that_of_an_uninterrupted_run(
+    reference: Reference, tmp_path: Path
+) -> None:
+    """Kills are spread over a whole run: while it starts, reads, computes and writes."""
+    output = tmp_path / "killed"
+    generator = random.Random(4)
+    met = 0
+    for _ in range(KILLS):
+        process = subprocess.Popen(
+            command(*reference.arguments, output),
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            process.wait(generator.uniform(0.2, 1) * reference.seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        met += process.returncode == -signal.SIGKILL
+    outcome = run_process(*reference.arguments, output)
+    assert outcome.status == 0, outcome.stderr
+    assert met >= 1
+    assert content_hashes(output) == content_hashes(reference.folder)
+    assert not list(output.rglob("*.tmp")), "what a kill left half written is cleared away"
+
+
+def test_killed_between_any_two_steps_of_writing(embed: Embed, job: list[object], tmp_path: Path) -> None:
+    """Every state that a kill can leave a part in, made by hand: no timing is involved."""
+    output = tmp_path / "out"
+    embed(*job, output)
+    expected = content_hashes(output)
+    journal = output / ".job"
+    (output / "embeddings-000002.parquet.123.tmp").write_bytes(b"half a file")
+    (output / "embeddings-000003.parquet").unlink()  # neither renamed nor noted
+    (journal / "000003.json").unlink()
+    (journal / "000004.json").unlink()  # renamed, not yet noted
+    (journal / "000005.json.123.tmp").write_text('{"half')
+    manifest = json.loads((output / "manifest.json").read_text())
+    (output / "manifest.json").write_text(
+        json.dumps({key: manifest[key] for key in ("format", "model", "job", "columns", "versions")})
+    )
+    (output / "rejects.tsv").unlink()
+    outcome = embed(*job, output)
+    assert outcome.status == 0, outcome.stderr
+    assert "10 parts, 8 of them from an earlier run" in outcome.stdout
+    assert content_hashes(output) == expected
+    assert not list(output.rglob("*.tmp"))
+    assert json.loads((output / "manifest.json").read_text())["status"] == "complete"
+
+
+def test_a_part_that_was_damaged_since_is_done_again(embed: Embed, job: list[object], tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    embed(*job, output)
+    expected = content_hashes(output)
+    path = parts(output)[4]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    parts(output)[6].unlink()
+    outcome = embed(*job, output)
+    assert "embeddings-000004.parquet is not as it was written: doing part 4 again" in outcome.stderr
+    assert "10 parts, 8 of them from an earlier run" in outcome.stdout
+    assert content_hashes(output) == expected
+
+
+@pytest.mark.parametrize(
+    ("extra", "sentence"),
+    [
+        (["--level", "L0"], "levels was ['L2'] and is now ['L0']"),
+        (["--pooling", "max"], "pooling was 'mean' and is now 'max'"),
+        (["--dtype", "bfloat16", "--normalize"], "dtype was 'float32' and is now 'bfloat16'; normalize was False"),
+        (["--output-dtype", "float16"], "output_dtype was 'float32' and is now 'float16'"),
+        (["--long", "truncate"], "long was 'window' and is now 'truncate'"),
+        (["--part-records", "20"], "part_records was 10 and is now 20"),
+        (["--batch-tokens", "64"], "batch_tokens was None and is now 64"),
+    ],
+)
+def test_another_option_is_not_mixed_in_and_is_named(
+    embed: Embed, job: list[object], tmp_path: Path, extra: list[str], sentence: str
+) -> None:
+    output = tmp_path / "out"
+    embed(*job, output)
+    before = content_hashes(output)
+    outcome = embed(*job, output, *extra)
+    assert outcome.status == 1
+    assert sentence in outcome.stderr
+    assert "holds another job, which this one will not be mixed with" in outcome.stderr
+    assert outcome.stderr.count("\n") == 1
+    assert content_hashes(output) == before
+
+
+def test_other_weights_are_not_mixed_in(embed: Embed, job: list[object], tmp_path: Path, tiny_checkpoint: Path) -> None:
+    model = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
+    output = tmp_path / "out"
+    embed(*job, output, "--model", model)
+    assert embed(*job, output).status == 0, "the same weights elsewhere are the same model"
+    scale_tensors(model, ".regression", 1.5)
+    outcome = embed(*job, output, "--model", model)
+    assert outcome.status == 1
+    assert f"the model was {model} (sha256:" in outcome.stderr
+
+
+@pytest.mark.parametrize("change", ["edited", "shorter", "longer"])
+def test_a_changed_input_is_noticed(embed: Embed, job: list[object], tmp_path: Path, change: str) -> None:
+    output, fasta = tmp_path / "out", tmp_path / "proteins.fasta"
+    embed(*job, output)
+    text = fasta.read_text()
+    if change == "edited":
+        fasta.write_text(text.replace(">r55\n", ">r55\nM"))
+    elif change == "shorter":
+        fasta.write_text(text[: text.index(">r50\n")])
+    else:
+        fasta.write_text(text + ">more\nMK\n")
+    outcome = embed(*job, output)
+    if change == "longer":
+        # Ten full parts are still the first ten; what came on is an eleventh.
+        assert outcome.status == 0
+        assert "101 records" in outcome.stdout
+        return
+    assert outcome.status == 1
+    message = {"edited": "records from number 51 on differ", "shorter": "holds 5 parts beyond the end of the input"}
+    assert message[change] in outcome.stderr
+
+
+def test_a_second_job_on_the_same_folder_is_refused(job: list[object], tmp_path: Path, embed: Embed) -> None:
+    output = tmp_path / "out"
+    reader, writer = os.pipe()
+    # A job that waits for its input holds the folder, and nothing here depends on how fast anything is.
+    waiting = [*job[:2], "--input", "-", "--part-records", 1, "--output", output]
+    first = subprocess.Popen(command(*waiting), env=environment(), stdin=reader, stdout=subprocess.PIPE, text=True)
+    try:
+        os.close(reader)
+        with os.fdopen(writer, "w") as pipe:
+            pipe.write(">a\nMKTAY\n>b\nMKTAYI\n")
+            pipe.flush()
+            deadline = time.monotonic() + 120
+            while not (output / "manifest.json").exists() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            outcome = embed(*job, output)
+        assert first.communicate(timeout=120)[0].startswith("2 records: 2 written")
+    finally:
+        first.kill()
+    assert outcome.status == 1
+    assert (
+        outcome.stderr
+        == f"embed.py: {output} is in use by another embedding job: wait for it, or choose another --output\n"
+    )
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """A file system of its own, mounted with the options given."""
+    mounted: list[Path] = []
+
+    def mount(options: str) -> Path:
+        place = tmp_path / f"disk{len(mounted)}"
+        place.mkdir()
+        if os.geteuid() != 0 or shutil.which("mount") is None:
+            pytest.skip("mounting a file system needs root")
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], capture_output=True, check=False)
+        if done.returncode != 0:
+            pytest.skip(f"mounting is not permitted here: {done.stderr.decode().strip()}")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk_is_one_sentence_and_what_was_finished_stays(
+    embed: Embed, job: list[object], tmp_path: Path, small_disk: Callable[[str], Path]
+) -> None:
+    disk = small_disk("size=64k")
+    output = disk / "out"
+    outcome = embed(*job, output)
+    assert outcome.status == 1
+    assert outcome.stderr == (
+        f"embed.py: {output} is full (No space left on device): free some space and give the same command again; "
+        "the parts that are finished are kept\n"
+    )
+    finished = {path.name: path.stat().st_mtime_ns for path in parts(output)}
+    assert finished
+    assert not list(output.rglob("*.tmp"))
+    subprocess.run(["mount", "-o", "remount,size=10m", disk], check=True)
+    assert embed(*job, output).status == 0
+    assert {name: (output / name).stat().st_mtime_ns for name in finished} == finished
+    embed(*job, tmp_path / "whole")
+    assert content_hashes(output) == content_hashes(tmp_path / "whole")
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_sentence(
+    embed: Embed, job: list[object], small_disk: Callable[[str], Path], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    outcome = embed(*job, tmp_path / "file" / "out")
+    assert outcome.status == 1
+    assert "cannot be written to (Not a directory): check its owner and permissions" in outcome.stderr
+    outcome = embed(*job, small_disk("ro") / "out")
+    assert outcome.status == 1
+    assert "cannot be written to (Read-only file system): check its owner and permissions" in outcome.stderr
+    assert outcome.stderr.count("\n") == 1
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(embed: Embed, job: list[object], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("do not lose")
+    outcome = embed(*job, tmp_path / "out")
+    assert outcome.status == 1
+    assert "holds other files (thesis.txt, ...)" in outcome.stderr
+
+
+def test_a_gzip_cut_short_stops_the_job_and_keeps_its_finished_parts(
+    embed: Embed, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    whole = gzip.compress(random_fasta(tmp_path / "p.fasta", 300).read_bytes())
+    path, output = tmp_path / "p.fasta.gz", tmp_path / "out"
+    path.write_bytes(whole[: len(whole) * 2 // 3])
+    job = ("--model", tiny_checkpoint, "--input", path, "--part-records", 20, "--output", output)
+    outcome = embed(*job)
+    assert outcome.status == 1
+    assert f"{path} is damaged after record " in outcome.stderr
+    assert "fetch the file again" in outcome.stderr
+    finished = {part.name: part.stat().st_mtime_ns for part in parts(output)}
+    assert len(finished) >= 3
+    path.write_bytes(whole)
+    assert "300 records: 299 written, 1 rejected" in embed(*job).stdout
+    assert {name: (output / name).stat().st_mtime_ns for name in finished} == finished
+
+
+def test_two_processes_killed_and_started_again_write_what_one_writes(reference: Reference, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    job = (*reference.arguments, output)
+    process = subprocess.Popen(
+        command(*job, launcher=TWO_PROCESSES),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while len(list((output / ".job").glob("*.json"))) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    outcome = run_process(*job, launcher=TWO_PROCESSES)
+    assert outcome.status == 0, outcome.stderr
+    assert "100 records: 99 written, 1 rejected" in outcome.stdout
+    assert outcome.stdout.count("records:") == 1, "the main process alone speaks"
+    assert content_hashes(output) == content_hashes(reference.folder)
