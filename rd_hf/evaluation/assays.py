@@ -1,0 +1,195 @@
+"""ProteinGym-format assays in, checked variants out: every error names the file, the row and the mend."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from rd_hf.data.fasta import InputError
+from rd_hf.data.residues import RejectedSequenceError, clean_sequence
+
+COLUMNS = ("mutant", "mutated_sequence", "DMS_score")
+# Five outer folds of which each trains five inner ones: below this an inner fold validates on two variants.
+MIN_VARIANTS = 20
+
+_SUBSTITUTION = re.compile(r"([A-Z])(\d+)([A-Z])")
+
+
+@dataclass(frozen=True)
+class Assay:
+    """One deep mutational scan.
+
+    Attributes:
+        name: file name without its suffix; ProteinGym's DMS_id.
+        wild_type: the sequence that all variants share when their substitutions are taken back.
+        mutants: ProteinGym's names, "A12G" or "A12G:L40P"; n of them.
+        sequences: full sequence of each variant.
+        positions: substituted positions of each variant, counted from 0.
+        scores: (n,) float64, finite.
+        digest: of names, sequences and scores, in order: what a result depends on.
+    """
+
+    name: str
+    wild_type: str
+    mutants: tuple[str, ...]
+    sequences: tuple[str, ...]
+    positions: tuple[tuple[int, ...], ...]
+    scores: np.ndarray
+    digest: str
+
+    @property
+    def mutation_counts(self) -> np.ndarray:
+        """Number of substitutions of each variant: (n,) int64."""
+        return np.array([len(positions) for positions in self.positions])
+
+
+def _row(index: int) -> str:
+    return f"row {index + 2}"  # as an editor counts lines: the header is line 1
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    """The needed columns as text, blank lines at the end dropped."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file; check the path (relative to {Path.cwd()})")
+    try:
+        # Text only: pandas would turn a mutant named "NA12" or an odd score into something else silently.
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False, index_col=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is not a readable CSV ({reason}); a ProteinGym file is plain text") from error
+    absent = [column for column in COLUMNS if column not in table.columns]
+    if absent:
+        raise InputError(
+            f"{path} lacks the column {', '.join(absent)} (row 1 has {', '.join(map(str, table.columns))}); "
+            f"a ProteinGym file has {', '.join(COLUMNS)}: rename yours"
+        )
+    table = table.loc[:, list(COLUMNS)].fillna("").apply(lambda column: column.str.strip())
+    filled = np.flatnonzero((table != "").any(axis=1))
+    return table.iloc[: filled[-1] + 1 if len(filled) else 0]
+
+
+def _read_scores(path: Path, mutants: list[str], cells: list[str]) -> np.ndarray:
+    scores = pd.to_numeric(pd.Series(cells, dtype=str), errors="coerce").to_numpy(dtype=np.float64)
+    wrong = np.flatnonzero(~np.isfinite(scores))
+    if len(wrong):
+        more = f" and {len(wrong) - 1} more rows" if len(wrong) > 1 else ""
+        raise InputError(
+            f"{path}, {_row(wrong[0])} ({mutants[wrong[0]]}){more}: DMS_score is "
+            f"{cells[wrong[0]]!r}, not a finite number; remove the row or give its score"
+        )
+    return scores
+
+
+def _take_back(path: Path, index: int, mutant: str, sequence: str) -> tuple[str, tuple[int, ...]]:
+    """The sequence before its substitutions, and their positions."""
+    before = list(sequence)
+    positions = []
+    for name in mutant.split(":"):
+        match = _SUBSTITUTION.fullmatch(name)
+        if match is None:
+            raise InputError(
+                f"{path}, {_row(index)}: {mutant!r} is not a substitution such as A12G or A12G:L40P; "
+                "remove rows that are wild type, insertions or deletions"
+            )
+        old, position, new = match[1], int(match[2]) - 1, match[3]
+        if not 0 <= position < len(sequence):
+            raise InputError(
+                f"{path}, {_row(index)}: {name} names position {position + 1} of a sequence of {len(sequence)} "
+                "residues; positions count from 1 in mutated_sequence"
+            )
+        if sequence[position] != new:
+            raise InputError(
+                f"{path}, {_row(index)}: {name} does not match its sequence, which has {sequence[position]} at "
+                f"position {position + 1}; check that mutant and mutated_sequence belong together"
+            )
+        if old == new or position in positions:
+            raise InputError(f"{path}, {_row(index)}: {mutant} changes nothing or one position twice; remove the row")
+        before[position] = old
+        positions.append(position)
+    return "".join(before), tuple(positions)
+
+
+def read_assay(path: str | Path) -> Assay:
+    """Read and check one assay.
+
+    Args:
+        path: CSV (plain or compressed) with the columns mutant, mutated_sequence and DMS_score.
+
+    Returns:
+        The assay, rows in file order.
+
+    Raises:
+        InputError: the file cannot be used; one sentence with the file, the first wrong row and the mend.
+    """
+    path = Path(path)
+    table = _read_table(path)
+    mutants = table["mutant"].tolist()
+    if len(mutants) < MIN_VARIANTS:
+        last = _row(len(mutants) - 1)
+        raise InputError(
+            f"{path} ends at {last} and holds {len(mutants)} variants; nested cross-validation needs {MIN_VARIANTS}"
+        )
+    seen: dict[str, int] = {}
+    for index, mutant in enumerate(mutants):
+        if mutant in seen:
+            raise InputError(
+                f"{path}, {_row(index)}: {mutant} is there already ({_row(seen[mutant])}) and would sit in training "
+                "and test folds at once; keep one row a variant"
+            )
+        seen[mutant] = index
+    scores = _read_scores(path, mutants, table["DMS_score"].tolist())
+    if np.all(scores == scores[0]):
+        raise InputError(
+            f"{path}, rows 2 to {len(scores) + 1}: every DMS_score is {scores[0]:g}, so there is nothing to rank; "
+            "check the score column"
+        )
+    sequences, wild_types, positions = [], [], []
+    for index, (mutant, letters) in enumerate(zip(mutants, table["mutated_sequence"].tolist(), strict=True)):
+        try:
+            sequence = clean_sequence(letters)
+        except RejectedSequenceError as error:
+            raise InputError(f"{path}, {_row(index)} ({mutant}): {error}; mend mutated_sequence") from error
+        before, where = _take_back(path, index, mutant, sequence)
+        sequences.append(sequence)
+        wild_types.append(before)
+        positions.append(where)
+    # Each variant names the wild type; the odd one out is the row to mend.
+    wild_type, _ = Counter(wild_types).most_common(1)[0]
+    for index, before in enumerate(wild_types):
+        if before != wild_type:
+            raise InputError(
+                f"{path}, {_row(index)}: {mutants[index]} does not match its sequence, which without it is not the "
+                "wild type of the other rows; check that mutant and mutated_sequence belong together"
+            )
+    digest = hashlib.sha256("\n".join(f"{m},{s}" for m, s in zip(mutants, sequences, strict=True)).encode())
+    digest.update(scores.tobytes())
+    return Assay(
+        name=path.name.split(".")[0],
+        wild_type=wild_type,
+        mutants=tuple(mutants),
+        sequences=tuple(sequences),
+        positions=tuple(positions),
+        scores=scores,
+        digest=digest.hexdigest(),
+    )
+
+
+def one_hot(assay: Assay) -> np.ndarray:
+    """One column for each (position, residue) that differs between variants: (n, columns) float64 of 0 and 1.
+
+    The sober baseline of the field: a ridge on it is the additive model of substitution effects.
+    """
+    letters = np.array([list(sequence) for sequence in assay.sequences])
+    varies = (letters != letters[0]).any(axis=0)
+    columns = [
+        letters[:, position] == residue
+        for position in np.flatnonzero(varies)
+        for residue in np.unique(letters[:, position])
+    ]
+    return np.stack(columns, axis=1).astype(np.float64)

@@ -1,0 +1,342 @@
+"""Pooled backbone states of variants: one forward pass each, kept on disk by sequence.
+
+What is kept are the concatenated states z = [h_1, ..., h_m] of all backbones, pooled, before any basis: bases can
+be refitted and contenders added without running a backbone again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+from transformers import AutoConfig, EsmModel
+
+from rd_hf.bases.moments import JointMoments
+from rd_hf.configuration_rd_esm import RDEsmConfig
+from rd_hf.data.batching import collate, residue_mask, token_budget_batches
+from rd_hf.data.fasta import InputError
+from rd_hf.data.residues import RejectedSequenceError, clean_sequence
+from rd_hf.data.sources import read_records
+from rd_hf.evaluation.assays import Assay
+from rd_hf.modeling_rd_esm import RDEsmModel
+
+POOLINGS = ("mean", "site", "difference")
+# Variants a cache file: a run that stops loses at most this many forward passes.
+SHARD_VARIANTS = 2048
+# ESM-2 was trained on windows of 1,022 residues; the moments are taken on the first of them.
+FIT_RESIDUES = 1022
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model in evaluation.
+
+    Attributes:
+        label: how tables call it.
+        model: in eval mode, on its device.
+        depth: relative depth of the states used, in (0, 1]; 1 is the final state, after the last layer norm.
+        fingerprint: of backbones, dtype and depth; equal fingerprints give equal states.
+    """
+
+    label: str
+    model: RDEsmModel
+    depth: float
+    fingerprint: str
+
+    @property
+    def names(self) -> list[str]:
+        """Levels, smallest first."""
+        return self.model.config.level_names
+
+    @property
+    def widths(self) -> list[int]:
+        """k_i of each backbone."""
+        return self.model.config.backbone_widths
+
+
+def _fingerprint(model: RDEsmModel, depth: float) -> str:
+    """SHA-256 of the backbones' parameters (bases play no part), their dtype and the depth."""
+    digest = hashlib.sha256(f"depth {depth}".encode())
+    for name, parameter in sorted(model.backbones.named_parameters()):
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        values = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def load_family(source: str, depth: float = 1.0, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Family:
+    """Load a reverse-distilled family, or a plain ESM-2 as a family of one level.
+
+    Args:
+        source: Hub id or folder.
+        depth: relative depth of the states to use.
+
+    Raises:
+        InputError: it cannot be loaded, or is neither.
+    """
+    if not 0 < depth <= 1:
+        raise InputError(f"--depth {depth} is not a share of the layers; give a number above 0 and up to 1")
+    try:
+        config = RDEsmConfig.from_pretrained(source) if _is_rd(source) else AutoConfig.from_pretrained(source)
+        if isinstance(config, RDEsmConfig):
+            model = RDEsmModel.from_pretrained(source, dtype=dtype)
+        elif config.model_type == "esm":
+            backbone = EsmModel.from_pretrained(source, add_pooling_layer=False, use_safetensors=True, dtype=dtype)
+            settings = {key: value for key, value in config.to_dict().items() if key != "model_type"}
+            name = f"{sum(parameter.numel() for parameter in backbone.parameters()) / 1e6:.3g}M"
+            model = RDEsmModel(RDEsmConfig(levels=[{"name": name, "backbone": settings}]))
+            model.backbones[0] = backbone
+        else:
+            raise InputError(f"{source} is a {config.model_type} model; give a reverse-distilled one or an ESM-2")
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{source} cannot be loaded as a model: {' '.join(str(error).split())}") from error
+    model = model.eval().to(device)
+    label = Path(source).name if Path(source).exists() else source
+    return Family(label, model, depth, _fingerprint(model, depth))
+
+
+def _is_rd(source: str) -> bool:
+    from transformers import PretrainedConfig
+
+    settings, _ = PretrainedConfig.get_config_dict(source)
+    return settings.get("model_type") == RDEsmConfig.model_type
+
+
+@torch.inference_mode()
+def residue_states(family: Family, sequences: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Concatenated states of one batch.
+
+    Args:
+        sequences: cleaned.
+
+    Returns:
+        z, (batch, longest + 2, K) in float32 on the model's device, and the mask of residues, (batch, longest + 2)
+        bool (cls, eos and padding are False).
+    """
+    model = family.model
+    input_ids, attention_mask = collate(sequences)
+    device = next(model.parameters()).device
+    input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
+    if family.depth == 1:
+        output = model(input_ids, attention_mask, output_backbone_states=True)
+        states = list(output.backbone_states or ())
+    else:
+        output = model(input_ids, attention_mask, output_hidden_states=True)
+        hidden = list(output.hidden_states or ())
+        states = []
+        for backbone in model.backbones:
+            layers = backbone.config.num_hidden_layers
+            own, hidden = hidden[: layers + 1], hidden[layers + 1 :]  # embedding output, then one a layer
+            states.append(own[max(1, round(family.depth * layers))])
+    mask = residue_mask([len(sequence) for sequence in sequences], input_ids.shape[1]).to(device)
+    return torch.cat([state.float() for state in states], dim=-1), mask
+
+
+def fitting_sequences(sources: Sequence[str], number: int | None, seed: int) -> list[str]:
+    """Distinct usable sequences of all sources, in seeded random order, the first ``number`` of them.
+
+    Raises:
+        InputError: a source cannot be read, or none of its records is usable.
+    """
+    distinct: dict[str, None] = {}
+    for source in sources:
+        for record in read_records(source):
+            try:
+                distinct.setdefault(clean_sequence(record.sequence)[:FIT_RESIDUES])
+            except RejectedSequenceError:
+                continue
+    if not distinct:
+        raise InputError(f"{', '.join(sources)} hold no usable protein sequence to fit on")
+    sequences = list(distinct)
+    order = np.random.default_rng(seed).permutation(len(sequences))[:number]
+    return [sequences[position] for position in order]
+
+
+def fitting_moments(
+    family: Family, sequences: Sequence[str], cache: Path | None, batch_tokens: int = 4096
+) -> JointMoments:
+    """Joint moments of the family's states over ``sequences``, read from ``cache`` if they are there.
+
+    Args:
+        sequences: cleaned; every residue counts once.
+        cache: folder, or None to compute anew.
+        batch_tokens: budget of a forward pass.
+    """
+    digest = hashlib.sha256("\n".join([family.fingerprint, *sequences]).encode()).hexdigest()[:16]
+    path = None if cache is None else cache / f"moments-{digest}.safetensors"
+    if path is not None and path.exists():
+        moments, _ = JointMoments.load(path)
+        return moments
+    moments = JointMoments(family.widths)
+    batches = token_budget_batches([len(sequence) for sequence in sequences], batch_tokens)
+    with tqdm(total=len(sequences), desc=f"moments of {family.label}", unit="sequence") as progress:
+        for batch in batches:
+            states, mask = residue_states(family, [sequences[position] for position in batch])
+            moments.update(states[mask].split(family.widths, dim=-1))
+            progress.update(len(batch))
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        moments.save(path)
+    return moments
+
+
+@dataclass(frozen=True)
+class PooledStates:
+    """Pooled z of variants.
+
+    Attributes:
+        mean: mean over residues, (n, K) float32.
+        site: mean over the substituted positions, (n, K) float32.
+        wild_type_site: the wild type's, at the positions of each variant, (n, K) float32.
+    """
+
+    mean: np.ndarray
+    site: np.ndarray
+    wild_type_site: np.ndarray
+
+    def pooled(self, pooling: str) -> np.ndarray:
+        """(n, K) float32 of one of :data:`POOLINGS`.
+
+        "difference" is that of variant and wild type at the substituted positions: over all residues it would be
+        "mean" less a constant, which a ridge with an intercept does not see.
+
+        Raises:
+            ValueError: unknown pooling.
+        """
+        if pooling == "mean":
+            return self.mean
+        if pooling == "site":
+            return self.site
+        if pooling == "difference":
+            return self.site - self.wild_type_site
+        raise ValueError(f"unknown pooling {pooling!r}: choose from {', '.join(POOLINGS)}")
+
+
+class StateCache:
+    """Pooled states on disk: safetensors files of up to :data:`SHARD_VARIANTS` rows, looked up by digest.
+
+    Files are written whole or not at all, and are only ever added, so any number of runs may share a folder. A
+    file that cannot be read is reported and computed again.
+
+    Args:
+        folder: created on first use.
+        fingerprint: of the family; each has a folder of its own.
+    """
+
+    def __init__(self, folder: str | Path, fingerprint: str) -> None:
+        self.folder = Path(folder) / fingerprint
+        self._where: dict[bytes, tuple[Path, int]] = {}
+        for path in sorted(self.folder.glob("states-*.safetensors")):
+            try:
+                with safe_open(path, framework="pt") as file:
+                    self._remember(path, file.get_tensor("digests"))
+            except (SafetensorError, OSError) as error:
+                tqdm.write(f"{path} is damaged ({error}); its variants are embedded again")
+
+    def _remember(self, path: Path, digests: torch.Tensor) -> None:
+        for row, digest in enumerate(digests.numpy()):
+            self._where[digest.tobytes()] = (path, row)
+
+    @staticmethod
+    def digest(sequence: str, positions: Sequence[int]) -> bytes:
+        """Key of one variant: 16 bytes of the SHA-256 of its sequence and the positions pooled."""
+        return hashlib.sha256(f"{sequence} {json.dumps(list(positions))}".encode()).digest()[:16]
+
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._where
+
+    def read(self, digests: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """Rows in the order asked: mean and site, (n, K) float32 each."""
+        by_file: dict[Path, list[tuple[int, int]]] = {}
+        for target, digest in enumerate(digests):
+            path, row = self._where[digest]
+            by_file.setdefault(path, []).append((target, row))
+        mean = site = np.empty((0, 0), dtype=np.float32)
+        for path, pairs in by_file.items():
+            with safe_open(path, framework="np") as file:
+                stored_mean, stored_site = file.get_tensor("mean"), file.get_tensor("site")
+            if not mean.size:
+                mean = np.empty((len(digests), stored_mean.shape[1]), dtype=np.float32)
+                site = np.empty_like(mean)
+            targets, rows = map(list, zip(*pairs, strict=True))
+            mean[targets], site[targets] = stored_mean[rows], stored_site[rows]
+        return mean, site
+
+    def add(self, digests: Sequence[bytes], mean: torch.Tensor, site: torch.Tensor) -> None:
+        """Keep rows: (n, K) float32 each."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        keys = torch.from_numpy(np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(len(digests), 16).copy())
+        name = hashlib.sha256(keys.numpy().tobytes()).hexdigest()[:16]
+        path = self.folder / f"states-{name}.safetensors"
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        save_file({"digests": keys, "mean": mean.contiguous(), "site": site.contiguous()}, temporary)
+        temporary.replace(path)
+        self._remember(path, keys)
+
+
+def _site_mean(states: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:
+    """Mean of (length + 2, K) states over residue positions counted from 0 (cls is token 0)."""
+    return states[[position + 1 for position in positions]].mean(dim=0)
+
+
+def _pooled_batches(
+    family: Family, variants: Sequence[tuple[str, tuple[int, ...]]], batch_tokens: int
+) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+    """Rows of each batch, and their mean and site states, (rows, K) float32 on the CPU."""
+    for batch in token_budget_batches([len(sequence) for sequence, _ in variants], batch_tokens):
+        states, mask = residue_states(family, [variants[row][0] for row in batch])
+        weight = mask[:, :, None].float()
+        mean = (states * weight).sum(dim=1) / weight.sum(dim=1)
+        site = torch.stack([_site_mean(state, variants[row][1]) for state, row in zip(states, batch, strict=True)])
+        yield batch, mean.cpu(), site.cpu()
+
+
+def embed_assay(
+    family: Family, assay: Assay, cache: StateCache, batch_tokens: int = 4096, progress: tqdm | None = None
+) -> PooledStates:
+    """Pooled states of every variant of an assay, from the cache where they are there.
+
+    Args:
+        batch_tokens: budget of a forward pass.
+        progress: advanced by one a variant.
+
+    Raises:
+        InputError: a backbone returns NaN or infinity; the message names the variant.
+    """
+    variants = list(zip(assay.sequences, assay.positions, strict=True))
+    digests = [StateCache.digest(sequence, positions) for sequence, positions in variants]
+    todo = [row for row, digest in enumerate(digests) if digest not in cache]
+    if progress is not None:
+        progress.update(len(variants) - len(todo))
+    for start in range(0, len(todo), SHARD_VARIANTS):
+        rows = todo[start : start + SHARD_VARIANTS]
+        keys, means, sites = [], [], []
+        for batch, mean, site in _pooled_batches(family, [variants[row] for row in rows], batch_tokens):
+            finite = torch.isfinite(mean).all(dim=1) & torch.isfinite(site).all(dim=1)
+            if not finite.all():
+                row = rows[batch[int((~finite).nonzero()[0])]]
+                raise InputError(
+                    f"{family.label} returned NaN or infinity for {assay.name} {assay.mutants[row]}; "
+                    "evaluate in float32"
+                )
+            keys += [digests[rows[position]] for position in batch]
+            means.append(mean)
+            sites.append(site)
+            if progress is not None:
+                progress.update(len(batch))
+        cache.add(keys, torch.cat(means), torch.cat(sites))
+    mean, site = cache.read(digests)
+    states, _ = residue_states(family, [assay.wild_type])
+    wild_type = torch.stack([_site_mean(states[0], positions) for positions in assay.positions]).cpu().numpy()
+    return PooledStates(mean, site, wild_type)
