@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from rd_hf.data.fasta import InputError
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
@@ -180,16 +181,19 @@ def read_assay(path: str | Path) -> Assay:
     )
 
 
-def one_hot(assay: Assay) -> np.ndarray:
-    """One column for each (position, residue) that differs between variants: (n, columns) float64 of 0 and 1.
+def one_hot(assay: Assay) -> sparse.csr_array:
+    """One-hot encoding less the wild type's: (n, columns) float64 of -1, 0 and 1, one column a (position, residue).
 
-    The sober baseline of the field: a ridge on it is the additive model of substitution effects.
+    The sober baseline of the field: a ridge on it is the additive model of substitution effects. The difference
+    to the wild type shifts each column by a constant, which standardising takes off again, and leaves two entries
+    for each substitution.
     """
-    letters = np.array([list(sequence) for sequence in assay.sequences])
-    varies = (letters != letters[0]).any(axis=0)
-    columns = [
-        letters[:, position] == residue
-        for position in np.flatnonzero(varies)
-        for residue in np.unique(letters[:, position])
-    ]
-    return np.stack(columns, axis=1).astype(np.float64)
+    columns: dict[tuple[int, str], int] = {}
+    rows, places, values = [], [], []
+    for row, (sequence, positions) in enumerate(zip(assay.sequences, assay.positions, strict=True)):
+        for position in positions:
+            for residue, value in ((assay.wild_type[position], -1.0), (sequence[position], 1.0)):
+                rows.append(row)
+                places.append(columns.setdefault((position, residue), len(columns)))
+                values.append(value)
+    return sparse.csr_array((values, (rows, places)), shape=(len(assay.mutants), len(columns)))

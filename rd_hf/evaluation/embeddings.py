@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -20,20 +22,17 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import AutoConfig, EsmModel
 
-from rd_hf.bases.moments import JointMoments
+from rd_hf.bases.moments import JointMoments, load_tensors, save_tensors
 from rd_hf.configuration_rd_esm import RDEsmConfig
 from rd_hf.data.batching import collate, residue_mask, token_budget_batches
 from rd_hf.data.fasta import InputError
-from rd_hf.data.residues import RejectedSequenceError, clean_sequence
-from rd_hf.data.sources import read_records
 from rd_hf.evaluation.assays import Assay
 from rd_hf.modeling_rd_esm import RDEsmModel
 
 POOLINGS = ("mean", "site", "difference")
 # Variants a cache file: a run that stops loses at most this many forward passes.
 SHARD_VARIANTS = 2048
-# ESM-2 was trained on windows of 1,022 residues; the moments are taken on the first of them.
-FIT_RESIDUES = 1022
+CHECKPOINT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -135,59 +134,50 @@ def residue_states(family: Family, sequences: Sequence[str]) -> tuple[torch.Tens
         output = model(input_ids, attention_mask, output_hidden_states=True)
         hidden = list(output.hidden_states or ())
         states = []
-        for backbone in model.backbones:
-            layers = backbone.config.num_hidden_layers
+        for backbone in cast(list[EsmModel], list(model.backbones)):
+            layers: int = backbone.config.num_hidden_layers
             own, hidden = hidden[: layers + 1], hidden[layers + 1 :]  # embedding output, then one a layer
             states.append(own[max(1, round(family.depth * layers))])
     mask = residue_mask([len(sequence) for sequence in sequences], input_ids.shape[1]).to(device)
     return torch.cat([state.float() for state in states], dim=-1), mask
 
 
-def fitting_sequences(sources: Sequence[str], number: int | None, seed: int) -> list[str]:
-    """Distinct usable sequences of all sources, in seeded random order, the first ``number`` of them.
-
-    Raises:
-        InputError: a source cannot be read, or none of its records is usable.
-    """
-    distinct: dict[str, None] = {}
-    for source in sources:
-        for record in read_records(source):
-            try:
-                distinct.setdefault(clean_sequence(record.sequence)[:FIT_RESIDUES])
-            except RejectedSequenceError:
-                continue
-    if not distinct:
-        raise InputError(f"{', '.join(sources)} hold no usable protein sequence to fit on")
-    sequences = list(distinct)
-    order = np.random.default_rng(seed).permutation(len(sequences))[:number]
-    return [sequences[position] for position in order]
-
-
 def fitting_moments(
     family: Family, sequences: Sequence[str], cache: Path | None, batch_tokens: int = 4096
 ) -> JointMoments:
-    """Joint moments of the family's states over ``sequences``, read from ``cache`` if they are there.
+    """Joint moments of the family's states over ``sequences``.
 
     Args:
         sequences: cleaned; every residue counts once.
-        cache: folder, or None to compute anew.
+        cache: folder where they are kept, also half-way, so that an interrupted pass goes on; or None.
         batch_tokens: budget of a forward pass.
+
+    Raises:
+        InputError: a file in ``cache`` is damaged.
     """
-    digest = hashlib.sha256("\n".join([family.fingerprint, *sequences]).encode()).hexdigest()[:16]
+    digest = hashlib.sha256("\n".join([family.fingerprint, str(batch_tokens), *sequences]).encode()).hexdigest()[:16]
     path = None if cache is None else cache / f"moments-{digest}.safetensors"
+    moments, done = JointMoments(family.widths), 0
     if path is not None and path.exists():
-        moments, _ = JointMoments.load(path)
-        return moments
-    moments = JointMoments(family.widths)
+        try:
+            tensors = load_tensors(path)
+            done = int(tensors.pop("batches"))
+            moments = JointMoments.from_state(tensors)
+        except (ValueError, KeyError) as error:
+            raise InputError(f"{path} holds no whole moments ({error}); delete it to compute them again") from error
     batches = token_budget_batches([len(sequence) for sequence in sequences], batch_tokens)
+    saved = time.monotonic()
     with tqdm(total=len(sequences), desc=f"moments of {family.label}", unit="sequence") as progress:
-        for batch in batches:
-            states, mask = residue_states(family, [sequences[position] for position in batch])
-            moments.update(states[mask].split(family.widths, dim=-1))
+        for number, batch in enumerate(batches):
+            if number >= done:
+                states, mask = residue_states(family, [sequences[position] for position in batch])
+                moments.update(states[mask].split(family.widths, dim=-1))
             progress.update(len(batch))
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        moments.save(path)
+            finished = number + 1 == len(batches)
+            if path is not None and number >= done and (finished or time.monotonic() - saved > CHECKPOINT_SECONDS):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                save_tensors(path, {**moments.state(), "batches": torch.tensor(number + 1)})
+                saved = time.monotonic()
     return moments
 
 
@@ -336,7 +326,7 @@ def embed_assay(
             if progress is not None:
                 progress.update(len(batch))
         cache.add(keys, torch.cat(means), torch.cat(sites))
-    mean, site = cache.read(digests)
+    pooled_mean, pooled_site = cache.read(digests)
     states, _ = residue_states(family, [assay.wild_type])
     wild_type = torch.stack([_site_mean(states[0], positions) for positions in assay.positions]).cpu().numpy()
-    return PooledStates(mean, site, wild_type)
+    return PooledStates(pooled_mean, pooled_site, wild_type)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ class Representation:
         values = np.ascontiguousarray(self.matrix).tobytes() + np.ascontiguousarray(self.offset).tobytes()
         return hashlib.sha256(values).hexdigest()
 
-    def __call__(self, states: np.ndarray) -> np.ndarray:
+    def __call__(self, states: Any) -> np.ndarray:
         """(n, K) states, any float dtype, to (n, width) float64."""
         return states.astype(np.float64) @ self.matrix + self.offset
 
