@@ -66,9 +66,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     fit = parser.add_argument_group("fitting sequences (for pca and rd_all)")
     fit.add_argument("--fit-data", nargs="+", help="FASTA, table or dataset the model's bases were fitted on")
-    fit.add_argument(
-        "--fit-sequences", type=int, help="sequences drawn from it (default: as the model records)"
-    )
+    fit.add_argument("--fit-sequences", type=int, help="sequences drawn from it (default: as the model records)")
     fit.add_argument("--fit-seed", type=int, help="seed of the draw (default: as the model records, or 0)")
     test = parser.add_argument_group("how it is tested")
     test.add_argument("--folds", type=Path, help="ProteinGym's fold labels of single mutants (cv_folds_singles.tsv.gz)")
@@ -91,9 +89,7 @@ def parse_arguments() -> argparse.Namespace:
     run.add_argument("--threads", type=int, help="threads that embed meanwhile (default: half the cores)")
     run.add_argument("--device", default="cpu", help="where backbones run: cpu (default), cuda, mps")
     run.add_argument("--batch-tokens", type=int, default=4096, help="tokens a forward pass (default 4096)")
-    run.add_argument(
-        "--cache", type=Path, help="folder of pooled states, shared by runs (default: OUTPUT/cache)"
-    )
+    run.add_argument("--cache", type=Path, help="folder of pooled states, shared by runs (default: OUTPUT/cache)")
     return parser.parse_args()
 
 

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -134,8 +133,8 @@ def residue_states(family: Family, sequences: Sequence[str]) -> tuple[torch.Tens
         output = model(input_ids, attention_mask, output_hidden_states=True)
         hidden = list(output.hidden_states or ())
         states = []
-        for backbone in cast(list[EsmModel], list(model.backbones)):
-            layers: int = backbone.config.num_hidden_layers
+        for settings in model.config.levels:
+            layers = settings["backbone"]["num_hidden_layers"]
             own, hidden = hidden[: layers + 1], hidden[layers + 1 :]  # embedding output, then one a layer
             states.append(own[max(1, round(family.depth * layers))])
     mask = residue_mask([len(sequence) for sequence in sequences], input_ids.shape[1]).to(device)

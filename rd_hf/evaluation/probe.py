@@ -14,6 +14,7 @@ scikit-learn's ``GridSearchCV(Pipeline(StandardScaler, Ridge))``; tests hold the
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import numpy as np
 from scipy import linalg, sparse
@@ -22,7 +23,8 @@ from sklearn.metrics import r2_score
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import StandardScaler
 
-Features = np.ndarray | sparse.csr_array
+# np.ndarray or scipy.sparse.csr_array, (n, p); scipy carries no annotations.
+Features: TypeAlias = Any
 
 # Standardised features: the eigenvalues of X^T X sum to n p, from 24 x 64 up to 5,000 x 5,000 here, so that these
 # reach from hardly any shrinkage to nearly the mean.

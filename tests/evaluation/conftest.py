@@ -1,0 +1,36 @@
+"""A real assay small enough to carry, and a tiny family's pooled states of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rd_hf.evaluation.assays import Assay, read_assay
+from rd_hf.evaluation.embeddings import Family, PooledStates, StateCache, embed_assay, load_family
+from rd_hf.evaluation.splits import FoldLabels, read_fold_labels
+
+DATA = Path(__file__).parent / "data"
+ASSAY_FILE = DATA / "BCHB_CHLTE_Tsuboyama_2023_2KRU.csv"
+FOLDS_FILE = DATA / "cv_folds_singles.tsv"
+
+
+@pytest.fixture(scope="session")
+def assay() -> Assay:
+    """158 variants of 52 residues, 70 of them double mutants (data/SOURCES.md)."""
+    return read_assay(ASSAY_FILE)
+
+
+@pytest.fixture(scope="session")
+def fold_labels() -> FoldLabels:
+    return read_fold_labels(FOLDS_FILE)
+
+
+@pytest.fixture(scope="session")
+def tiny_family(tiny_checkpoint: Path) -> Family:
+    return load_family(str(tiny_checkpoint))
+
+
+@pytest.fixture(scope="session")
+def pooled(tiny_family: Family, assay: Assay, tmp_path_factory: pytest.TempPathFactory) -> PooledStates:
+    return embed_assay(tiny_family, assay, StateCache(tmp_path_factory.mktemp("states"), tiny_family.fingerprint))

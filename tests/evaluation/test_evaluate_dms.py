@@ -1,0 +1,172 @@
+"""The command from end to end on a carried assay: report, figures, resume, broken files, no pickle."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.evaluation.conftest import ASSAY_FILE, FOLDS_FILE
+
+FITTING = ">a\nMKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKA\n>b\nACDEFGHIKLMNPQRSTVWYACDEFGHIKLMNPQRSTVWY\n"
+
+
+def evaluate(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the script as a user does."""
+    return subprocess.run(
+        [sys.executable, "scripts/evaluate_dms.py", *map(str, arguments)],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
+    """One evaluation of the tiny family on two assays and a broken one: (arguments, folder, finished process)."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    assays = folder / "assays"
+    assays.mkdir()
+    lines = ASSAY_FILE.read_text().splitlines()
+    (assays / ASSAY_FILE.name).write_text("\n".join(lines) + "\n")
+    (assays / "singles.csv").write_text("\n".join(line for line in lines if ":" not in line) + "\n")
+    (assays / "broken.csv").write_text("\n".join([*lines[:10], lines[10].replace(",", ",WW", 1), *lines[11:]]) + "\n")
+    fitting = folder / "fitting.fasta"
+    fitting.write_text(FITTING)
+    published = folder / "published.csv"
+    name = ASSAY_FILE.stem
+    published.write_text(f"DMS_id,One-Hot Encodings,ESM-1v Embeddings\n{name},0.755,0.9\nsingles,0.7,0.8\n")
+    arguments = (
+        *("--model", tiny_checkpoint, "--assays", assays, "--output", folder / "out", "--folds", FOLDS_FILE),
+        *("--fit-data", fitting, "--seeds", "2", "--low-n", "24", "48", "--jobs", "1", "--reference", published),
+    )
+    return arguments, folder / "out", evaluate(*arguments)
+
+
+def table_after(report: str, heading: str) -> dict[str, list[str]]:
+    """Rows of the first Markdown table after a heading, by their first cell."""
+    lines = report.split(f"## {heading}", 1)[1].splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("|"))
+    rows = {}
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        rows[cells[0]] = cells[1:]
+    return rows
+
+
+def test_a_broken_assay_is_named_and_the_others_go_on(run) -> None:
+    _, folder, process = run
+    assert process.returncode == 1, process.stderr
+    assert re.search(r"left out: .*broken\.csv, row 11", process.stderr)
+    results = pd.read_parquet(folder / "results.parquet")
+    assert set(results["assay"]) == {ASSAY_FILE.stem, "singles"}
+    assert "broken.csv" in (folder / "report.md").read_text()
+
+
+def test_printed_means_are_plain_pandas_averages_of_the_parquet(run) -> None:
+    _, folder, _ = run
+    results = pd.read_parquet(folder / "results.parquet")
+    report = (folder / "report.md").read_text()
+    chosen = results[(results["split"] == "random") & (results["mutations"] == "all")]
+    name = chosen["representation"] + np.where(chosen["level"] == "", "", "." + chosen["level"])
+    name += np.where(chosen["labels"] == "shuffled", " (shuffled scores)", "")
+    by_repeat = chosen.assign(name=name).groupby(["name", "assay", "repeat"])["spearman"].mean()
+    by_assay = by_repeat.groupby(["name", "assay"]).mean()
+    printed = table_after(report, "Mean Spearman (random folds)")
+    expected = by_assay.groupby("name").mean()
+    assert set(printed) == set(expected.index)
+    for contender, mean in expected.items():
+        assert printed[contender][2] == f"{mean:.3f}"
+    every = table_after(report, "Every assay (random folds)")
+    header = [cell.strip() for cell in report.split("## Every assay")[1].splitlines()[2].strip("|").split("|")][1:]
+    for assay, cells in every.items():
+        for contender, cell in zip(header, cells, strict=True):
+            assert cell.split(" ± ")[0] == f"{by_assay[contender, assay]:.3f}"
+
+
+def test_every_kind_of_contender_split_and_figure_is_reported(run) -> None:
+    _, folder, _ = run
+    results = pd.read_parquet(folder / "results.parquet")
+    assert set(results["representation"]) == {"raw", "rd", "pca", "concat", "rd_all", "random", "one_hot"}
+    assert set(results["split"]) == {"random", "by_mutations", "singles_to_multiples", "low_n"}
+    assert set(results.loc[results["split"] == "by_mutations", "mutations"]) == {"all", "1", "2"}
+    assert set(results["labels"]) == {"true", "shuffled"}
+    for name in ("score_by_level.png", "win_rates.png", "low_n.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+        assert f"({name})" in (folder / "report.md").read_text()
+
+
+def test_published_figures_stand_beside_ours(run) -> None:
+    _, folder, _ = run
+    rows = table_after((folder / "report.md").read_text(), "Beside published figures")
+    assert rows["One-Hot Encodings (ProteinGym)"] == [f"{(0.755 + 0.7) / 2:.3f}"]
+    assert "one_hot (here)" in rows
+
+
+def test_the_same_command_again_computes_nothing_and_says_the_same(run) -> None:
+    arguments, folder, _ = run
+    before = {path: path.stat().st_mtime_ns for path in (folder / "runs").iterdir()}
+    report = (folder / "report.md").read_text()
+    assert evaluate(*arguments).returncode == 1
+    assert {path: path.stat().st_mtime_ns for path in (folder / "runs").iterdir()} == before
+    assert (folder / "report.md").read_text() == report
+
+
+def test_one_more_option_computes_only_what_is_new(run) -> None:
+    arguments, folder, _ = run
+    before = {path: path.stat().st_mtime_ns for path in (folder / "runs").iterdir()}
+    states = set((folder / "cache").rglob("states-*"))
+    assert evaluate(*arguments, "--pooling", "mean", "difference").returncode == 1
+    after = {path: path.stat().st_mtime_ns for path in (folder / "runs").iterdir()}
+    assert before.items() < after.items()
+    assert set((folder / "cache").rglob("states-*")) == states
+
+
+def test_worker_processes_give_the_rows_of_one_process(run, tmp_path: Path) -> None:
+    arguments, folder, _ = run
+    parallel = [*arguments, "--jobs", "2", "--output", tmp_path, "--cache", folder / "cache"]
+    # Repeated options: the last one counts.
+    assert evaluate(*parallel).returncode == 1
+    expected = {path.name for path in (folder / "runs").iterdir()}
+    assert {path.name for path in (tmp_path / "runs").iterdir()} <= expected
+    ours = pd.read_parquet(tmp_path / "results.parquet")
+    single = pd.concat([pd.read_parquet(folder / "runs" / path.name) for path in (tmp_path / "runs").iterdir()])
+    keys = [column for column in ours.columns if column not in ("spearman", "pearson", "r2", "strength")]
+    pd.testing.assert_frame_equal(
+        ours.sort_values(keys).reset_index(drop=True),
+        single.sort_values(keys).reset_index(drop=True),
+        check_exact=False,
+        rtol=1e-6,  # threads sum in another order
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--assays", "absent.csv"), "absent.csv"),
+        (("--splits", "leave_one_out"), "choose from"),
+        (("--folds", "absent.tsv"), "absent.tsv"),
+        (("--low-n", "3"), "low-n"),
+    ],
+)
+def test_mistakes_are_one_sentence(tiny_checkpoint: Path, tmp_path: Path, arguments: tuple[str, str], words) -> None:
+    process = evaluate("--model", tiny_checkpoint, "--assays", ASSAY_FILE, "--output", tmp_path, *arguments)
+    assert process.returncode == 1
+    assert words in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+def test_help_teaches() -> None:
+    text = evaluate("--help").stdout
+    for word in ("--fit-data", "--pooling", "--depth", "results.parquet", "ProteinGym"):
+        assert word in text

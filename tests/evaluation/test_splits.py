@@ -1,0 +1,65 @@
+"""Folds: ProteinGym's where labelled, seeded elsewhere, never a variant on both sides."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rd_hf.evaluation.assays import Assay
+from rd_hf.evaluation.splits import SCHEMES, Fold, FoldLabels, folds, low_n_folds
+from tests.evaluation.conftest import FOLDS_FILE
+
+
+def covered(chosen: list[Fold]) -> list[int]:
+    return sorted(np.concatenate([fold.test for fold in chosen]).tolist())
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_train_and_test_never_share_a_variant(assay: Assay, fold_labels: FoldLabels, scheme: str) -> None:
+    found = folds(assay, scheme, 2, fold_labels)
+    assert found
+    for fold in found:
+        assert not set(fold.train) & set(fold.test)
+
+
+@pytest.mark.parametrize(("scheme", "column"), [("random", "fold_random_5"), ("contiguous", "fold_contiguous_5")])
+def test_first_repeat_is_proteingyms_labelling(assay: Assay, fold_labels: FoldLabels, scheme: str, column: str) -> None:
+    table = pd.read_csv(FOLDS_FILE, sep="\t")
+    first = [fold for fold in folds(assay, scheme, 3, fold_labels) if fold.repeat == 0]
+    for fold in first:
+        mutants = {assay.mutants[row] for row in fold.test}
+        assert mutants == set(table.loc[table[column] == fold.fold, "mutant"])
+    assert covered(first) == np.flatnonzero(assay.mutation_counts == 1).tolist()
+
+
+def test_random_folds_are_redrawn_for_later_repeats_and_labelled_ones_are_not(
+    assay: Assay, fold_labels: FoldLabels
+) -> None:
+    found = folds(assay, "random", 3, fold_labels)
+    tests = {repeat: [fold.test.tolist() for fold in found if fold.repeat == repeat] for repeat in range(3)}
+    assert len({str(test) for test in tests.values()}) == 3
+    assert {fold.repeat for fold in folds(assay, "modulo", 3, fold_labels)} == {0}
+
+
+def test_without_labels_every_variant_is_tested_once_a_repeat(assay: Assay) -> None:
+    found = folds(assay, "random", 2)
+    for repeat in range(2):
+        assert covered([fold for fold in found if fold.repeat == repeat]) == list(range(len(assay.mutants)))
+    assert folds(assay, "modulo", 2) == []
+
+
+def test_multiple_mutants_have_schemes_of_their_own(assay: Assay) -> None:
+    counts = assay.mutation_counts
+    (fold,) = folds(assay, "singles_to_multiples", 3)
+    assert set(counts[fold.train]) == {1}
+    assert set(counts[fold.test]) == {2}
+    assert covered(list(folds(assay, "by_mutations", 1))) == list(range(len(counts)))
+
+
+def test_low_n_draws_are_nested_and_test_on_all_the_rest(assay: Assay) -> None:
+    small, large = low_n_folds(assay, (24, 96, 10_000), 1)
+    assert set(small.train) < set(large.train)
+    assert (len(small.train), len(large.train)) == (24, 96)
+    for fold in (small, large):
+        assert sorted([*fold.train, *fold.test]) == list(range(len(assay.mutants)))
