@@ -21,6 +21,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from rd_hf.evaluation.embeddings import Family
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_argument_group("what is evaluated")
     what.add_argument(
@@ -90,7 +91,7 @@ def parse_arguments() -> argparse.Namespace:
     run.add_argument("--device", default="cpu", help="where backbones run: cpu (default), cuda, mps")
     run.add_argument("--batch-tokens", type=int, default=4096, help="tokens a forward pass (default 4096)")
     run.add_argument("--cache", type=Path, help="folder of pooled states, shared by runs (default: OUTPUT/cache)")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def draw_moments(family: Family, args: argparse.Namespace, cache: Path) -> tuple[JointMoments, str]:
@@ -181,9 +182,7 @@ def run(args: argparse.Namespace) -> int:
     results, broken = run_units(units, args.output / "runs", args.jobs, total)
     failed |= broken
     if results.empty:
-        for message in failed.values():
-            print(f"left out: {message}", file=sys.stderr)
-        raise ValueError("no assay could be evaluated")
+        raise ValueError(f"no assay could be evaluated: {'; '.join(failed.values())}")
     write_table(results, args.output / "results.parquet")
 
     levels = {family.label: family.names for family in families}
@@ -224,13 +223,14 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def main() -> None:
-    args = parse_arguments()
+def main(arguments: Sequence[str] | None = None) -> int | str:
+    """Run with these arguments (the command line's by default); what it returns is for :func:`sys.exit`."""
+    args = parse_arguments(arguments)
     try:
-        sys.exit(run(args))
+        return run(args)
     except (ValueError, OSError) as error:
-        sys.exit(f"evaluate_dms.py: error: {error}")
+        return f"evaluate_dms.py: error: {error}"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
