@@ -103,9 +103,9 @@ def draw(reports: list[FitReport], path: Path) -> Path | None:
 def run(args: argparse.Namespace) -> None:
     # Imported here, so that --help and a mistyped flag answer at once.
     from accelerate import Accelerator
-    from rd_hf.hub import load_family, save_checkpoint
 
     from rd_hf.fitting import FitOptions, draw_sample, fit_bases, install_bases
+    from rd_hf.hub import load_family, save_checkpoint
 
     state_folder = args.output / ".fit"
     if (args.output / "fit_report.json").exists() and not state_folder.exists():
