@@ -29,8 +29,14 @@ from transformers import EsmTokenizer
 from rd_hf.bases.chain import FitReport
 from rd_hf.configuration_rd_esm import RDEsmConfig
 from rd_hf.data.residues import VOCABULARY
+from rd_hf.hub.card import GENERATED, PLACEHOLDER_OWNER, render_card
 from rd_hf.modeling_rd_esm import RDEsmModel
 
+# How sentence-transformers puts the model together: the transformer, then a mean over residues.
+SENTENCE_TRANSFORMERS_MODULES = [
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"idx": 1, "name": "1", "path": "1_ResiduePooling", "type": "modeling_rd_esm.ResiduePooling"},
+]
 REPORT_FILE = "fit_report.json"
 FIGURE_FILE = "fit_report.png"
 WEIGHTS_FILE = "model.safetensors"
@@ -52,7 +58,8 @@ def save_checkpoint(
     report: Sequence[FitReport] | None = None,
     figure: str | Path | None = None,
     max_shard_size: int | str = "5GB",
-    card: dict[str, Any] | None = None,
+    repo_id: str | None = None,
+    license: str = "mit",
 ) -> Path:
     """Write everything that a Hub repo of this model holds.
 
@@ -63,7 +70,8 @@ def save_checkpoint(
         report: how the fit went; ``fit_report.json`` and the card's level table come from it.
         figure: a PNG of the fit, copied to ``fit_report.png`` and shown on the card.
         max_shard_size: largest weights file ("5GB", "7MB" or bytes).
-        card: further fields of the card (see :func:`rd_hf.hub.card.render_card`).
+        repo_id: what the card's examples load; pushing puts the right one there.
+        license: Hub licence id, for the card.
 
     Returns:
         The folder.
@@ -80,11 +88,39 @@ def save_checkpoint(
                 entry["repo_id"] = entry["revision"] = None
     model.save_pretrained(folder, backbones=backbones, max_shard_size=max_shard_size)
     save_tokenizer(folder)
+    (folder / "modules.json").write_text(json.dumps(SENTENCE_TRANSFORMERS_MODULES, indent=2) + "\n")
     if report is not None:
         (folder / REPORT_FILE).write_text(json.dumps([level.to_dict() for level in report], indent=1) + "\n")
     if figure is not None:
         shutil.copyfile(figure, folder / FIGURE_FILE)
+    write_card(folder, repo_id=repo_id, license=license)
     return folder
+
+
+def write_card(folder: Path, *, repo_id: str | None = None, license: str = "mit") -> str:
+    """Render ``README.md`` from what lies in a checkpoint folder; a card that is somebody's own is left alone.
+
+    Returns:
+        The text of the card.
+    """
+    path = folder / "README.md"
+    if path.exists() and GENERATED not in (text := path.read_text(encoding="utf-8")):
+        return text
+    config = RDEsmConfig.from_pretrained(folder)
+    report_file = folder / REPORT_FILE
+    full = config.backbones_in_checkpoint
+    bases = folder / ("model.projections.safetensors" if full else WEIGHTS_FILE)
+    text = render_card(
+        config,
+        repo_id=repo_id or f"{PLACEHOLDER_OWNER}/{folder.resolve().name}",
+        full=full,
+        report=json.loads(report_file.read_text(encoding="utf-8")) if report_file.exists() else None,
+        figure=FIGURE_FILE if (folder / FIGURE_FILE).exists() else None,
+        weights_bytes=bases.stat().st_size if bases.exists() else None,
+        license=license,
+    )
+    path.write_text(text, encoding="utf-8")
+    return text
 
 
 def resolve_commit(repo_id: str, revision: str | None = None, **hub: Any) -> str | None:
