@@ -38,6 +38,11 @@ _WEIGHT_ARGUMENTS = (
     *("dtype", "torch_dtype", "attn_implementation", "device_map", "max_memory", "offload_folder"),
     *("offload_buffers", "quantization_config", "tp_plan", "disable_mmap"),
 )
+# What a repo holds beside config, code and weights.
+_COMPANIONS = (
+    *("README.md", "fit_report.json", "fit_report.png", "modules.json"),
+    *("vocab.txt", "tokenizer_config.json", "special_tokens_map.json"),
+)
 _WEIGHT_FILE = re.compile(r"model(\..+)?(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index(\..+)?\.json")
 
 
@@ -206,6 +211,8 @@ class RDEsmModel(RDEsmPreTrainedModel):
     output.nested("35M")      # (1, 12, 480), a view
     ```
     """
+
+    _companions: tuple[str, ...] = _COMPANIONS
 
     def __init__(self, config: RDEsmConfig, build_backbones: bool | None = None) -> None:
         config = config.up_to(config.level)
@@ -521,6 +528,41 @@ class RDEsmModel(RDEsmPreTrainedModel):
             self.config.backbones_in_checkpoint = before
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", os.path.basename(os.path.abspath(folder))), backbones=full, **kwargs)
+
+    def push_to_hub(self, repo_id: str, *args: Any, backbones: bool = False, **kwargs: Any) -> Any:
+        """As in transformers: bases only, or with `backbones=True` the backbones too.
+
+        Tokenizer, fit report, figure and card come along from the folder or repo that the model was loaded
+        from. `scripts/push_to_hub.py` pushes a folder, makes its card afresh, and checks what arrived.
+        """
+        before, self.config.backbones_in_checkpoint = self.config.backbones_in_checkpoint, backbones
+        # A card that describes the other form stays behind.
+        self._companions = _COMPANIONS if before == backbones else _COMPANIONS[1:]
+        try:
+            return super().push_to_hub(repo_id, *args, **kwargs)
+        finally:
+            self.config.backbones_in_checkpoint = before
+
+    def _upload_modified_files(self, working_dir: str | os.PathLike, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        # transformers has just written a card of its own; one that came with the model says more.
+        source = getattr(self.config, "name_or_path", "") or ""
+        for name in self._companions if source else ():
+            if os.path.isdir(source):
+                found = os.path.join(source, name)
+                if os.path.islink(found) or not os.path.isfile(found):
+                    continue
+            else:
+                found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+                if found is None:
+                    continue
+            with open(found, "rb") as file:
+                content = file.read()
+            if name == "README.md":
+                for old in (source, f"your-name/{os.path.basename(os.path.abspath(source))}"):
+                    content = content.replace(old.encode(), repo_id.encode())
+            with open(os.path.join(working_dir, name), "wb") as file:
+                file.write(content)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def _parts(self, state: dict[str, torch.Tensor], full: bool) -> dict[str | None, dict[str, torch.Tensor]]:
         """The tensors of each file (or set of shards), by variant name."""

@@ -1,0 +1,253 @@
+"""What a user's processes do against the test Hub; run as `python client.py STEP JSON`, prints JSON.
+
+Each step stands for a fresh process with its own HF_HOME. Steps after the push run without the package: only
+what was pushed is there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import runpy
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+STEP, ARGUMENTS = sys.argv[1], json.loads(sys.argv[2])
+if not ARGUMENTS.get("package"):
+    sys.modules["rd_hf"] = None  # type: ignore[assignment]  # import rd_hf fails, installed or not
+
+import torch  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+torch.set_num_threads(1)
+IDS = torch.tensor([[0, 20, 15, 11, 5, 19, 32, 5, 15, 2], [0, 20, 15, 11, 5, 2, 1, 1, 1, 1]])
+
+
+def mark(name: str) -> None:
+    """Put a mark into the server's log."""
+    urllib.request.urlopen(f"{os.environ['HF_ENDPOINT']}/mark/{name}").read()
+
+
+def output(model: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(IDS, IDS.ne(1).long()).last_hidden_state
+
+
+def load(name: str, **settings: Any) -> Any:
+    from transformers import AutoModel
+
+    return AutoModel.from_pretrained(name, trust_remote_code=True, **settings)
+
+
+def message_of(action: Any, *arguments: Any, **settings: Any) -> str:
+    """Type and text of the error that an action raises."""
+    try:
+        action(*arguments, **settings)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def push() -> dict[str, Any]:
+    """Fit (here: draw) bases for published backbones, save, and push with the command, in every way it offers."""
+    from rd_hf.hub import load_family, push_model, save_checkpoint
+
+    work = Path(ARGUMENTS["work"])
+    mark("family")
+    model = load_family(ARGUMENTS["config"])
+    mark("family-loaded")
+    torch.manual_seed(1)
+    for buffer in model.projections.buffers():
+        buffer.copy_(torch.randn_like(buffer) / buffer.shape[0] ** 0.5)
+    model.config.bases = {"regression": "pcr", "num_sequences": 90, "seed": 0, "data": ["agemagician/uniref50"]}
+    folder = save_checkpoint(model, work / "model", backbones=False)
+    (folder / "fit_report.json").write_text("[]\n")
+    (folder / "fit_report.png").write_bytes(b"\x89PNG picture")
+    (folder / "notes.txt").write_text("stays at home")
+    save_file({"output": output(model)}, str(work / "expected.safetensors"))
+    found: dict[str, Any] = {"revisions": [entry["revision"] for entry in model.config.levels]}
+
+    script = str(Path(__file__).parents[2] / "scripts" / "push_to_hub.py")
+
+    def command(*flags: str) -> str:
+        import contextlib
+        import io
+
+        said = io.StringIO()
+        sys.argv = [script, "--model", str(folder), *flags]
+        with contextlib.redirect_stdout(said):
+            runpy.run_path(script, run_name="__main__")
+        return said.getvalue()
+
+    mark("dry")
+    found["dry"] = command("--repo-id", "me/nested", "--dry-run")
+    mark("dry-done")
+    found["pushed"] = command("--repo-id", "me/nested")
+    found["private"] = command("--repo-id", "me/secret", "--private", "--no-check")
+    found["branch"] = command("--repo-id", "me/nested", "--revision", "trial", "--no-check")
+    found["pull"] = command("--repo-id", "me/nested", "--create-pr", "--check-level", "L1")
+    # The other form replaces the first: none of its files may stay.
+    save_checkpoint(model, work / "full", backbones=True, max_shard_size=ARGUMENTS["shard"])
+    result = push_model(model, "me/full", backbones=False)
+    found["model"] = [result.revision, result.checked]
+    result = push_model(model, "me/full", backbones=True, max_shard_size=ARGUMENTS["shard"], check_level="L0")
+    found["full"] = [result.revision, result.checked]
+    return found
+
+
+def use() -> dict[str, Any]:
+    """A new user: nothing cached, no package. Loads everything, level by level, and through the neighbours."""
+    heard: list[str] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.levelno >= logging.WARNING:
+                heard.append(record.getMessage())
+
+    import transformers
+
+    transformers.utils.logging.get_logger()  # configures the library's root logger
+    logging.getLogger("transformers").addHandler(Ear())
+    expected = load_file(ARGUMENTS["expected"])["output"]
+    found: dict[str, Any] = {"importable": message_of(__import__, "rd_hf")}
+    mark("all")
+    model = load("me/nested")
+    mark("all-loaded")
+    found["equal"] = torch.equal(output(model), expected)
+    for repo in ("me/nested", "me/full"):
+        for level, width in ARGUMENTS["widths"].items():
+            # An empty cache each time, so that what is asked for is what is needed.
+            mark(f"{repo}-{level}")
+            small = load(repo, level=level, cache_dir=os.path.join(ARGUMENTS["work"], f"cache-{repo[3:]}-{level}"))
+            mark(f"{repo}-{level}-loaded")
+            found[f"{repo}-{level}"] = [
+                torch.equal(output(small), expected[..., :width]),
+                len(small.backbones),
+                list(small.config.nested_dims),
+            ]
+    found["other_dtype"] = str(load("me/nested", dtype=torch.bfloat16).dtype)
+    found["attention"] = load("me/nested", attn_implementation="eager").backbones[0].config._attn_implementation
+    # The library says of all remote code, on first download, that it is new.
+    found["heard"] = [text for text in heard if "new version of the following files" not in text]
+    # Pushing on from here needs no package either.
+    mark("push-on")
+    model.push_to_hub("me/again", token=ARGUMENTS["token"])
+    return found
+
+
+def neighbours() -> dict[str, Any]:
+    """sentence-transformers, a pipeline, PEFT, and the code on the card."""
+    from transformers import AutoTokenizer, pipeline
+
+    found: dict[str, Any] = {}
+    model = load("me/nested")
+    tokenizer = AutoTokenizer.from_pretrained("me/nested", trust_remote_code=True)
+    found["tokenizer"] = tokenizer("MKTAYIAKQR")["input_ids"]
+
+    from sentence_transformers import SentenceTransformer
+
+    proteins = ["MKTAYIAKQR", "GSHMAS"]
+    wide = SentenceTransformer("me/nested", trust_remote_code=True).encode(proteins, convert_to_tensor=True)
+    for level, width in ARGUMENTS["widths"].items():
+        cut = SentenceTransformer("me/nested", trust_remote_code=True, truncate_dim=width)
+        small = SentenceTransformer("me/nested", trust_remote_code=True, model_kwargs={"level": level})
+        found[f"truncated-{level}"] = torch.equal(
+            cut.encode(proteins, convert_to_tensor=True), small.encode(proteins, convert_to_tensor=True)
+        )
+    batch = tokenizer(proteins, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        states = model(**batch).last_hidden_state
+    by_hand = torch.stack([states[row, 1 : 1 + len(protein)].double().mean(0) for row, protein in enumerate(proteins)])
+    found["mean_over_residues"] = float((wide - by_hand).abs().max() / by_hand.abs().max())
+
+    features = pipeline("feature-extraction", model="me/nested", trust_remote_code=True)(proteins[0])
+    with torch.inference_mode():
+        alone = model(**tokenizer(proteins[0], return_tensors="pt")).last_hidden_state
+    found["pipeline"] = float((torch.tensor(features) - alone).abs().max())
+
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    largest = len(model.backbones) - 1
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=rf"backbones\.{largest}\..*\.(query|value)"))
+    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=1.0)
+    before = output(adapted)
+    adapted(IDS).last_hidden_state.square().mean().backward()
+    optimizer.step()
+    adapted.eval()
+    after = output(adapted)
+    folder = os.path.join(ARGUMENTS["work"], "lora")
+    adapted.save_pretrained(folder)
+    again = output(PeftModel.from_pretrained(load("me/nested"), folder))
+    narrow = list(ARGUMENTS["widths"].values())[-2]
+    found["lora"] = {
+        "trained": not torch.equal(before, after),
+        "reloaded_equal": torch.equal(after, again),
+        "prefix_untouched": torch.equal(before[..., :narrow], after[..., :narrow]),
+    }
+
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load("me/nested")
+    found["metadata"] = card.data.to_dict()
+    code = re.findall(r"```python\n(.*?)```", card.content, flags=re.DOTALL)
+    for block in code:
+        exec(block, {})
+    found["blocks"] = len(code)
+    return found
+
+
+def offline() -> dict[str, Any]:
+    """The cache alone."""
+    expected = load_file(ARGUMENTS["expected"])["output"]
+    return {
+        "equal": torch.equal(output(load("me/nested")), expected),
+        "absent": message_of(load, "me/never-seen"),
+    }
+
+
+def trouble() -> dict[str, Any]:
+    """Broken and slow connections, errors of the server, repos one may not see."""
+    expected = load_file(ARGUMENTS["expected"])["output"]
+    found: dict[str, Any] = {}
+
+    def cache(name: str) -> str:
+        return os.path.join(ARGUMENTS["work"], f"cache-{name}")
+
+    mark("cut-once")
+    found["cut_once"] = torch.equal(output(load("me/nested", cache_dir=cache("cut"))), expected)
+    mark("busy")
+    found["busy"] = message_of(load, "me/nested", cache_dir=cache("busy"))
+    found["busy_no_more"] = torch.equal(output(load("me/nested", cache_dir=cache("busy"))), expected)
+    mark("slow")
+    found["slow"] = torch.equal(output(load("me/nested", cache_dir=cache("slow"))), expected)
+    mark("calm")
+    found["private"] = message_of(load, "me/secret", cache_dir=cache("secret"))
+    found["private_with_token"] = torch.equal(
+        output(load("me/secret", token=ARGUMENTS["token"], cache_dir=cache("token"))), expected
+    )
+    found["no_repo"] = message_of(load, "me/none", cache_dir=cache("none"))
+    found["no_revision"] = message_of(load, "me/nested", revision="nowhere", cache_dir=cache("nowhere"))
+    found["pull"] = torch.equal(output(load("me/nested", revision="refs/pr/1", cache_dir=cache("pull"))), expected)
+    found["branch"] = torch.equal(output(load("me/nested", revision="trial", cache_dir=cache("trial"))), expected)
+    found["wrong_pin"] = message_of(load, "me/wrong-pin", cache_dir=cache("pin"))
+    found["swapped"] = message_of(load, "me/swapped", cache_dir=cache("swapped"))
+    found["pickled"] = message_of(load, "me/pickled", cache_dir=cache("pickled"))
+    mark("down")
+    found["down"] = message_of(load, "me/nested", cache_dir=cache("down"))
+    mark("up")
+    found["up_again"] = torch.equal(output(load("me/nested", cache_dir=cache("down"))), expected)
+    return found
+
+
+def concurrent() -> dict[str, Any]:
+    expected = load_file(ARGUMENTS["expected"])["output"]
+    return {"equal": torch.equal(output(load("me/nested")), expected)}
+
+
+if __name__ == "__main__":
+    result = globals()[STEP]()
+    print("\nRESULT " + json.dumps(result))
