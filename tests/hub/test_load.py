@@ -39,7 +39,8 @@ def test_a_level_downloads_its_backbones_only(world: World) -> None:
         requests = world.hub.between(f"me/nested-{level}", f"me/nested-{level}-loaded")
         names = [f"lab/esm-{name}" for name in list(WIDTHS)[:count]]
         backbones = sum(
-            len(world.hub.repos[name].commits[pin]["model.safetensors"]) for name, pin in pins(world, names)
+            len(world.hub.repos[name].commits[commit]["model.safetensors"])
+            for name, commit in zip(names, world.pinned, strict=False)
         )
         print(f"bases only, {level}: {len(requests)} requests, {weights_sent(requests):,} bytes of weights")
         assert repos_asked(requests) == {"me/nested", *names}

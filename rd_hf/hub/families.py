@@ -1,0 +1,74 @@
+"""Families of protein language models that this project names: one description that configs are made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rd_hf.configuration_rd_esm import RDEsmConfig
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of a family.
+
+    Attributes:
+        name: level name, by number of parameters.
+        repo_id: Hub id of its weights.
+        width, layers, heads: architecture.
+    """
+
+    name: str
+    repo_id: str
+    width: int
+    layers: int
+    heads: int
+
+
+# Lin et al. 2023, table S1; Hub ids by Meta AI.
+ESM2 = (
+    Member("8M", "facebook/esm2_t6_8M_UR50D", 320, 6, 20),
+    Member("35M", "facebook/esm2_t12_35M_UR50D", 480, 12, 20),
+    Member("150M", "facebook/esm2_t30_150M_UR50D", 640, 30, 20),
+    Member("650M", "facebook/esm2_t33_650M_UR50D", 1280, 33, 20),
+    Member("3B", "facebook/esm2_t36_3B_UR50D", 2560, 36, 40),
+    Member("15B", "facebook/esm2_t48_15B_UR50D", 5120, 48, 40),
+)
+
+
+def esm2_backbone(member: Member) -> dict[str, Any]:
+    """Arguments of the ``EsmConfig`` of an ESM-2 model, as its config.json on the Hub has them."""
+    return {
+        "vocab_size": 33,
+        "pad_token_id": 1,
+        "mask_token_id": 32,
+        "hidden_size": member.width,
+        "num_hidden_layers": member.layers,
+        "num_attention_heads": member.heads,
+        "intermediate_size": 4 * member.width,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "max_position_embeddings": 1026,
+        "initializer_range": 0.02,
+        "layer_norm_eps": 1e-5,
+        "position_embedding_type": "rotary",
+        "emb_layer_norm_before": False,
+        "token_dropout": True,
+    }
+
+
+def esm2_config(level: str) -> RDEsmConfig:
+    """The chain from 8M up to ``level``, bases only, with no commit pinned yet (fitting pins what it loads).
+
+    Raises:
+        ValueError: ESM-2 has no such level, or it is the smallest.
+    """
+    names = [member.name for member in ESM2]
+    if level not in names[1:]:
+        raise ValueError(f"no reverse-distilled ESM-2 {level}: choose {', '.join(names[1:])}")
+    levels = [
+        {"name": member.name, "repo_id": member.repo_id, "revision": None, "backbone": esm2_backbone(member)}
+        for member in ESM2[: names.index(level) + 1]
+    ]
+    return RDEsmConfig(levels=levels, backbones_in_checkpoint=False)

@@ -1,0 +1,48 @@
+"""Write hub_configs/rd-esm2-{35M,150M,650M,3B,15B}: what fitting each model, and its Hub repo, starts from.
+
+    python scripts/make_hub_configs.py             write them all
+    python scripts/make_hub_configs.py --check     say whether they are what this command would write
+
+All come from one description of the family, rd_hf/hub/families.py. Each holds a config.json alone: the backbones
+are fetched by scripts/fit_bases.py, which adds bases, code, tokenizer and card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from rd_hf.hub.families import ESM2, esm2_config
+
+
+def config_text(level: str) -> str:
+    """The config.json of one model, the same from every release of transformers."""
+    fields = esm2_config(level).to_diff_dict()
+    fields.pop("transformers_version", None)
+    return json.dumps(fields, indent=2, sort_keys=True) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("hub_configs"), help="folder of the folders (hub_configs)")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a file is another")
+    args = parser.parse_args()
+    stale = []
+    for member in ESM2[1:]:
+        path = args.output / f"rd-esm2-{member.name}" / "config.json"
+        text = config_text(member.name)
+        if args.check:
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
+                stale.append(str(path))
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        print(path)
+    if stale:
+        sys.exit(f"not what this command writes: {', '.join(stale)}; run python scripts/make_hub_configs.py")
+
+
+if __name__ == "__main__":
+    main()
