@@ -244,6 +244,11 @@ class RDEsmModel(RDEsmPreTrainedModel):
             _keep_float32(module, "inv_freq", frequencies)
         return self
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the backbones; float32 where there are none."""
+        return next((weight.dtype for weight in self.parameters() if weight.is_floating_point()), torch.float32)
+
     def get_input_embeddings(self) -> nn.Module:
         """Token embeddings of the largest backbone."""
         largest: PreTrainedModel = self.backbones[-1]
@@ -368,19 +373,28 @@ class RDEsmModel(RDEsmPreTrainedModel):
             kwargs["attn_implementation"] = weights.pop("attn_implementation")
 
         full = config.backbones_in_checkpoint
-        with _Reading(f"the bases of {path}"):
-            model, info = super().from_pretrained(
-                path,
-                *args,
-                config=config,
-                build_backbones=False,
-                variant="projections" if full else None,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                dtype=torch.float32,
-                **kwargs,
+        if config.level_index(config.level) == 0:
+            # The first level has no basis, so there is nothing to read of this checkpoint itself.
+            model = cls._from_config(
+                config, build_backbones=False, attn_implementation=kwargs.get("attn_implementation")
             )
+            model.config.name_or_path = path
+            model.eval()
+            info = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
+        else:
+            with _Reading(f"the bases of {path}"):
+                model, info = super().from_pretrained(
+                    path,
+                    *args,
+                    config=config,
+                    build_backbones=False,
+                    variant="projections" if full else None,
+                    use_safetensors=True,
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                    dtype=torch.float32,
+                    **kwargs,
+                )
         _check_loaded(f"the bases of {path}", info)
         _check_finite(model)
         dtype = weights.pop("torch_dtype", None)
