@@ -380,7 +380,7 @@ class RDEsmModel(RDEsmPreTrainedModel):
             )
             model.config.name_or_path = path
             model.eval()
-            info = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
+            info: dict[str, Any] = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
         else:
             with _Reading(f"the bases of {path}"):
                 model, info = super().from_pretrained(

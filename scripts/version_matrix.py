@@ -1,0 +1,104 @@
+"""One cell of scripts/test_versions.sh's table: a release of transformers writes checkpoints, another reads them.
+
+python scripts/version_matrix.py write FOLDER            both forms, with the output they must give
+python scripts/version_matrix.py read FOLDER RESULTS     load them as a user does, compare, append to RESULTS
+python scripts/version_matrix.py table RESULTS           writers by readers
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+WIDTHS = {"L0": 32, "L1": 48, "L2": 64}
+# cls, residues, eos; the second row padded. No <mask>: releases before 5.5 scale token dropout otherwise there.
+IDS = [[0, 20, 15, 11, 5, 19, 12, 5, 15, 2], [0, 20, 15, 11, 5, 2, 1, 1, 1, 1]]
+
+
+def write(folder: Path) -> None:
+    import torch
+    import transformers
+    from safetensors.torch import save_file
+    from transformers import EsmConfig, EsmForMaskedLM
+
+    from rd_hf.configuration_rd_esm import RDEsmConfig
+    from rd_hf.hub import load_family, save_checkpoint
+    from rd_hf.hub.families import Member, esm2_backbone
+
+    torch.manual_seed(0)
+    levels = []
+    for name, width in WIDTHS.items():
+        settings = {**esm2_backbone(Member(name, "", width, 2, 4))}
+        backbone = EsmForMaskedLM(EsmConfig(**settings))
+        for module in backbone.modules():
+            if module._buffers.get("inv_freq") is not None:
+                # As ESM-2 was trained: what is computed afresh differs from these.
+                module._buffers["inv_freq"] = module._buffers["inv_freq"].half().float()
+        backbone.save_pretrained(folder / name)
+        levels.append({"name": name, "backbone": settings, "repo_id": str(folder / name)})
+    RDEsmConfig(levels=levels, backbones_in_checkpoint=False).save_pretrained(folder / "config")
+    model = load_family(folder / "config")
+    for buffer in model.projections.buffers():
+        buffer.copy_(torch.randn_like(buffer) / buffer.shape[0] ** 0.5)
+    with torch.inference_mode():
+        output = model(torch.tensor(IDS)).last_hidden_state
+    save_file({"output": output}, folder / "expected.safetensors")
+    save_checkpoint(model, folder / "bases", backbones=False)
+    save_checkpoint(model, folder / "full", backbones=True, max_shard_size=60_000)
+    (folder / "writer").write_text(transformers.__version__)
+
+
+def read(folder: Path, results: Path) -> None:
+    import torch
+    import transformers
+    from safetensors.torch import load_file
+    from transformers import AutoModel, AutoTokenizer
+
+    torch.manual_seed(1)
+    expected = load_file(folder / "expected.safetensors")["output"]
+    worst: dict[str, float] = {}
+    for form in ("bases", "full"):
+        source = str(folder / form)
+        assert AutoTokenizer.from_pretrained(source, trust_remote_code=True)("MK")["input_ids"] == [0, 20, 15, 2]
+        for level, width in WIDTHS.items():
+            model = AutoModel.from_pretrained(source, trust_remote_code=True, level=level)
+            with torch.inference_mode():
+                output = model(torch.tensor(IDS)).last_hidden_state
+            difference = float((output - expected[..., :width]).abs().max())
+            worst[form] = max(worst.get(form, 0.0), difference)
+    cell = {"writer": (folder / "writer").read_text(), "reader": transformers.__version__, **worst}
+    with results.open("a") as file:
+        file.write(json.dumps(cell) + "\n")
+    # Releases arrange the same float32 sums differently: some units in the last place of numbers of order four.
+    if max(worst.values()) > 1e-5:
+        raise SystemExit(f"{cell['reader']} does not compute what {cell['writer']} wrote: {worst}")
+
+
+def table(results: Path) -> None:
+    cells = [json.loads(line) for line in results.read_text().splitlines()]
+    readers = list(dict.fromkeys(cell["reader"] for cell in cells))
+    print("largest difference of any level, bases only / full")
+    print("| written by | " + " | ".join(f"read by {reader}" for reader in readers) + " |")
+    print("|---" * (len(readers) + 1) + "|")
+    for writer in dict.fromkeys(cell["writer"] for cell in cells):
+        row = {cell["reader"]: cell for cell in cells if cell["writer"] == writer}
+        shown = (f"{row[r]['bases']:.1e} / {row[r]['full']:.1e}" if r in row else "-" for r in readers)
+        print(f"| {writer} | " + " | ".join(shown) + " |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("write", "read", "table"), help="what this process does")
+    parser.add_argument("paths", nargs="+", type=Path, help="FOLDER, FOLDER RESULTS, or RESULTS")
+    args = parser.parse_args()
+    if args.what == "write":
+        write(*args.paths)
+    elif args.what == "read":
+        read(*args.paths)
+    else:
+        table(*args.paths)
+
+
+if __name__ == "__main__":
+    main()
