@@ -455,23 +455,31 @@ class RDEsmModel(RDEsmPreTrainedModel):
                 if offload_folder is not None:
                     placed["offload_folder"] = os.path.join(offload_folder, f"backbone-{name}")
             with _Reading(what):
-                # The library's own class, so that its renamings of older checkpoints' keys apply.
-                backbone, info = EsmModel.from_pretrained(
-                    where,
-                    config=self.config.backbone_config(index),
-                    attn_implementation=self.config._attn_implementation,
-                    add_pooling_layer=False,
-                    use_safetensors=True,
-                    ignore_mismatched_sizes=True,
-                    output_loading_info=True,
-                    dtype=dtype,
+                settings = {
+                    "config": self.config.backbone_config(index),
+                    "attn_implementation": self.config._attn_implementation,
+                    "add_pooling_layer": False,
+                    "use_safetensors": True,
+                    "ignore_mismatched_sizes": True,
+                    "output_loading_info": True,
+                    "dtype": dtype,
                     **extra,
                     **placed,
                     **kwargs,
-                )
+                }
+                # The library's own class, so that its renamings of older checkpoints' keys apply.
+                try:
+                    backbone, info = EsmModel.from_pretrained(where, **settings)
+                except Exception as error:
+                    if "device disk is invalid" not in str(error):
+                        raise
+                    # Before 5.0 a whole model cannot go to disk, but all of its parts can.
+                    settings["device_map"] = dict.fromkeys(("embeddings", "encoder", "contact_head"), "disk")
+                    backbone, info = EsmModel.from_pretrained(where, **settings)
                 _check_loaded(what, info)
-                frequencies_lost = any("inv_freq" in key for key in info["missing_keys"])
-                if _rotary_modules(backbone) and (frequencies_lost or backbone.dtype != torch.float32):
+                on_disk = "disk" in map(str, getattr(backbone, "hf_device_map", {}).values())
+                lost = on_disk or any("inv_freq" in key for key in info["missing_keys"])
+                if _rotary_modules(backbone) and (lost or backbone.dtype != torch.float32):
                     _set_rotary_frequencies(backbone, _read_rotary_frequencies(where, backbone.config, extra, kwargs))
             backbone.train(self.training)
             placement.add(index, backbone)
@@ -669,8 +677,8 @@ def _read_rotary_frequencies(
 ) -> torch.Tensor:
     """Rotary `inv_freq` of a checkpoint as it is stored, float32 `(head width / 2,)`.
 
-    They are lost where the weights are loaded in a narrower dtype, or with a release before 5.6 from a file that
-    a later one wrote (which names its key with a literal `*`). They are read through a model so small that
+    They are lost where the weights are loaded in a narrower dtype or left on disk, or with a release before 5.6
+    from a file that a later one wrote (which names its key with a literal `*`). They are read through a model so small that
     nothing else in the checkpoint has its shapes; a checkpoint without them gets base^(-2 j / d) (Su et al. 2021).
     """
     head_width = config.hidden_size // config.num_attention_heads

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import EsmModel
+from transformers import EsmConfig, EsmModel
 
+from rd_hf.configuration_rd_esm import RDEsmConfig
 from rd_hf.hub import load_family, save_checkpoint
+from rd_hf.hub.families import ESM2, esm2_backbone
 from rd_hf.modeling_rd_esm import RDEsmModel
 from tests.conftest import REPOSITORY, backbone_settings, random_model
 from tests.hub.conftest import publish_backbone
@@ -301,3 +303,22 @@ def test_the_two_hub_files_are_all_that_is_needed(full: Path) -> None:
     assert done.stdout.strip() == "(1, 3, 48)", done.stderr
     for name in ("modeling_rd_esm.py", "configuration_rd_esm.py"):
         assert (full / name).read_bytes() == (REPOSITORY / "rd_hf" / name).read_bytes()
+
+
+def test_bases_at_esm2s_real_widths_are_small_and_exact(tmp_path: Path) -> None:
+    """8M to 650M at their real widths (one layer each, random): under 25 MB, equal bit for bit after loading."""
+    members = ESM2[:4]
+    levels = []
+    for member in members:
+        settings = {**esm2_backbone(member), "num_hidden_layers": 1}
+        EsmModel(EsmConfig(**settings), add_pooling_layer=False).save_pretrained(tmp_path / member.name)
+        levels.append({"name": member.name, "backbone": settings, "repo_id": str(tmp_path / member.name)})
+    RDEsmConfig(levels=levels, backbones_in_checkpoint=False).save_pretrained(tmp_path / "config")
+    model = load_family(tmp_path / "config")
+    for buffer in model.projections.buffers():
+        buffer.copy_(torch.randn_like(buffer) / buffer.shape[0] ** 0.5)
+    folder = save_checkpoint(model, tmp_path / "bases", backbones=False)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"bases up to 650M: {size:,} bytes")
+    assert size < 25e6
+    assert torch.equal(output(RDEsmModel.from_pretrained(folder)), output(model))
