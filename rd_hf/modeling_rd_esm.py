@@ -678,8 +678,9 @@ def _read_rotary_frequencies(
     """Rotary `inv_freq` of a checkpoint as it is stored, float32 `(head width / 2,)`.
 
     They are lost where the weights are loaded in a narrower dtype or left on disk, or with a release before 5.6
-    from a file that a later one wrote (which names its key with a literal `*`). They are read through a model so small that
-    nothing else in the checkpoint has its shapes; a checkpoint without them gets base^(-2 j / d) (Su et al. 2021).
+    from a file that a later one wrote (which names its key with a literal `*`). They are read through a model so
+    small that nothing else in the checkpoint has its shapes; a checkpoint without them gets base^(-2 j / d)
+    (Su et al. 2021).
     """
     head_width = config.hidden_size // config.num_attention_heads
     probe_config = copy.deepcopy(config)
