@@ -228,6 +228,7 @@ def train_level(
         **asdict(FAMILY[name]),
         "parameters": sum(p.numel() for p in model.esm.parameters()),
         "residues_seen": seen,
+        "longest_crop": args.final_crop,
         "seconds": round(time.perf_counter() - started, 1),
         "validation_loss": curve[-1]["validation_loss"],
         "curve": curve,
@@ -240,7 +241,7 @@ def assemble(args: argparse.Namespace) -> Path:
     levels = []
     for name in FAMILY:
         result = json.loads((args.output / name / "pretraining.json").read_text())
-        kept = ("validation_loss", "unigram_entropy", "residues_seen", "sequences", "steps", "seed")
+        kept = ("validation_loss", "unigram_entropy", "residues_seen", "longest_crop", "sequences", "steps", "seed")
         levels.append(
             {
                 "name": name,

@@ -26,8 +26,9 @@ def draw_fit(reports: Sequence[FitReport]) -> Figure:
     figure = Figure(figsize=(4.2 * (len(steps) + 1), 3.8), layout="constrained")
     axes = figure.subplots(1, len(steps) + 1, squeeze=False)[0]
     for axis, previous, report in zip(axes, reports, steps, strict=False):
-        ranks = range(1, len(report.eigenvalues) + 1)
-        axis.semilogy(ranks, [max(value, 1e-12) for value in report.eigenvalues], color="#0072B2", label="eigenvalue")
+        # A final layer norm leaves one direction without variance; its zero would take the whole axis.
+        shown = [value for value in report.eigenvalues if value > 1e-9 * report.eigenvalues[0]]
+        axis.semilogy(range(1, len(shown) + 1), shown, color="#0072B2", label="eigenvalue")
         axis.axhline(report.edge or 0.0, color="#D55E00", linestyle="--", label="noise edge")
         axis.axvline((report.selected_components or 0) + 0.5, color="#999999", linewidth=0.8)
         axis.set_title(
@@ -52,5 +53,5 @@ def draw_fit(reports: Sequence[FitReport]) -> Figure:
     summary.set_xlabel("level")
     summary.set_ylabel("share of variance")
     summary.set_title("explained at each level")
-    summary.legend(frameon=False, fontsize="small", loc="lower left")
+    figure.legend(*summary.get_legend_handles_labels(), frameon=False, loc="outside lower right", ncols=len(bars))
     return figure

@@ -72,6 +72,7 @@ def render_card(
         example_shape=f"(2, 24, {rows[-1]['nested_width']})",
         figure=figure,
         training=_training_text(config.bases),
+        pretraining=[(entry["name"], entry["pretraining"]) for entry in config.levels if entry.get("pretraining")],
         limits=_limits(config),
     )
     return str(card)
