@@ -4,7 +4,8 @@
     python scripts/make_hub_configs.py --check     say whether they are what this command would write
 
 All come from one description of the family, rd_hf/hub/families.py. Each holds a config.json alone: the backbones
-are fetched by scripts/fit_bases.py, which adds bases, code, tokenizer and card.
+are fetched by scripts/fit_bases.py, which adds bases, code, tokenizer and card. The shipped mini family, which is a
+complete repo, gets the remote code of this version.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import sys
 from pathlib import Path
 
+import rd_hf.configuration_rd_esm
 from rd_hf.hub.families import ESM2, esm2_config
 
 
@@ -30,9 +32,11 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a file is another")
     args = parser.parse_args()
     stale = []
-    for member in ESM2[1:]:
-        path = args.output / f"rd-esm2-{member.name}" / "config.json"
-        text = config_text(member.name)
+    wanted = {args.output / f"rd-esm2-{member.name}" / "config.json": config_text(member.name) for member in ESM2[1:]}
+    code = Path(rd_hf.configuration_rd_esm.__file__).parent
+    for name in ("configuration_rd_esm.py", "modeling_rd_esm.py"):
+        wanted[args.output / "rd-esm2-mini" / name] = (code / name).read_text(encoding="utf-8")
+    for path, text in wanted.items():
         if args.check:
             if not path.exists() or path.read_text(encoding="utf-8") != text:
                 stale.append(str(path))

@@ -30,7 +30,8 @@ _COMMON_FIELDS = {
     *("tie_word_embeddings", "is_decoder", "is_encoder_decoder", "add_cross_attention", "tokenizer_class", "prefix"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "pruned_heads"),
     *("cross_attention_hidden_size", "tie_encoder_decoder", "finetuning_task", "task_specific_params"),
-    *("torchscript", "use_bfloat16", "tf_legacy_loss"),
+    *("torchscript", "use_bfloat16", "tf_legacy_loss", "experts_implementation", "fusion_config"),
+    *("distributed_config", "kernel_config"),
 }
 
 
