@@ -23,11 +23,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from rd_hf.bases.moments import JointMoments
-    from rd_hf.evaluation.embeddings import Family
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -94,47 +89,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def draw_moments(family: Family, args: argparse.Namespace, cache: Path) -> tuple[JointMoments, str]:
-    """Moments of the fitting sequences, drawn as the model's bases record, and a sentence about them."""
-    import torch
-
-    from rd_hf.bases.chain import fit_chain
-    from rd_hf.evaluation.embeddings import fitting_moments
-    from rd_hf.evaluation.representations import model_bases
-    from rd_hf.fitting import FitOptions, draw_sample
-
-    record = family.model.config.bases
-    number = args.fit_sequences
-    if number is None and record.get("num_sequences"):
-        number = record["num_sequences"] + record.get("num_heldout_sequences", 0)
-    options = FitOptions(
-        num_sequences=number,
-        seed=record.get("seed", 0) if args.fit_seed is None else args.fit_seed,
-        heldout_fraction=record.get("heldout_fraction", 0.1),
-        max_length=record.get("max_length", 1022),
-    )
-    sample = draw_sample(args.fit_data, options, progress=True)
-    sequences = [sequence for position, sequence in enumerate(sample.sequences) if position not in sample.heldout]
-    moments = fitting_moments(family, sequences, cache, args.batch_tokens)
-    note = f"{family.label}: PCA and all-directions chain fitted on {len(sequences):,} sequences"
-    note += f" ({moments.count:,} residues)"
-    bases = model_bases(family.model)
-    if family.depth == 1 and bases:
-        config = family.model.config
-        kind = record.get("regression", "pcr")
-        again, _ = fit_chain(moments, family.names, config.residual_directions, kind, record.get("ridge_alpha", 1.0))
-        # Judged by the regression alone: directions of nearly equal variance may turn within their plane.
-        worst = max(
-            float(torch.linalg.norm(mine.regression - theirs.regression) / torch.linalg.norm(theirs.regression))
-            for mine, theirs in zip(again, bases, strict=True)
-        )
-        # float32 bases and forward passes of another batching agree to about 1e-4; other sequences do not.
-        same = worst < 1e-2
-        note += ", the same that its own bases were fitted on" if same else ", not those of its own bases"
-        note += f" (refitted regressions differ by {worst:.0e})"
-    return moments, note + "."
-
-
 def run(args: argparse.Namespace) -> int:
     # Imported here, so that --help and a mistyped flag answer at once.
     import torch
@@ -142,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
 
     from rd_hf.evaluation import plots, statistics
     from rd_hf.evaluation.embeddings import load_family
+    from rd_hf.evaluation.fit_data import draw_moments
     from rd_hf.evaluation.plan import EvaluationOptions, count_units, family_maps, plan_units, read_assays
     from rd_hf.evaluation.probe import ProbeOptions
     from rd_hf.evaluation.report import condition, main_split, read_published, render
@@ -172,7 +127,9 @@ def run(args: argparse.Namespace) -> int:
     for family in families:
         moments = None
         if args.fit_data and len(family.names) > 1:
-            moments, note = draw_moments(family, args, cache)
+            moments, note = draw_moments(
+                family, args.fit_data, args.fit_sequences, args.fit_seed, cache, args.batch_tokens
+            )
             notes.append(note)
         elif set(FITTED_KINDS) & set(options.representations) and len(family.names) > 1:
             notes.append(f"{family.label}: no {' and '.join(FITTED_KINDS)}, for want of --fit-data.")

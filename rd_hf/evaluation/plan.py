@@ -175,7 +175,7 @@ def plan_units(
                         contender = Contender(family.label, family.depth, pooling, how.kind, how.level)
                         yield unit(contender, assay, pooled, digest, how)
                     if options.control and pooling == options.poolings[0]:
-                        largest = next(how for how in reversed(contenders) if how.level == family.names[-1])
+                        largest = next(how for how in contenders if how.level == family.names[-1])
                         contender = Contender(
                             family.label, family.depth, pooling, largest.kind, largest.level, SHUFFLED_LABELS
                         )

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rd_hf.evaluation import statistics
+from rd_hf.evaluation import residues, statistics
 from rd_hf.evaluation.report import LADDERS, short_name
 from rd_hf.evaluation.representations import KINDS
 from rd_hf.evaluation.statistics import CONTENDER
@@ -142,4 +142,42 @@ def low_n_figure(scores: pd.DataFrame, level: str, group: Mapping[str, object]) 
     axis.set_title(f"Few training variants, level {level}: {assays} assays", fontsize="medium")
     axis.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     axis.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def residue_figure(results: pd.DataFrame, model: str, depth: float, levels: Sequence[str]) -> Figure:
+    """Area under the precision-recall curve against level, one panel a task and test set.
+
+    Args:
+        results: tidy table of :func:`rd_hf.evaluation.residues.evaluate_contender`.
+        model, depth: which family to show.
+        levels: smallest first.
+    """
+    table = residues.summarise(results)
+    table = table[table["figure"] == "AUPR"]
+    panels = list(table.groupby(["task", "set"], sort=False))
+    figure = Figure(figsize=(4.6 * len(panels), 4.4), layout="constrained")
+    for axis, ((task, part), group) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        own = group[(group["model"] == model) & (group["depth"] == depth)]
+        kinds = [kind for kind in (*LADDERS, "random") if (own["representation"] == kind).any()]
+        for position, kind in enumerate(kinds):
+            chosen = own[
+                (own["representation"] == kind) | ((own["representation"] == "raw") & (own["level"] == levels[0]))
+            ]
+            chosen = chosen.set_index("level").loc[[level for level in levels if level in set(chosen["level"])]]
+            colour, marker, line = STYLES[kind]
+            x = np.array([levels.index(level) for level in chosen.index]) + 0.06 * (position - (len(kinds) - 1) / 2)
+            errors = np.abs(chosen[["low", "high"]].to_numpy().T - chosen["value"].to_numpy())
+            axis.errorbar(
+                x, chosen["value"], errors, label=KINDS[kind], color=colour, marker=marker, linestyle=line, capsize=2
+            )
+        baseline = group.loc[group["representation"] == "one_hot", "value"]
+        if len(baseline):
+            axis.axhline(baseline.iloc[0], color=STYLES["one_hot"][0], linestyle=":", label="one-hot, 15 residues")
+        axis.set_xticks(range(len(levels)), levels)
+        axis.set_xlabel("level of the family")
+        axis.set_ylabel("area under precision-recall curve")
+        axis.set_title(f"{task}\n{part} set, {group['chains'].iloc[0]} chains", fontsize="medium")
+        axis.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+    figure.axes[0].legend(frameon=False, fontsize="small")
     return figure
