@@ -115,7 +115,8 @@ def count_units(
 ) -> int:
     """Units an assay."""
     states = sum(len(contenders) for contenders in maps) * len(options.poolings)
-    return states + options.control * len(families) + ("one_hot" in options.representations)
+    contenders = states + options.control * len(families) + ("one_hot" in options.representations)
+    return contenders * options.repeats
 
 
 def plan_units(
@@ -142,26 +143,30 @@ def plan_units(
     ordered = sorted(assays, key=lambda assay: -len(assay.mutants))
     all_folds: Mapping[str, list[Fold]] = {assay.name: assay_folds(assay, labels, options) for assay in ordered}
 
-    def unit(contender: Contender, assay: Assay, features: Features, digest: str, how: Representation | None) -> Unit:
-        chosen = all_folds[assay.name]
-        if contender.labels == SHUFFLED_LABELS:
-            chosen = [fold for fold in chosen if fold.scheme == "random"]
-        return Unit(
-            contender=contender,
-            assay=assay.name,
-            assay_digest=assay.digest,
-            scores=assay.scores,
-            mutation_counts=assay.mutation_counts,
-            features=features,
-            feature_digest=digest,
-            representation=how,
-            folds=chosen,
-            probe=options.probe,
-        )
+    def repeats(
+        contender: Contender, assay: Assay, features: Features, digest: str, how: Representation | None
+    ) -> Iterator[Unit]:
+        """One unit a repeat, so that a run with more seeds computes the new ones only."""
+        for repeat in range(options.repeats):
+            chosen = [fold for fold in all_folds[assay.name] if fold.repeat == repeat]
+            if contender.labels == SHUFFLED_LABELS:
+                chosen = [fold for fold in chosen if fold.scheme == "random"]
+            yield Unit(
+                contender=contender,
+                assay=assay.name,
+                assay_digest=assay.digest,
+                scores=assay.scores,
+                mutation_counts=assay.mutation_counts,
+                features=features,
+                feature_digest=digest,
+                representation=how,
+                folds=chosen,
+                probe=options.probe,
+            )
 
     if "one_hot" in options.representations:
         for assay in ordered:
-            yield unit(Contender("", 1.0, "", "one_hot", ""), assay, one_hot(assay), "one-hot", None)
+            yield from repeats(Contender("", 1.0, "", "one_hot", ""), assay, one_hot(assay), "one-hot", None)
     for family, contenders in zip(families, maps, strict=True):
         store = StateCache(cache, family.fingerprint)
         variants = sum(len(assay.mutants) for assay in ordered)
@@ -173,10 +178,10 @@ def plan_units(
                     digest = f"{family.fingerprint} {pooling}"
                     for how in contenders:
                         contender = Contender(family.label, family.depth, pooling, how.kind, how.level)
-                        yield unit(contender, assay, pooled, digest, how)
+                        yield from repeats(contender, assay, pooled, digest, how)
                     if options.control and pooling == options.poolings[0]:
                         largest = next(how for how in contenders if how.level == family.names[-1])
                         contender = Contender(
                             family.label, family.depth, pooling, largest.kind, largest.level, SHUFFLED_LABELS
                         )
-                        yield unit(contender, assay, pooled, digest, largest)
+                        yield from repeats(contender, assay, pooled, digest, largest)

@@ -1,8 +1,8 @@
-"""From features and folds to tidy rows: one row a fold, one file a contender and assay, resumable.
+"""From features and folds to tidy rows: one row a fold, one file a unit of work, resumable.
 
-A unit of work is one contender on one assay. Its rows go to a Parquet file named by a digest of everything they
-depend on, so a stopped run continues, an option that adds a contender runs only that one, and nothing stale is
-ever read.
+A unit of work is one contender on one assay in one repeat. Its rows go to a Parquet file named by a digest of
+everything they depend on, so a stopped run continues, an option that adds a contender or a seed runs only that, and
+nothing stale is ever read.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Unit:
-    """One contender on one assay.
+    """One contender on one assay, in one repeat or several.
 
     Attributes:
         contender: what is probed.
