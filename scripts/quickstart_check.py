@@ -41,7 +41,7 @@ def main() -> None:
         loss = level.get("pretraining")
         shown = f"{loss['validation_loss']:.4f} nats (unigram {loss['unigram_entropy']:.4f})" if loss else "-"
         print(f"{level['name']:>8} {fitted['nested_width']:>6} {selected:>20} {held:>12} {shown:>27}")
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=True)
     tokens = tokenizer(SEQUENCES, padding=True, return_tensors="pt")
     nested = True
     with torch.no_grad():
