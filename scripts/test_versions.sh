@@ -57,9 +57,7 @@ done
 for reader in "${names[@]}"; do
     folder="$(overlay_of "$reader")"
     export PYTHONPATH="${folder:+$folder:}$PWD"
-    for writer in "${names[@]}"; do
-        python scripts/version_matrix.py read "$work/$writer" "$work/results.jsonl" || failed=1
-    done
+    python scripts/version_matrix.py read "$work/results.jsonl" "${names[@]/#/$work/}" || failed=1
 done
 python scripts/version_matrix.py table "$work/results.jsonl"
 exit "$failed"

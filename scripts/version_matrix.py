@@ -1,4 +1,4 @@
-"""One cell of scripts/test_versions.sh's table: a release of transformers writes checkpoints, another reads them.
+"""One side of scripts/test_versions.sh's table: a release of transformers writes checkpoints, another reads them.
 
 python scripts/version_matrix.py write FOLDER            both forms, with the output they must give
 python scripts/version_matrix.py read FOLDER RESULTS     load them as a user does, compare, append to RESULTS
@@ -49,7 +49,7 @@ def write(folder: Path) -> None:
     (folder / "writer").write_text(transformers.__version__)
 
 
-def read(folder: Path, results: Path) -> None:
+def read(results: Path, folder: Path) -> None:
     import torch
     import transformers
     from safetensors.torch import load_file
@@ -90,12 +90,13 @@ def table(results: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("write", "read", "table"), help="what this process does")
-    parser.add_argument("paths", nargs="+", type=Path, help="FOLDER, FOLDER RESULTS, or RESULTS")
+    parser.add_argument("paths", nargs="+", type=Path, help="FOLDER, RESULTS FOLDER [...], or RESULTS")
     args = parser.parse_args()
     if args.what == "write":
         write(*args.paths)
     elif args.what == "read":
-        read(*args.paths)
+        for folder in args.paths[1:]:
+            read(args.paths[0], folder)
     else:
         table(*args.paths)
 
