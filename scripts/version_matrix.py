@@ -31,11 +31,20 @@ def write(folder: Path) -> None:
     for name, width in WIDTHS.items():
         settings = {**esm2_backbone(Member(name, "", width, 2, 4))}
         backbone = EsmForMaskedLM(EsmConfig(**settings))
-        for module in backbone.modules():
-            if module._buffers.get("inv_freq") is not None:
-                # As ESM-2 was trained: what is computed afresh differs from these.
-                module._buffers["inv_freq"] = module._buffers["inv_freq"].half().float()
-        backbone.save_pretrained(folder / name)
+        # Written as ESM-2 was published, rotary frequencies once a layer and rounded to float16: what is computed
+        # afresh differs from these. (What EsmForMaskedLM.save_pretrained of 5.6 and later writes, with a literal
+        # "*" in that key, releases 5.0 to 5.5 cannot load at all, with or without this project.)
+        state = {
+            key: value.clone()
+            for key, value in backbone.state_dict().items()
+            if "inv_freq" not in key and key != "lm_head.decoder.weight"
+        }
+        frequencies = next(value for key, value in backbone.named_buffers() if "inv_freq" in key).half().float()
+        for layer in range(2):
+            key = f"esm.encoder.layer.{layer}.attention.self.rotary_embeddings.inv_freq"
+            state[key] = frequencies.clone()
+        backbone.config.save_pretrained(folder / name)
+        save_file(state, folder / name / "model.safetensors", metadata={"format": "pt"})
         levels.append({"name": name, "backbone": settings, "repo_id": str(folder / name)})
     RDEsmConfig(levels=levels, backbones_in_checkpoint=False).save_pretrained(folder / "config")
     model = load_family(folder / "config")

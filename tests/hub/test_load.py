@@ -126,16 +126,19 @@ def troubled(world: World) -> dict[str, Any]:
 
 
 def test_a_download_that_breaks_half_way_is_taken_up_again(troubled: dict[str, Any]) -> None:
-    assert troubled["cut_once"]
+    # Clients since 1.0 go on by themselves; the one of 4.57's day says what broke, and the next try goes on.
+    assert troubled["cut_once"] == "no error" or troubled["cut_once"].startswith("OSError: the bases of me/nested")
+    assert troubled["cut_no_more"]
 
 
 def test_a_slow_connection_is_waited_for(troubled: dict[str, Any]) -> None:
     assert troubled["slow"]
 
 
-def test_an_error_of_the_server_is_named_and_the_next_try_goes_on(troubled: dict[str, Any]) -> None:
-    assert troubled["busy"].startswith("OSError: the bases of me/nested cannot be loaded")
-    assert "503" in troubled["busy"]
+def test_an_error_of_the_server_is_survived_or_named_and_the_next_try_goes_on(troubled: dict[str, Any]) -> None:
+    # The client of 4.57's day tries again by itself; those since 1.0 do not, for a file.
+    said = troubled["busy"]
+    assert said == "no error" or (said.startswith("OSError: the bases of me/nested cannot be loaded") and "503" in said)
     assert troubled["busy_no_more"]
 
 
