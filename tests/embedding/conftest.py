@@ -95,9 +95,12 @@ def random_fasta(path: Path, count: int, seed: int = 0, longest: int = 120) -> P
     return path
 
 
+REFERENCE_PARTS = 100
+
+
 @dataclass(frozen=True)
 class Reference:
-    """A job of ten parts and what it wrote when nothing interrupted it."""
+    """A job of many parts and what it wrote when nothing interrupted it."""
 
     arguments: list[object]  # all but --output, which is the last
     outcome: Outcome
@@ -110,7 +113,7 @@ def reference(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
     """One uninterrupted run in a process of its own, which the interrupted ones are held against."""
     folder = tmp_path_factory.mktemp("reference")
     fasta = random_fasta(folder / "proteins.fasta", 100)
-    arguments = ["--model", tiny_checkpoint, "--input", fasta, "--part-records", 10, "--output"]
+    arguments = ["--model", tiny_checkpoint, "--input", fasta, "--part-records", 1, "--output"]
     started = time.monotonic()
     outcome = run_process(*arguments, folder / "out")
     return Reference(arguments, outcome, folder / "out", time.monotonic() - started)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.embedding.conftest import (
+    REFERENCE_PARTS,
     TWO_PROCESSES,
     Outcome,
     Reference,
@@ -53,10 +54,11 @@ def test_a_finished_job_is_verified_and_done_again_not_at_all(embed: Embed, job:
 def test_killed_again_and_again_the_result_is_that_of_an_uninterrupted_run(
     reference: Reference, tmp_path: Path
 ) -> None:
-    """Kills are spread over a whole run: while it starts, reads, computes and writes."""
+    """Each kill comes at a random moment: while a run starts, or somewhere within the next few parts."""
     output = tmp_path / "killed"
+    journal = output / ".job"
     generator = random.Random(4)
-    met = 0
+    finished = []
     for _ in range(KILLS):
         process = subprocess.Popen(
             command(*reference.arguments, output),
@@ -64,15 +66,22 @@ def test_killed_again_and_again_the_result_is_that_of_an_uninterrupted_run(
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        try:
-            process.wait(generator.uniform(0.2, 1) * reference.seconds)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        met += process.returncode == -signal.SIGKILL
+        further = generator.randint(0, REFERENCE_PARTS // (KILLS + 1))
+        if further:
+            goal = len(list(journal.glob("*.json"))) + further
+            while len(list(journal.glob("*.json"))) < goal and process.poll() is None:
+                time.sleep(0.001)
+            time.sleep(generator.uniform(0, 0.05))
+        else:
+            time.sleep(generator.uniform(0, reference.seconds / 2))
+        process.kill()
+        process.wait()
+        if process.returncode == -signal.SIGKILL:
+            finished.append(len(list(journal.glob("*.json"))))
     outcome = run_process(*reference.arguments, output)
     assert outcome.status == 0, outcome.stderr
-    assert met >= 1
+    print(f"{len(finished)} of {KILLS} kills met a running job, with {finished} of {REFERENCE_PARTS} parts finished")
+    assert finished
     assert content_hashes(output) == content_hashes(reference.folder)
     assert not list(output.rglob("*.tmp")), "what a kill left half written is cleared away"
 
