@@ -168,17 +168,16 @@ def run_job(
     group = group or Processes()
     _check_inputs(settings, group)
     folder = OutputFolder(settings.output)
-    checkpoint, widths = _open(settings, group, folder)
-    if not group.is_main:
-        # The main process has hashed the weights already.
-        manifest = folder.manifest() or {}
-        checkpoint = Checkpoint(**manifest["model"])
-        widths = checkpoint.widths(settings.options.levels)
+    checkpoint, notes = _open(settings, group, folder)
+    widths = checkpoint.widths(settings.options.levels)
     stages = _Stages()
     sizes = [source_size(source) for source in settings.inputs]
     total = None if None in sizes else sum(size or 0 for size in sizes)
     with Progress(total, shown=group.is_main and show_progress) as progress:
-        worker = _Worker(settings, group, folder, checkpoint, widths, stages, progress, report or progress.say)
+        report = report or progress.say
+        for note in notes:
+            report(note)
+        worker = _Worker(settings, group, folder, checkpoint, widths, stages, progress, report)
         digests, records = worker.run()
     # Only when every process has ended its parts can their number be right.
     group.all_well(True)
@@ -199,21 +198,22 @@ def _check_inputs(settings: JobSettings, group: Processes) -> None:
         raise InputError("standard input ('-') can be read once only")
 
 
-def _open(settings: JobSettings, group: Processes, folder: OutputFolder) -> tuple[Checkpoint, dict[str, int]]:
-    """Claim the folder, and begin or take up its manifest: the main process's part, the others wait."""
+def _open(settings: JobSettings, group: Processes, folder: OutputFolder) -> tuple[Checkpoint, list[str]]:
+    """Claim the folder, and begin or take up its manifest: the main process's part, the others wait for it."""
     failure: Exception | None = None
-    checkpoint, widths = None, {}
+    notes: list[str] = []
     if group.is_main:
         try:
             checkpoint = resolve(settings.model, settings.revision)
             widths = checkpoint.widths(settings.options.levels)
             folder.claim()
-            _begin(settings, folder, checkpoint, widths)
+            notes = _begin(settings, folder, checkpoint, widths)
         except (InputError, JobError) as error:
             failure = error
     if not group.all_well(failure is None):
         raise failure or JobError("stopped, because the main process could not start the job")
-    return checkpoint, widths  # type: ignore[return-value]
+    # The main process has hashed the weights for all.
+    return (checkpoint if group.is_main else Checkpoint(**(folder.manifest() or {})["model"])), notes
 
 
 def _describe(settings: JobSettings, widths: dict[str, int]) -> dict[str, Any]:
@@ -233,8 +233,12 @@ def _describe(settings: JobSettings, widths: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _begin(settings: JobSettings, folder: OutputFolder, checkpoint: Checkpoint, widths: dict[str, int]) -> None:
-    """Write the manifest of a new job, or refuse to mix this job with another one's parts."""
+def _begin(settings: JobSettings, folder: OutputFolder, checkpoint: Checkpoint, widths: dict[str, int]) -> list[str]:
+    """Write the manifest of a new job, or refuse to mix this job with another one's parts.
+
+    Returns:
+        What the user should know about parts done before.
+    """
     job = _describe(settings, widths)
     before = folder.manifest()
     if before is None:
@@ -244,13 +248,10 @@ def _begin(settings: JobSettings, folder: OutputFolder, checkpoint: Checkpoint, 
             "model": asdict(checkpoint),
             "job": job,
             "columns": {settings.options.column(level): {"level": level, "width": w} for level, w in widths.items()},
-            "versions": {
-                "python": platform.python_version(),
-                **{name: _version(name) for name in ("rd_hf", "torch", "transformers", "pyarrow")},
-            },
+            "versions": _versions(),
         }
         folder.write_manifest(content)
-        return
+        return []
     if before.get("format") != MANIFEST_FORMAT:
         raise JobError(f"{folder.path} was written by another version of rd_hf: choose another --output")
     changed = list(differences(before.get("job", {}), job))
@@ -266,6 +267,21 @@ def _begin(settings: JobSettings, folder: OutputFolder, checkpoint: Checkpoint, 
             f"{folder.path} holds another job, which this one will not be mixed with: {'; '.join(changed)}; "
             "give the same command as before, or choose another --output"
         )
+    if old != asdict(checkpoint):
+        # The same weights under another name: the other processes load what the manifest names.
+        folder.write_manifest({**before, "model": asdict(checkpoint)})
+    updated = differences(before.get("versions", {}), _versions())
+    if not updated or before.get("status") == "complete":
+        return []
+    return [
+        f"begun with other versions ({'; '.join(updated)}): parts done now may differ from the others in last digits"
+    ]
+
+
+def _versions() -> dict[str, str | None]:
+    """What is installed, as far as it can change a digit."""
+    packages = ("rd_hf", "torch", "transformers", "pyarrow")
+    return {"python": platform.python_version(), **{name: _version(name) for name in packages}}
 
 
 def _version(package: str) -> str | None:
@@ -359,8 +375,17 @@ class _Worker:
             if not self.folder.holds(entry):
                 self.report(f"{self.folder.path / entry.file} is not as it was written: doing part {part.index} again")
                 return False
+            if self.settings.strict and entry.rejects:
+                first = entry.rejects[0]
+                raise self._strict(f"{first.source} record {first.record} ({first.id or 'no id'}): {first.reason}")
             self.kept += 1
             return True
+
+    @staticmethod
+    def _strict(sentence: str) -> InputError:
+        return InputError(
+            f"{sentence}; correct the record, or leave --strict away to have such records listed in rejects.tsv"
+        )
 
     def _do(self, part: _Part) -> None:
         """Clean, embed and write one part."""
@@ -373,10 +398,7 @@ class _Worker:
         def reject(place: int, reason: str) -> None:
             source, record = part.records[place]
             if self.settings.strict:
-                raise InputError(
-                    f"{source} record {record.number} ({record.id or 'no id'}): {reason}; correct the record, or leave "
-                    "--strict away to have such records listed in rejects.tsv"
-                )
+                raise self._strict(f"{source} record {record.number} ({record.id or 'no id'}): {reason}")
             rejects.append(Reject(source, part.first_record + place, record.id, reason))
 
         places: list[int] = []

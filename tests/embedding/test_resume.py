@@ -151,6 +151,25 @@ def test_another_option_is_not_mixed_in_and_is_named(
     assert content_hashes(output) == before
 
 
+def test_strict_stops_at_what_an_earlier_run_rejected(embed: Embed, job: list[object], tmp_path: Path) -> None:
+    embed(*job, tmp_path / "out")
+    outcome = embed(*job, tmp_path / "out", "--strict")
+    assert outcome.status == 1
+    assert "record 34 (r33): stop codon '*' inside the sequence" in outcome.stderr
+
+
+def test_other_versions_are_told(embed: Embed, job: list[object], tmp_path: Path) -> None:
+    path = tmp_path / "out" / "manifest.json"
+    embed(*job, tmp_path / "out")
+    manifest = json.loads(path.read_text())
+    manifest["status"] = "running"
+    manifest["versions"]["torch"] = "2.6.0"
+    path.write_text(json.dumps(manifest))
+    outcome = embed(*job, tmp_path / "out")
+    assert outcome.status == 0
+    assert "begun with other versions (torch was '2.6.0' and is now" in outcome.stderr
+
+
 def test_other_weights_are_not_mixed_in(embed: Embed, job: list[object], tmp_path: Path, tiny_checkpoint: Path) -> None:
     model = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
     output = tmp_path / "out"
@@ -159,7 +178,8 @@ def test_other_weights_are_not_mixed_in(embed: Embed, job: list[object], tmp_pat
     scale_tensors(model, ".regression", 1.5)
     outcome = embed(*job, output, "--model", model)
     assert outcome.status == 1
-    assert f"the model was {model} (sha256:" in outcome.stderr
+    assert "the model was " in outcome.stderr
+    assert f"and is now {model} (sha256:" in outcome.stderr
 
 
 @pytest.mark.parametrize("change", ["edited", "shorter", "longer"])
