@@ -5,6 +5,7 @@ This file travels to the Hub beside ``modeling_rd_esm.py``: it imports public na
 
 import copy
 import itertools
+import os
 import re
 from typing import Any
 
@@ -213,6 +214,24 @@ class RDEsmConfig(PretrainedConfig):
         cut.residual_directions = cut.residual_directions[:index]
         cut.level = None
         return cut
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers.
+
+        Raises:
+            ValueError: the checkpoint is of another model type, which transformers itself would only warn of.
+        """
+        config, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        found = config.get("model_type", cls.model_type)
+        if found != cls.model_type:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is a checkpoint of type {found!r}, not {cls.model_type!r}: name a "
+                f"reverse-distilled family here"
+            )
+        return config, unused
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of `config.json`, derived ones included."""
