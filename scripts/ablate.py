@@ -26,15 +26,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from rd_hf.evaluation.arguments import add_fit_arguments, add_run_arguments
+
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="the family: folder or Hub id")
     parser.add_argument("--study", nargs="+", help="which ablations (default: all)")
     parser.add_argument("--assays", required=True, nargs="+", type=Path, help="ProteinGym CSV files or folders of them")
-    parser.add_argument("--fit-data", required=True, nargs="+", help="sequences to fit and judge the variants on")
-    parser.add_argument("--fit-sequences", type=int, help="sequences drawn from it (default: as the model records)")
-    parser.add_argument("--fit-seed", type=int, help="seed of the draw (default: as the model records, or 0)")
+    add_fit_arguments(parser, required=True)
     parser.add_argument(
         "--sizes",
         nargs="+",
@@ -49,9 +49,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--jobs", type=int, default=os.cpu_count() or 1, help="processes that probe (default: all cores)"
     )
     parser.add_argument("--threads", type=int, help="threads that embed meanwhile (default: half the cores)")
-    parser.add_argument("--device", default="cpu", help="where backbones run: cpu (default), cuda, mps")
-    parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens a forward pass (default 4096)")
-    parser.add_argument("--cache", type=Path, help="folder of pooled states, shared by runs (default: OUTPUT/cache)")
+    add_run_arguments(parser)
     return parser.parse_args(arguments)
 
 

@@ -24,6 +24,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from rd_hf.evaluation.arguments import add_fit_arguments, add_run_arguments
+
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -61,9 +63,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "refit the bases on --fit-data",
     )
     fit = parser.add_argument_group("fitting sequences (for pca and rd_all)")
-    fit.add_argument("--fit-data", nargs="+", help="FASTA, table or dataset the model's bases were fitted on")
-    fit.add_argument("--fit-sequences", type=int, help="sequences drawn from it (default: as the model records)")
-    fit.add_argument("--fit-seed", type=int, help="seed of the draw (default: as the model records, or 0)")
+    add_fit_arguments(fit, required=False)
     test = parser.add_argument_group("how it is tested")
     test.add_argument("--folds", type=Path, help="ProteinGym's fold labels of single mutants (cv_folds_singles.tsv.gz)")
     test.add_argument(
@@ -83,9 +83,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     run = parser.add_argument_group("the run")
     run.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that probe (default: all cores)")
     run.add_argument("--threads", type=int, help="threads that embed meanwhile (default: half the cores)")
-    run.add_argument("--device", default="cpu", help="where backbones run: cpu (default), cuda, mps")
-    run.add_argument("--batch-tokens", type=int, default=4096, help="tokens a forward pass (default 4096)")
-    run.add_argument("--cache", type=Path, help="folder of pooled states, shared by runs (default: OUTPUT/cache)")
+    add_run_arguments(run)
     return parser.parse_args(arguments)
 
 

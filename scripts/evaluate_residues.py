@@ -21,6 +21,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from rd_hf.evaluation.arguments import add_chain_arguments, add_fit_arguments, add_run_arguments
+
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -35,16 +37,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="contenders (default: raw rd pca concat rd_all random one_hot)",
     )
     parser.add_argument("--depth", nargs="+", type=float, default=(1.0,), help="relative depth of the layer (1)")
-    parser.add_argument("--train-chains", type=int, default=400, help="training chains drawn (default 400)")
-    parser.add_argument("--validation-chains", type=int, default=100, help="validation chains drawn (default 100)")
-    parser.add_argument("--fit-data", nargs="+", help="what the model's bases were fitted on (for pca and rd_all)")
-    parser.add_argument("--fit-sequences", type=int, help="sequences drawn from it (default: as the model records)")
-    parser.add_argument("--fit-seed", type=int, help="seed of the draw (default: as the model records, or 0)")
+    add_chain_arguments(parser)
+    add_fit_arguments(parser, required=False)
     parser.add_argument("--resamples", type=int, default=500, help="bootstrap resamples of the test chains (500)")
     parser.add_argument("--threads", type=int, help="threads (default: all cores)")
-    parser.add_argument("--device", default="cpu", help="where backbones run: cpu (default), cuda, mps")
-    parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens a forward pass (default 4096)")
-    parser.add_argument("--cache", type=Path, help="folder of states, shared by runs (default: OUTPUT/cache)")
+    add_run_arguments(parser)
     return parser.parse_args(arguments)
 
 

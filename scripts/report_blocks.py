@@ -18,20 +18,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from rd_hf.evaluation.arguments import add_chain_arguments, add_fit_arguments, add_run_arguments
+
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="reverse-distilled family: folder or Hub id")
-    parser.add_argument("--fit-data", required=True, nargs="+", help="what the model's bases were fitted on")
-    parser.add_argument("--fit-sequences", type=int, help="sequences drawn from it (default: as the model records)")
-    parser.add_argument("--fit-seed", type=int, help="seed of the draw (default: as the model records, or 0)")
+    add_fit_arguments(parser, required=True)
     parser.add_argument("--secondary-structure", required=True, type=Path, help="folder of FLIP's splits.zip")
-    parser.add_argument("--train-chains", type=int, default=400, help="training chains drawn (default 400)")
-    parser.add_argument("--validation-chains", type=int, default=100, help="validation chains drawn (default 100)")
+    add_chain_arguments(parser)
     parser.add_argument("--output", required=True, type=Path, help="folder for the report and its data")
-    parser.add_argument("--device", default="cpu", help="where backbones run: cpu (default), cuda, mps")
-    parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens a forward pass (default 4096)")
-    parser.add_argument("--cache", type=Path, help="folder of states, shared by runs (default: OUTPUT/cache)")
+    add_run_arguments(parser)
     return parser.parse_args(arguments)
 
 

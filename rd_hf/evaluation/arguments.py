@@ -1,0 +1,31 @@
+"""Command-line arguments that the evaluation scripts share. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_fit_arguments(parser: argparse._ActionsContainer, *, required: bool) -> None:
+    """``--fit-data``, ``--fit-sequences`` and ``--fit-seed``: the sequences that baselines are fitted on."""
+    parser.add_argument(
+        "--fit-data",
+        required=required,
+        nargs="+",
+        help="FASTA, table or dataset the model's bases were fitted on" + ("" if required else " (for pca and rd_all)"),
+    )
+    parser.add_argument("--fit-sequences", type=int, help="sequences drawn from it (default: as the model records)")
+    parser.add_argument("--fit-seed", type=int, help="seed of the draw (default: as the model records, or 0)")
+
+
+def add_run_arguments(parser: argparse._ActionsContainer) -> None:
+    """``--device``, ``--batch-tokens`` and ``--cache``: where and how the backbones run."""
+    parser.add_argument("--device", default="cpu", help="where backbones run: cpu (default), cuda, mps")
+    parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens a forward pass (default 4096)")
+    parser.add_argument("--cache", type=Path, help="folder of states, shared by runs (default: OUTPUT/cache)")
+
+
+def add_chain_arguments(parser: argparse._ActionsContainer) -> None:
+    """``--train-chains`` and ``--validation-chains``: how much of a residue task is used."""
+    parser.add_argument("--train-chains", type=int, default=400, help="training chains drawn (default 400)")
+    parser.add_argument("--validation-chains", type=int, default=100, help="validation chains drawn (default 100)")
