@@ -26,7 +26,8 @@ def test_fit_embed_and_check(mini_checkpoint: Path, tmp_path: Path) -> None:
     printed = step("fit_bases.py", "--config", mini_checkpoint, "--data", few, "--output", model)
     assert "192" in printed
     step("embed.py", "--model", model, "--input", few, "--output", embeddings)
-    printed = step("quickstart_check.py", model, embeddings)
+    printed = step("quickstart_check.py", model, few, embeddings)
+    assert "datasets.map on the first" in printed
     assert printed.count(": True") == 3
     assert "False" not in printed
     assert "nats" in printed
