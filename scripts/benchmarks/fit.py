@@ -1,7 +1,8 @@
 """Fitting one step (320 -> 480) on stored embeddings, beside the first publication's code.
 
-The floor. With p = 320, k = 480 and n residues, the scatter needs (p^2 + p k + k^2) n multiply-adds: 0.97 TFLOP at
-n = 300,000 for both triangles' worth of blocks counted once, read from 4 (p + k) n bytes = 0.96 GB, each once. What
+The floor. With p = 320, k = 480 and n residues, one triangle of the scatter needs (p + k)^2 / 2 n multiply-adds: 0.19
+TFLOP at n = 300,000, read from 4 (p + k) n bytes = 0.96 GB, each once. Two cores that multiply float64 matrices at 45
+GFLOP/s each would need 2.1 s; tiles on the diagonal, reading, converting to float64 and centring make up the rest. What
 follows (two eigendecompositions, 320 and 480 wide) does not depend on n. The alternative takes a full SVD of the
 (n, p) matrix, keeps U (n p numbers), predicts and stores n k residuals and then runs a PCA over them.
 

@@ -44,6 +44,14 @@ def assert_same(a: JointMoments, b: JointMoments) -> None:
     torch.testing.assert_close(a.scatter(), b.scatter(), **EXACT)
 
 
+def test_levels_wider_than_a_tile_are_covered_to_the_last_column() -> None:
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(300, width, generator=generator, dtype=torch.float64) + 2 for width in (170, 200)]
+    moments = JointMoments((170, 200))
+    moments.update(parts)
+    np.testing.assert_allclose(moments.scatter(), numpy_scatter(parts), **EXACT)
+
+
 def test_mean_and_scatter_are_numpys() -> None:
     parts = states(500)
     moments = moments_of(parts)
