@@ -95,34 +95,37 @@ class FitReport:
 
 
 class _Walk:
-    """Second-order statistics of e_(i-1) and of the levels still to come, for one set of residues."""
+    """Second-order statistics of e_(i-1) and of the levels still to come, for one set of residues.
+
+    Of S it takes what a step needs when the step comes: the largest matrices at hand are those of one level.
+    """
 
     def __init__(self, moments: JointMoments) -> None:
-        width = moments.widths[0]
+        self.moments = moments
         self.widths = moments.widths
         self.count = moments.count
         self.level = 0
-        mean, self.scatter = moments.mean(), moments.scatter()
-        self.mean = mean[:width]
-        self.mean_ahead = mean[width:]
-        self.own = self.scatter[:width, :width]  # C
-        self.cross = self.scatter[:width, width:]  # G, columns of the levels ahead
+        mean = moments.mean()
+        self.mean, self.mean_ahead = mean[: self.widths[0]], mean[self.widths[0] :]
+        self.own = moments.scatter_between(0, 0)  # C
+        self.cross = self._between(0)  # G, columns of the levels ahead
+
+    def _between(self, level: int) -> torch.Tensor:
+        """Scatter of a level with all levels beyond it."""
+        return self.moments.scatter_between(level, level + 1, len(self.widths))
 
     @property
     def next_width(self) -> int:
         return self.widths[self.level + 1]
 
-    def next_scatter(self) -> torch.Tensor:
-        """S_ii of the next level."""
-        start = sum(self.widths[: self.level + 1])
-        return self.scatter[start : start + self.next_width, start : start + self.next_width]
-
     def residual_scatter(self, coefficients: torch.Tensor) -> torch.Tensor:
         """R_i, about the residual's own mean."""
-        explained = coefficients.T @ self.cross[:, : self.next_width]
-        quadratic = coefficients.T @ (self.own @ coefficients)
-        residual = self.next_scatter() - explained - explained.T + quadratic
-        return (residual + residual.T) / 2
+        # S - W^T (G - C W) - G^T W, accumulated in the one matrix that is wanted.
+        cross = self.cross[:, : self.next_width]
+        residual = self.moments.scatter_between(self.level + 1, self.level + 1)
+        residual.addmm_(coefficients.T, cross - self.own @ coefficients, alpha=-1.0)
+        residual.addmm_(cross.T, coefficients, alpha=-1.0)
+        return _symmetric(residual)
 
     def residual_mean(self, basis: Basis) -> torch.Tensor:
         """Mean of r_i: zero on the fitting residues, not on others."""
@@ -130,37 +133,40 @@ class _Walk:
             self.mean - basis.prefix_mean
         ) @ basis.regression
 
-    def extend(self, basis: Basis, residual: torch.Tensor) -> None:
-        """Append b_i = r_i V_i to the embedding."""
+    def extend(self, basis: Basis, along: torch.Tensor) -> None:
+        """Append b_i = r_i V_i to the embedding, given R_i V_i."""
         width, w, v = self.next_width, basis.regression, basis.directions
-        start = sum(self.widths[: self.level + 1])
         mean_block = self.residual_mean(basis) @ v
         # cov(b, e) = V^T (G_i^T - W^T C); cov(b, h_j) = V^T (S_ij - W^T G_j)
         block_own = v.T @ (self.cross[:, :width].T - w.T @ self.own)
-        block_ahead = v.T @ (self.scatter[start : start + width, start + width :] - w.T @ self.cross[:, width:])
-        corner = v.T @ residual @ v
+        block_ahead = v.T @ (self._between(self.level + 1) - w.T @ self.cross[:, width:])
+        corner = _symmetric(v.T @ along)
         self.own = torch.cat((torch.cat((self.own, block_own.T), dim=1), torch.cat((block_own, corner), dim=1)), dim=0)
         self.cross = torch.cat((self.cross[:, width:], block_ahead), dim=0)
         self.mean = torch.cat((self.mean, mean_block))
         self.mean_ahead = self.mean_ahead[width:]
         self.level += 1
 
-    def figures(self, basis: Basis, residual: torch.Tensor) -> StepFigures:
-        """Judge ``basis``, which was fitted on these residues or on others, on these."""
+    def figures(self, basis: Basis, residual: torch.Tensor, along: torch.Tensor) -> StepFigures:
+        """Judge ``basis``, which was fitted on these residues or on others, on these, given R_i and R_i V_i."""
         offset = self.residual_mean(basis)
-        # Second moment about zero: a prediction that is off by a constant is wrong by that constant.
-        moment = residual + self.count * torch.outer(offset, offset)
-        total = self.next_scatter().diagonal()
+        # Second moments about zero: a prediction that is off by a constant is wrong by that constant.
+        lost = residual.diagonal() + self.count * offset**2
+        kept = (along * basis.directions).sum() + self.count * (offset @ basis.directions).square().sum()
+        total = self.moments.scatter_between(self.level + 1, self.level + 1).diagonal()
         varies = total > 0
-        kept = ((moment @ basis.directions) * basis.directions).sum()
-        lost = moment.trace()
         return StepFigures(
             residues=self.count,
-            r2=float(1 - lost / total.sum()),
-            r2_uniform=float((1 - moment.diagonal()[varies] / total[varies]).mean()),
-            residual_variance_kept=float(kept / lost) if lost > 0 else 1.0,
-            reconstruction_error=float((lost - kept) / total.sum()),
+            r2=float(1 - lost.sum() / total.sum()),
+            r2_uniform=float((1 - lost[varies] / total[varies]).mean()),
+            residual_variance_kept=float(kept / lost.sum()) if lost.sum() > 0 else 1.0,
+            reconstruction_error=float((lost.sum() - kept) / total.sum()),
         )
+
+
+def _symmetric(matrix: torch.Tensor) -> torch.Tensor:
+    """A matrix that is symmetric but for rounding, made exactly so in place: eigh reads one triangle of it."""
+    return matrix.add_(matrix.T.clone()).mul_(0.5)
 
 
 def fix_signs(vectors: torch.Tensor) -> torch.Tensor:
@@ -213,26 +219,33 @@ def fit_chain(
         )
         residual = walk.residual_scatter(fitted.coefficients)
         spectrum, vectors = torch.linalg.eigh(residual)
+        spectrum, vectors = spectrum.flip(0), fix_signs(vectors[:, width - directions :].flip(1))
         basis = Basis(
             # The blocks' training means are zero by construction; walk.mean holds rounding there.
             prefix_mean=torch.cat((walk.mean[: widths[0]], torch.zeros_like(walk.mean[widths[0] :]))),
             backbone_mean=walk.mean_ahead[:width].clone(),
             regression=fitted.coefficients,
-            directions=fix_signs(vectors.flip(1)[:, :directions]),
+            directions=vectors,
         )
-        training = walk.figures(basis, residual)
-        walk.extend(basis, residual)
+        last = walk.level == len(widths) - 2
+        # The directions are eigenvectors of this R_i, so that R_i V_i needs no product.
+        along = vectors * spectrum[:directions]
+        training = walk.figures(basis, residual, along)
+        if not last:
+            walk.extend(basis, along)
         held = None
         if check is not None:
             held_residual = check.residual_scatter(basis.regression)
-            held = check.figures(basis, held_residual)
-            check.extend(basis, held_residual)
+            held_along = held_residual @ vectors
+            held = check.figures(basis, held_residual, held_along)
+            if not last:
+                check.extend(basis, held_along)
         bases.append(basis)
         reports.append(
             FitReport(
                 level=name,
                 backbone_width=width,
-                nested_width=walk.own.shape[0],
+                nested_width=len(basis.prefix_mean) + directions,
                 directions=directions,
                 regression=kind,
                 selected_components=fitted.selection.selected,
@@ -242,7 +255,7 @@ def fit_chain(
                 training=training,
                 heldout=held,
                 eigenvalues=fitted.eigenvalues.tolist(),
-                residual_eigenvalues=(spectrum.flip(0).clamp_min(0.0) / (walk.count - 1)).tolist(),
+                residual_eigenvalues=(spectrum.clamp_min(0.0) / (walk.count - 1)).tolist(),
             )
         )
     return bases, reports

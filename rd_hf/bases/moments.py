@@ -65,7 +65,7 @@ class JointMoments:
         self.count = 0
         self._shift = torch.zeros(total, dtype=torch.float64, device=device)
         self._sum = torch.zeros(total, dtype=torch.float64, device=device)
-        # Only the tiles on and above the diagonal are kept up to date; scatter() mirrors them.
+        # Only the tiles on and above the diagonal are kept up to date; whoever reads it mirrors them.
         self._products = torch.zeros(total, total, dtype=torch.float64, device=device)
 
     @property
@@ -131,18 +131,40 @@ class JointMoments:
         """mean(z): (K,) float64."""
         return self._shift + self._sum / max(self.count, 1)
 
+    def scatter_between(self, first: int, second: int, end: int | None = None) -> torch.Tensor:
+        """The scatter of level ``first`` with the levels from ``second`` on: one rectangle of S, and no more of it.
+
+        Args:
+            first: position of the level of the rows.
+            second: position of the first level of the columns; not before ``first``.
+            end: position after the last level of the columns; by default ``second + 1``.
+
+        Returns:
+            (k_first, sum of the columns' widths) float64; a copy. Exactly symmetric where both are one level.
+        """
+        offsets = self.offsets
+        rows = slice(offsets[first], offsets[first + 1])
+        columns = slice(offsets[second], offsets[second + 1 if end is None else end])
+        block = torch.addr(self._products[rows, columns], self._sum[rows], self._sum[columns], alpha=self._correction)
+        if first == second:
+            # Below the diagonal not every tile is kept up to date.
+            own = block[:, : self.widths[first]]
+            own.copy_(own.triu() + own.triu(1).T)
+        return block
+
+    @property
+    def _correction(self) -> float:
+        return -1.0 / max(self.count, 1)
+
     def scatter(self) -> torch.Tensor:
         """S = sum (z - mean)(z - mean)^T: (K, K) float64, symmetric; a copy."""
-        return self._mirror(self._products - torch.outer(self._sum, self._sum) / max(self.count, 1))
-
-    def _mirror(self, upper: torch.Tensor) -> torch.Tensor:
-        # Tiles above the diagonal are authoritative; diagonal tiles are symmetric up to rounding, which is
-        # averaged away so that eigh sees an exactly symmetric matrix whichever triangle it reads.
+        scatter = torch.addr(self._products, self._sum, self._sum, alpha=self._correction).triu_()
+        # In tiles, so that a copy of S is all that this takes.
         for low, high in self._tiles():
-            diagonal = upper[low:high, low:high]
-            diagonal.copy_((diagonal + diagonal.T) / 2)
-            upper[high:, low:high] = upper[low:high, high:].T
-        return upper
+            scatter[high:, low:high] = scatter[low:high, high:].T
+            diagonal = scatter[low:high, low:high]
+            diagonal += diagonal.triu(1).T
+        return scatter
 
     def recentre(self, shift: torch.Tensor) -> None:
         """Express the sums about another point; mean and scatter stay what they are.
@@ -155,7 +177,7 @@ class JointMoments:
         shift = shift.to(self.device, torch.float64)
         step = self._shift - shift
         moved = self._sum + self.count * step
-        self._products += torch.outer(step, self._sum) + torch.outer(moved, step)
+        self._products.addr_(step, self._sum).addr_(moved, step)
         self._sum, self._shift = moved, shift.clone()
 
     def merge(self, other: JointMoments) -> None:
