@@ -159,16 +159,31 @@ def _batches(sample: Sample, budget: int) -> list[tuple[bool, list[int]]]:
 
 
 @torch.inference_mode()
-def backbone_states(model: RDEsmModel, sequences: Sequence[str]) -> list[torch.Tensor]:
-    """Final hidden states of every backbone at residues only: one (residues, k_i) tensor a level."""
+def backbone_states(model: RDEsmModel, window: Sequence[Sequence[str]]) -> list[list[torch.Tensor]]:
+    """Final hidden states of every backbone at residues only.
+
+    Args:
+        window: batches of cleaned sequences. They go up the levels together, so that a model that loads each
+            backbone when its turn comes loads it once a window; all their states are held until then.
+
+    Returns:
+        For each batch one (residues, k_i) tensor a level, in the backbone's dtype.
+    """
     device = model.device
-    input_ids, attention_mask = collate(sequences)
-    rows = residue_mask([len(sequence) for sequence in sequences], input_ids.shape[1]).to(device)
-    input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
-    return [
-        backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state[rows]
-        for backbone in model.backbones
-    ]
+    inputs, kept = [], []
+    for sequences in window:
+        input_ids, attention_mask = collate(sequences)
+        kept.append(residue_mask([len(sequence) for sequence in sequences], input_ids.shape[1]).to(device))
+        inputs.append({"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)})
+    states: list[list[torch.Tensor]] = [[] for _ in window]
+    backbones = model.iter_backbones()
+    for _ in model.config.levels:
+        # Not by a for loop's variable, which would hold on to a backbone while the next is loaded.
+        backbone = next(backbones)
+        for found, arguments, rows in zip(states, inputs, kept, strict=True):
+            found.append(backbone(**arguments).last_hidden_state[rows])
+        del backbone
+    return states
 
 
 class _Progress:
@@ -236,10 +251,12 @@ def _settings(sample: Sample, model: RDEsmModel, options: FitOptions) -> dict[st
     for sequence in sample.sequences:
         digest.update(sequence.encode() + b"\n")
     weights = hashlib.sha256()
-    for name, parameter in model.backbones.named_parameters():
-        # A sum a parameter tells other weights apart at the cost of one read, without hashing gigabytes.
-        total = float(parameter.detach().double().sum())
-        weights.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {total!r}".encode())
+    backbones = model.iter_backbones()
+    for level in range(len(model.config.levels)):
+        for name, parameter in next(backbones).named_parameters():
+            # A sum a parameter tells other weights apart at the cost of one read, without hashing gigabytes.
+            total = float(parameter.detach().double().sum())
+            weights.update(f"{level}.{name} {tuple(parameter.shape)} {parameter.dtype} {total!r}".encode())
     levels = dict(zip(model.config.level_names, model.config.backbone_widths, strict=True))
     return {
         "sequences": digest.hexdigest(),
@@ -285,6 +302,7 @@ def fit_bases(
     accelerator: Accelerator,
     resume: bool = False,
     checkpoint_seconds: float = 60.0,
+    window_batches: int = 1,
 ) -> FitResult:
     """One pass of the backbones over the sample, then the chain in closed form.
 
@@ -296,6 +314,7 @@ def fit_bases(
         accelerator: single process, or any number under ``accelerate launch``.
         resume: continue an unfinished fit.
         checkpoint_seconds: time between two writes of the moments.
+        window_batches: batches whose states are held at once, for a model that holds one backbone at a time.
 
     Returns:
         The same result in every process.
@@ -340,17 +359,21 @@ def fit_bases(
     )
     model.eval()
     saved = time.monotonic()
-    for index in mine:
-        heldout, positions = batches[index]
-        try:
-            state.moments[heldout].update(backbone_states(model, [sample.sequences[p] for p in positions]))
-        except NonFiniteStatesError as error:
-            raise ValueError(
-                f"{error} (level {model.config.level_names[error.level]}) on the batch that starts with record "
-                f"{sample.ids[positions[0]]!r}: check that backbone's weights, or use --dtype float32"
-            ) from error
-        state.done.append(index)
-        bar.update(sizes[index])
+    for start in range(0, len(mine), window_batches):
+        window = mine[start : start + window_batches]
+        found = backbone_states(model, [[sample.sequences[p] for p in batches[index][1]] for index in window])
+        for index, states in zip(window, found, strict=True):
+            heldout, positions = batches[index]
+            try:
+                state.moments[heldout].update(states)
+            except NonFiniteStatesError as error:
+                raise ValueError(
+                    f"{error} (level {model.config.level_names[error.level]}) on the batch that starts with record "
+                    f"{sample.ids[positions[0]]!r}: check that backbone's weights, or use --dtype float32"
+                ) from error
+            state.done.append(index)
+            bar.update(sizes[index])
+        del found
         if time.monotonic() - saved >= checkpoint_seconds:
             state.save()
             saved = time.monotonic()

@@ -104,6 +104,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="tokens a batch, padding included (default: 2,048 on a CPU, as its memory allows on a GPU); halved when a "
         "batch does not fit in memory",
     )
+    machine.add_argument(
+        "--window-tokens",
+        type=int,
+        metavar="N",
+        help="for a family larger than memory: hold one backbone at a time, loaded anew for every N tokens of batches, "
+        "whose embeddings (4 bytes a dimension) are held meanwhile (default: hold all backbones)",
+    )
     machine.add_argument("--device", metavar="D", help="torch device (default: a GPU by rank where there is one)")
     machine.add_argument(
         "--attn-implementation", metavar="A", help="sdpa, eager, flash_attention_2, ... (as transformers)"
@@ -158,6 +165,7 @@ def main(argv: list[str] | None = None) -> int:
             part_bytes=args.part_megabytes << 20,
             attn_implementation=args.attn_implementation,
             device=args.device,
+            window_tokens=args.window_tokens,
         )
         group = processes()
         summary = run_job(settings, group, show_progress=not args.quiet)

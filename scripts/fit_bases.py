@@ -68,6 +68,13 @@ def parse_arguments() -> argparse.Namespace:
     run.add_argument("--max-shard-size", default="5GB", help="largest file of weights to write (default 5GB)")
     run.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the backbones")
     run.add_argument("--batch-tokens", type=int, default=4096, help="tokens a batch, padding included (default 4096)")
+    run.add_argument(
+        "--window-tokens",
+        type=int,
+        metavar="N",
+        help="for a family larger than memory: hold one backbone at a time, loaded anew for every N tokens of batches, "
+        "whose states (all widths, 4 or 2 bytes each) are held meanwhile (default: hold all backbones)",
+    )
     run.add_argument("--checkpoint-seconds", type=float, default=60.0, help="between two saves of the state (60)")
     return parser.parse_args()
 
@@ -114,7 +121,22 @@ def run(args: argparse.Namespace) -> None:
             return
         raise ValueError(f"{args.output} holds a finished fit already: choose another --output, or delete it")
     accelerator = Accelerator(cpu=None)
-    model = load_family(args.config, dtype=args.dtype).to(accelerator.device)
+    window = args.window_tokens
+    if window is not None and (window < args.batch_tokens or args.form == "full"):
+        raise ValueError(
+            f"--window-tokens {window:,} must be at least --batch-tokens {args.batch_tokens:,}"
+            if window < args.batch_tokens
+            else "--window-tokens holds no backbones that --form full could save: save bases only"
+        )
+    model = load_family(args.config, dtype=args.dtype, sequential=window is not None).to(accelerator.device)
+    if window is not None:
+        args.form = "bases"
+        homeless = [entry["name"] for entry in model.config.levels if entry["repo_id"] is None]
+        if homeless:
+            raise ValueError(
+                f"--window-tokens saves bases only, and {args.config} does not say where the backbone of "
+                f"{', '.join(homeless)} is to be fetched from: set its repo_id in config.json"
+            )
     keep = None
     if args.keep is not None:
         widths = model.config.backbone_widths[1:]
@@ -136,7 +158,16 @@ def run(args: argparse.Namespace) -> None:
             f"{sample.records:,} records: {len(sample.sequences):,} distinct sequences drawn "
             f"({len(sample.heldout):,} held out), {sample.duplicates:,} duplicates, {sample.rejected:,} unusable"
         )
-    result = fit_bases(model, sample, options, state_folder, accelerator, args.resume, args.checkpoint_seconds)
+    result = fit_bases(
+        model,
+        sample,
+        options,
+        state_folder,
+        accelerator,
+        args.resume,
+        args.checkpoint_seconds,
+        window_batches=1 if window is None else window // args.batch_tokens,
+    )
     if main:
         install_bases(model, result, options, sample, args.data)
         full = model.config.backbones_in_checkpoint if args.form is None else args.form == "full"

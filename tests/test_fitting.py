@@ -132,7 +132,7 @@ def test_the_pass_is_the_chain_over_residues_of_single_sequences(fasta: Path, tm
 
     moments = {heldout: JointMoments((32, 48, 64)) for heldout in (False, True)}
     for position, sequence in enumerate(sample.sequences):
-        states = backbone_states(model, [sequence])
+        states = backbone_states(model, [[sequence]])[0]
         assert states[0].shape[0] == len(sequence)
         moments[position in sample.heldout].update(states)
     bases, reports = fit_chain(moments[False], model.config.level_names, [16, 16], heldout=moments[True])
@@ -158,7 +158,7 @@ def test_installed_bases_make_blocks_of_the_reported_variance(fasta: Path, tmp_p
     rows = []
     with torch.no_grad():
         for sequence in sample.sequences:
-            embedding = backbone_states(model, [sequence])
+            embedding = backbone_states(model, [[sequence]])[0]
             nested = embedding[0]
             for projection, state in zip(model.projections, embedding[1:], strict=True):
                 nested = projection(nested, state)

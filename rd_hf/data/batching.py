@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,6 +55,25 @@ def collate(sequences: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         target[: len(row)] = row
     input_ids = torch.from_numpy(ids)
     return input_ids, input_ids.ne(PAD_ID).long()
+
+
+def pack(sequences: Sequence[str]) -> dict[str, Any]:
+    """Cleaned sequences in one row without padding: arguments of :meth:`RDEsmModel.forward`.
+
+    Returns:
+        ``input_ids`` (1, tokens) int64; ``cu_seq_lens_q`` and ``cu_seq_lens_k`` (sequences + 1,) int32, where each
+        sequence starts with its cls, and the end; ``max_length_q`` and ``max_length_k``, tokens of the longest.
+    """
+    rows = [encode(sequence) for sequence in sequences]
+    lengths = [len(row) for row in rows]
+    ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    return {
+        "input_ids": torch.from_numpy(np.concatenate(rows).astype(np.int64)).unsqueeze(0),
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": max(lengths),
+        "max_length_k": max(lengths),
+    }
 
 
 def residue_mask(lengths: Sequence[int], padded_length: int) -> torch.Tensor:

@@ -143,6 +143,7 @@ def load_model(
     dtype: str,
     attn_implementation: str | None,
     device: str,
+    sequential: bool = False,
 ) -> RDEsmModel:
     """The model on its device, in eval mode, loaded at most once a process.
 
@@ -156,6 +157,7 @@ def load_model(
         dtype: name of a torch dtype.
         attn_implementation: as in transformers; None lets it choose.
         device: name of a torch device.
+        sequential: hold one backbone at a time, each loaded when its turn comes.
     """
     import torch
 
@@ -164,7 +166,9 @@ def load_model(
     extras: dict[str, Any] = {"attn_implementation": attn_implementation, "revision": revision}
     extras = {key: value for key, value in extras.items() if value is not None}
     try:
-        model = RDEsmModel.from_pretrained(name, level=level, dtype=getattr(torch, dtype), **extras)
+        model = RDEsmModel.from_pretrained(
+            name, level=level, dtype=getattr(torch, dtype), sequential=sequential, **extras
+        )
     except (OSError, ValueError) as error:
         raise InputError(" ".join(str(error).split())) from error
     return model.to(device).eval()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,6 +72,8 @@ class Engine:
         options: pooling, treatment of long sequences, budget.
         report: told in one sentence when the batch size had to shrink.
         tokens: tokens a batch that fit so far.
+        window_tokens: tokens that go up the levels together, in as many batches as that takes: for a model that
+            loads each backbone when its turn comes. 0: one batch at a time.
         work: running totals.
     """
 
@@ -80,6 +82,7 @@ class Engine:
     options: EmbeddingOptions
     report: Callable[[str], None] = print
     tokens: int = 0
+    window_tokens: int = 0
     work: Work = field(default_factory=Work)
 
     def __post_init__(self) -> None:
@@ -112,8 +115,9 @@ class Engine:
         total = sum(piece.length for piece in pieces)
         while pieces:
             done: set[int] = set()
-            for batch in token_budget_batches([piece.length for piece in pieces], self.tokens, SPREAD):
-                chosen = [pieces[place] for place in batch]
+            batches = token_budget_batches([piece.length for piece in pieces], self.tokens, SPREAD)
+            for window in self._windows(batches, pieces):
+                chosen = [[pieces[place] for place in batch] for batch in window]
                 try:
                     values = self._forward(requests, chosen)
                 except (RuntimeError, MemoryError) as error:
@@ -122,9 +126,10 @@ class Engine:
                     self._shrink(call, chosen)
                     # What is left is planned again, with the smaller budget.
                     break
-                self._put_away(call, chosen, values)
-                done.update(batch)
-                on_batch(sum(piece.length for piece in chosen), total)
+                for batch, members, rows in zip(window, chosen, values, strict=True):
+                    self._put_away(call, members, rows)
+                    done.update(batch)
+                    on_batch(sum(piece.length for piece in members), total)
             pieces = [
                 piece
                 for place, piece in enumerate(pieces)
@@ -133,31 +138,59 @@ class Engine:
             ]
         return call.results
 
-    @torch.inference_mode()
-    def _forward(self, requests: Sequence[Request], chosen: Sequence[Piece]) -> np.ndarray:
-        """One batch through the model: (batch, width) pooled, or (batch, 1 + longest, width) from cls on."""
-        input_ids, attention_mask = collate(
-            [requests[piece.owner].sequence[piece.start : piece.stop] for piece in chosen]
-        )
-        device = self.model.device
-        states = self.model(
-            input_ids.to(device), attention_mask=attention_mask.to(device), level=self.level
-        ).last_hidden_state  # (batch, longest + 2, width)
-        lengths = [piece.length for piece in chosen]
-        if self.options.one_row and all(piece.whole for piece in chosen):
-            values = pool(states, lengths, self.options.pooling)
-        else:
-            values = states[:, :-1].float()
-        self.work.batches += 1
-        self.work.residues += sum(lengths)
-        self.work.tokens += input_ids.numel()
-        self.work.padding += input_ids.numel() - sum(lengths) - SPECIAL_TOKENS * len(chosen)
-        return values.cpu().numpy()
+    def _windows(self, batches: Sequence[list[int]], pieces: Sequence[Piece]) -> Iterator[list[list[int]]]:
+        """Batches that go up the levels together."""
+        window: list[list[int]] = []
+        tokens = 0
+        for batch in batches:
+            size = len(batch) * (max(pieces[place].length for place in batch) + SPECIAL_TOKENS)
+            if window and tokens + size > self.window_tokens:
+                yield window
+                window, tokens = [], 0
+            window.append(batch)
+            tokens += size
+        yield window
 
-    def _shrink(self, call: _Call, chosen: Sequence[Piece]) -> None:
-        """Halve the budget after a batch that did not fit; give up on a sequence that does not fit alone."""
+    @torch.inference_mode()
+    def _forward(self, requests: Sequence[Request], batches: Sequence[Sequence[Piece]]) -> list[np.ndarray]:
+        """Batches through the model: each (batch, width) pooled, or (batch, 1 + longest, width) from cls on."""
+        device = self.model.device
+        inputs = []
+        for batch in batches:
+            input_ids, attention_mask = collate(
+                [requests[piece.owner].sequence[piece.start : piece.stop] for piece in batch]
+            )
+            inputs.append({"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)})
+        outputs = self.model.forward_window(inputs, self.level)
+        values = []
+        for batch, given, output in zip(batches, inputs, outputs, strict=True):
+            states = output.last_hidden_state  # (batch, longest + 2, width)
+            assert states is not None
+            lengths = [piece.length for piece in batch]
+            if self.options.one_row and all(piece.whole for piece in batch):
+                rows = pool(states, lengths, self.options.pooling)
+            else:
+                rows = states[:, :-1].float()
+            tokens = given["input_ids"].numel()
+            self.work.batches += 1
+            self.work.residues += sum(lengths)
+            self.work.tokens += tokens
+            self.work.padding += tokens - sum(lengths) - SPECIAL_TOKENS * len(batch)
+            values.append(rows.cpu().numpy())
+        return values
+
+    def _shrink(self, call: _Call, batches: Sequence[Sequence[Piece]]) -> None:
+        """Halve the window or the budget after what did not fit; give up on a sequence that does not fit alone."""
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if len(batches) > 1:
+            self.window_tokens //= 2
+            self.report(
+                f"out of memory with {len(batches):,} batches in a window: going on with {self.window_tokens:,} tokens "
+                f"a window"
+            )
+            return
+        (chosen,) = batches
         if len(chosen) == 1:
             call.results[chosen[0].owner] = _TOO_LARGE
             call.merging.pop(chosen[0].owner, None)

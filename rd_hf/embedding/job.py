@@ -58,6 +58,8 @@ class JobSettings:
         part_bytes: bytes of embeddings a part has at most, unless one record alone has more.
         attn_implementation: as in transformers.
         device: torch device; by default a GPU by rank, else the CPU.
+        window_tokens: with a number, one backbone is held at a time, loaded anew for each window of batches of so
+            many tokens: for families larger than memory. None holds all.
     """
 
     model: str
@@ -73,8 +75,11 @@ class JobSettings:
     part_bytes: int = PART_BYTES
     attn_implementation: str | None = None
     device: str | None = None
+    window_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        if self.window_tokens is not None and self.window_tokens < 1:
+            raise ValueError(f"window_tokens must be positive, not {self.window_tokens}")
         if not self.inputs:
             raise ValueError("a job needs at least one input")
         if self.part_records < 1 or self.part_bytes < 1:
@@ -440,8 +445,15 @@ class _Worker:
                     self.settings.options.dtype,
                     self.settings.attn_implementation,
                     self.settings.device or str(pick_device(self.group.local_rank)),
+                    sequential=self.settings.window_tokens is not None,
                 )
-                self.engine = Engine(model, level, self.settings.options, report=self.report)
+                self.engine = Engine(
+                    model,
+                    level,
+                    self.settings.options,
+                    report=self.report,
+                    window_tokens=self.settings.window_tokens or 0,
+                )
         return self.engine
 
     def _write(self, part: _Part, good: list[tuple[int, Any, np.ndarray]], rejects: list[Reject]) -> None:

@@ -163,6 +163,7 @@ def load_family(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    sequential: bool = False,
 ) -> RDEsmModel:
     """A model with its backbones attached, ready to be fitted; without bases yet, they are zero.
 
@@ -174,13 +175,14 @@ def load_family(
         level: largest level to load; by default all.
         revision: of ``source``.
         dtype, device_map, attn_implementation, token, cache_dir, local_files_only: as in transformers.
+        sequential: hold one backbone at a time, each loaded when its turn comes.
 
     Raises:
         ValueError, OSError: a config, backbone or revision that cannot be had or does not fit.
     """
     source = str(source)
     hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    settings: dict[str, Any] = {"dtype": dtype, "device_map": device_map, **hub}
+    settings: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "sequential": sequential, **hub}
     if attn_implementation is not None:
         settings["attn_implementation"] = attn_implementation
     config = RDEsmConfig.from_pretrained(source, revision=revision, **hub)

@@ -63,7 +63,7 @@ def real_states(mini_checkpoint: Path) -> list[torch.Tensor]:
         if residues >= 20_000:
             break
     batches = token_budget_batches([len(s) for s in sequences], 4096)
-    parts = [backbone_states(model, [sequences[i] for i in batch]) for batch in batches]
+    parts = backbone_states(model, [[sequences[i] for i in batch] for batch in batches])
     return [torch.cat(level) for level in zip(*parts, strict=True)]
 
 

@@ -166,11 +166,12 @@ class LimitedMemory:
         self.device, self.dtype, self.config = model.device, model.dtype, model.config
         self.batches: list[int] = []
 
-    def __call__(self, input_ids: torch.Tensor, **arguments: object) -> object:
-        self.batches.append(input_ids.numel())
-        if input_ids.numel() > self.fits:
+    def forward_window(self, window: list[dict[str, torch.Tensor]], level: str) -> object:
+        (batch,) = window
+        self.batches.append(batch["input_ids"].numel())
+        if batch["input_ids"].numel() > self.fits:
             raise self.error
-        return self.model(input_ids, **arguments)
+        return self.model.forward_window(window, level)
 
 
 OUT_OF_MEMORY = [

@@ -1,0 +1,118 @@
+"""One task in a process of its own: prints its seconds and its peak resident memory as JSON.
+
+    python scripts/benchmarks/peak_worker.py solve
+    python scripts/benchmarks/peak_worker.py forward stack|widest
+    python scripts/benchmarks/peak_worker.py fit resident|sequential MODEL
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+FAMILY = {"8M": 320, "35M": 480, "150M": 640, "650M": 1280, "3B": 2560, "15B": 5120}
+
+
+def resident_mb(field: str) -> float:
+    """``VmRSS`` (now) or ``VmHWM`` (the highest since :func:`reset_peak`) of this process, in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
+def reset_peak() -> None:
+    """Make ``VmHWM`` start again from what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def solve() -> dict[str, float]:
+    """The chain for the whole family from synthetic moments."""
+    import torch
+
+    from rd_hf.bases.chain import fit_chain
+    from rd_hf.bases.moments import JointMoments
+
+    torch.manual_seed(0)
+    widths = list(FAMILY.values())
+    moments = JointMoments(widths)
+    count, total, factors = 1_000_000, sum(widths), 600
+    # z = L f + noise: power laws of the shared factors and of each channel's own variance.
+    loadings = torch.randn(total, factors, dtype=torch.float64) / torch.arange(1, factors + 1).sqrt()
+    own = 0.05 * (0.1 + torch.rand(total, dtype=torch.float64)) ** 2
+    moments._products.addmm_(loadings, loadings.T, alpha=count)
+    moments._products.diagonal().add_(count * own)
+    moments.count = count
+    del loadings
+    started = time.perf_counter()
+    bases, reports = fit_chain(moments, list(FAMILY), [after - before for before, after in zip(widths, widths[1:])])
+    seconds = time.perf_counter() - started
+    last = reports[-1].training
+    assert last is not None
+    assert bases[-1].directions.shape == (5120, 2560)
+    assert 0 < last.reconstruction_error < 1 - last.r2
+    return {"seconds": seconds, "peak_mb": resident_mb("VmHWM")}
+
+
+def forward(what: str) -> dict[str, float]:
+    """Peak beyond what was resident before any model was built, of one batch through the stack or its widest."""
+    import torch
+
+    from benchmarks.common import ESM2_SIZES, full_batches, random_family
+
+    ((ids, mask),) = full_batches(4096, 1)
+    base = resident_mb("VmRSS")
+    model = random_family(ESM2_SIZES)
+    call: Callable[..., object] = model if what == "stack" else model.backbones[-1]
+    with torch.inference_mode():
+        # Once to allocate what stays, once to look.
+        call(ids[:1, :16], attention_mask=mask[:1, :16])
+        reset_peak()
+        started = time.perf_counter()
+        call(ids, attention_mask=mask)
+    return {"seconds": time.perf_counter() - started, "peak_mb": resident_mb("VmHWM") - base}
+
+
+def fit(how: str, source: str) -> dict[str, float]:
+    """The states of two windows of batches, with all backbones in memory or one at a time."""
+    import torch
+
+    from benchmarks.common import carried_proteins
+    from rd_hf.bases.moments import JointMoments
+    from rd_hf.data.batching import token_budget_batches
+    from rd_hf.fitting import backbone_states
+    from rd_hf.modeling_rd_esm import RDEsmModel
+
+    proteins = [protein for protein in carried_proteins() if len(protein) <= 200][:24]
+    batches = [[proteins[p] for p in batch] for batch in token_budget_batches([len(p) for p in proteins], 1024)]
+    base = resident_mb("VmRSS")
+    reset_peak()
+    started = time.perf_counter()
+    model = RDEsmModel.from_pretrained(source, sequential=how == "sequential")
+    if how == "resident":
+        # As copies, not as pages of the file that count only while they are read.
+        model = model.to(torch.float32)
+        for weight in model.parameters():
+            weight.data = weight.data.clone()
+    moments = JointMoments(model.config.backbone_widths)
+    window = len(batches) if how == "sequential" else 1
+    for start in range(0, len(batches), window):
+        for states in backbone_states(model, batches[start : start + window]):
+            moments.update(states)
+    return {
+        "seconds": time.perf_counter() - started,
+        "peak_mb": resident_mb("VmHWM") - base,
+        "trace": float(moments.scatter().trace()),
+    }
+
+
+def main() -> None:
+    task, *arguments = sys.argv[1:]
+    print(json.dumps({"solve": solve, "forward": forward, "fit": fit}[task](*arguments)))
+
+
+if __name__ == "__main__":
+    root = Path(__file__).resolve().parents[2]
+    sys.path[:0] = [str(root), str(root / "scripts")]
+    main()

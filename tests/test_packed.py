@@ -1,0 +1,124 @@
+"""Sequences that share a row: each embedded as if it were alone, or the row refused."""
+
+from __future__ import annotations
+
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import DataCollatorWithFlattening
+
+from rd_hf.data.batching import collate, pack
+from rd_hf.data.residues import encode
+from rd_hf.modeling_rd_esm import PACKED_ATTENTION, RDEsmModel, packed_attention
+
+SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQ", "M", "ACDEFGHIKLMNPQRSTVWY" * 3, "MSDKIIHLTDDSFDTDVLKADG"]
+# The first rows of a packed batch and of separate ones are products of other shapes, summed in another order: some
+# tens of units in the last place; bfloat16 rounds every layer's states to 8 bits.
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 0.05}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint: Path) -> RDEsmModel:
+    return RDEsmModel.from_pretrained(tiny_checkpoint, attn_implementation=PACKED_ATTENTION)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_a_packed_row_is_its_sequences_alone(tiny_checkpoint: Path, dtype: torch.dtype) -> None:
+    model = RDEsmModel.from_pretrained(tiny_checkpoint, dtype=dtype, attn_implementation=PACKED_ATTENTION)
+    plain = RDEsmModel.from_pretrained(tiny_checkpoint, dtype=dtype)
+    packed = pack(SEQUENCES)
+    whole = model(**packed, output_backbone_states=True)
+    ends = packed["cu_seq_lens_q"].tolist()
+    assert whole.last_hidden_state.shape == (1, ends[-1], 64)
+    for sequence, (start, stop) in zip(SEQUENCES, pairwise(ends), strict=True):
+        ids, mask = collate([sequence])
+        alone = plain(ids, mask).last_hidden_state[0]
+        torch.testing.assert_close(
+            whole.last_hidden_state[0, start:stop], alone, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype]
+        )
+    # Nested bit for bit here too.
+    for level, width in model.config.nested_dims.items():
+        assert torch.equal(model(**packed, level=level).last_hidden_state, whole.last_hidden_state[..., :width])
+
+
+def test_neighbours_in_a_row_do_not_matter(model: RDEsmModel) -> None:
+    first = len(SEQUENCES[0]) + 2
+    a = model(**pack([SEQUENCES[0], SEQUENCES[2]])).last_hidden_state[0, :first]
+    b = model(**pack([SEQUENCES[0], SEQUENCES[2][::-1]])).last_hidden_state[0, :first]
+    # The same shapes, so the same sums: not one bit of the neighbour gets through.
+    assert torch.equal(a, b)
+
+
+def test_the_attention_pads_as_usual_where_a_batch_is_not_packed(model: RDEsmModel, tiny_checkpoint: Path) -> None:
+    ids, mask = collate(SEQUENCES)
+    plain = RDEsmModel.from_pretrained(tiny_checkpoint, attn_implementation="sdpa")
+    torch.testing.assert_close(
+        model(ids, mask).last_hidden_state, plain(ids, mask).last_hidden_state, atol=1e-6, rtol=1e-6
+    )
+
+
+def test_transformers_own_collator_packs_too(model: RDEsmModel) -> None:
+    collator = DataCollatorWithFlattening(return_flash_attn_kwargs=True, return_tensors="pt")
+    batch = collator([{"input_ids": encode(sequence).tolist()} for sequence in SEQUENCES])
+    batch.pop("labels", None)
+    assert torch.equal(model(**batch).last_hidden_state, model(**pack(SEQUENCES)).last_hidden_state)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_attention_that_would_leak_is_refused(tiny_checkpoint: Path, attention: str) -> None:
+    model = RDEsmModel.from_pretrained(tiny_checkpoint, attn_implementation=attention)
+    with pytest.raises(ValueError, match=f"with {attention} attention .* attn_implementation='rd_esm_packed'"):
+        model(**pack(SEQUENCES))
+
+
+def test_rows_that_mean_something_else_are_refused(model: RDEsmModel) -> None:
+    packed = pack(SEQUENCES)
+    ids = packed["input_ids"]
+    with pytest.raises(ValueError, match="cu_seq_lens_q from 0 to its length"):
+        model(**{**packed, "input_ids": ids[:, 1:]})
+    with pytest.raises(ValueError, match="with attention_mask"):
+        model(**packed, attention_mask=torch.ones_like(ids))
+    with pytest.raises(ValueError, match="need cu_seq_lens_q"):
+        model(ids, position_ids=torch.arange(ids.shape[1]).unsqueeze(0))
+    with pytest.raises(ValueError, match="<mask>"):
+        model(**{**packed, "input_ids": ids.masked_fill(ids == 20, 32)})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'cu_seqlens'"):
+        model(ids, cu_seqlens=packed["cu_seq_lens_q"])
+
+
+def test_on_cuda_the_fused_kernel_is_called_with_what_it_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An emulation of torch.nn.attention.varlen.varlen_attn, in its layout, stands in for the kernel."""
+    import torch.nn.attention.varlen as varlen
+
+    calls = []
+
+    def emulated(q, k, v, cu_q, cu_k, max_q, max_k, *, scale=None):  # type: ignore[no-untyped-def]
+        calls.append((tuple(q.shape), max_q, max_k, scale))
+        assert q.is_contiguous()
+        assert torch.equal(cu_q, cu_k)
+        parts = []
+        for start, stop in pairwise(cu_q.tolist()):
+            weights = torch.einsum("qhd,khd->hqk", q[start:stop].float(), k[start:stop].float()) * scale
+            parts.append(torch.einsum("hqk,khd->qhd", weights.softmax(-1), v[start:stop].float()))
+        return torch.cat(parts).to(q.dtype)
+
+    monkeypatch.setattr(varlen, "varlen_attn", emulated)
+    query, key, value = (torch.randn(1, 4, 9, 8, dtype=torch.bfloat16) for _ in range(3))
+    ends = torch.tensor([0, 2, 9], dtype=torch.int32)
+    packing = {"scaling": 1.0, "cu_seq_lens_q": ends, "max_length_q": 7}
+    expected, _ = packed_attention(torch.nn.Module(), query, key, value, **packing)
+
+    class OnCuda(torch.Tensor):
+        """A tensor that says it lies on a GPU."""
+
+        device = torch.device("cuda")
+
+    found, weights = packed_attention(torch.nn.Module(), query.as_subclass(OnCuda), key, value, **packing)
+    assert weights is None
+    assert calls == [((9, 4, 8), 7, 7, 1.0)]
+    # Both round to bfloat16 at the end.
+    torch.testing.assert_close(torch.Tensor(found.float()), expected.float(), atol=0.02, rtol=0.02)
+    assert "torch.nn.attention.varlen" in sys.modules
