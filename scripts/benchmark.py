@@ -15,7 +15,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 # Name to module in scripts/benchmarks, imported only when asked for.
-BENCHMARKS = {"fit": "benchmarks.fit", "embed": "benchmarks.embed"}
+BENCHMARKS = {
+    "fit": "benchmarks.fit",
+    "moments": "benchmarks.moments",
+    "solve": "benchmarks.solve",
+    "memory": "benchmarks.memory",
+    "embed": "benchmarks.embed",
+    "levels": "benchmarks.levels",
+    "packed": "benchmarks.packed",
+}
 
 
 def main() -> None:

@@ -30,7 +30,8 @@ def run(rounds: int) -> list[Ratio]:
         states.clear()
         for ids, mask in batches:
             residues = mask.bool() & ids.ne(0) & ids.ne(2)
-            states.append([backbone(ids, attention_mask=mask).last_hidden_state[residues] for backbone in model.backbones])
+            found = (backbone(ids, attention_mask=mask).last_hidden_state for backbone in model.backbones)
+            states.append([state[residues] for state in found])
 
     def gather() -> None:
         for batch in states:
@@ -41,12 +42,13 @@ def run(rounds: int) -> list[Ratio]:
     seconds = alternating({"forward": forward, "moments": gather}, rounds)
     middle = medians(seconds)
     residues = sum(len(batch[0]) for batch in states)
+    told = {name: f"{value / residues * 1e6:,.0f} µs" for name, value in middle.items()}
     return [
         Ratio(
             "moments / forward passes, 8M + 35M + 150M, float32",
             paired(seconds["moments"], seconds["forward"]),
             0.10,
             at_least=False,
-            detail=f"{middle['moments'] / residues * 1e6:.0f} µs / {middle['forward'] / residues * 1e6:,.0f} µs a residue",
+            detail=f"{told['moments']} / {told['forward']} a residue",
         )
     ]

@@ -1,8 +1,8 @@
 """One task in a process of its own: prints its seconds and its peak resident memory as JSON.
 
-    python scripts/benchmarks/peak_worker.py solve
-    python scripts/benchmarks/peak_worker.py forward stack|widest
-    python scripts/benchmarks/peak_worker.py fit resident|sequential MODEL
+python scripts/benchmarks/peak_worker.py solve
+python scripts/benchmarks/peak_worker.py forward stack|widest
+python scripts/benchmarks/peak_worker.py fit resident|sequential MODEL
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 FAMILY = {"8M": 320, "35M": 480, "150M": 640, "650M": 1280, "3B": 2560, "15B": 5120}
@@ -46,7 +47,7 @@ def solve() -> dict[str, float]:
     moments.count = count
     del loadings
     started = time.perf_counter()
-    bases, reports = fit_chain(moments, list(FAMILY), [after - before for before, after in zip(widths, widths[1:])])
+    bases, reports = fit_chain(moments, list(FAMILY), [after - before for before, after in pairwise(widths)])
     seconds = time.perf_counter() - started
     last = reports[-1].training
     assert last is not None
@@ -109,7 +110,8 @@ def fit(how: str, source: str) -> dict[str, float]:
 
 def main() -> None:
     task, *arguments = sys.argv[1:]
-    print(json.dumps({"solve": solve, "forward": forward, "fit": fit}[task](*arguments)))
+    tasks: dict[str, Callable[..., dict[str, float]]] = {"solve": solve, "forward": forward, "fit": fit}
+    print(json.dumps(tasks[task](*arguments)))
 
 
 if __name__ == "__main__":

@@ -41,8 +41,16 @@ def run(rounds: int) -> list[Ratio]:
     seconds = statistics.median(figure["seconds"] for figure in figures)
     peak = max(figure["peak_mb"] for figure in figures)
     ratios = [
-        Ratio("solve for 8M to 15B, K = 10,400: seconds", seconds, 40.0, at_least=False, detail=f"median of {len(figures)}"),
-        Ratio("its peak memory, GB", peak / 1024, 3.0, at_least=False, detail="of the process, moments (0.87 GB) included"),
+        Ratio(
+            "solve for 8M to 15B, K = 10,400: seconds",
+            seconds,
+            40.0,
+            at_least=False,
+            detail=f"median of {len(figures)}",
+        ),
+        Ratio(
+            "its peak memory, GB", peak / 1024, 3.0, at_least=False, detail="of the process, moments (0.87 GB) included"
+        ),
     ]
     for product_dtype in (torch.float64, torch.float32):
         for case in CASES:
@@ -97,10 +105,14 @@ def accuracy(case: str, product_dtype: torch.dtype) -> tuple[float, float]:
         moments.update([torch.from_numpy(part[start : start + 500]).float() for part in (first, second)])
     ((basis,), _) = fit_chain(moments, ("small", "large"), (LARGE - SMALL,))
     e, h = first - first.mean(axis=0), second - second.mean(axis=0)
-    u, s, vt = np.linalg.svd(e, full_matrices=False)
+    u, s, _ = np.linalg.svd(e, full_matrices=False)
     used = select_components(torch.from_numpy(s**2 / (RESIDUES - 1)), RESIDUES).selected
     expected = u[:, :used] @ (u[:, :used].T @ h)
-    found = (first - basis.prefix_mean.numpy()) @ basis.regression.numpy() + basis.backbone_mean.numpy() - second.mean(axis=0)
+    found = (
+        (first - basis.prefix_mean.numpy()) @ basis.regression.numpy()
+        + basis.backbone_mean.numpy()
+        - second.mean(axis=0)
+    )
     deviation = h.std(axis=0)
     varies = deviation > 1e-9
     error = float(np.max(np.sqrt(np.mean((found - expected) ** 2, axis=0))[varies] / deviation[varies]))

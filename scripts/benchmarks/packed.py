@@ -1,0 +1,121 @@
+"""Packed rows beside padded batches, on a GPU: residues per second and share of the chip's own matrix products.
+
+650M and 3B at ESM-2's widths (random weights, bfloat16), a seeded sample of real proteins. ``plain`` is the bare
+``EsmModel`` over the same padded batches, ``padded`` and ``packed`` are a family of that one level, the latter with
+``torch.nn.attention.varlen``. Model operations are 24 x layers x width^2 a token and 4 x layers x width for each
+token it attends to, residues, cls and eos only: what padding computes counts for nothing. They are set against the
+rate of one large bfloat16 matrix product, measured in the same run.
+
+Needs CUDA: elsewhere packed rows are computed sequence by sequence, for their results and not for speed
+(tests/test_packed.py compares them), and this prints so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from benchmarks.common import Ratio, alternating, carried_proteins, medians, random_family
+from rd_hf.data.batching import SPECIAL_TOKENS, collate, pack, token_budget_batches
+from rd_hf.modeling_rd_esm import PACKED_ATTENTION, RDEsmModel
+
+Batch = dict[str, Any]
+SIZES = {"650M": (1280, 33, 20), "3B": (2560, 36, 40)}
+TOKENS = 32_768
+
+
+def run(rounds: int) -> list[Ratio]:
+    """Rates and ratios; nothing without a GPU."""
+    if not torch.cuda.is_available():
+        print("packed: no GPU here, so nothing to measure; packed rows are checked by tests/test_packed.py")
+        return []
+    peak = _matmul_flops()
+    ratios = [Ratio("bfloat16 matrix product, TFLOP/s", peak / 1e12, None, detail="8,192 x 8,192 x 8,192")]
+    proteins = carried_proteins()[:512]
+    for name, size in SIZES.items():
+        ratios += compare(name, size, proteins, peak, rounds)
+    return ratios
+
+
+def compare(
+    name: str, size: tuple[int, int, int], proteins: Sequence[str], peak: float, rounds: int, device: str = "cuda"
+) -> list[Ratio]:
+    """Packed, padded and plain at one size; ``peak`` in operations a second."""
+    width, layers, _ = size
+    model = random_family({name: size}).to(device, torch.bfloat16)
+    # Attention is looked up by this name at every call: one set of weights serves both.
+    names = {"padded": "sdpa", "packed": PACKED_ATTENTION}
+    padded, packed = _padded(proteins, device), _packed(proteins, device)
+
+    @torch.inference_mode()
+    def through(call: Callable[..., object], batches: Sequence[Batch], attention: str) -> None:
+        model.set_attn_implementation(names[attention])
+        for batch in batches:
+            call(**batch)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    _assert_equal(model, padded[-1], packed[-1])
+    candidates = {
+        "plain": lambda: through(model.backbones[0], padded, "padded"),
+        "padded": lambda: through(model, padded, "padded"),
+        "packed": lambda: through(model, packed, "packed"),
+    }
+    for candidate in candidates.values():
+        candidate()
+    seconds = medians(alternating(candidates, rounds))
+    tokens = [len(protein) + SPECIAL_TOKENS for protein in proteins]
+    operations = sum(24 * layers * width**2 * n + 4 * layers * width * n**2 for n in tokens)
+    residues = sum(map(len, proteins))
+    told = {
+        who: f"{residues / value:,.0f} residues/s, {operations / value / peak:.0%} of the matrix product's rate"
+        for who, value in seconds.items()
+    }
+    return [
+        Ratio(f"{name}: padded / packed", seconds["padded"] / seconds["packed"], 1.0, detail=told["packed"]),
+        Ratio(f"{name}: plain EsmModel / padded", seconds["plain"] / seconds["padded"], 0.97, detail=told["padded"]),
+        Ratio(f"{name}: plain EsmModel / packed", seconds["plain"] / seconds["packed"], None, detail=told["plain"]),
+    ]
+
+
+def _padded(proteins: Sequence[str], device: str) -> list[Batch]:
+    batches = token_budget_batches([len(protein) for protein in proteins], TOKENS)
+    collated = [collate([proteins[place] for place in batch]) for batch in batches]
+    return [{"input_ids": ids.to(device), "attention_mask": mask.to(device)} for ids, mask in collated]
+
+
+def _packed(proteins: Sequence[str], device: str) -> list[Batch]:
+    """The same sequences in the same order, in rows of as many tokens."""
+    batches = token_budget_batches([len(protein) for protein in proteins], TOKENS)
+    rows = [pack([proteins[place] for place in batch]) for batch in batches]
+    return [
+        {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in row.items()}
+        for row in rows
+    ]
+
+
+@torch.inference_mode()
+def _assert_equal(model: RDEsmModel, padded: Batch, packed: Batch) -> None:
+    """Every real token alike in both, to what bfloat16 leaves of a few dozen layers."""
+    model.set_attn_implementation("sdpa")
+    a = model(**padded).last_hidden_state[padded["attention_mask"].bool()].float()
+    model.set_attn_implementation(PACKED_ATTENTION)
+    b = model(**packed).last_hidden_state[0].float()
+    error = float((a - b).norm() / a.norm())
+    if error > 0.03:
+        raise RuntimeError(f"packed and padded states differ by {error:.1%}")
+
+
+def _matmul_flops(size: int = 8192) -> float:
+    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    seconds = []
+    for _ in range(20):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        a @ b
+        end.record()
+        torch.cuda.synchronize()
+        seconds.append(start.elapsed_time(end) / 1e3)
+    return 2 * size**3 / min(seconds[5:])
