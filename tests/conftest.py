@@ -41,11 +41,15 @@ def backbone_settings(width: int, layers: int = 2, heads: int = 4) -> dict[str, 
     }
 
 
-def random_model(widths: list[int], names: list[str] | None = None, seed: int = 0, **settings: object) -> RDEsmModel:
+def random_model(
+    widths: list[int], names: list[str] | None = None, seed: int = 0, layers: int = 2, **settings: object
+) -> RDEsmModel:
     """A family with random backbones and random bases, in eval mode."""
     torch.manual_seed(seed)
     names = names or [f"L{index}" for index in range(len(widths))]
-    levels = [{"name": name, "backbone": backbone_settings(width)} for name, width in zip(names, widths, strict=True)]
+    levels = [
+        {"name": name, "backbone": backbone_settings(width, layers)} for name, width in zip(names, widths, strict=True)
+    ]
     model = RDEsmModel(RDEsmConfig(levels=levels, **settings)).eval()  # type: ignore[arg-type]
     with torch.no_grad():
         for buffer in model.projections.buffers():

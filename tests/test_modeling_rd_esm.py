@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,23 @@ def test_a_batch_is_its_rows(tiny_model: RDEsmModel) -> None:
         alone = tiny_model(ids[row : row + 1, :length]).last_hidden_state[0]
         # Products of another shape are summed in another order: some tens of units in the last place of float32.
         torch.testing.assert_close(batch[row, :length], alone, rtol=1e-5, atol=2e-5)
+
+
+def test_compiled_it_is_one_graph_with_the_same_bits(tiny_model: RDEsmModel) -> None:
+    compiled = torch.compile(tiny_model, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(compiled(IDS, MASK).last_hidden_state, tiny_model(IDS, MASK).last_hidden_state)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_to_machine_code_it_rounds_otherwise_and_nothing_more() -> None:
+    model = random_model([16, 24], layers=1)
+    compiled = torch.compile(model)
+    with torch.no_grad():
+        # Fused kernels keep intermediate sums in registers: tens of units in the last place.
+        torch.testing.assert_close(
+            compiled(IDS, MASK).last_hidden_state, model(IDS, MASK).last_hidden_state, atol=2e-5, rtol=1e-5
+        )
 
 
 def test_hidden_states_attentions_and_tuples(tiny_checkpoint: Path) -> None:
