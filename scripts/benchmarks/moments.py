@@ -15,7 +15,7 @@ from benchmarks.common import ESM2_SIZES, Ratio, alternating, full_batches, medi
 from rd_hf.bases.moments import JointMoments
 
 TOKENS = 4096  # as scripts/fit_bases.py batches by default
-BATCHES = 2
+BATCHES = 1
 
 
 @torch.inference_mode()
