@@ -20,13 +20,22 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import EsmConfig, EsmModel, PretrainedConfig, PreTrainedModel
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    EsmConfig,
+    EsmModel,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import ModelOutput, cached_file, logging
 
 from .configuration_rd_esm import RDEsmConfig
@@ -43,6 +52,8 @@ _COMPANIONS = (
     *("README.md", "fit_report.json", "fit_report.png", "modules.json"),
     *("vocab.txt", "tokenizer_config.json", "special_tokens_map.json"),
 )
+# `attn_implementation` under which several sequences may share one row.
+PACKED_ATTENTION = "rd_esm_packed"
 _WEIGHT_FILE = re.compile(r"model(\..+)?(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index(\..+)?\.json")
 
 
@@ -83,6 +94,57 @@ class RDEsmModelOutput(ModelOutput):
             raise ValueError(f"level {level!r} is not in this output, which holds {', '.join(dims)}")
         assert self.last_hidden_state is not None
         return self.last_hidden_state[..., : dims[level]]
+
+
+def packed_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention within each of the sequences that share one row, registered as `rd_esm_packed`.
+
+    On CUDA the fused kernel of `torch.nn.attention.varlen`, for float16 and bfloat16; elsewhere (and in float32)
+    one scaled dot product a sequence, which gives what separate rows give. Batches that are not packed take
+    scaled dot product attention as usual.
+
+    Args:
+        query, key, value (`torch.Tensor` of shape `(batch, heads, length, head width)`).
+        cu_seq_lens_q (`torch.Tensor` of shape `(sequences + 1,)`, int32): where each sequence starts, and the end.
+        max_length_q (`int`): longest of them.
+
+    Returns:
+        `(batch, length, heads, head width)` and no weights.
+    """
+    if cu_seq_lens_q is None:
+        attended = scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
+        )
+        return attended.transpose(1, 2).contiguous(), None
+    if query.device.type == "cuda" and query.dtype.itemsize == 2:
+        from torch.nn.attention.varlen import varlen_attn
+
+        q, k, v = (states[0].transpose(0, 1).contiguous() for states in (query, key, value))
+        longest = int(max_length_q or cu_seq_lens_q.diff().max())
+        rows = varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, longest, longest, scale=scaling)
+        assert isinstance(rows, torch.Tensor)  # it returns more only where asked to
+        return rows.unsqueeze(0), None
+    parts = []
+    for start, stop in pairwise(cu_seq_lens_q.tolist()):
+        q, k, v = (states[:, :, start:stop] for states in (query, key, value))
+        parts.append(scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling))
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+# Not packed, it needs the mask of scaled dot product attention.
+AttentionMaskInterface.register(PACKED_ATTENTION, AttentionMaskInterface()["sdpa"])
 
 
 class RDEsmProjection(nn.Module):
@@ -192,6 +254,47 @@ class RDEsmPreTrainedModel(PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"^backbones\.\d+\.", r"^projections\.\d+\."]
 
 
+@dataclass
+class _Pass:
+    """One batch on its way up the levels.
+
+    Nothing but what is returned outlives a level: a backbone's state is gone before the next backbone runs.
+    """
+
+    arguments: dict[str, Any]
+    embedding: torch.Tensor | None = None
+    dtype: torch.dtype = torch.float32
+    states: tuple[torch.Tensor, ...] = ()
+    hidden_states: tuple[torch.Tensor, ...] = ()
+    attentions: tuple[torch.Tensor, ...] = ()
+
+    def advance(self, backbone: nn.Module, projection: nn.Module | None, keep_state: bool) -> None:
+        """Run one backbone and nest its final state; the first level, without a projection, is the prefix."""
+        output = backbone(**self.arguments, return_dict=True)
+        state = output.last_hidden_state
+        self.dtype = state.dtype
+        if projection is None:
+            # The prefix is copied, never centred, scaled or recomputed: widening and narrowing again returns the
+            # same bits.
+            self.embedding = state.to(torch.promote_types(state.dtype, torch.float32))
+        else:
+            self.embedding = projection(self.embedding, state)
+        if keep_state:
+            self.states += (state,)
+        self.hidden_states += tuple(output.hidden_states or ())
+        self.attentions += tuple(output.attentions or ())
+
+    def output(self, dims: dict[str, int]) -> RDEsmModelOutput:
+        assert self.embedding is not None
+        return RDEsmModelOutput(
+            last_hidden_state=self.embedding.to(self.dtype),
+            hidden_states=self.hidden_states or None,
+            attentions=self.attentions or None,
+            backbone_states=self.states or None,
+            nested_dims=dims,
+        )
+
+
 class RDEsmModel(RDEsmPreTrainedModel):
     """
     A stack of ESM-2 backbones whose final hidden states are nested into one embedding.
@@ -222,6 +325,8 @@ class RDEsmModel(RDEsmPreTrainedModel):
         if build_backbones is None:
             build_backbones = config.backbones_in_checkpoint
         # A bare EsmModel(config) would ignore this model's attention implementation.
+        # Loads a backbone by position, where they are held one at a time only.
+        self._fetch: Callable[..., PreTrainedModel] | None = None
         self.backbones = nn.ModuleList(
             EsmModel._from_config(config.backbone_config(index), attn_implementation=config._attn_implementation)
             for index in range(len(config.levels) if build_backbones else 0)
@@ -247,7 +352,34 @@ class RDEsmModel(RDEsmPreTrainedModel):
     @property
     def dtype(self) -> torch.dtype:
         """Of the backbones; float32 where there are none."""
+        if self._fetch is not None:
+            return self.get_buffer("placeholder").dtype
         return next((weight.dtype for weight in self.parameters() if weight.is_floating_point()), torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        """Of the first backbone; with sequential loading, where they run."""
+        tensors = chain(self.parameters(), self.buffers() if self._fetch is None else [self.get_buffer("placeholder")])
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+    def iter_backbones(self, last: int | None = None) -> Iterator[PreTrainedModel]:
+        """The backbones, smallest first; with sequential loading each is loaded now, and held by the caller alone.
+
+        Args:
+            last (`int`, *optional*): position of the last one wanted.
+
+        Raises:
+            ValueError: this model holds bases only.
+        """
+        wanted = len(self.config.levels) if last is None else last + 1
+        if self._fetch is None:
+            if len(self.backbones) < wanted:
+                raise ValueError("this model holds bases only; load it with from_pretrained to fetch its backbones")
+            yield from self.backbones[:wanted]
+            return
+        here = self.get_buffer("placeholder")
+        for index in range(wanted):
+            yield self._fetch(index, dtype=here.dtype).to(here.device)
 
     def get_input_embeddings(self) -> nn.Module:
         """Token embeddings of the largest backbone."""
@@ -268,6 +400,7 @@ class RDEsmModel(RDEsmPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        **packing: Any,
     ) -> RDEsmModelOutput | tuple[Any, ...]:
         r"""
         Embed token ids at `level`, running only the backbones it needs.
@@ -279,15 +412,42 @@ class RDEsmModel(RDEsmPreTrainedModel):
             level (`str`, *optional*): name of the level, by default the largest.
             output_backbone_states (`bool`): also return each backbone's own final hidden state.
             output_hidden_states, output_attentions, return_dict (`bool`, *optional*): as in transformers.
+            packing: `cu_seq_lens_q`, `cu_seq_lens_k` (int32, `(sequences + 1,)`: where each sequence starts, and the
+                end), `max_length_q` and `max_length_k`, for sequences (each with its cls and eos) that share one row
+                of `input_ids` without padding, `(1, length)`. `position_ids`, which
+                `DataCollatorWithFlattening` makes too, follow from them and are not read.
 
         Raises:
-            ValueError: unknown level, or the backbones are not there.
+            ValueError: unknown level; the backbones are not there; or a packed row where sequences would see each
+                other: attention other than `rd_esm_packed` or flash attention, or `<mask>` tokens, which token
+                dropout counts over the whole row.
+        """
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask, **packing}
+        (result,) = self.forward_window([batch], level, output_backbone_states, output_hidden_states, output_attentions)
+        if return_dict is None:
+            return_dict = getattr(self.config, "return_dict", True)
+        return result if return_dict else result.to_tuple()
+
+    def forward_window(
+        self,
+        batches: Sequence[dict[str, Any]],
+        level: str | None = None,
+        output_backbone_states: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> list[RDEsmModelOutput]:
+        """As `forward` over each of several batches, level by level.
+
+        With sequential loading each backbone is loaded once for all of them. What is held meanwhile is the
+        embedding of every position, 4 bytes times the level's width (and the states asked for).
+
+        Args:
+            batches: `input_ids` and what else `forward` takes of one batch.
+
+        Returns:
+            One output a batch, the same bits as `forward` gives.
         """
         last = self.config.level_index(level)
-        if len(self.backbones) <= last:
-            raise ValueError("this model holds bases only; load it with from_pretrained to fetch its backbones")
-        if attention_mask is None:
-            attention_mask = input_ids.ne(self.config.pad_token_id).long()
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
@@ -297,39 +457,64 @@ class RDEsmModel(RDEsmPreTrainedModel):
             extras["output_hidden_states"] = True
         if output_attentions:
             extras["output_attentions"] = True
-
-        states: list[torch.Tensor] = []
-        hidden_states: list[torch.Tensor] = []
-        attentions: list[torch.Tensor] = []
-        embedding: torch.Tensor | None = None
-        for index, backbone in enumerate(self.backbones[: last + 1]):
-            output = backbone(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **extras)
-            state = output.last_hidden_state
-            if embedding is None:
-                # The prefix is copied, never centred, scaled or recomputed: widening and narrowing again
-                # returns the same bits.
-                embedding = state.to(torch.promote_types(state.dtype, torch.float32))
-            else:
-                embedding = self.projections[index - 1](embedding, state)
-            if output_backbone_states:
-                states.append(state)
-            if output_hidden_states:
-                hidden_states.extend(output.hidden_states)
-            if output_attentions:
-                attentions.extend(output.attentions)
-
-        assert embedding is not None
+        passes = [_Pass(self._arguments(**batch) | extras) for batch in batches]
+        backbones = self.iter_backbones(last)
+        for projection in (None, *self.projections[:last]):
+            # Not by zip or enumerate, which would hold on to a backbone while the next is loaded.
+            backbone = next(backbones)
+            for one in passes:
+                one.advance(backbone, projection, output_backbone_states)
+            del backbone
         dims = dict(list(self.config.nested_dims.items())[: last + 1])
-        result = RDEsmModelOutput(
-            last_hidden_state=embedding.to(state.dtype),
-            hidden_states=tuple(hidden_states) or None,
-            attentions=tuple(attentions) or None,
-            backbone_states=tuple(states) or None,
-            nested_dims=dims,
-        )
-        if return_dict is None:
-            return_dict = getattr(self.config, "return_dict", True)
-        return result if return_dict else result.to_tuple()
+        return [one.output(dims) for one in passes]
+
+    def _arguments(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        **packing: Any,
+    ) -> dict[str, Any]:
+        """What every backbone is called with."""
+        unknown = packing.keys() - {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
+        if unknown:
+            raise TypeError(f"forward() got an unexpected keyword argument {min(unknown)!r}")
+        ends = packing.get("cu_seq_lens_q")
+        if ends is None:
+            if packing or position_ids is not None:
+                # position_ids that start anew would say where sequences meet, and attention would not care.
+                raise ValueError("sequences that share a row need cu_seq_lens_q, or they would see each other")
+            if attention_mask is None:
+                attention_mask = input_ids.ne(self.config.pad_token_id).long()
+            return {"input_ids": input_ids, "attention_mask": attention_mask}
+        attention = self.config._attn_implementation
+        if attention != PACKED_ATTENTION and "flash" not in str(attention):
+            raise ValueError(
+                f"with {attention} attention the sequences of a packed row would see each other: load the model with "
+                f"attn_implementation={PACKED_ATTENTION!r}, or with flash attention"
+            )
+        length = input_ids.shape[1]
+        if attention_mask is not None or input_ids.shape[0] != 1 or ends[0] != 0 or ends[-1] != length:
+            raise ValueError(
+                f"a packed batch is one row of input_ids without attention_mask, cu_seq_lens_q from 0 to its length "
+                f"{length}; got input_ids of shape {tuple(input_ids.shape)}"
+                f"{'' if attention_mask is None else ' with attention_mask'}, cu_seq_lens_q {ends.tolist()}"
+            )
+        if input_ids.eq(self.config.backbone_config(0).mask_token_id).any():
+            raise ValueError("a packed row cannot hold <mask>: token dropout counts it over the whole row; pad instead")
+        lengths = ends.diff()
+        longest = packing.get("max_length_q") or int(lengths.max())
+        starts = ends[:-1].repeat_interleave(lengths, output_size=length)
+        return {
+            "input_ids": input_ids,
+            "attention_mask": None,
+            # Rotary positions are relative, but small numbers make exact angles.
+            "position_ids": (torch.arange(length, device=ends.device) - starts).unsqueeze(0),
+            "cu_seq_lens_q": ends,
+            "cu_seq_lens_k": packing.get("cu_seq_lens_k", ends),
+            "max_length_q": longest,
+            "max_length_k": packing.get("max_length_k") or longest,
+        }
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
@@ -339,6 +524,9 @@ class RDEsmModel(RDEsmPreTrainedModel):
         and from its own `repo_id` at its pinned `revision` otherwise, with the same `dtype` (by default as
         saved), `attn_implementation`, `device_map`, `max_memory`, `cache_dir`, `token`, `local_files_only`, ...
 
+        With `sequential=True` no backbone is held: each is loaded when its turn comes and released after it, so
+        that a family runs where its largest backbone alone would. Give `forward_window` many batches at a time.
+
         Weights are read from safetensors; a checkpoint that has only pickled weights is refused.
 
         Raises:
@@ -347,6 +535,7 @@ class RDEsmModel(RDEsmPreTrainedModel):
         """
         path = os.fspath(pretrained_model_name_or_path)
         wants_info = kwargs.pop("output_loading_info", False)
+        sequential = kwargs.pop("sequential", False)
         # Weights that do not fit are an error here, never a random start.
         for refused in ("ignore_mismatched_sizes", "use_safetensors", "weights_only", "variant", "key_mapping"):
             kwargs.pop(refused, None)
@@ -402,7 +591,8 @@ class RDEsmModel(RDEsmPreTrainedModel):
         if dtype == "auto" and full:
             dtype = getattr(config, "dtype", None) or dtype
         model.config.backbones_in_checkpoint = full
-        model.load_backbones(source=path if full else None, dtype=dtype, **weights, **hub, **(own if full else {}))
+        source = path if full else None
+        model.load_backbones(source, dtype=dtype, sequential=sequential, **weights, **hub, **(own if full else {}))
         return (model, info) if wants_info else model
 
     def load_backbones(
@@ -414,6 +604,7 @@ class RDEsmModel(RDEsmPreTrainedModel):
         device_map: Any = None,
         max_memory: dict[Any, Any] | None = None,
         offload_folder: str | os.PathLike | None = None,
+        sequential: bool = False,
         **kwargs: Any,
     ) -> None:
         """Fetch the backbones that the config names and attach them; none is initialised first.
@@ -425,71 +616,93 @@ class RDEsmModel(RDEsmPreTrainedModel):
             dtype: of the backbones; "auto" keeps what their files have.
             device_map, max_memory, offload_folder: as in transformers. With "auto" and its like the backbones
                 are placed in turn, smallest first, and each projection on the device where its backbone ends.
+            sequential: attach none, and load each whenever it is its turn, in the dtype of the first and on the
+                device that the model is moved to.
             kwargs: passed to `from_pretrained` of each backbone (`token`, `cache_dir`, ...).
 
         Raises:
             OSError, ValueError: a backbone cannot be had or does not fit; the message names its level.
         """
+
+        def fetch(index: int, dtype: str | torch.dtype = dtype, **placed: Any) -> PreTrainedModel:
+            return self._load_backbone(index, source, revision or "main", subfolder, dtype=dtype, **placed, **kwargs)
+
+        if sequential:
+            if device_map is not None:
+                raise ValueError("sequential loading runs one backbone at a time: move the model with .to(device)")
+            found = fetch(0).dtype
+            # It follows .to(): where backbones go, and in which dtype.
+            self.register_buffer("placeholder", torch.empty(0, dtype=found), persistent=False)
+            self._fetch = fetch
+            self.backbones = nn.ModuleList()
+            self.config.dtype = found
+            return
         loaded: list[PreTrainedModel] = []
         placement = _Placement(device_map, max_memory)
         for index, entry in enumerate(self.config.levels):
-            name = entry["name"]
-            if source is None:
-                where, pinned, what = entry["repo_id"], entry["revision"], f"{entry['repo_id']}, the backbone of {name}"
-                if where is None:
-                    raise ValueError(f"level {name} names no repo_id in config.json, so its backbone cannot be fetched")
-                if os.path.isdir(where):
-                    _refuse_links(where)
-                extra: dict[str, Any] = {"revision": pinned or "main"}
-            else:
-                where, what = os.fspath(source), f"the backbone of {name} in {source}"
-                extra = {
-                    "revision": revision or "main",
-                    "subfolder": subfolder,
-                    "variant": f"backbone-{name}",
-                    "key_mapping": {rf"^backbones\.{index}\.": ""},
-                }
             placed: dict[str, Any] = {}
             if device_map is not None:
                 placed = placement.arguments(index)
                 if offload_folder is not None:
-                    placed["offload_folder"] = os.path.join(offload_folder, f"backbone-{name}")
-            with _Reading(what):
-                settings = {
-                    "config": self.config.backbone_config(index),
-                    "attn_implementation": self.config._attn_implementation,
-                    "add_pooling_layer": False,
-                    "use_safetensors": True,
-                    "ignore_mismatched_sizes": True,
-                    "output_loading_info": True,
-                    "dtype": dtype,
-                    **extra,
-                    **placed,
-                    **kwargs,
-                }
-                # The library's own class, so that its renamings of older checkpoints' keys apply.
-                try:
-                    backbone, info = EsmModel.from_pretrained(where, **settings)
-                except Exception as error:
-                    if "device disk is invalid" not in str(error):
-                        raise
-                    # Before 5.0 a whole model cannot go to disk, but all of its parts can.
-                    settings["device_map"] = dict.fromkeys(("embeddings", "encoder", "contact_head"), "disk")
-                    backbone, info = EsmModel.from_pretrained(where, **settings)
-                _check_loaded(what, info)
-                on_disk = "disk" in map(str, getattr(backbone, "hf_device_map", {}).values())
-                lost = on_disk or any("inv_freq" in key for key in info["missing_keys"])
-                if _rotary_modules(backbone) and (lost or backbone.dtype != torch.float32):
-                    _set_rotary_frequencies(backbone, _read_rotary_frequencies(where, backbone.config, extra, kwargs))
-            backbone.train(self.training)
-            placement.add(index, backbone)
-            loaded.append(backbone)
+                    placed["offload_folder"] = os.path.join(offload_folder, f"backbone-{entry['name']}")
+            loaded.append(fetch(index, **placed))
+            placement.add(index, loaded[-1])
         self.backbones = nn.ModuleList(loaded)
+        self._fetch = None
         if device_map is not None:
             for index, projection in enumerate(self.projections):
                 projection.to(placement.device(index + 1))
             self.hf_device_map = placement.merged()
         self.config.dtype = loaded[0].dtype
+
+    def _load_backbone(
+        self, index: int, source: str | os.PathLike | None, revision: str, subfolder: str, **kwargs: Any
+    ) -> PreTrainedModel:
+        """One backbone, from `source` or from its own repo; `kwargs` as `from_pretrained` takes them."""
+        entry = self.config.levels[index]
+        name = entry["name"]
+        if source is None:
+            where, pinned, what = entry["repo_id"], entry["revision"], f"{entry['repo_id']}, the backbone of {name}"
+            if where is None:
+                raise ValueError(f"level {name} names no repo_id in config.json, so its backbone cannot be fetched")
+            if os.path.isdir(where):
+                _refuse_links(where)
+            extra: dict[str, Any] = {"revision": pinned or "main"}
+        else:
+            where, what = os.fspath(source), f"the backbone of {name} in {source}"
+            extra = {
+                "revision": revision,
+                "subfolder": subfolder,
+                "variant": f"backbone-{name}",
+                "key_mapping": {rf"^backbones\.{index}\.": ""},
+            }
+        with _Reading(what):
+            settings = {
+                "config": self.config.backbone_config(index),
+                "attn_implementation": self.config._attn_implementation,
+                "add_pooling_layer": False,
+                "use_safetensors": True,
+                "ignore_mismatched_sizes": True,
+                "output_loading_info": True,
+                **extra,
+                **kwargs,
+            }
+            # The library's own class, so that its renamings of older checkpoints' keys apply.
+            try:
+                backbone, info = EsmModel.from_pretrained(where, **settings)
+            except Exception as error:
+                if "device disk is invalid" not in str(error):
+                    raise
+                # Before 5.0 a whole model cannot go to disk, but all of its parts can.
+                settings["device_map"] = dict.fromkeys(("embeddings", "encoder", "contact_head"), "disk")
+                backbone, info = EsmModel.from_pretrained(where, **settings)
+            _check_loaded(what, info)
+            on_disk = "disk" in map(str, getattr(backbone, "hf_device_map", {}).values())
+            lost = on_disk or any("inv_freq" in key for key in info["missing_keys"])
+            if _rotary_modules(backbone) and (lost or backbone.dtype != torch.float32):
+                _set_rotary_frequencies(backbone, _read_rotary_frequencies(where, backbone.config, extra, kwargs))
+        backbone.train(self.training)
+        return backbone
 
     def save_pretrained(
         self,
