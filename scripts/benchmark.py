@@ -15,7 +15,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 # Name to module in scripts/benchmarks, imported only when asked for.
-BENCHMARKS = {"fit": "benchmarks.fit", "embed": "benchmarks.embed"}
+BENCHMARKS = {
+    "forward": "benchmarks.forward",
+    "fit": "benchmarks.fit",
+    "embed": "benchmarks.embed",
+    "precision": "benchmarks.precision",
+    "start": "benchmarks.start",
+    "growth": "benchmarks.growth",
+}
 
 
 def main() -> None:

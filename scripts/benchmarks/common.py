@@ -1,17 +1,31 @@
-"""What every benchmark shares: interleaved rounds, medians, and a table of ratios beside their targets."""
+"""What every benchmark shares: interleaved rounds, medians, a table of ratios beside their targets, and what is
+measured on: random families and the carried proteins."""
 
 from __future__ import annotations
 
 import os
 import platform
+import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+from rd_hf.configuration_rd_esm import RDEsmConfig
+from rd_hf.data.batching import collate, token_budget_batches
+from rd_hf.data.fasta import read_fasta
+from rd_hf.data.residues import clean_sequence
+from rd_hf.modeling_rd_esm import RDEsmModel
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CARRIED = REPOSITORY / "rd_hf" / "data" / "examples" / "proteins_1000.fasta.gz"
+LONGEST = 1022
+# Width, layers and heads of ESM-2's smaller members.
+ESM2_SIZES = {"8M": (320, 6, 20), "35M": (480, 12, 20), "150M": (640, 30, 20)}
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,75 @@ def interleaved(candidates: Mapping[str, Callable[[], object]], rounds: int) -> 
 def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
     """Median of each candidate's rounds."""
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def paired(numerators: Sequence[float], denominators: Sequence[float]) -> float:
+    """Median of the ratios of times that were taken one right after the other.
+
+    What slows a machine for seconds hits both of a pair alike, so this settles differences of a few per cent that
+    the ratio of two medians cannot.
+    """
+    return statistics.median(above / below for above, below in zip(numerators, denominators, strict=True))
+
+
+def alternating(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """As :func:`interleaved`, every second round in reverse order, so that no candidate always comes after the same."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for number in range(rounds):
+        order = list(candidates) if number % 2 == 0 else list(candidates)[::-1]
+        for name, values in interleaved({name: candidates[name] for name in order}, 1).items():
+            seconds[name] += values
+    return seconds
+
+
+def random_family(sizes: Mapping[str, tuple[int, int, int]], seed: int = 0) -> RDEsmModel:
+    """Backbones of the widths, layers and heads given, random weights and bases, float32, in eval mode.
+
+    The same numbers at every call with the same seed.
+    """
+    torch.manual_seed(seed)
+    levels = [
+        {
+            "name": name,
+            "backbone": {
+                "vocab_size": 33,
+                "pad_token_id": 1,
+                "mask_token_id": 32,
+                "hidden_size": width,
+                "num_hidden_layers": layers,
+                "num_attention_heads": heads,
+                "intermediate_size": 4 * width,
+                "max_position_embeddings": 1026,
+                "layer_norm_eps": 1e-5,
+                "position_embedding_type": "rotary",
+                "hidden_dropout_prob": 0.0,
+                "attention_probs_dropout_prob": 0.0,
+                "token_dropout": True,
+            },
+        }
+        for name, (width, layers, heads) in sizes.items()
+    ]
+    model = RDEsmModel(RDEsmConfig(levels=levels)).eval()
+    with torch.no_grad():
+        for buffer in model.projections.buffers():
+            buffer.copy_(torch.randn_like(buffer) / buffer.shape[0] ** 0.5)
+    return model
+
+
+def carried_proteins(seed: int = 0) -> list[str]:
+    """The 1,000 proteins that the repository carries, cleaned, cut to 1,022 residues, in an order drawn by seed."""
+    sequences = [clean_sequence(record.sequence)[:LONGEST] for record in read_fasta(CARRIED)]
+    random.Random(seed).shuffle(sequences)
+    return sequences
+
+
+def full_batches(tokens: int, count: int, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Token ids and masks of ``count`` batches, drawn by seed from those that an embedding job over the carried
+    proteins would make under a budget of ``tokens``: (rows, length) int64 each."""
+    sequences = carried_proteins(seed)
+    batches = token_budget_batches([len(sequence) for sequence in sequences], tokens)
+    chosen = random.Random(seed).sample(batches, count)
+    return [collate([sequences[position] for position in batch]) for batch in chosen]
 
 
 def machine() -> dict[str, object]:

@@ -26,8 +26,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import Ratio, interleaved, medians
-from rd_hf.configuration_rd_esm import RDEsmConfig
+from benchmarks.common import CARRIED, ESM2_SIZES, LONGEST, REPOSITORY, Ratio, interleaved, medians, random_family
 from rd_hf.data.batching import SPECIAL_TOKENS, collate, token_budget_batches
 from rd_hf.data.fasta import read_fasta
 from rd_hf.data.residues import clean_sequence
@@ -35,11 +34,8 @@ from rd_hf.embedding.engine import SPREAD, Engine, Request, pool
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.modeling_rd_esm import RDEsmModel
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 PROTEOME = REPOSITORY.parent / "shared" / "data" / "sequences" / "ecoli_K12_UP000000625.fasta.gz"
-CARRIED = REPOSITORY / "rd_hf" / "data" / "examples" / "proteins_1000.fasta.gz"
 PROTEINS = 32
-LONGEST = 1022
 RECORDS = 1_000_000
 
 
@@ -52,8 +48,8 @@ def _speed(rounds: int) -> list[Ratio]:
     everything = [clean_sequence(record.sequence)[:LONGEST] for record in read_fasta(_proteins_file())]
     sequences = random.Random(0).sample(everything, PROTEINS)
     residues = sum(map(len, sequences))
-    model = _random_family({"8M": (320, 6, 20), "35M": (480, 12, 20)})
-    half = _random_family({"8M": (320, 6, 20), "35M": (480, 12, 20)}).to(torch.bfloat16)
+    sizes = {name: ESM2_SIZES[name] for name in ("8M", "35M")}
+    model, half = random_family(sizes), random_family(sizes).to(torch.bfloat16)
     options = EmbeddingOptions()
     ours, ours_half = Engine(model, "35M", options), Engine(half, "35M", options)
     requests = [Request(sequence) for sequence in sequences]
@@ -104,36 +100,6 @@ def _proteins_file() -> Path:
     return PROTEOME if PROTEOME.exists() else CARRIED
 
 
-def _random_family(sizes: dict[str, tuple[int, int, int]]) -> RDEsmModel:
-    """Backbones of the widths, layers and heads given, random weights and bases; the same at every call."""
-    torch.manual_seed(0)
-    levels = [
-        {
-            "name": name,
-            "backbone": {
-                "vocab_size": 33,
-                "pad_token_id": 1,
-                "mask_token_id": 32,
-                "hidden_size": width,
-                "num_hidden_layers": layers,
-                "num_attention_heads": heads,
-                "intermediate_size": 4 * width,
-                "max_position_embeddings": 1026,
-                "position_embedding_type": "rotary",
-                "hidden_dropout_prob": 0.0,
-                "attention_probs_dropout_prob": 0.0,
-                "token_dropout": True,
-            },
-        }
-        for name, (width, layers, heads) in sizes.items()
-    ]
-    model = RDEsmModel(RDEsmConfig(levels=levels)).eval()
-    with torch.no_grad():
-        for buffer in model.projections.buffers():
-            buffer.copy_(torch.randn_like(buffer) / buffer.shape[0] ** 0.5)
-    return model
-
-
 def _file_order(sequences: Sequence[str]) -> list[list[int]]:
     return [list(range(start, min(start + 16, len(sequences)))) for start in range(0, len(sequences), 16)]
 
@@ -173,7 +139,7 @@ def _memory() -> Ratio:
     generator = random.Random(0)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        _random_family({"S": (64, 6, 4), "M": (128, 6, 8), "L": (192, 6, 12)}).save_pretrained(folder / "model")
+        random_family({"S": (64, 6, 4), "M": (128, 6, 8), "L": (192, 6, 12)}).save_pretrained(folder / "model")
         with (folder / "records.fasta").open("w") as handle:
             for number in range(RECORDS):
                 handle.write(f">r{number}\n{''.join(generator.choices('LAGVSERTIDPKQNFYMHWC', k=3))}\n")
