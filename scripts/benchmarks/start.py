@@ -1,9 +1,10 @@
 """How long one waits before anything happens: imports, ``--help``, loading a small model.
 
-The floor. ``import torch, transformers`` takes seconds and every user of a transformer pays it; reading what an ESM
-model needs of transformers comes on top (it imports its modules on first use). This package's own modules are some thirty files of Python, read and compiled once: 10 ms. ``--help`` needs
-argparse and the options' names, 50 ms with the interpreter. Loading ``rd-esm2-mini`` reads 17 MB and builds 4.2
-million parameters, about 10 ms; the rest is what transformers does around it.
+The floor. ``import torch, transformers`` takes seconds and every user of a transformer pays it; what an ESM model
+needs of transformers comes on top, since it imports its modules on first use. This package's own modules are some
+thirty files of Python, read and compiled once: 10 ms. ``--help`` needs argparse and the options' names, 50 ms with
+the interpreter. Loading ``rd-esm2-mini`` reads 17 MB and builds 4.2 million parameters, about 10 ms; the rest is
+what transformers does around it.
 
 Each figure is the median over fresh processes that take turns. Imports and loads are timed inside their process,
 after ``import torch, transformers`` and what of transformers every ESM model needs, so that no difference of two
