@@ -15,12 +15,11 @@ import json
 import sys
 from pathlib import Path
 
-import rd_hf.configuration_rd_esm
-from rd_hf.hub.families import ESM2, esm2_config
-
 
 def config_text(level: str) -> str:
     """The config.json of one model, the same from every release of transformers."""
+    from rd_hf.hub.families import esm2_config
+
     fields = esm2_config(level).to_diff_dict()
     fields.pop("transformers_version", None)
     return json.dumps(fields, indent=2, sort_keys=True) + "\n"
@@ -31,6 +30,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("hub_configs"), help="folder of the folders (hub_configs)")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a file is another")
     args = parser.parse_args()
+    # Imported here, so that --help and typing errors are answered at once.
+    import rd_hf.configuration_rd_esm
+    from rd_hf.hub.families import ESM2
+
     stale = []
     wanted = {args.output / f"rd-esm2-{member.name}" / "config.json": config_text(member.name) for member in ESM2[1:]}
     code = Path(rd_hf.configuration_rd_esm.__file__).parent

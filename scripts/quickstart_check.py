@@ -11,15 +11,6 @@ import json
 import sys
 from pathlib import Path
 
-import pyarrow.parquet as pq
-import torch
-from datasets import Dataset, disable_progress_bars
-from transformers import AutoModel, AutoTokenizer
-from transformers.utils import logging
-
-from rd_hf.data.sources import read_records
-from rd_hf.embedding import Embedder
-
 # Ubiquitin and insulin's B chain: two lengths, so that there is padding; and one masked residue.
 SEQUENCES = [
     "MQIFVKTLTGKTITLEVEPSDTIENVKAKIQDKEGIPPDQQRLIFAGKQLEDGRTLSDYNIQKESTLHLVLRLRGG",
@@ -32,7 +23,21 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="folder that fit_bases.py wrote")
     parser.add_argument("fasta", type=Path, help="the sequences that embed.py read")
     parser.add_argument("embeddings", type=Path, help="folder that embed.py wrote")
-    args = parser.parse_args()
+    check(parser.parse_args())
+
+
+def check(args: argparse.Namespace) -> None:
+    """Print what is in the two folders; exit with a message where it is not as it should be."""
+    # Imported here, so that --help and typing errors are answered at once.
+    import pyarrow.parquet as pq
+    import torch
+    from datasets import Dataset, disable_progress_bars
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    from rd_hf.data.sources import read_records
+    from rd_hf.embedding import Embedder
+
     logging.disable_progress_bar()
     disable_progress_bars()
 

@@ -20,7 +20,7 @@ from tests.test_fitting import environment
 
 SCRIPT = REPOSITORY / "scripts" / "pretrain_mini_family.py"
 sys.path.insert(0, str(SCRIPT.parent))
-pretraining = pytest.importorskip("pretrain_mini_family")
+pretraining = pytest.importorskip("pretraining.recipe")
 
 
 def test_masking_is_esm_2s_recipe() -> None:

@@ -1,0 +1,96 @@
+"""How long one waits before anything happens: imports, ``--help``, loading a small model.
+
+The floor. ``import torch, transformers`` takes seconds and every user of a transformer pays it; what an ESM model
+needs of transformers comes on top, since it imports its modules on first use. This package's own modules are some
+thirty files of Python, read and compiled once: 10 ms. ``--help`` needs argparse and the options' names, 50 ms with
+the interpreter. Loading ``rd-esm2-mini`` reads 17 MB and builds 4.2 million parameters, about 10 ms; the rest is
+what transformers does around it.
+
+Each figure is the median over fresh processes that take turns. Imports and loads are timed inside their process,
+after ``import torch, transformers`` and what of transformers every ESM model needs, so that no difference of two
+noisy numbers is formed (loading is also given without the latter, as a user's first model of a process sees it);
+``--help`` is the whole process, from start to exit.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.common import REPOSITORY, Ratio, medians
+
+# In this order: a later one finds what an earlier one has imported.
+MODULES = ("rd_hf", "rd_hf.modeling_rd_esm", "rd_hf.embedding", "rd_hf.hub")
+# What modeling_rd_esm cannot do without, and anyone who uses an ESM model has imported.
+ESM = "from transformers import EsmConfig, EsmModel, PretrainedConfig, PreTrainedModel"
+MINI = REPOSITORY / "hub_configs" / "rd-esm2-mini"
+LOAD = (
+    "from transformers import AutoModel",
+    f"AutoModel.from_pretrained({str(MINI)!r}, trust_remote_code=True)",
+)
+
+
+def run(rounds: int) -> list[Ratio]:
+    """See the module's docstring."""
+    imports: list[list[float]] = []
+    loads: list[float] = []
+    first_loads: list[float] = []
+    scripts = sorted((REPOSITORY / "scripts").glob("*.py"))
+    helps: dict[str, list[float]] = {path.name: [] for path in scripts}
+    # Once for the caches of the file system and of compiled Python, not counted.
+    for path in scripts:
+        seconds_of_help(path)
+    for _ in range(rounds):
+        imports.append(seconds_inside(ESM, *(f"import {module}" for module in MODULES)))
+        loads.append(seconds_inside(ESM, *LOAD)[-1])
+        first_loads.append(sum(seconds_inside(*LOAD)))
+        for path in scripts:
+            helps[path.name].append(seconds_of_help(path))
+    esm, *own = (statistics.median(values) for values in zip(*imports, strict=True))
+    each = ", ".join(f"{module} {seconds:.3f}" for module, seconds in zip(MODULES, own, strict=True))
+    waits = medians(helps)
+    slowest = max(waits, key=lambda name: waits[name])
+    told = ", ".join(f"{name} {seconds:.2f}" for name, seconds in waits.items())
+    first = f"{statistics.median(first_loads):.2f} s as the first model of a process, transformers' own imports in it"
+    return [
+        Ratio(
+            "import all of rd_hf, seconds", sum(own), 0.3, at_least=False,
+            detail=f"one after the other {each}; what they need of transformers took {esm:.2f} s before",
+        ),
+        Ratio(
+            "load rd-esm2-mini (AutoModel, remote code, offline), seconds", statistics.median(loads), 1.0,
+            at_least=False, detail=first,
+        ),
+        Ratio("slowest --help, seconds", waits[slowest], 1.5, at_least=False, detail=f"{slowest}; all: {told}"),
+    ]  # fmt: skip
+
+
+def seconds_inside(*statements: str) -> list[float]:
+    """Seconds that each statement takes in a fresh process that has imported torch and transformers."""
+    lines = ["import time, torch, transformers", "seconds = []"]
+    for statement in statements:
+        lines += ["started = time.perf_counter()", statement, "seconds.append(time.perf_counter() - started)"]
+    lines.append("print(*seconds)")
+    answer = _run([sys.executable, "-c", "\n".join(lines)])
+    return [float(word) for word in answer.splitlines()[-1].split()]
+
+
+def seconds_of_help(script: Path) -> float:
+    """Seconds that ``script --help`` takes, from start to exit."""
+    started = time.perf_counter()
+    _run([sys.executable, str(script), "--help"])
+    return time.perf_counter() - started
+
+
+def _run(command: Sequence[str]) -> str:
+    """Standard output of a command that must succeed."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)[:200]} failed:\n{done.stderr}")
+    return done.stdout

@@ -1,0 +1,185 @@
+"""What the benchmarks' figures are made of. Nothing here is timed."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rd_hf.data.fasta import read_fasta
+from tests.conftest import REPOSITORY, random_model
+
+sys.path.insert(0, str(REPOSITORY / "scripts"))
+
+import benchmark
+from benchmarks import common, forward, growth, precision, published, start
+from benchmarks.common import Ratio
+
+
+def test_a_ratio_knows_whether_it_is_met() -> None:
+    assert Ratio("a", 2.0, 1.1).met is True
+    assert Ratio("a", 1.0, 1.1).met is False
+    assert Ratio("a", 1.02, 1.03, at_least=False).met is True
+    assert Ratio("a", 1.04, 1.03, at_least=False).met is False
+    assert Ratio("a", 1.0, None).met is None
+
+
+def test_the_table_shows_every_ratio_with_its_target() -> None:
+    lines = common.table([Ratio("slow", 1.5, 1.03, at_least=False), Ratio("fast", 2.0, 1.0), Ratio("odd", 3.0, None)])
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines.splitlines()[2:]]
+    assert rows == [
+        ["slow", "1.5", "≤ 1.03", "**no**", ""],
+        ["fast", "2", "≥ 1", "yes", ""],
+        ["odd", "3", "", "", ""],
+    ]
+
+
+def test_neighbours_are_compared_with_each_other() -> None:
+    # The machine slows down tenfold and one pair is hit by something else: the ratio stays what it is.
+    assert common.paired([1.1, 2.2, 11.0, 50.0, 4.4], [1.0, 2.0, 10.0, 10.0, 4.0]) == pytest.approx(1.1)
+    with pytest.raises(ValueError, match="zip"):
+        common.paired([1.0], [1.0, 2.0])
+
+
+def test_every_second_round_runs_backwards() -> None:
+    order: list[str] = []
+    candidates = {name: lambda name=name: order.append(name) for name in "abc"}
+    seconds = common.alternating(candidates, 3)
+    assert "".join(order) == "abccbaabc"
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_batches_are_full_real_and_the_same_each_time() -> None:
+    first, again = common.full_batches(512, 3), common.full_batches(512, 3)
+    for (ids, mask), (ids_again, _) in zip(first, again, strict=True):
+        assert torch.equal(ids, ids_again)
+        assert 410 <= int(mask.sum()) <= 512
+
+
+def test_a_random_family_is_the_same_at_every_call() -> None:
+    sizes = {"a": (16, 1, 2), "b": (24, 1, 2)}
+    first, again = common.random_family(sizes), common.random_family(sizes)
+    assert first.config.nested_dims == {"a": 16, "b": 24}
+    for (name, value), (_, same) in zip(first.state_dict().items(), again.state_dict().items(), strict=True):
+        assert torch.equal(value, same), name
+
+
+@pytest.mark.parametrize("name", ["forward", "precision", "start", "growth"])
+def test_each_benchmark_is_registered_and_states_its_floor(name: str) -> None:
+    module = importlib.import_module(benchmark.BENCHMARKS[name])
+    assert callable(module.run)
+    assert "The floor" in (module.__doc__ or "")
+
+
+def test_what_is_outside_of_the_backbones_is_a_share() -> None:
+    model = common.random_family({"8M": (16, 1, 2), "35M": (24, 1, 2)})
+    (batch,) = common.full_batches(128, 1)
+    for level in ("8M", "35M"):
+        assert 0 < forward.share_outside(model, batch, level) < 1
+    assert not any(backbone._forward_hooks or backbone._forward_pre_hooks for backbone in model.backbones)
+
+
+@pytest.mark.skipif(not published.available(), reason="the published model is not installed")
+def test_the_published_model_computes_what_ours_does() -> None:
+    # Its class looks up ESM-2's numbers of layers by these names.
+    model = common.random_family({"8M": (16, 6, 2), "35M": (24, 12, 2)})
+    twin = published.published_model(model)
+    with torch.inference_mode():
+        batches = common.full_batches(256, 2)
+        assert all(forward.check_equal(model, twin, batch) < 1e-5 for batch in batches)
+        model.projections[0].regression.mul_(2.0)
+        with pytest.raises(RuntimeError, match="differ"):
+            forward.check_equal(model, twin, batches[0])
+
+
+def test_the_emulated_chain_is_the_models() -> None:
+    model = random_model([32, 48, 64])
+    states = [torch.randn(7, width) for width in (32, 48, 64)]
+    bases = [precision.Basis(**dict(projection.named_buffers())) for projection in model.projections]
+    blocks = precision.residual_blocks(states, bases, torch.float32)
+    embedding = states[0]
+    for projection, state in zip(model.projections, states[1:], strict=True):
+        embedding = projection(embedding, state)
+    torch.testing.assert_close(torch.cat([states[0], *blocks], dim=1), embedding)
+    assert [block.dtype for block in precision.residual_blocks(states, bases, torch.bfloat16)] == [torch.bfloat16] * 2
+
+
+def test_an_error_is_relative() -> None:
+    exact = torch.tensor([[3.0, 4.0], [0.0, 5.0]], dtype=torch.float64)
+    assert precision.error(exact.float(), exact) == precision.Error(0.0, pytest.approx(1.0))
+    doubled = precision.error(2 * exact, exact, [1, 1])
+    assert (doubled.relative, doubled.cosine, doubled.pooled) == pytest.approx((1.0, 1.0, 1.0))
+    # Errors that cancel within a sequence are none once it is pooled.
+    wobble = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    assert precision.error(exact + wobble, exact, [2]).pooled == pytest.approx(0.0)
+    turned = precision.error(torch.tensor([[4.0, -3.0], [5.0, 0.0]]), exact)
+    assert turned.cosine == pytest.approx(0.0)
+
+
+def test_each_narrower_format_costs_more() -> None:
+    sequences = ["MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ", "GSHMASMTGGQQMGRDPLE"]
+    errors = precision.mini_errors(random_model([32, 48, 64], ["S", "M", "L"]), sequences)
+    assert list(errors) == ["M", "L"]
+    for of in errors.values():
+        assert of["float32"].relative < 1e-4 * of["bfloat16"].relative
+        # Rounding to eight bits of mantissa: no less than half a unit's mean, no more than a few per cent.
+        assert 5e-4 < of["exact states rounded"].relative < of["bfloat16"].relative < 0.1
+
+
+def test_large_channel_means_are_what_float32_bases_are_for() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(8, 40, generator=generator).double()
+    small = torch.randn(60, 8, generator=generator).double() @ mixing + torch.randn(60, 40, generator=generator)
+    large = torch.randn(60, 56, generator=generator).double()
+    large[:, :40] += small
+    small[:, 3] += 300.0
+    large[:, 5] += 300.0
+    errors = precision.real_errors({"S": small, "L": large}, [20, 40], directions=4)
+    (of,) = errors.values()
+    assert of["float32"].relative < of["bfloat16"].relative < of["all bfloat16"].relative
+    assert precision._ratios("x", errors)[-1].met is True
+
+
+def test_real_states_are_residues_only(shared_data: Path) -> None:
+    folder = shared_data / "esm2_outputs" / "fastplms_goldens"
+    states, lengths = precision.real_states(folder, ["8M", "35M"])
+    assert sum(lengths) == 103
+    assert {level: tuple(state.shape) for level, state in states.items()} == {"8M": (103, 320), "35M": (103, 480)}
+    assert all(torch.isfinite(state).all() for state in states.values())
+
+
+def test_a_help_and_an_import_can_be_waited_for() -> None:
+    assert start.seconds_of_help(REPOSITORY / "scripts" / "embed.py") > 0
+    with pytest.raises(RuntimeError, match="failed"):
+        start._run([sys.executable, "-c", "raise SystemExit(3)"])
+
+
+def test_the_slope_is_the_power() -> None:
+    for power in (0.9, 1.0, 1.2):
+        seconds = {size: 3e-6 * size**power for size in growth.RESIDUES}
+        assert growth.slope(seconds) == pytest.approx(power)
+    # What is done once bends the lower end only.
+    with_start = {size: 0.5 + 1e-4 * size for size in growth.RESIDUES}
+    assert 0.95 < growth.slope(with_start) < 1.0
+    assert growth.slope(with_start, len(with_start)) < growth.slope(with_start)
+
+
+def test_proteins_of_any_size_are_all_different(tmp_path: Path) -> None:
+    growth.write_proteins(tmp_path / "a.fasta", 800_000)
+    sequences = [record.sequence for record in read_fasta(tmp_path / "a.fasta")]
+    assert sum(map(len, sequences)) == 800_000
+    assert len(sequences) > 2000
+    # The last is cut, so it alone may be the beginning of another.
+    assert len(set(sequences)) == len(sequences)
+
+
+def test_the_figure_is_small(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    some = growth.Growth({size: 1e-4 * size for size in growth.RESIDUES}, {1: 1.0, 2: 3.0, 3: 6.0}, {1: 9.0, 2: 7.0})
+    growth.draw({"fit": some, "embed": some}, tmp_path / "growth.png")
+    assert 5_000 < (tmp_path / "growth.png").stat().st_size < 120_000
+    ratios = growth._ratios("fit", some)
+    assert [ratio.value for ratio in ratios] == pytest.approx([1.0, 6.0, 9.0 / 7.0])
