@@ -64,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         choices=MODEL_DTYPES,
         default="float32",
         help="what the model computes in (default float32; bfloat16 is faster on GPUs and on CPUs with AMX or AVX-512 "
-        "BF16, and differs by about a per cent)",
+        "BF16; the appended columns then differ by a few per cent, see the README)",
     )
     what.add_argument("--output-dtype", choices=OUTPUT_DTYPES, default="float32", help="stored as (default float32)")
 
