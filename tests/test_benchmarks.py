@@ -56,7 +56,7 @@ def test_batches_are_full_real_and_the_same_each_time() -> None:
     first, again = common.full_batches(512, 3), common.full_batches(512, 3)
     for (ids, mask), (ids_again, _) in zip(first, again, strict=True):
         assert torch.equal(ids, ids_again)
-        assert 410 <= int(mask.sum()) <= 512
+        assert 410 <= int(mask.sum()) < ids.numel() <= 512
 
 
 def test_a_random_family_is_the_same_at_every_call() -> None:
@@ -74,9 +74,16 @@ def test_each_benchmark_is_registered_and_states_its_floor(name: str) -> None:
     assert "The floor" in (module.__doc__ or "")
 
 
+def test_an_overhead_is_told_with_its_pairs() -> None:
+    model = common.random_family({"8M": (16, 1, 2), "35M": (24, 1, 2)})
+    ratio = forward._overhead(model, common.full_batches(512, 2), 2, "35M", "name")
+    assert ratio.value > 0
+    assert "4 pairs, quartiles" in ratio.detail
+
+
 def test_what_is_outside_of_the_backbones_is_a_share() -> None:
     model = common.random_family({"8M": (16, 1, 2), "35M": (24, 1, 2)})
-    (batch,) = common.full_batches(128, 1)
+    (batch,) = common.full_batches(256, 1)
     for level in ("8M", "35M"):
         assert 0 < forward.share_outside(model, batch, level) < 1
     assert not any(backbone._forward_hooks or backbone._forward_pre_hooks for backbone in model.backbones)

@@ -132,11 +132,14 @@ def carried_proteins(seed: int = 0) -> list[str]:
 
 def full_batches(tokens: int, count: int, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Token ids and masks of ``count`` batches, drawn by seed from those that an embedding job over the carried
-    proteins would make under a budget of ``tokens`` and that fill four fifths of it: (rows, length) int64 each."""
+    proteins would make under a budget of ``tokens``, that fill four fifths of it and have some padding (as nearly all
+    do that have several rows): (rows, length) int64 each."""
     sequences = carried_proteins(seed)
     plan = token_budget_batches([len(sequence) for sequence in sequences], tokens)
     batches = [collate([sequences[position] for position in batch]) for batch in plan]
-    full = [(input_ids, mask) for input_ids, mask in batches if 0.8 * tokens <= int(mask.sum()) <= tokens]
+    full = [
+        (input_ids, mask) for input_ids, mask in batches if 0.8 * tokens <= int(mask.sum()) < mask.numel() <= tokens
+    ]
     return random.Random(seed).sample(full, count)
 
 
