@@ -11,6 +11,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import subprocess
+import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -38,17 +41,33 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds whose median counts (default 3)")
     args = parser.parse_args()
 
-    from benchmarks.common import machine, table
+    if args.which == "all":
+        results = run_all(args)
+    else:
+        from benchmarks.common import machine, table
 
-    results = {}
-    print("machine:", ", ".join(f"{key} {value}" for key, value in machine().items()))
-    for name in BENCHMARKS if args.which == "all" else [args.which]:
-        module = importlib.import_module(BENCHMARKS[name])
-        ratios = module.run(args.rounds, args.figure) if name == "growth" else module.run(args.rounds)
-        print(f"\n## {name}\n\n{table(ratios)}", flush=True)
-        results[name] = [asdict(ratio) for ratio in ratios]
+        print("machine:", ", ".join(f"{key} {value}" for key, value in machine().items()))
+        module = importlib.import_module(BENCHMARKS[args.which])
+        growth = {"figure": args.figure} if args.which == "growth" else {}
+        ratios = module.run(args.rounds, **growth)
+        print(f"\n## {args.which}\n\n{table(ratios)}", flush=True)
+        results = {"machine": machine(), args.which: [asdict(ratio) for ratio in ratios]}
     if args.json is not None:
-        args.json.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def run_all(args: argparse.Namespace) -> dict[str, object]:
+    """Every benchmark in a process of its own, so that none finds another's memory or compiled code."""
+    results: dict[str, object] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        for name in BENCHMARKS:
+            command = [sys.executable, __file__, name, "--rounds", str(args.rounds), "--json", str(answer)]
+            command += ["--figure", str(args.figure)] if args.figure is not None else []
+            if subprocess.run(command, check=False).returncode != 0:
+                sys.exit(f"benchmark.py: {name} failed, see above")
+            results |= json.loads(answer.read_text())
+    return results
 
 
 if __name__ == "__main__":
