@@ -36,7 +36,6 @@ def held(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         # Rotary frequencies are read through a model of one head, which is no backbone.
         if backbone.config.num_attention_heads > 1:
             alive.add(backbone)
-            gc.collect()
             counts.append(len(alive))
         return loaded
 
@@ -91,8 +90,7 @@ def test_a_map_of_devices_makes_no_sense_with_it(tiny_checkpoint: Path) -> None:
         RDEsmModel.from_pretrained(tiny_checkpoint, sequential=True, device_map="auto")
 
 
-@pytest.mark.parametrize("window_tokens", [1, 100, 100_000])
-@pytest.mark.parametrize("pooling", ["mean", "residue"])
+@pytest.mark.parametrize(("window_tokens", "pooling"), [(1, "mean"), (100, "residue"), (100_000, "mean")])
 def test_embeddings_are_the_resident_models(
     tiny_checkpoint: Path, held: list[int], window_tokens: int, pooling: str
 ) -> None:
@@ -129,7 +127,7 @@ def test_a_window_that_does_not_fit_is_halved_and_said(tiny_checkpoint: Path, mo
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("window_batches", [1, 3, 1000])
+@pytest.mark.parametrize("window_batches", [3, 1000])
 def test_a_fit_is_the_resident_models(
     tiny_checkpoint: Path, tmp_path: Path, held: list[int], window_batches: int
 ) -> None:
@@ -146,6 +144,7 @@ def test_a_fit_is_the_resident_models(
         )  # fmt: skip
         if not sequential:
             del model
+            gc.collect()
             held.clear()
     assert max(held) == 1
     for a, b in zip(fitted[0].bases, fitted[1].bases, strict=True):

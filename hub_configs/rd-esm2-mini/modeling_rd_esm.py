@@ -16,6 +16,7 @@ transformers only.
 """
 
 import copy
+import gc
 import json
 import os
 import re
@@ -379,6 +380,8 @@ class RDEsmModel(RDEsmPreTrainedModel):
             return
         here = self.get_buffer("placeholder")
         for index in range(wanted):
+            # A backbone refers to itself (by its load hook), so that dropping it frees nothing yet.
+            gc.collect()
             yield self._fetch(index, dtype=here.dtype).to(here.device)
 
     def get_input_embeddings(self) -> nn.Module:
