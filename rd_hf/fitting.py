@@ -176,13 +176,12 @@ def backbone_states(model: RDEsmModel, window: Sequence[Sequence[str]]) -> list[
         kept.append(residue_mask([len(sequence) for sequence in sequences], input_ids.shape[1]).to(device))
         inputs.append({"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)})
     states: list[list[torch.Tensor]] = [[] for _ in window]
-    backbones = model.iter_backbones()
-    for _ in model.config.levels:
-        # Not by a for loop's variable, which would hold on to a backbone while the next is loaded.
-        backbone = next(backbones)
+
+    def run(_: int, backbone: torch.nn.Module) -> None:
         for found, arguments, rows in zip(states, inputs, kept, strict=True):
             found.append(backbone(**arguments).last_hidden_state[rows])
-        del backbone
+
+    model.visit_backbones(run)
     return states
 
 
@@ -251,12 +250,14 @@ def _settings(sample: Sample, model: RDEsmModel, options: FitOptions) -> dict[st
     for sequence in sample.sequences:
         digest.update(sequence.encode() + b"\n")
     weights = hashlib.sha256()
-    backbones = model.iter_backbones()
-    for level in range(len(model.config.levels)):
-        for name, parameter in next(backbones).named_parameters():
+
+    def digest_weights(level: int, backbone: torch.nn.Module) -> None:
+        for name, parameter in backbone.named_parameters():
             # A sum a parameter tells other weights apart at the cost of one read, without hashing gigabytes.
             total = float(parameter.detach().double().sum())
             weights.update(f"{level}.{name} {tuple(parameter.shape)} {parameter.dtype} {total!r}".encode())
+
+    model.visit_backbones(digest_weights)
     levels = dict(zip(model.config.level_names, model.config.backbone_widths, strict=True))
     return {
         "sequences": digest.hexdigest(),

@@ -122,12 +122,10 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.output} holds a finished fit already: choose another --output, or delete it")
     accelerator = Accelerator(cpu=None)
     window = args.window_tokens
-    if window is not None and (window < args.batch_tokens or args.form == "full"):
-        raise ValueError(
-            f"--window-tokens {window:,} must be at least --batch-tokens {args.batch_tokens:,}"
-            if window < args.batch_tokens
-            else "--window-tokens holds no backbones that --form full could save: save bases only"
-        )
+    if window is not None and window < args.batch_tokens:
+        raise ValueError(f"--window-tokens {window:,} must be at least --batch-tokens {args.batch_tokens:,}")
+    if window is not None and args.form == "full":
+        raise ValueError("--window-tokens holds no backbones that --form full could save: save bases only")
     model = load_family(args.config, dtype=args.dtype, sequential=window is not None).to(accelerator.device)
     if window is not None:
         args.form = "bases"

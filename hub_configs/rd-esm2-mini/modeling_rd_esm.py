@@ -21,7 +21,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any
@@ -325,9 +325,9 @@ class RDEsmModel(RDEsmPreTrainedModel):
         super().__init__(config)
         if build_backbones is None:
             build_backbones = config.backbones_in_checkpoint
-        # A bare EsmModel(config) would ignore this model's attention implementation.
         # Loads a backbone by position, where they are held one at a time only.
         self._fetch: Callable[..., PreTrainedModel] | None = None
+        # A bare EsmModel(config) would ignore this model's attention implementation.
         self.backbones = nn.ModuleList(
             EsmModel._from_config(config.backbone_config(index), attn_implementation=config._attn_implementation)
             for index in range(len(config.levels) if build_backbones else 0)
@@ -363,10 +363,11 @@ class RDEsmModel(RDEsmPreTrainedModel):
         tensors = chain(self.parameters(), self.buffers() if self._fetch is None else [self.get_buffer("placeholder")])
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
-    def iter_backbones(self, last: int | None = None) -> Iterator[PreTrainedModel]:
-        """The backbones, smallest first; with sequential loading each is loaded now, and held by the caller alone.
+    def visit_backbones(self, visit: Callable[[int, PreTrainedModel], None], last: int | None = None) -> None:
+        """Call `visit(position, backbone)`, smallest first; with sequential loading each is in memory for its visit.
 
         Args:
+            visit: must not keep the backbone.
             last (`int`, *optional*): position of the last one wanted.
 
         Raises:
@@ -376,13 +377,14 @@ class RDEsmModel(RDEsmPreTrainedModel):
         if self._fetch is None:
             if len(self.backbones) < wanted:
                 raise ValueError("this model holds bases only; load it with from_pretrained to fetch its backbones")
-            yield from self.backbones[:wanted]
+            for index, backbone in enumerate(self.backbones[:wanted]):
+                visit(index, backbone)
             return
         here = self.get_buffer("placeholder")
         for index in range(wanted):
             # A backbone refers to itself (by its load hook), so that dropping it frees nothing yet.
             gc.collect()
-            yield self._fetch(index, dtype=here.dtype).to(here.device)
+            visit(index, self._fetch(index, dtype=here.dtype).to(here.device))
 
     def get_input_embeddings(self) -> nn.Module:
         """Token embeddings of the largest backbone."""
@@ -461,13 +463,12 @@ class RDEsmModel(RDEsmPreTrainedModel):
         if output_attentions:
             extras["output_attentions"] = True
         passes = [_Pass(self._arguments(**batch) | extras) for batch in batches]
-        backbones = self.iter_backbones(last)
-        for projection in (None, *self.projections[:last]):
-            # Not by zip or enumerate, which would hold on to a backbone while the next is loaded.
-            backbone = next(backbones)
+
+        def advance(index: int, backbone: PreTrainedModel) -> None:
             for one in passes:
-                one.advance(backbone, projection, output_backbone_states)
-            del backbone
+                one.advance(backbone, self.projections[index - 1] if index else None, output_backbone_states)
+
+        self.visit_backbones(advance, last)
         dims = dict(list(self.config.nested_dims.items())[: last + 1])
         return [one.output(dims) for one in passes]
 

@@ -107,6 +107,7 @@ class _Walk:
         self.level = 0
         mean = moments.mean()
         self.mean, self.mean_ahead = mean[: self.widths[0]], mean[self.widths[0] :]
+        self.totals = moments.scatter_diagonal().split(self.widths)  # diagonal of S_ii, a level each
         self.own = moments.scatter_between(0, 0)  # C
         self.cross = self._between(0)  # G, columns of the levels ahead
 
@@ -153,7 +154,7 @@ class _Walk:
         # Second moments about zero: a prediction that is off by a constant is wrong by that constant.
         lost = residual.diagonal() + self.count * offset**2
         kept = (along * basis.directions).sum() + self.count * (offset @ basis.directions).square().sum()
-        total = self.moments.scatter_between(self.level + 1, self.level + 1).diagonal()
+        total = self.totals[self.level + 1]
         varies = total > 0
         return StepFigures(
             residues=self.count,

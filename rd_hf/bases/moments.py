@@ -152,6 +152,10 @@ class JointMoments:
             own.copy_(own.triu() + own.triu(1).T)
         return block
 
+    def scatter_diagonal(self) -> torch.Tensor:
+        """Sum of squared deviations of every channel, the diagonal of S: (K,) float64."""
+        return torch.addcmul(self._products.diagonal(), self._sum, self._sum, value=self._correction)
+
     @property
     def _correction(self) -> float:
         return -1.0 / max(self.count, 1)

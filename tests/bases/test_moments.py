@@ -60,6 +60,14 @@ def test_mean_and_scatter_are_numpys() -> None:
     np.testing.assert_allclose(moments.scatter(), numpy_scatter(parts), **EXACT)
 
 
+def test_parts_of_the_scatter_are_the_scatters() -> None:
+    moments = moments_of(states(100))
+    scatter, (_, first, second, end) = moments.scatter(), moments.offsets
+    torch.testing.assert_close(moments.scatter_between(1, 1), scatter[first:second, first:second], **EXACT)
+    torch.testing.assert_close(moments.scatter_between(0, 1, 3), scatter[:first, first:end], **EXACT)
+    torch.testing.assert_close(moments.scatter_diagonal(), scatter.diagonal(), **EXACT)
+
+
 def test_scatter_is_exactly_symmetric() -> None:
     scatter = moments_of(states(100)).scatter()
     assert torch.equal(scatter, scatter.T)
