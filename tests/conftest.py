@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from rd_hf.configuration_rd_esm import RDEsmConfig
+from rd_hf.hub.families import Member, esm2_backbone
 from rd_hf.modeling_rd_esm import RDEsmModel
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -23,22 +24,7 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 def backbone_settings(width: int, layers: int = 2, heads: int = 4) -> dict[str, object]:
     """Arguments of an ESM-2 ``EsmConfig`` of any size."""
-    return {
-        "vocab_size": 33,
-        "pad_token_id": 1,
-        "mask_token_id": 32,
-        "hidden_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "intermediate_size": 4 * width,
-        "max_position_embeddings": 1026,
-        "position_embedding_type": "rotary",
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "emb_layer_norm_before": False,
-        "token_dropout": True,
-        "layer_norm_eps": 1e-5,
-    }
+    return esm2_backbone(Member("", "", width, layers, heads))
 
 
 def random_model(

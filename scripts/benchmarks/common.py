@@ -3,29 +3,33 @@ measured on: random families and the carried proteins."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import random
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from rd_hf.configuration_rd_esm import RDEsmConfig
-from rd_hf.data.batching import collate, token_budget_batches
+from rd_hf.data.batching import SPECIAL_TOKENS, collate, token_budget_batches
 from rd_hf.data.fasta import read_fasta
 from rd_hf.data.residues import clean_sequence
+from rd_hf.hub.families import ESM2, Member, esm2_backbone
 from rd_hf.modeling_rd_esm import RDEsmModel
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CARRIED = REPOSITORY / "rd_hf" / "data" / "examples" / "proteins_1000.fasta.gz"
 LONGEST = 1022
 # Width, layers and heads of ESM-2's smaller members.
-ESM2_SIZES = {"8M": (320, 6, 20), "35M": (480, 12, 20), "150M": (640, 30, 20)}
+ESM2_SIZES = {member.name: (member.width, member.layers, member.heads) for member in ESM2[:3]}
 
 
 @dataclass(frozen=True)
@@ -95,27 +99,7 @@ def random_family(sizes: Mapping[str, tuple[int, int, int]], seed: int = 0) -> R
     The same numbers at every call with the same seed.
     """
     torch.manual_seed(seed)
-    levels = [
-        {
-            "name": name,
-            "backbone": {
-                "vocab_size": 33,
-                "pad_token_id": 1,
-                "mask_token_id": 32,
-                "hidden_size": width,
-                "num_hidden_layers": layers,
-                "num_attention_heads": heads,
-                "intermediate_size": 4 * width,
-                "max_position_embeddings": 1026,
-                "layer_norm_eps": 1e-5,
-                "position_embedding_type": "rotary",
-                "hidden_dropout_prob": 0.0,
-                "attention_probs_dropout_prob": 0.0,
-                "token_dropout": True,
-            },
-        }
-        for name, (width, layers, heads) in sizes.items()
-    ]
+    levels = [{"name": name, "backbone": esm2_backbone(Member(name, "", *size))} for name, size in sizes.items()]
     model = RDEsmModel(RDEsmConfig(levels=levels)).eval()
     with torch.no_grad():
         for buffer in model.projections.buffers():
@@ -130,17 +114,40 @@ def carried_proteins(seed: int = 0) -> list[str]:
     return sequences
 
 
-def full_batches(tokens: int, count: int, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Token ids and masks of ``count`` batches, drawn by seed from those that an embedding job over the carried
-    proteins would make under a budget of ``tokens``, that fill four fifths of it and have some padding (as nearly all
-    do that have several rows): (rows, length) int64 each."""
+def full_groups(tokens: int, count: int, seed: int = 0) -> list[list[str]]:
+    """Sequences of ``count`` batches, drawn by seed from those that an embedding job over the carried proteins would
+    make under a budget of ``tokens``, that fill four fifths of it and have some padding (as nearly all do that have
+    several rows)."""
     sequences = carried_proteins(seed)
     plan = token_budget_batches([len(sequence) for sequence in sequences], tokens)
-    batches = [collate([sequences[position] for position in batch]) for batch in plan]
-    full = [
-        (input_ids, mask) for input_ids, mask in batches if 0.8 * tokens <= int(mask.sum()) < mask.numel() <= tokens
-    ]
+    full = []
+    for batch in plan:
+        rows = [len(sequences[position]) + SPECIAL_TOKENS for position in batch]
+        if 0.8 * tokens <= sum(rows) < len(rows) * max(rows) <= tokens:
+            full.append([sequences[position] for position in batch])
     return random.Random(seed).sample(full, count)
+
+
+def full_batches(tokens: int, count: int, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Token ids and masks of :func:`full_groups`: (rows, length) int64 each."""
+    return [collate(group) for group in full_groups(tokens, count, seed)]
+
+
+def output_of(command: Sequence[str], **environment: str) -> str:
+    """Standard output of a command that must succeed, run with these variables added to the environment.
+
+    Raises:
+        RuntimeError: it failed; the message is its error output.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)[:200]} failed:\n{done.stderr[-4000:]}")
+    return done.stdout
+
+
+def answer_of(command: Sequence[str], **environment: str) -> Any:
+    """What a worker printed last, from JSON; see :func:`output_of`."""
+    return json.loads(output_of(command, **environment).splitlines()[-1])
 
 
 def machine() -> dict[str, object]:

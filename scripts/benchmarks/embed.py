@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import CARRIED, ESM2_SIZES, LONGEST, REPOSITORY, Ratio, interleaved, medians, random_family
+from benchmarks.resident import resident_mb
 from rd_hf.data.batching import SPECIAL_TOKENS, collate, token_budget_batches
 from rd_hf.data.fasta import read_fasta
 from rd_hf.data.residues import clean_sequence
@@ -153,7 +154,7 @@ def _memory() -> Ratio:
         while process.poll() is None:
             time.sleep(0.2)
             done = len(list((folder / "out" / ".job").glob("*.json")))
-            seen.append((done, _resident(process.pid)))
+            seen.append((done, resident_mb("VmRSS", process.pid)))
         if process.returncode != 0:
             raise RuntimeError(f"the job over {RECORDS:,} records ended with status {process.returncode}")
         took = time.monotonic() - started
@@ -163,13 +164,3 @@ def _memory() -> Ratio:
     late = max(size for done, size in seen if done >= parts // 2)
     detail = f"{late:,.0f} MB against {early:,.0f} MB; {RECORDS:,} records in {took:.0f} s, {parts} parts"
     return Ratio("memory late / early in a million records", late / early, 1.1, at_least=False, detail=detail)
-
-
-def _resident(process: int) -> float:
-    """Megabytes of a process in memory now, 0 once it is gone."""
-    try:
-        status = Path(f"/proc/{process}/status").read_text()
-    except FileNotFoundError:
-        return 0.0
-    lines = [line for line in status.splitlines() if line.startswith("VmRSS:")]
-    return int(lines[0].split()[1]) / 1024 if lines else 0.0

@@ -12,17 +12,15 @@ code takes arrays. Peaks are those of the whole process, imports included.
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import Ratio
+from benchmarks import published
+from benchmarks.common import Ratio, answer_of
 
 WIDTHS = (320, 480)
 RESIDUES = 300_000
@@ -50,20 +48,14 @@ def write_embeddings(path: Path, residues: int, seed: int = 0) -> None:
 
 def fit(who: str, path: Path, residues: int) -> dict[str, float]:
     """Seconds, peak MB and captured residual variance of one fit in a fresh process."""
-    command = [sys.executable, str(WORKER), who, str(path), str(residues)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    figures: dict[str, float] = answer_of([sys.executable, str(WORKER), who, str(path), str(residues)])
+    return figures
 
 
 def run(rounds: int) -> list[Ratio]:
     """See the module's docstring."""
-    if importlib.util.find_spec("reverse_distillation") is None:
-        raise RuntimeError(
-            "the comparison needs reverse_distillation: pip install --no-deps reverse-distillation==0.1.0 "
-            "and pip install fbpca loguru fair-esm"
-        )
+    if not published.available():
+        raise RuntimeError(f"the comparison needs reverse_distillation: {published.INSTALL}")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "embeddings.f32"
         write_embeddings(path, RESIDUES)

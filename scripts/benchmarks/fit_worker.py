@@ -14,12 +14,6 @@ import torch
 SMALL, LARGE = 320, 480
 
 
-def peak_mb() -> float:
-    """High-water mark of this process's resident memory, without what its parent had when it was forked."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
-
-
 def blocks(path: Path, residues: int, rows: int = 16_384) -> Iterator[np.ndarray]:
     """Rows of the file, a block at a time."""
     with path.open("rb") as file:
@@ -30,6 +24,7 @@ def blocks(path: Path, residues: int, rows: int = 16_384) -> Iterator[np.ndarray
 
 def ours(path: Path, residues: int) -> tuple[float, float, np.ndarray, np.ndarray, np.ndarray]:
     """Moments block by block, then the chain."""
+    from benchmarks.resident import resident_mb
     from rd_hf.bases.chain import fit_chain
     from rd_hf.bases.moments import JointMoments
 
@@ -39,7 +34,7 @@ def ours(path: Path, residues: int) -> tuple[float, float, np.ndarray, np.ndarra
         rows = torch.from_numpy(block)
         moments.update((rows[:, :SMALL], rows[:, SMALL:]))
     ((basis,), _) = fit_chain(moments, ("8M", "35M"), (LARGE - SMALL,))
-    seconds, peak = time.perf_counter() - started, peak_mb()
+    seconds, peak = time.perf_counter() - started, resident_mb("VmHWM")
     bias = basis.backbone_mean - basis.prefix_mean @ basis.regression
     return seconds, peak, basis.regression.numpy(), bias.numpy(), basis.directions.numpy()
 
@@ -49,6 +44,8 @@ def reference(path: Path, residues: int, pca: str) -> tuple[float, float, np.nda
     from loguru import logger
     from reverse_distillation.scaler.rd import rdScaler
 
+    from benchmarks.resident import resident_mb
+
     logger.remove()
     data = np.concatenate(list(blocks(path, residues)))
     small, large = np.ascontiguousarray(data[:, :SMALL]), np.ascontiguousarray(data[:, SMALL:])
@@ -56,7 +53,7 @@ def reference(path: Path, residues: int, pca: str) -> tuple[float, float, np.nda
     started = time.perf_counter()
     scaler = rdScaler("8M", "35M", regressor_type="pcr", pca_type=pca)
     scaler.fit(small, large, show_r2=False)
-    seconds, peak = time.perf_counter() - started, peak_mb()
+    seconds, peak = time.perf_counter() - started, resident_mb("VmHWM")
     regressor = scaler.regressor
     used = regressor.input_components_[:, : regressor.n_significant_pcs_]
     weights = used @ regressor.regressor.coef_.T
@@ -84,5 +81,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    root = Path(__file__).resolve().parents[2]
+    sys.path[:0] = [str(root), str(root / "scripts")]
     main()

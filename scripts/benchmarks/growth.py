@@ -19,10 +19,8 @@ is one of processes and not of cores.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -31,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import REPOSITORY, Ratio, carried_proteins, random_family
+from benchmarks.common import REPOSITORY, Ratio, answer_of, carried_proteins, random_family
 
 WORKER = Path(__file__).with_name("growth_worker.py")
 SIZES = {"S": (32, 2, 4), "M": (64, 2, 4), "L": (96, 2, 4)}
@@ -131,16 +129,9 @@ def _work(job: str, folder: Path, work: Sequence[tuple[Path, int]], processes: i
     command += [str(WORKER), job, str(folder / "scratch")]
     for model, size in work:
         command += [str(model), str(folder / f"{size}.fasta")]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(REPOSITORY),
-        "OMP_NUM_THREADS": str(threads() // processes),
-        "HF_HUB_OFFLINE": "1",
-    }
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)[:200]} failed:\n{done.stderr[-4000:]}")
-    answer: list[float] = json.loads(done.stdout.splitlines()[-1])
+    answer: list[float] = answer_of(
+        command, PYTHONPATH=str(REPOSITORY), OMP_NUM_THREADS=str(threads() // processes), HF_HUB_OFFLINE="1"
+    )
     return answer
 
 

@@ -11,27 +11,23 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.common import ESM2_SIZES, Ratio, alternating, full_batches, medians, paired, random_family
+from benchmarks.common import ESM2_SIZES, Ratio, alternating, full_groups, medians, paired, random_family
 from rd_hf.bases.moments import JointMoments
+from rd_hf.fitting import backbone_states
 
 TOKENS = 4096  # as scripts/fit_bases.py batches by default
 BATCHES = 1
 
 
-@torch.inference_mode()
 def run(rounds: int) -> list[Ratio]:
     """Seconds of the moments as a share of the forward passes they ride on."""
     model = random_family(ESM2_SIZES)
-    batches = full_batches(TOKENS, BATCHES)
+    window = full_groups(TOKENS, BATCHES)
     moments = JointMoments(model.config.backbone_widths)
     states: list[list[torch.Tensor]] = []
 
     def forward() -> None:
-        states.clear()
-        for ids, mask in batches:
-            residues = mask.bool() & ids.ne(0) & ids.ne(2)
-            found = (backbone(ids, attention_mask=mask).last_hidden_state for backbone in model.backbones)
-            states.append([state[residues] for state in found])
+        states[:] = backbone_states(model, window)
 
     def gather() -> None:
         for batch in states:

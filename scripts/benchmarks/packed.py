@@ -19,10 +19,11 @@ import torch
 
 from benchmarks.common import Ratio, alternating, carried_proteins, medians, random_family
 from rd_hf.data.batching import SPECIAL_TOKENS, collate, pack, token_budget_batches
+from rd_hf.hub.families import ESM2
 from rd_hf.modeling_rd_esm import PACKED_ATTENTION, RDEsmModel
 
 Batch = dict[str, Any]
-SIZES = {"650M": (1280, 33, 20), "3B": (2560, 36, 40)}
+SIZES = {member.name: (member.width, member.layers, member.heads) for member in ESM2 if member.name in ("650M", "3B")}
 TOKENS = 32_768
 
 
@@ -47,7 +48,9 @@ def compare(
     model = random_family({name: size}).to(device, torch.bfloat16)
     # Attention is looked up by this name at every call: one set of weights serves both.
     names = {"padded": "sdpa", "packed": PACKED_ATTENTION}
-    padded, packed = _padded(proteins, device), _packed(proteins, device)
+    plan = token_budget_batches([len(protein) for protein in proteins], TOKENS)
+    groups = [[proteins[place] for place in batch] for batch in plan]
+    padded, packed = _padded(groups, device), _packed(groups, device)
 
     @torch.inference_mode()
     def through(call: Callable[..., object], batches: Sequence[Batch], attention: str) -> None:
@@ -80,19 +83,16 @@ def compare(
     ]
 
 
-def _padded(proteins: Sequence[str], device: str) -> list[Batch]:
-    batches = token_budget_batches([len(protein) for protein in proteins], TOKENS)
-    collated = [collate([proteins[place] for place in batch]) for batch in batches]
+def _padded(groups: Sequence[Sequence[str]], device: str) -> list[Batch]:
+    collated = [collate(group) for group in groups]
     return [{"input_ids": ids.to(device), "attention_mask": mask.to(device)} for ids, mask in collated]
 
 
-def _packed(proteins: Sequence[str], device: str) -> list[Batch]:
-    """The same sequences in the same order, in rows of as many tokens."""
-    batches = token_budget_batches([len(protein) for protein in proteins], TOKENS)
-    rows = [pack([proteins[place] for place in batch]) for batch in batches]
+def _packed(groups: Sequence[Sequence[str]], device: str) -> list[Batch]:
+    """The same sequences, each group in a row of its own."""
     return [
-        {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in row.items()}
-        for row in rows
+        {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in pack(group).items()}
+        for group in groups
     ]
 
 

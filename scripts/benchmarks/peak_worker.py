@@ -14,38 +14,37 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+# Not from rd_hf.hub.families: its imports would count as memory of the solve.
 FAMILY = {"8M": 320, "35M": 480, "150M": 640, "650M": 1280, "3B": 2560, "15B": 5120}
-
-
-def resident_mb(field: str) -> float:
-    """``VmRSS`` (now) or ``VmHWM`` (the highest since :func:`reset_peak`) of this process, in MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
-
-
-def reset_peak() -> None:
-    """Make ``VmHWM`` start again from what is resident now."""
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def solve() -> dict[str, float]:
     """The chain for the whole family from synthetic moments."""
     import torch
 
+    from benchmarks.resident import resident_mb
     from rd_hf.bases.chain import fit_chain
     from rd_hf.bases.moments import JointMoments
 
     torch.manual_seed(0)
     widths = list(FAMILY.values())
-    moments = JointMoments(widths)
     count, total, factors = 1_000_000, sum(widths), 600
     # z = L f + noise: power laws of the shared factors and of each channel's own variance.
     loadings = torch.randn(total, factors, dtype=torch.float64) / torch.arange(1, factors + 1).sqrt()
     own = 0.05 * (0.1 + torch.rand(total, dtype=torch.float64)) ** 2
-    moments._products.addmm_(loadings, loadings.T, alpha=count)
-    moments._products.diagonal().add_(count * own)
-    moments.count = count
-    del loadings
+    products = (loadings @ loadings.T).mul_(count)
+    products.diagonal().add_(count * own)
+    zero = torch.zeros(total, dtype=torch.float64)
+    moments = JointMoments.from_state(
+        {
+            "count": torch.tensor(count),
+            "widths": torch.tensor(widths),
+            "shift": zero,
+            "sum": zero.clone(),
+            "products": products,
+        }
+    )
+    del loadings, products
     started = time.perf_counter()
     bases, reports = fit_chain(moments, list(FAMILY), [after - before for before, after in pairwise(widths)])
     seconds = time.perf_counter() - started
@@ -61,6 +60,7 @@ def forward(what: str) -> dict[str, float]:
     import torch
 
     from benchmarks.common import ESM2_SIZES, full_batches, random_family
+    from benchmarks.resident import reset_peak, resident_mb
 
     ((ids, mask),) = full_batches(4096, 1)
     base = resident_mb("VmRSS")
@@ -80,6 +80,7 @@ def fit(how: str, source: str) -> dict[str, float]:
     import torch
 
     from benchmarks.common import carried_proteins
+    from benchmarks.resident import reset_peak, resident_mb
     from rd_hf.bases.moments import JointMoments
     from rd_hf.data.batching import token_budget_batches
     from rd_hf.fitting import backbone_states

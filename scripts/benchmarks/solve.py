@@ -14,23 +14,20 @@ directions capture. Moments square the condition number; what that costs shows i
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.common import Ratio
+from benchmarks.common import Ratio, answer_of
 from rd_hf.bases.chain import fit_chain
 from rd_hf.bases.moments import JointMoments
 from rd_hf.bases.regression import select_components
 
 WORKER = Path(__file__).with_name("peak_worker.py")
 RESIDUES, SMALL, LARGE = 6000, 48, 96
-# Each case: what it is, and the largest error of a prediction that its arithmetic explains.
 CASES = ("well conditioned", "means 100 x deviation", "nearly collinear levels", "constant channels")
 
 
@@ -69,15 +66,9 @@ def run(rounds: int) -> list[Ratio]:
 
 
 def worker(*arguments: str) -> dict[str, float]:
-    """What a task of peak_worker.py printed, from a process of its own.
-
-    Raises:
-        RuntimeError: it failed; the message is its error output.
-    """
-    done = subprocess.run([sys.executable, str(WORKER), *arguments], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(arguments)} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    """What a task of peak_worker.py printed, from a process of its own."""
+    figures: dict[str, float] = answer_of([sys.executable, str(WORKER), *arguments])
+    return figures
 
 
 def problem(case: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -14,15 +14,13 @@ noisy numbers is formed (loading is also given without the latter, as a user's f
 
 from __future__ import annotations
 
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.common import REPOSITORY, Ratio, medians
+from benchmarks.common import REPOSITORY, Ratio, medians, output_of
 
 # In this order: a later one finds what an earlier one has imported.
 MODULES = ("rd_hf", "rd_hf.modeling_rd_esm", "rd_hf.embedding", "rd_hf.hub")
@@ -88,9 +86,4 @@ def seconds_of_help(script: Path) -> float:
 
 
 def _run(command: Sequence[str]) -> str:
-    """Standard output of a command that must succeed."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)[:200]} failed:\n{done.stderr}")
-    return done.stdout
+    return output_of(command, PYTHONPATH=str(REPOSITORY), HF_HUB_OFFLINE="1")

@@ -28,28 +28,14 @@ from rd_hf.data.residues import (
     clean_sequence,
     encode,
 )
+from rd_hf.hub.families import Member, esm2_backbone
 
 STANDARD_IDS = torch.tensor([VOCABULARY.index(residue) for residue in STANDARD_RESIDUES])
 
 
 def esm_settings(level: Level) -> dict[str, Any]:
     """ESM-2's architecture at another size, as arguments of ``EsmConfig``."""
-    return {
-        "vocab_size": len(VOCABULARY),
-        "pad_token_id": PAD_ID,
-        "mask_token_id": MASK_ID,
-        "hidden_size": level.width,
-        "num_hidden_layers": level.layers,
-        "num_attention_heads": level.heads,
-        "intermediate_size": 4 * level.width,
-        "max_position_embeddings": 1026,
-        "position_embedding_type": "rotary",
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "emb_layer_norm_before": False,
-        "token_dropout": True,
-        "layer_norm_eps": 1e-5,
-    }
+    return esm2_backbone(Member("", "", level.width, level.layers, level.heads))
 
 
 def load_tokens(paths: list[Path]) -> tuple[list[np.ndarray], int]:
