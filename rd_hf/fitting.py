@@ -13,13 +13,15 @@ import heapq
 import json
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from rd_hf.bases.chain import Basis, FitReport, fit_chain
@@ -268,6 +270,26 @@ def _settings(sample: Sample, model: RDEsmModel, options: FitOptions) -> dict[st
     }
 
 
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep other fits out of a state folder.
+
+    Raises:
+        ValueError: another fit has it.
+    """
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(
+            f"another fit is at work in {folder.parent}: wait for it, or choose another --output"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def open_state(folder: Path, settings: dict[str, Any], resume: bool) -> None:
     """Start or continue the state of a fit in ``folder``.
 
@@ -335,12 +357,46 @@ def fit_bases(
             f"{training} residues are too few to fit on: level {model.config.level_names[0]} is {widths[0]} wide and "
             f"needs more than {widths[0]} residues; give more sequences"
         )
-    settings = _settings(sample, model, options)
     state_folder.mkdir(parents=True, exist_ok=True)
+    # One lock for all processes: the others wait for the main process at every turn.
+    with claimed(state_folder) if accelerator.is_main_process else nullcontext():
+        train_moments, held_moments = _accumulate(
+            model, sample, options, state_folder, accelerator, resume, checkpoint_seconds, window_batches
+        )
+    seen = train_moments.count + held_moments.count
+    expected = sum(len(sequence) for sequence in sample.sequences)
+    if seen != expected:
+        raise RuntimeError(
+            f"the moments hold {seen} residues where the sample has {expected}: {state_folder} is inconsistent, "
+            "delete it and fit again"
+        )
+    bases, reports = fit_chain(
+        train_moments,
+        model.config.level_names,
+        config.residual_directions,
+        options.regression,
+        options.ridge_alpha,
+        held_moments,
+    )
+    return FitResult(bases, reports, train_moments.count, held_moments.count)
+
+
+def _accumulate(
+    model: RDEsmModel,
+    sample: Sample,
+    options: FitOptions,
+    state_folder: Path,
+    accelerator: Accelerator,
+    resume: bool,
+    checkpoint_seconds: float,
+    window_batches: int,
+) -> tuple[JointMoments, JointMoments]:
+    """The pass itself, see :func:`fit_bases`: moments of training and of held-out residues, of all processes."""
+    settings = _settings(sample, model, options)
     if accelerator.is_main_process:
         open_state(state_folder, settings, resume)
     accelerator.wait_for_everyone()
-    state = _Progress(state_folder, widths, accelerator)
+    state = _Progress(state_folder, model.config.backbone_widths, accelerator)
     batches = _batches(sample, options.batch_tokens)
     done = state.done_earlier()
     remaining = [index for index in range(len(batches)) if index not in done]
@@ -383,23 +439,7 @@ def fit_bases(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         state.merge_earlier()
-    train_moments, held_moments = (reduce_moments(state.moments[heldout], accelerator) for heldout in (False, True))
-    seen = train_moments.count + held_moments.count
-    expected = sum(len(sequence) for sequence in sample.sequences)
-    if seen != expected:
-        raise RuntimeError(
-            f"the moments hold {seen} residues where the sample has {expected}: {state_folder} is inconsistent, "
-            "delete it and fit again"
-        )
-    bases, reports = fit_chain(
-        train_moments,
-        model.config.level_names,
-        config.residual_directions,
-        options.regression,
-        options.ridge_alpha,
-        held_moments,
-    )
-    return FitResult(bases, reports, train_moments.count, held_moments.count)
+    return reduce_moments(state.moments[False], accelerator), reduce_moments(state.moments[True], accelerator)
 
 
 def install_bases(

@@ -116,7 +116,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--attn-implementation", metavar="A", help="sdpa, eager, flash_attention_2, ... (as transformers)"
     )
     machine.add_argument(
-        "--part-records", type=int, default=16384, metavar="N", help="records a file at most (default 16,384)"
+        "--part-records",
+        type=int,
+        default=16384,
+        metavar="N",
+        help="records a file at most (default 16,384; the first have 1,024, so that processes can share small inputs)",
     )
     machine.add_argument(
         "--part-megabytes", type=int, default=256, metavar="N", help="embeddings a file at most (default 256 MB)"
@@ -134,8 +138,8 @@ def main(argv: list[str] | None = None) -> int:
     from rd_hf.data.fasta import InputError
     from rd_hf.embedding.folder import JobError
     from rd_hf.embedding.job import JobSettings, run_job
-    from rd_hf.embedding.launch import leave, processes
     from rd_hf.embedding.options import EmbeddingOptions
+    from rd_hf.launch import leave, processes
 
     transformers_logging.disable_progress_bar()
     group = None

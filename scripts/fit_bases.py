@@ -2,7 +2,8 @@
 
     python scripts/fit_bases.py --config hub_configs/rd-esm2-650M --data uniref50.fasta.gz \
         --num-sequences 5000 --output rd-esm2-650M
-    accelerate launch --num_processes 8 scripts/fit_bases.py ...      (any launcher, any number of processes)
+    accelerate launch --num_processes 8 scripts/fit_bases.py ...      (GPUs)
+    torchrun --nproc_per_node 8 scripts/fit_bases.py ...              (CPUs)
 
 One pass over the sequences; memory does not grow with their number. A fit that was stopped, however it was
 stopped, goes on with the same command and --resume, and gives the same bases. With several machines, --output
@@ -113,6 +114,7 @@ def run(args: argparse.Namespace) -> None:
 
     from rd_hf.fitting import FitOptions, draw_sample, fit_bases, install_bases
     from rd_hf.hub import load_family, save_checkpoint
+    from rd_hf.launch import processes
 
     state_folder = args.output / ".fit"
     if (args.output / "fit_report.json").exists() and not state_folder.exists():
@@ -120,7 +122,10 @@ def run(args: argparse.Namespace) -> None:
             print(f"{args.output} holds a finished fit; nothing is left to do")
             return
         raise ValueError(f"{args.output} holds a finished fit already: choose another --output, or delete it")
-    accelerator = Accelerator(cpu=None)
+    processes()
+    accelerator = Accelerator()
+    if accelerator.num_processes > 1 and "-" in args.data:
+        raise ValueError("standard input cannot be shared by several processes: write it to a file first")
     window = args.window_tokens
     if window is not None and window < args.batch_tokens:
         raise ValueError(f"--window-tokens {window:,} must be at least --batch-tokens {args.batch_tokens:,}")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 # Nothing in the tests may reach a network; the Hub tests point the client at a local server themselves.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
+import psutil
 import pytest
 import torch
 
@@ -20,6 +25,20 @@ from rd_hf.modeling_rd_esm import RDEsmModel
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXAMPLE_FASTA = REPOSITORY / "rd_hf" / "data" / "examples" / "proteins_1000.fasta.gz"
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+# A launcher of several processes on one machine's CPUs; for its GPUs accelerate launch does the same. (With --cpu that
+# starts a single process, whatever --num_processes says.)
+TWO_PROCESSES = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+def kill(process: subprocess.Popen[Any]) -> None:
+    """SIGKILL a command and all that it started: a launcher's processes outlive it."""
+    everyone = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for one in everyone:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.wait()
+    psutil.wait_procs(everyone)
 
 
 def backbone_settings(width: int, layers: int = 2, heads: int = 4) -> dict[str, object]:

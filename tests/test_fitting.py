@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from rd_hf.bases.chain import fit_chain
 from rd_hf.bases.moments import JointMoments
 from rd_hf.data.fasta import InputError, read_fasta
-from rd_hf.fitting import FitOptions, backbone_states, draw_sample, fit_bases, install_bases
-from tests.conftest import EXAMPLE_FASTA, REPOSITORY, random_model
+from rd_hf.fitting import FitOptions, backbone_states, claimed, draw_sample, fit_bases, install_bases
+from tests.conftest import EXAMPLE_FASTA, REPOSITORY, TWO_PROCESSES, kill, random_model
 
 FIT = str(REPOSITORY / "scripts" / "fit_bases.py")
 
@@ -38,13 +38,16 @@ def fasta(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*arguments: str | Path, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    """fit_bases.py as a user runs it; two processes go through accelerate launch."""
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+    """fit_bases.py as a user runs it, as one process or two."""
     return subprocess.run(
-        [*launcher, FIT, *map(str, arguments)], capture_output=True, text=True, check=False, env=environment()
+        command(*arguments, processes=processes), capture_output=True, text=True, check=False, env=environment()
     )
+
+
+def command(*arguments: str | Path, processes: int = 1) -> list[str]:
+    """The command line that a user would give."""
+    launcher = TWO_PROCESSES if processes == 2 else (sys.executable,)
+    return [*launcher, str(FIT), *map(str, arguments)]
 
 
 def environment() -> dict[str, str]:
@@ -184,6 +187,17 @@ def test_nan_in_a_backbone_names_level_and_record(fasta: Path, tmp_path: Path) -
         fit_bases(model, sample, options, tmp_path / "state", Accelerator(cpu=True))
 
 
+def test_a_second_fit_in_the_same_place_is_refused_while_the_first_runs(fasta: Path, tmp_path: Path) -> None:
+    state = tmp_path / "model" / ".fit"
+    state.mkdir(parents=True)
+    options = FitOptions(num_sequences=20)
+    sample = draw_sample([str(fasta)], options)
+    family = random_model([32, 48, 64])
+    with claimed(state), pytest.raises(ValueError, match=r"another fit is at work in .*model: wait for it, or choose"):
+        fit_bases(family, sample, options, state, Accelerator(cpu=True), resume=True)
+    assert fit_bases(family, sample, options, state, Accelerator(cpu=True)).training_residues > 0
+
+
 # --- the command ----------------------------------------------------------------------------------------------
 
 
@@ -212,25 +226,31 @@ def test_two_processes_give_the_bases_of_one(fitted: Path, tiny_checkpoint: Path
     arguments = ("--config", tiny_checkpoint, "--data", fasta, "--output", tmp_path / "two", "--batch-tokens", "1024")
     done = run(*arguments, processes=2)
     assert done.returncode == 0, done.stderr
+    assert "process 1 of 2" in done.stderr
+    assert done.stdout.count("saved to") == 1
     # Batches are the same; only the order of float64 additions differs.
     assert_same_bases(fitted, tmp_path / "two", relative=1e-6)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 2), (2, 1)])
 def test_a_killed_fit_resumes_to_the_same_bases(
-    fitted: Path, tiny_checkpoint: Path, fasta: Path, tmp_path: Path, processes: int
+    fitted: Path, tiny_checkpoint: Path, fasta: Path, tmp_path: Path, before: int, after: int
 ) -> None:
     """SIGKILL in the middle; the continuation may even use another number of processes."""
     output = tmp_path / "model"
     arguments = ["--config", tiny_checkpoint, "--data", fasta, "--output", output, "--batch-tokens", "1024"]
-    slow = [sys.executable, FIT, *map(str, arguments), "--checkpoint-seconds", "0"]
-    victim = subprocess.Popen(slow, env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    victim = subprocess.Popen(
+        command(*arguments, "--checkpoint-seconds", "0", processes=before),
+        env=environment(),
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
     state = output / ".fit" / "moments-0000-0000.safetensors"
     while not state.exists():
         assert victim.poll() is None, "the fit ended before it could be killed"
         time.sleep(0.001)
-    victim.send_signal(signal.SIGKILL)
-    assert victim.wait() == -signal.SIGKILL
+    kill(victim)
+    assert victim.returncode == -signal.SIGKILL
     assert not (output / "fit_report.json").exists()
     held = len(load_file(state)["done"])
     assert held >= 1
@@ -242,7 +262,7 @@ def test_a_killed_fit_resumes_to_the_same_bases(
     assert other.returncode != 0
     assert "was of other sequences" in other.stderr or "was of other heldout" in other.stderr
 
-    done = run(*arguments, "--resume", processes=processes)
+    done = run(*arguments, "--resume", processes=after)
     assert done.returncode == 0, done.stderr
     assert_same_bases(fitted, output, relative=1e-6)
     again = run(*arguments, "--resume")

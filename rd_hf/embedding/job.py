@@ -26,15 +26,18 @@ from rd_hf.data.residues import RejectedSequenceError
 from rd_hf.data.sources import is_hub_dataset, read_records, source_size
 from rd_hf.embedding.checkpoint import Checkpoint, load_model, pick_device, resolve
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry, Reject, differences
-from rd_hf.embedding.launch import Processes
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.progress import Progress
+from rd_hf.launch import Processes
 
 if TYPE_CHECKING:
     from rd_hf.embedding.engine import Engine
 
-MANIFEST_FORMAT = 1
+MANIFEST_FORMAT = 2
 PART_RECORDS = 16384
+# Parts start small and grow with what lies before them, so that many processes find work in a small input and a
+# large one does not become thousands of files.
+FIRST_PART_RECORDS, PART_SHARE = 1024, 64
 PART_BYTES = 256 << 20
 # Letters a part may hold at most, however small its embeddings: bounds memory for genomes' worth of titins.
 _PART_LETTERS = 64 << 20
@@ -54,7 +57,7 @@ class JobSettings:
         revision: branch, tag or commit of a Hub model.
         sequence_column, id_column, positions_column: columns of tables.
         strict: stop at the first record that would be rejected.
-        part_records: records a part (and file) has at most.
+        part_records: records a part (and file) has at most; see :func:`part_limit`.
         part_bytes: bytes of embeddings a part has at most, unless one record alone has more.
         attn_implementation: as in transformers.
         device: torch device; by default a GPU by rank, else the CPU.
@@ -305,21 +308,33 @@ def _stream(settings: JobSettings, on_read: Callable[[int], None]) -> Iterator[t
             yield source, record
 
 
+def part_limit(before: int, largest: int) -> int:
+    """Records of the part that begins after ``before`` records: a 64th of them, 1,024 to ``largest``.
+
+    It asks neither how long the input is nor how many processes share it, so that the same parts serve any number of
+    processes. The shares of two of them differ by one part at most, 1,024 records or a 64th of all: part ``i`` goes to
+    process ``i % world``, and parts only grow.
+    """
+    return min(largest, max(FIRST_PART_RECORDS, before // PART_SHARE))
+
+
 def _parts(stream: Iterator[tuple[str, FastaRecord]], settings: JobSettings, widths: dict[str, int]) -> Iterator[_Part]:
     """Cut the stream where a limit is reached; the cuts follow from the records as read, and nothing else."""
     # Float32 until it is written, whatever the output's dtype.
     row_bytes = 4 * max(widths.values())
     part = _Part(0, 1, [], "")
+    limit = part_limit(0, settings.part_records)
     used = letters = 0
     hasher = hashlib.sha256()
     for source, record in stream:
         options = settings.options
         rows = 1 if options.one_row else len(record.positions or options.positions) or len(record.sequence)
         full = used + rows * row_bytes > settings.part_bytes or letters + len(record.sequence) > _PART_LETTERS
-        if part.records and (full or len(part.records) == settings.part_records):
+        if part.records and (full or len(part.records) == limit):
             part.digest = hasher.hexdigest()
             yield part
             part = _Part(part.index + 1, part.first_record + len(part.records), [], "")
+            limit = part_limit(part.first_record - 1, settings.part_records)
             used = letters = 0
             hasher = hashlib.sha256()
         part.records.append((source, record))

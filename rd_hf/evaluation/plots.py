@@ -69,13 +69,16 @@ def score_figure(scores: pd.DataFrame, levels: Sequence[str], group: Mapping[str
         left.axhline(_one_hot(scores), color=STYLES["one_hot"][0], linestyle=":", label=KINDS["one_hot"])
     left.set_ylabel("Spearman, mean over assays")
     left.set_title(f"{group['model']}: {assays} assays, 95 % intervals over assays", fontsize="medium")
-    left.legend(frameon=False, fontsize="small")
     if "raw" in ladders:
         raw = ladders["raw"]
         _lines(right, {kind: steps - raw for kind, steps in ladders.items() if kind != "raw"}, levels)
         right.axhline(0.0, color=STYLES["raw"][0], linewidth=0.8, label=KINDS["raw"])
         right.set_ylabel("difference of Spearman to the raw backbone")
         right.set_title("paired on the same assays", fontsize="medium")
+    # Below both: lines reach into every corner, and which ones depends on the assays.
+    figure.legend(
+        *left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize="small"
+    )
     return figure
 
 

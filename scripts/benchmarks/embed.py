@@ -32,6 +32,7 @@ from rd_hf.data.batching import SPECIAL_TOKENS, collate, token_budget_batches
 from rd_hf.data.fasta import read_fasta
 from rd_hf.data.residues import clean_sequence
 from rd_hf.embedding.engine import SPREAD, Engine, Request, pool
+from rd_hf.embedding.job import PART_RECORDS, part_limit
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.modeling_rd_esm import RDEsmModel
 
@@ -129,9 +130,13 @@ def _loop(model: RDEsmModel, sequences: Sequence[str], batches: Sequence[Sequenc
 
 
 def _padding(lengths: Sequence[int], tokens: int) -> float:
-    """Share of padding in the batches that the engine would make."""
-    batches = token_budget_batches(lengths, tokens, SPREAD)
-    whole = sum(len(batch) * (max(lengths[place] for place in batch) + SPECIAL_TOKENS) for batch in batches)
+    """Share of padding in the batches that a job would make, part by part."""
+    whole = start = 0
+    while start < len(lengths):
+        part = lengths[start : start + part_limit(start, PART_RECORDS)]
+        start += len(part)
+        for batch in token_budget_batches(part, tokens, SPREAD):
+            whole += len(batch) * (max(part[place] for place in batch) + SPECIAL_TOKENS)
     return 1 - (sum(lengths) + SPECIAL_TOKENS * len(lengths)) / whole
 
 

@@ -20,9 +20,9 @@ from accelerate import Accelerator
 from transformers.utils import logging
 
 from rd_hf.embedding import EmbeddingOptions, JobSettings, run_job
-from rd_hf.embedding.launch import leave, processes
 from rd_hf.fitting import FitOptions, draw_sample, fit_bases
 from rd_hf.hub import load_family
+from rd_hf.launch import leave, processes
 
 # Small, so that parts are many enough to be shared evenly by two processes.
 PART_RECORDS = 128

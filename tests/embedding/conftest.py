@@ -79,10 +79,6 @@ def run_process(*arguments: object, launcher: tuple[str, ...] = (sys.executable,
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
-# As a launcher of several processes on one machine's CPUs; accelerate launch does the same for its GPUs.
-TWO_PROCESSES = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-
-
 def random_fasta(path: Path, count: int, seed: int = 0, longest: int = 120) -> Path:
     """Random proteins, one of them twice, one of them bad."""
     generator = random.Random(seed)

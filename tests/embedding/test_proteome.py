@@ -18,7 +18,8 @@ from rd_hf.data.batching import collate
 from rd_hf.data.fasta import read_fasta
 from rd_hf.data.residues import clean_sequence
 from rd_hf.embedding.checkpoint import load_model
-from tests.embedding.conftest import TWO_PROCESSES, Outcome, read, run_process
+from tests.conftest import TWO_PROCESSES
+from tests.embedding.conftest import Outcome, read, run_process
 
 FULL = bool(os.environ.get("RD_HF_FULL"))
 LONGEST = 1022

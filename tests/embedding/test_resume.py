@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import TWO_PROCESSES, kill
 from tests.embedding.conftest import (
     REFERENCE_PARTS,
-    TWO_PROCESSES,
     Outcome,
     Reference,
     command,
@@ -318,13 +318,11 @@ def test_two_processes_killed_and_started_again_write_what_one_writes(reference:
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,
     )
     deadline = time.monotonic() + 120
     while len(list((output / ".job").glob("*.json"))) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill(process)
     outcome = run_process(*job, launcher=TWO_PROCESSES)
     assert outcome.status == 0, outcome.stderr
     assert "100 records: 99 written, 1 rejected" in outcome.stdout

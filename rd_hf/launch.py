@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from rd_hf.embedding.folder import JobError
-
 
 @dataclass(frozen=True, slots=True)
 class Processes:
@@ -43,12 +41,18 @@ class Processes:
 
 
 def processes() -> Processes:
-    """Join the other processes of the launcher, if there are any."""
+    """Join the other processes of the launcher, if there are any.
+
+    An ``Accelerator`` made afterwards finds itself among them.
+
+    Raises:
+        ValueError: accelerate does not see them.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
     state = _state()
     if state.num_processes != int(os.environ["WORLD_SIZE"]):
-        raise JobError(
+        raise ValueError(
             f"the launcher started {os.environ['WORLD_SIZE']} processes, but accelerate sees {state.num_processes}: "
             "start the job with accelerate launch (GPUs) or torchrun (CPUs), or as one process"
         )
@@ -65,6 +69,10 @@ def leave(group: Processes | None) -> None:
 
 def _state() -> Any:
     import torch
+
+    # It binds the group of the moment as a default argument. Imported later (transformers' models do), it would hold
+    # our group for good, with threads that abort the process now and then as the interpreter ends.
+    import torch.distributed.nn
     from accelerate import PartialState
 
     # The first to finish waits for the last: minutes or a day, so the usual half hour will not do. Unless told

@@ -1,0 +1,48 @@
+"""Processes that share a job find each other, and part without a trace."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rd_hf.launch import Processes, processes
+from tests.conftest import TWO_PROCESSES
+from tests.embedding.conftest import environment
+
+PARTING = """
+import os
+from pathlib import Path
+
+from rd_hf.launch import leave, processes
+
+group = processes()
+import transformers.modeling_utils  # as a job does, which loads its model late
+
+everyone_well = group.all_well(True)
+one_is_not = group.all_well(group.rank != 1)
+leave(group)
+names = [thread.joinpath("comm").read_text().strip() for thread in Path("/proc/self/task").iterdir()]
+Path(os.environ["ANSWERS"], str(group.rank)).write_text(
+    f"{group.rank} of {group.world}: {everyone_well} {one_is_not} {sum('gloo' in name for name in names)}"
+)
+"""
+
+
+def test_a_process_without_a_launcher_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert processes() == Processes(rank=0, world=1, local_rank=0)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads are counted in /proc")
+def test_no_thread_of_the_group_is_left_to_abort_the_process_at_its_end(tmp_path: Path) -> None:
+    script = tmp_path / "parting.py"
+    script.write_text(PARTING)
+    done = subprocess.run(
+        [*TWO_PROCESSES, str(script)], env=environment() | {"ANSWERS": str(tmp_path)}, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    for rank in (0, 1):
+        assert (tmp_path / str(rank)).read_text() == f"{rank} of 2: True False 0"
