@@ -166,7 +166,7 @@ def draw(growth: Mapping[str, Growth], path: Path) -> None:
     for job, of in growth.items():
         for axes, seconds in ((residues, of.residues), (levels, of.levels), (processes, of.processes)):
             sizes = sorted(seconds)
-            axes.plot(sizes, [seconds[size] for size in sizes], "o-", color=_COLOURS[job], label=job)
+            axes.plot(sizes, [seconds[s] for s in sizes], "o-", color=_COLOURS[job], label=job, clip_on=False)
         # Slope 1 through the largest size: what linear growth would have taken all along.
         largest = max(of.residues)
         line = np.array([min(of.residues), largest])
