@@ -592,7 +592,8 @@ class RDEsmModel(RDEsmPreTrainedModel):
         _check_finite(model)
         dtype = weights.pop("torch_dtype", None)
         dtype = weights.pop("dtype", None) or dtype or "auto"
-        if dtype == "auto" and full:
+        if dtype == "auto":
+            # Also where a release leaves the `dtype` that was asked for in the config and nowhere else.
             dtype = getattr(config, "dtype", None) or dtype
         model.config.backbones_in_checkpoint = full
         source = path if full else None

@@ -6,13 +6,14 @@ import json
 import pickle
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import EsmConfig, EsmModel
+from transformers import AutoModel, EsmConfig, EsmModel
 
 from rd_hf.configuration_rd_esm import RDEsmConfig
 from rd_hf.hub import load_family, save_checkpoint
@@ -99,6 +100,16 @@ def test_both_forms_load_what_was_saved(model: RDEsmModel, checkpoint: Path, dty
         assert torch.equal(loaded, computed.half().float())
         assert loaded.dtype == torch.float32
     assert not torch.equal(computed.half().float(), computed)
+
+
+@pytest.mark.parametrize("form", ["bases", "full"])
+def test_the_dtype_is_the_one_asked_for_and_else_the_one_saved(bases_only: Path, tmp_path: Path, form: str) -> None:
+    half = load_family(bases_only, dtype=torch.bfloat16)
+    folder = save_checkpoint(half, tmp_path / form, backbones=form == "full")
+    saved, asked = torch.bfloat16, torch.float32
+    for settings, expected in (({}, saved), ({"dtype": "auto"}, saved), ({"dtype": asked}, asked)):
+        for load in (RDEsmModel.from_pretrained, partial(AutoModel.from_pretrained, trust_remote_code=True)):
+            assert load(folder, **settings).dtype == expected
 
 
 def test_the_full_form_reads_only_the_files_of_its_level(full: Path, tmp_path: Path) -> None:
