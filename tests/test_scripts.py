@@ -20,7 +20,8 @@ ALLOWED = {
     "bases": {"bases"},
     "data": {"data"},
     "fitting.py": {"bases", "data", "configuration_rd_esm", "modeling_rd_esm"},
-    "embedding": {"embedding", "data", "configuration_rd_esm", "modeling_rd_esm"},
+    "launch.py": set(),
+    "embedding": {"embedding", "data", "launch", "configuration_rd_esm", "modeling_rd_esm"},
     "hub": {"hub", "bases", "data", "configuration_rd_esm", "modeling_rd_esm"},
     "evaluation": {"evaluation", "bases", "data", "configuration_rd_esm", "modeling_rd_esm", "fitting", "hub"},
 }
