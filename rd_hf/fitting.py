@@ -277,17 +277,14 @@ def claimed(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: another fit has it.
     """
-    lock = FileLock(folder / "lock")
     try:
-        lock.acquire(timeout=0)
+        held = FileLock(folder / "lock").acquire(timeout=0)
     except Timeout as error:
         raise ValueError(
             f"another fit is at work in {folder.parent}: wait for it, or choose another --output"
         ) from error
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def open_state(folder: Path, settings: dict[str, Any], resume: bool) -> None:
@@ -392,9 +389,8 @@ def _accumulate(
     window_batches: int,
 ) -> tuple[JointMoments, JointMoments]:
     """The pass itself, see :func:`fit_bases`: moments of training and of held-out residues, of all processes."""
-    settings = _settings(sample, model, options)
     if accelerator.is_main_process:
-        open_state(state_folder, settings, resume)
+        open_state(state_folder, _settings(sample, model, options), resume)
     accelerator.wait_for_everyone()
     state = _Progress(state_folder, model.config.backbone_widths, accelerator)
     batches = _batches(sample, options.batch_tokens)

@@ -30,6 +30,11 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 TWO_PROCESSES = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
+def environment() -> dict[str, str]:
+    """One thread a process: sums are then added in one order, and tests that run side by side do not fight."""
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
 def kill(process: subprocess.Popen[Any]) -> None:
     """SIGKILL a command and all that it started: a launcher's processes outlive it."""
     everyone = psutil.Process(process.pid).children(recursive=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from rd_hf.bases.chain import fit_chain
 from rd_hf.bases.moments import JointMoments
 from rd_hf.data.fasta import InputError, read_fasta
 from rd_hf.fitting import FitOptions, backbone_states, claimed, draw_sample, fit_bases, install_bases
-from tests.conftest import EXAMPLE_FASTA, REPOSITORY, TWO_PROCESSES, kill, random_model
+from tests.conftest import EXAMPLE_FASTA, REPOSITORY, TWO_PROCESSES, environment, kill, random_model
 
 FIT = str(REPOSITORY / "scripts" / "fit_bases.py")
 
@@ -47,11 +46,7 @@ def run(*arguments: str | Path, processes: int = 1) -> subprocess.CompletedProce
 def command(*arguments: str | Path, processes: int = 1) -> list[str]:
     """The command line that a user would give."""
     launcher = TWO_PROCESSES if processes == 2 else (sys.executable,)
-    return [*launcher, str(FIT), *map(str, arguments)]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return [*launcher, FIT, *map(str, arguments)]
 
 
 def bases_of(folder: Path) -> dict[str, torch.Tensor]:

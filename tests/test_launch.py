@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from rd_hf.launch import Processes, processes
-from tests.conftest import TWO_PROCESSES
-from tests.embedding.conftest import environment
+from tests.conftest import TWO_PROCESSES, environment
 
 PARTING = """
 import os

@@ -15,8 +15,7 @@ import torch
 from rd_hf.data.fasta import read_fasta
 from rd_hf.data.residues import CLS_ID, EOS_ID, MASK_ID, PAD_ID, STANDARD_RESIDUES, VOCABULARY, encode
 from rd_hf.hub import load_family
-from tests.conftest import EXAMPLE_FASTA, REPOSITORY
-from tests.test_fitting import environment
+from tests.conftest import EXAMPLE_FASTA, REPOSITORY, environment
 
 SCRIPT = REPOSITORY / "scripts" / "pretrain_mini_family.py"
 sys.path.insert(0, str(SCRIPT.parent))

@@ -7,8 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.conftest import EXAMPLE_FASTA, REPOSITORY
-from tests.test_fitting import environment
+from tests.conftest import EXAMPLE_FASTA, REPOSITORY, environment
 
 
 def step(script: str, *arguments: str | Path) -> str:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
-from tests.test_fitting import environment
+from tests.conftest import REPOSITORY, environment
 
 SCRIPTS = sorted((REPOSITORY / "scripts").glob("*.py"))
 # What each part of the package may import of the package (design: scripts -> jobs -> maths -> model files).

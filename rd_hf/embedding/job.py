@@ -323,18 +323,17 @@ def _parts(stream: Iterator[tuple[str, FastaRecord]], settings: JobSettings, wid
     # Float32 until it is written, whatever the output's dtype.
     row_bytes = 4 * max(widths.values())
     part = _Part(0, 1, [], "")
-    limit = part_limit(0, settings.part_records)
     used = letters = 0
     hasher = hashlib.sha256()
     for source, record in stream:
         options = settings.options
         rows = 1 if options.one_row else len(record.positions or options.positions) or len(record.sequence)
         full = used + rows * row_bytes > settings.part_bytes or letters + len(record.sequence) > _PART_LETTERS
-        if part.records and (full or len(part.records) == limit):
+        full |= len(part.records) == part_limit(part.first_record - 1, settings.part_records)
+        if part.records and full:
             part.digest = hasher.hexdigest()
             yield part
             part = _Part(part.index + 1, part.first_record + len(part.records), [], "")
-            limit = part_limit(part.first_record - 1, settings.part_records)
             used = letters = 0
             hasher = hashlib.sha256()
         part.records.append((source, record))

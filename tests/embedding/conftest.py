@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import random
 import subprocess
 import sys
@@ -19,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.conftest import REPOSITORY, environment
+
 SCRIPT = REPOSITORY / "scripts" / "embed.py"
 
 
@@ -59,11 +59,6 @@ def embed(embed_script: ModuleType, capsys: pytest.CaptureFixture[str]) -> Calla
 def command(*arguments: object, launcher: tuple[str, ...] = (sys.executable,)) -> list[str]:
     """The command line that a user would give."""
     return [*launcher, str(SCRIPT), *map(str, arguments)]
-
-
-def environment() -> dict[str, str]:
-    """One thread a process: sums are then added in one order, and tests that run side by side do not fight."""
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def run_process(*arguments: object, launcher: tuple[str, ...] = (sys.executable,)) -> Outcome:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
-from tests.embedding.conftest import REPOSITORY, environment
+from tests.conftest import REPOSITORY, environment
 
 
 @pytest.fixture(scope="module")

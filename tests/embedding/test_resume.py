@@ -15,14 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TWO_PROCESSES, kill
+from tests.conftest import TWO_PROCESSES, environment, kill
 from tests.embedding.conftest import (
     REFERENCE_PARTS,
     Outcome,
     Reference,
     command,
     content_hashes,
-    environment,
     parts,
     random_fasta,
     run_process,

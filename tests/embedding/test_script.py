@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
-from tests.embedding.conftest import SCRIPT, Outcome, Reference, content_hashes, environment, read, scale_tensors
+from tests.conftest import environment
+from tests.embedding.conftest import SCRIPT, Outcome, Reference, content_hashes, read, scale_tensors
 
 Embed = Callable[..., Outcome]
 RECORDS = [
