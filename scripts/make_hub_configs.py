@@ -18,7 +18,7 @@ from pathlib import Path
 
 def config_text(level: str) -> str:
     """The config.json of one model, the same from every release of transformers."""
-    from rd_hf.hub.families import esm2_config
+    from rd_hf.families import esm2_config
 
     fields = esm2_config(level).to_diff_dict()
     fields.pop("transformers_version", None)
@@ -31,14 +31,14 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a file is another")
     args = parser.parse_args()
     # Imported here, so that --help and typing errors are answered at once.
-    import rd_hf.configuration_rd_esm
-    from rd_hf.hub.families import ESM2
+    import rd_hf.model.configuration_rd_esm
+    from rd_hf.families import ESM2
 
     stale = []
     wanted = {args.output / f"rd-esm2-{member.name}" / "config.json": config_text(member.name) for member in ESM2[1:]}
-    code = Path(rd_hf.configuration_rd_esm.__file__).parent
-    for name in ("configuration_rd_esm.py", "modeling_rd_esm.py"):
-        wanted[args.output / "rd-esm2-mini" / name] = (code / name).read_text(encoding="utf-8")
+    code = Path(rd_hf.model.configuration_rd_esm.__file__).parent
+    for path in sorted(code.glob("*_rd_esm.py")):
+        wanted[args.output / "rd-esm2-mini" / path.name] = path.read_text(encoding="utf-8")
     for path, text in wanted.items():
         if args.check:
             if not path.exists() or path.read_text(encoding="utf-8") != text:

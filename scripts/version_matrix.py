@@ -22,9 +22,9 @@ def write(folder: Path) -> None:
     from safetensors.torch import save_file
     from transformers import EsmConfig, EsmForMaskedLM
 
-    from rd_hf.configuration_rd_esm import RDEsmConfig
+    from rd_hf.families import Member, esm2_backbone
     from rd_hf.hub import load_family, save_checkpoint
-    from rd_hf.hub.families import Member, esm2_backbone
+    from rd_hf.model.configuration_rd_esm import RDEsmConfig
 
     torch.manual_seed(0)
     levels = []

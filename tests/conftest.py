@@ -18,9 +18,9 @@ import psutil
 import pytest
 import torch
 
-from rd_hf.configuration_rd_esm import RDEsmConfig
-from rd_hf.hub.families import Member, esm2_backbone
-from rd_hf.modeling_rd_esm import RDEsmModel
+from rd_hf.families import Member, esm2_backbone
+from rd_hf.model.configuration_rd_esm import RDEsmConfig
+from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXAMPLE_FASTA = REPOSITORY / "rd_hf" / "data" / "examples" / "proteins_1000.fasta.gz"

@@ -15,7 +15,7 @@ from rd_hf.data.fasta import InputError
 if TYPE_CHECKING:
     import torch
 
-    from rd_hf.modeling_rd_esm import RDEsmModel
+    from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 _BLOCK = 1 << 22
 
@@ -161,7 +161,7 @@ def load_model(
     """
     import torch
 
-    from rd_hf.modeling_rd_esm import RDEsmModel
+    from rd_hf.model.modeling_rd_esm import RDEsmModel
 
     extras: dict[str, Any] = {"attn_implementation": attn_implementation, "revision": revision}
     extras = {key: value for key, value in extras.items() if value is not None}

@@ -12,7 +12,7 @@ from rd_hf.data.batching import SPECIAL_TOKENS, collate, residue_mask, token_bud
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.pieces import Piece, cut, merge_weights
-from rd_hf.modeling_rd_esm import RDEsmModel
+from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 # On a CPU a batch should stay in the caches: 2,048 tokens beat 4,096 and 1,024 when measured at 8M + 35M.
 CPU_BATCH_TOKENS = 2048

@@ -22,11 +22,11 @@ from tqdm import tqdm
 from transformers import AutoConfig, EsmModel
 
 from rd_hf.bases.moments import JointMoments, load_tensors, save_tensors
-from rd_hf.configuration_rd_esm import RDEsmConfig
 from rd_hf.data.batching import collate, residue_mask, token_budget_batches
 from rd_hf.data.fasta import InputError
 from rd_hf.evaluation.assays import Assay
-from rd_hf.modeling_rd_esm import RDEsmModel
+from rd_hf.model.configuration_rd_esm import RDEsmConfig
+from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 POOLINGS = ("mean", "site", "difference")
 # Variants a cache file: a run that stops loses at most this many forward passes.

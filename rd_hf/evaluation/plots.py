@@ -11,9 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rd_hf.evaluation import residues, statistics
-from rd_hf.evaluation.report import LADDERS, short_name
+from rd_hf.evaluation.report import LADDERS
 from rd_hf.evaluation.representations import KINDS
 from rd_hf.evaluation.statistics import CONTENDER
+from rd_hf.evaluation.tables import short_name
 
 STYLES = {
     "raw": ("#000000", "o", "-"),

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from rd_hf.bases.chain import FitReport
 from rd_hf.data.fasta import InputError
-from rd_hf.evaluation import residues, statistics
-from rd_hf.evaluation.ablations import STUDIES, FittedRecipe
+from rd_hf.evaluation import statistics
 from rd_hf.evaluation.representations import KINDS
 from rd_hf.evaluation.statistics import CONTENDER
+from rd_hf.evaluation.tables import between, groups_of, markdown_table, number, percent, several_of, short_name
 
 # ProteinGym's published supervised baselines that are quoted beside ours, most alike first.
 PUBLISHED = (
@@ -26,51 +25,6 @@ PUBLISHED = (
     "Kermut",
 )
 LADDERS = ("raw", "rd", "pca", "concat", "rd_all")
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A pipe table; the first column to the left, the others to the right."""
-    lines = [f"| {' | '.join(header)} |", "|---|" + "---:|" * (len(header) - 1)]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join(lines)
-
-
-def number(value: float, digits: int = 3) -> str:
-    """A figure of a table; an en dash where there is none."""
-    return "–" if np.isnan(value) else f"{value:.{digits}f}"
-
-
-def between(low: float, high: float, digits: int = 3) -> str:
-    """An interval."""
-    return f"[{number(low, digits)}, {number(high, digits)}]"
-
-
-def percent(value: float) -> str:
-    """A share."""
-    return "–" if np.isnan(value) else f"{100 * value:.1f} %"
-
-
-def short_name(contender: Mapping[str, object], several: Mapping[str, bool]) -> str:
-    """ "rd.650M", with model, depth and pooling where a run has several of them."""
-    name = str(contender["representation"])
-    if contender["level"]:
-        name += f".{contender['level']}"
-    extras = [str(contender[key]) for key in ("model", "depth", "pooling") if several.get(key) and contender["model"]]
-    if contender["labels"] != "true":
-        extras.append("shuffled scores")
-    return f"{name} ({', '.join(extras)})" if extras else name
-
-
-def _several(scores: pd.DataFrame) -> dict[str, bool]:
-    own = scores[scores["model"] != ""]
-    return {key: own[key].nunique() > 1 for key in ("model", "depth", "pooling")}
-
-
-def _groups(scores: pd.DataFrame) -> list[dict[str, object]]:
-    """The model, depth and pooling of every family in a run."""
-    keys = ["model", "depth", "pooling"]
-    own = scores[(scores["model"] != "") & (scores["labels"] == "true")]
-    return [dict(zip(keys, row, strict=True)) for row in own[keys].drop_duplicates().itertuples(index=False)]
 
 
 def condition(scores: pd.DataFrame, split: str, size: int = 0, mutations: str = "all") -> pd.DataFrame:
@@ -87,7 +41,7 @@ def main_split(scores: pd.DataFrame) -> str:
 
 def means_table(scores: pd.DataFrame) -> str:
     """Mean over assays of each contender, for one condition."""
-    several = _several(scores)
+    several = several_of(scores)
     rows = []
     for row in statistics.summary(scores).to_dict("records"):
         rows.append(
@@ -120,7 +74,7 @@ def comparisons(scores: pd.DataFrame, levels: Mapping[str, Sequence[str]]) -> pd
         Columns: question, first, second, and those of :func:`rd_hf.evaluation.statistics.compare` with q, p
         adjusted for all pairs.
     """
-    several = _several(scores)
+    several = several_of(scores)
     table = statistics.wide(scores)
     one_hot = next((column for column in table.columns if column[CONTENDER.index("representation")] == "one_hot"), None)
     rows = []
@@ -131,7 +85,7 @@ def comparisons(scores: pd.DataFrame, levels: Mapping[str, Sequence[str]]) -> pd
             figures = statistics.compare(table[first].to_numpy(), table[second].to_numpy())
             rows.append({"question": question, "first": names[0], "second": names[1], **figures})
 
-    for group in _groups(scores):
+    for group in groups_of(scores):
 
         def key(kind: str, level: str, group: Mapping[str, object] = group) -> tuple:
             return (group["model"], group["depth"], group["pooling"], kind, level, "true")
@@ -174,10 +128,10 @@ def comparison_table(pairs: pd.DataFrame) -> str:
 
 def monotonicity_table(scores: pd.DataFrame, levels: Mapping[str, Sequence[str]]) -> str:
     """Share of assays on which every larger level is at least as good as the one before it."""
-    several = _several(scores)
+    several = several_of(scores)
     table = statistics.wide(scores)
     rows = []
-    for group in _groups(scores):
+    for group in groups_of(scores):
         names = levels[str(group["model"])]
         for kind in LADDERS:
             steps = statistics.ladder(table, names, kind, **group)
@@ -192,7 +146,7 @@ def monotonicity_table(scores: pd.DataFrame, levels: Mapping[str, Sequence[str]]
 
 def low_n_table(scores: pd.DataFrame) -> str:
     """Mean Spearman for each number of training variants, over the assays that have all of them."""
-    several = _several(scores)
+    several = several_of(scores)
     chosen = scores[(scores["split"] == "low_n") & (scores["labels"] == "true")]
     sizes = sorted(chosen["size"].unique())
     table = chosen.pivot(index=[*CONTENDER, "assay"], columns="size", values="score").dropna().reset_index()
@@ -205,7 +159,7 @@ def low_n_table(scores: pd.DataFrame) -> str:
 
 def mutations_table(scores: pd.DataFrame, split: str) -> str:
     """Mean Spearman by number of mutations of the test variants."""
-    several = _several(scores)
+    several = several_of(scores)
     chosen = scores[(scores["split"] == split) & (scores["labels"] == "true")]
     counts = sorted(chosen["mutations"].unique(), key=lambda name: (name != "all", name.zfill(3)))
     rows = []
@@ -234,7 +188,7 @@ def read_published(path: str | Path) -> pd.DataFrame:
 
 def published_table(scores: pd.DataFrame, published: pd.DataFrame) -> str:
     """Published means and ours over the assays that both have, and how far the two one-hot figures are apart."""
-    several = _several(scores)
+    several = several_of(scores)
     table = statistics.wide(scores[scores["labels"] == "true"])
     both = table.index.intersection(published.index)
     if not len(both):
@@ -263,7 +217,7 @@ def published_table(scores: pd.DataFrame, published: pd.DataFrame) -> str:
 
 def assay_table(scores: pd.DataFrame) -> str:
     """Every assay and contender: mean over folds and seeds ± spread over seeds."""
-    several = _several(scores)
+    several = several_of(scores)
     keys = list(statistics.wide(scores).columns)
     means = scores.pivot(index="assay", columns=CONTENDER, values="score")
     spreads = scores.pivot(index="assay", columns=CONTENDER, values="spread")
@@ -320,151 +274,4 @@ def render(
     if (scores["split"] == "low_n").any():
         parts += ["## Few training variants", low_n_table(scores)]
     parts += [f"## Every assay ({split} folds)", assay_table(true)]
-    return "\n\n".join(parts) + "\n"
-
-
-def render_residues(results: pd.DataFrame, notes: Sequence[str], figures: Sequence[str]) -> str:
-    """The report of the residue-level tasks.
-
-    Args:
-        results: tidy table of :func:`rd_hf.evaluation.residues.evaluate_contender`.
-        notes: sentences on how the run was done.
-        figures: file names of plots beside the report.
-    """
-    several = {key: results.loc[results["model"] != "", key].nunique() > 1 for key in ("model", "depth")}
-    table = residues.summarise(results)
-    parts = ["# Evaluation on residues", *notes, *(f"![{name}]({name})" for name in figures)]
-    for (task, part), group in table.groupby(["task", "set"], sort=False):
-        first = group.iloc[0]
-        parts.append(f"## {task}, {part} set")
-        parts.append(f"{first['chains']} chains, {first['residues']:,} residues; 95 % intervals resample chains.")
-        wide = group.pivot(
-            index=["model", "depth", "representation", "level", "width"],
-            columns="figure",
-            values=["value", "low", "high"],
-        )
-        order = {kind: number for number, kind in enumerate(KINDS)}
-        rows = []
-        for key in sorted(wide.index, key=lambda key: (key[0], key[1], order[key[2]], key[4])):
-            name = dict(zip(("model", "depth", "representation", "level"), key, strict=False)) | {"labels": "true"}
-            cells = [short_name(name, several), KINDS[key[2]], str(key[4])]
-            for figure in ("AUPR", "accuracy"):
-                row = wide.loc[key]
-                cells += [number(row["value", figure]), between(row["low", figure], row["high", figure])]
-            rows.append(cells)
-        parts.append(markdown_table(["contender", "", "width", "AUPR", "95 %", "accuracy", "95 %"], rows))
-    rows = []
-    for first, second in (("rd", "raw"), ("rd", "pca"), ("pca", "raw"), ("rd_all", "concat")):
-        for row in residues.paired_differences(results, first, second).to_dict("records"):
-            if row["figure"] == "AUPR":
-                rows.append(
-                    [
-                        f"{first}.{row['level']} - {second}.{row['level']}",
-                        f"{row['task']}, {row['set']}",
-                        f"{row['difference']:+.4f}",
-                        f"[{row['low']:+.4f}, {row['high']:+.4f}]",
-                    ]
-                )
-    if rows:
-        parts += ["## Paired differences of AUPR", markdown_table(["pair", "task", "difference", "95 %"], rows)]
-    return "\n\n".join(parts) + "\n"
-
-
-def render_ablations(
-    results: pd.DataFrame, fitted: Sequence[FittedRecipe], notes: Sequence[str], failed: Mapping[str, str]
-) -> str:
-    """The report of the ablations: a table a study, its first variant the reference.
-
-    Args:
-        results: tidy table; the representation of a variant is "study: name".
-        fitted: the variants.
-        notes: sentences on how the run was done.
-        failed: message for each assay left out.
-    """
-    scores = condition(statistics.assay_scores(results), "random")
-    table = scores.pivot(index="assay", columns=["representation", "level"], values="score").dropna()
-    level = fitted[0].representation.level
-    parts = ["# Ablations", *notes]
-    if failed:
-        parts.append("\n".join(f"- left out: {message}" for message in failed.values()))
-    header = [
-        "variant",
-        "width",
-        "R² held out",
-        "not reconstructed",
-        "mean Spearman",
-        "difference",
-        "95 %",
-        "wins",
-        "p",
-    ]
-    references = ", ".join(f"{KINDS[kind]} {number(table[kind, level].mean())}" for kind in ("raw", "pca"))
-    parts.append(f"At the same level: {references}.")
-    for study in dict.fromkeys(variant.recipe.study for variant in fitted):
-        rows = []
-        chosen = [variant for variant in fitted if variant.recipe.study == study]
-        base = table[chosen[0].representation.kind, level].to_numpy()
-        for variant in chosen:
-            own = table[variant.representation.kind, level].to_numpy()
-            cells = [variant.recipe.name, str(variant.representation.width), number(variant.r2)]
-            cells += [percent(variant.reconstruction_error), number(own.mean())]
-            if variant is chosen[0]:
-                cells += ["reference", "", "", ""]
-            else:
-                pair = statistics.compare(own, base)
-                cells += [f"{pair['difference']:+.4f}"]
-                cells += [f"[{pair['difference_low']:+.4f}, {pair['difference_high']:+.4f}]"]
-                cells += [percent(pair["wins"]), f"{pair['p']:.1e}"]
-            rows.append(cells)
-        parts += [f"## {study}: {STUDIES[study]}", markdown_table(header, rows)]
-    return "\n\n".join(parts) + "\n"
-
-
-def render_blocks(
-    reports: Sequence[FitReport], table: pd.DataFrame, notes: Sequence[str], figures: Sequence[str]
-) -> str:
-    """The report of the residual blocks.
-
-    Args:
-        reports: of the fit, with held-out figures.
-        table: from :func:`rd_hf.evaluation.blocks.block_table`.
-        notes: sentences on how the run was done.
-        figures: file names of plots beside the report.
-    """
-    rows = []
-    for step in reports[1:]:
-        assert step.heldout is not None
-        spectrum = np.array(step.residual_eigenvalues)
-        # Participation ratio: how many directions of equal variance would spread as much.
-        effective = spectrum.sum() ** 2 / (spectrum**2).sum()
-        rows.append(
-            [
-                step.level,
-                f"{step.selected_components} of {step.components}",
-                number(step.heldout.r2),
-                number(step.heldout.r2_uniform),
-                f"{step.directions} of {step.backbone_width}",
-                percent(step.heldout.residual_variance_kept),
-                f"{effective:.1f}",
-            ]
-        )
-    header = [
-        "level",
-        "components used",
-        "R² held out",
-        "channel mean",
-        "directions",
-        "residual kept",
-        "effective rank",
-    ]
-    parts = ["# What the residual blocks hold", *notes]
-    parts += ["## How predictable each level is from the embedding before it", markdown_table(header, rows)]
-    parts += [f"![{name}]({name})" for name in figures]
-    properties = [name for name in table.columns if name not in ("block", "width", "position")]
-    rows = [
-        [str(row["block"]), str(row["width"]), *(number(row[name]) for name in properties), number(row["position"])]
-        for row in table.to_dict("records")
-    ]
-    header = ["block", "width", *(f"{name}, accuracy" for name in properties), "relative position, R²"]
-    parts += ["## What each block alone predicts", markdown_table(header, rows)]
     return "\n\n".join(parts) + "\n"

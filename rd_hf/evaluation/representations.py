@@ -18,7 +18,7 @@ import torch
 
 from rd_hf.bases.chain import Basis, fit_chain, fix_signs
 from rd_hf.bases.moments import JointMoments
-from rd_hf.modeling_rd_esm import RDEsmModel
+from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 # Kinds in the order of tables and legends.
 KINDS = {

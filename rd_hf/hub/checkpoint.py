@@ -27,10 +27,10 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import EsmTokenizer
 
 from rd_hf.bases.chain import FitReport
-from rd_hf.configuration_rd_esm import RDEsmConfig
 from rd_hf.data.residues import VOCABULARY
 from rd_hf.hub.card import GENERATED, PLACEHOLDER_OWNER, render_card
-from rd_hf.modeling_rd_esm import RDEsmModel
+from rd_hf.model.configuration_rd_esm import RDEsmConfig
+from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 # How sentence-transformers puts the model together: the transformer, then a mean over residues.
 SENTENCE_TRANSFORMERS_MODULES = [

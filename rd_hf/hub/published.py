@@ -24,9 +24,9 @@ import numpy as np
 import torch
 
 from rd_hf.bases.chain import FitReport
-from rd_hf.configuration_rd_esm import RDEsmConfig
-from rd_hf.hub.families import ESM2, Member, esm2_config
-from rd_hf.modeling_rd_esm import RDEsmModel
+from rd_hf.families import ESM2, Member, esm2_config
+from rd_hf.model.configuration_rd_esm import RDEsmConfig
+from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 _FILE = re.compile(
     r"rd-scaler-(?P<small>\w+)-(?P<large>\w+)-(?P<regressor>linear|ridge|pcr)-(?P<pca>incremental|fbpca)"

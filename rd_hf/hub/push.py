@@ -12,15 +12,15 @@ import torch
 from huggingface_hub import HfApi
 from transformers import AutoModel
 
-from rd_hf.configuration_rd_esm import RDEsmConfig
 from rd_hf.data.batching import collate
 from rd_hf.hub.card import is_hub_id
 from rd_hf.hub.checkpoint import FIGURE_FILE, REPORT_FILE, save_checkpoint, write_card
-from rd_hf.modeling_rd_esm import RDEsmModel
+from rd_hf.model.configuration_rd_esm import RDEsmConfig
+from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 # What a repo of this project is made of; anything else in the folder stays at home.
 PUSHED = (
-    *("config.json", "configuration_rd_esm.py", "modeling_rd_esm.py", "modules.json", "README.md"),
+    *("config.json", "*_rd_esm.py", "modules.json", "README.md"),
     *("model.safetensors", "model.*.safetensors", "model.safetensors.index*.json"),
     *("vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *(REPORT_FILE, FIGURE_FILE, "LICENSE*", "*.md"),

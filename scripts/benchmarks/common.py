@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from rd_hf.configuration_rd_esm import RDEsmConfig
 from rd_hf.data.batching import SPECIAL_TOKENS, collate, token_budget_batches
 from rd_hf.data.fasta import read_fasta
 from rd_hf.data.residues import clean_sequence
-from rd_hf.hub.families import ESM2, Member, esm2_backbone
-from rd_hf.modeling_rd_esm import RDEsmModel
+from rd_hf.families import ESM2, Member, esm2_backbone
+from rd_hf.model.configuration_rd_esm import RDEsmConfig
+from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CARRIED = REPOSITORY / "rd_hf" / "data" / "examples" / "proteins_1000.fasta.gz"

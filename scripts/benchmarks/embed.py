@@ -32,9 +32,10 @@ from rd_hf.data.batching import SPECIAL_TOKENS, collate, token_budget_batches
 from rd_hf.data.fasta import read_fasta
 from rd_hf.data.residues import clean_sequence
 from rd_hf.embedding.engine import GPU_BATCH_TOKENS, SPREAD, Engine, Request, pool
-from rd_hf.embedding.job import PART_RECORDS, part_limit
 from rd_hf.embedding.options import EmbeddingOptions
-from rd_hf.modeling_rd_esm import RDEsmModel
+from rd_hf.embedding.parts import part_limit
+from rd_hf.embedding.settings import PART_RECORDS
+from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 PROTEOME = REPOSITORY.parent / "shared" / "data" / "sequences" / "ecoli_K12_UP000000625.fasta.gz"
 PROTEINS = 32

@@ -35,7 +35,7 @@ import torch
 from benchmarks import published
 from benchmarks.common import ESM2_SIZES, Ratio, alternating, full_batches, paired, random_family
 from rd_hf.embedding.engine import CPU_BATCH_TOKENS
-from rd_hf.modeling_rd_esm import RDEsmModel
+from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 

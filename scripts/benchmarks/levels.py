@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from benchmarks.common import ESM2_SIZES, Ratio, alternating, full_batches, medians, paired, random_family
-from rd_hf.modeling_rd_esm import RDEsmModel
+from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 # Products of one thread are summed in another order than those of two: tens of units in the last place.
 TOLERANCE = 1e-4

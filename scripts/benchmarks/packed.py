@@ -19,8 +19,9 @@ import torch
 
 from benchmarks.common import Ratio, alternating, carried_proteins, medians, random_family
 from rd_hf.data.batching import SPECIAL_TOKENS, collate, pack, token_budget_batches
-from rd_hf.hub.families import ESM2
-from rd_hf.modeling_rd_esm import PACKED_ATTENTION, RDEsmModel
+from rd_hf.families import ESM2
+from rd_hf.model.attention_rd_esm import PACKED_ATTENTION
+from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 Batch = dict[str, Any]
 SIZES = {member.name: (member.width, member.layers, member.heads) for member in ESM2 if member.name in ("650M", "3B")}

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
-# Not from rd_hf.hub.families: its imports would count as memory of the solve.
+# Not from rd_hf.families: its imports would count as memory of the solve.
 FAMILY = {"8M": 320, "35M": 480, "150M": 640, "650M": 1280, "3B": 2560, "15B": 5120}
 
 
@@ -84,7 +84,7 @@ def fit(how: str, source: str) -> dict[str, float]:
     from rd_hf.bases.moments import JointMoments
     from rd_hf.data.batching import token_budget_batches
     from rd_hf.fitting import backbone_states
-    from rd_hf.modeling_rd_esm import RDEsmModel
+    from rd_hf.model.modeling_rd_esm import RDEsmModel
 
     proteins = [protein for protein in carried_proteins() if len(protein) <= 200][:24]
     batches = [[proteins[p] for p in batch] for batch in token_budget_batches([len(p) for p in proteins], 1024)]

@@ -42,7 +42,7 @@ from rd_hf.bases.moments import JointMoments, load_tensors
 from rd_hf.data.batching import SPECIAL_TOKENS, collate, residue_mask, token_budget_batches
 from rd_hf.fitting import backbone_states
 from rd_hf.hub.checkpoint import load_family
-from rd_hf.modeling_rd_esm import RDEsmModel
+from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 MINI = REPOSITORY / "hub_configs" / "rd-esm2-mini"
 REAL_STATES = REPOSITORY.parent / "shared" / "data" / "esm2_outputs" / "fastplms_goldens"

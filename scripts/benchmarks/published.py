@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rd_hf.modeling_rd_esm import RDEsmModel
+from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 INSTALL = "pip install --no-deps reverse-distillation==0.1.0 and pip install fbpca loguru fair-esm"
 # Names of one layer's parts: transformers' and fair-esm's.

@@ -23,7 +23,7 @@ from pathlib import Path
 from benchmarks.common import REPOSITORY, Ratio, medians, output_of
 
 # In this order: a later one finds what an earlier one has imported.
-MODULES = ("rd_hf", "rd_hf.modeling_rd_esm", "rd_hf.embedding", "rd_hf.hub")
+MODULES = ("rd_hf", "rd_hf.model.modeling_rd_esm", "rd_hf.embedding", "rd_hf.hub")
 # What modeling_rd_esm cannot do without, and anyone who uses an ESM model has imported.
 ESM = "from transformers import EsmConfig, EsmModel, PretrainedConfig, PreTrainedModel"
 MINI = REPOSITORY / "hub_configs" / "rd-esm2-mini"

@@ -17,7 +17,6 @@ from tqdm import tqdm
 from transformers import EsmConfig, EsmForMaskedLM
 
 from pretraining.family import FAMILY, Level
-from rd_hf.configuration_rd_esm import RDEsmConfig
 from rd_hf.data.fasta import read_fasta
 from rd_hf.data.residues import (
     MASK_ID,
@@ -28,7 +27,8 @@ from rd_hf.data.residues import (
     clean_sequence,
     encode,
 )
-from rd_hf.hub.families import Member, esm2_backbone
+from rd_hf.families import Member, esm2_backbone
+from rd_hf.model.configuration_rd_esm import RDEsmConfig
 
 STANDARD_IDS = torch.tensor([VOCABULARY.index(residue) for residue in STANDARD_RESIDUES])
 

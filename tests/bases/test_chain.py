@@ -17,7 +17,7 @@ from rd_hf.data.batching import token_budget_batches
 from rd_hf.data.fasta import read_fasta
 from rd_hf.data.residues import clean_sequence
 from rd_hf.fitting import backbone_states
-from rd_hf.modeling_rd_esm import RDEsmModel
+from rd_hf.model.modeling_rd_esm import RDEsmModel
 from tests.bases.reference import reference_chain
 from tests.conftest import EXAMPLE_FASTA
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import random
 import subprocess
 import sys
@@ -11,13 +10,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
 
+from rd_hf.commands.embed import main
 from tests.conftest import REPOSITORY, environment
 
 SCRIPT = REPOSITORY / "scripts" / "embed.py"
@@ -32,24 +31,13 @@ class Outcome:
     stderr: str
 
 
-@pytest.fixture(scope="session")
-def embed_script() -> ModuleType:
-    """scripts/embed.py as a module."""
-    spec = importlib.util.spec_from_file_location("embed_script", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def embed(embed_script: ModuleType, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+def embed(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Run the command in this process: the same code without the seconds that torch takes to import."""
 
     def run(*arguments: object) -> Outcome:
         capsys.readouterr()
-        status = embed_script.main([str(argument) for argument in arguments])
+        status = main([str(argument) for argument in arguments])
         said = capsys.readouterr()
         return Outcome(status, said.out, said.err)
 

@@ -157,7 +157,7 @@ def test_two_worker_processes_give_what_one_gives(tiny_checkpoint: Path, tmp_pat
 def test_the_model_is_loaded_once_a_process(
     dataset: Dataset, own_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rd_hf.modeling_rd_esm import RDEsmModel
+    from rd_hf.model.modeling_rd_esm import RDEsmModel
 
     loads = []
     real = RDEsmModel.from_pretrained

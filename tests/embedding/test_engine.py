@@ -15,7 +15,7 @@ from rd_hf.data.batching import collate
 from rd_hf.embedding.engine import Engine, Request, embed_requests, pool, prepare
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.pieces import cut, merge_weights, taper
-from rd_hf.modeling_rd_esm import RDEsmModel
+from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 # Float32 sums in another order: a few units in the last place of values around one, after two layers.
 TOLERANCE = 1e-5

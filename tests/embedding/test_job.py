@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rd_hf.embedding.job import part_limit
+from rd_hf.embedding.parts import part_limit
 from tests.embedding.conftest import Outcome, parts
 
 LARGEST = 16384

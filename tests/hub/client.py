@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import re
-import runpy
 import sys
 import urllib.request
 from pathlib import Path
@@ -71,16 +70,15 @@ def push() -> dict[str, Any]:
     save_file({"output": output(model)}, str(work / "expected.safetensors"))
     found: dict[str, Any] = {"revisions": [entry["revision"] for entry in model.config.levels]}
 
-    script = str(Path(__file__).parents[2] / "scripts" / "push_to_hub.py")
-
     def command(*flags: str) -> str:
         import contextlib
         import io
 
+        from rd_hf.commands.push import main
+
         said = io.StringIO()
-        sys.argv = [script, "--model", str(folder), *flags]
         with contextlib.redirect_stdout(said):
-            runpy.run_path(script, run_name="__main__")
+            assert main(["--model", str(folder), *flags]) == 0
         return said.getvalue()
 
     mark("dry")

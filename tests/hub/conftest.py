@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import EsmConfig, EsmForMaskedLM
 
-from rd_hf.configuration_rd_esm import RDEsmConfig
+from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from tests.conftest import REPOSITORY, backbone_settings
 from tests.hub.server import FakeHub
 

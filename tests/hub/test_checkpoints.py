@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, EsmConfig, EsmModel
 
-from rd_hf.configuration_rd_esm import RDEsmConfig
+from rd_hf.families import ESM2, esm2_backbone
 from rd_hf.hub import load_family, save_checkpoint
-from rd_hf.hub.families import ESM2, esm2_backbone
-from rd_hf.modeling_rd_esm import RDEsmModel
+from rd_hf.model.configuration_rd_esm import RDEsmConfig
+from rd_hf.model.modeling_rd_esm import RDEsmModel
 from tests.conftest import REPOSITORY, backbone_settings, random_model
 from tests.hub.conftest import publish_backbone
 
@@ -312,8 +312,10 @@ def test_the_two_hub_files_are_all_that_is_needed(full: Path) -> None:
         check=False,
     )
     assert done.stdout.strip() == "(1, 3, 48)", done.stderr
-    for name in ("modeling_rd_esm.py", "configuration_rd_esm.py"):
-        assert (full / name).read_bytes() == (REPOSITORY / "rd_hf" / name).read_bytes()
+    travels = sorted(path.name for path in (REPOSITORY / "rd_hf" / "model").glob("*_rd_esm.py"))
+    assert sorted(path.name for path in full.glob("*.py")) == travels
+    for name in travels:
+        assert (full / name).read_bytes() == (REPOSITORY / "rd_hf" / "model" / name).read_bytes()
 
 
 def test_bases_at_esm2s_real_widths_are_small_and_exact(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import EsmForMaskedLM
 
-from rd_hf.configuration_rd_esm import RDEsmConfig
-from rd_hf.hub.families import ESM2, esm2_config
+from rd_hf.families import ESM2, esm2_config
+from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from tests.conftest import REPOSITORY
 
 # Parameters in millions as published, language model head included.

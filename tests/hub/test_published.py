@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import EsmConfig, EsmModel
 
+from rd_hf.families import ESM2, Member
 from rd_hf.hub.checkpoint import save_checkpoint
-from rd_hf.hub.families import ESM2, Member
 from rd_hf.hub.published import PublishedFileError, Recipe, find_recipes, import_published, read_step
 from tests.conftest import REPOSITORY, backbone_settings
 

@@ -6,10 +6,12 @@ import json
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from tests.hub.conftest import World
 
 BASES_ONLY = {
-    *("README.md", "config.json", "configuration_rd_esm.py", "modeling_rd_esm.py", "modules.json"),
+    *("README.md", "config.json", "modules.json"),
+    *(path.name for path in (REPOSITORY / "rd_hf" / "model").glob("*_rd_esm.py")),
     *("model.safetensors", "vocab.txt", "tokenizer_config.json", "fit_report.json", "fit_report.png"),
 }
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import EsmModel
 
-from rd_hf.modeling_rd_esm import RDEsmModel, RDEsmModelOutput, ResiduePooling
+from rd_hf.model.modeling_rd_esm import RDEsmModel, RDEsmModelOutput, ResiduePooling
 from tests.conftest import random_model
 
 # cls, residues with a mask among them, eos; the second row padded.

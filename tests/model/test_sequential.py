@@ -17,7 +17,7 @@ from rd_hf.data.batching import collate
 from rd_hf.embedding.engine import Engine, Request
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.fitting import FitOptions, draw_sample, fit_bases
-from rd_hf.modeling_rd_esm import RDEsmModel
+from rd_hf.model.modeling_rd_esm import RDEsmModel
 from tests.conftest import EXAMPLE_FASTA
 
 SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQ", "ACDEFGHIKLMNPQRSTVWY" * 2, "MSDKIIHLTDDSFDTDVLKADG", "MW", "GHIKLMNP" * 12]

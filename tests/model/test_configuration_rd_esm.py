@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rd_hf.configuration_rd_esm import RDEsmConfig
+from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from tests.conftest import backbone_settings
 
 
@@ -77,7 +77,7 @@ def test_fields_of_a_newer_version_are_left_out_with_a_warning(tmp_path: Path) -
     heard: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("rd_hf.configuration_rd_esm")
+    logger = logging.getLogger("rd_hf.model.configuration_rd_esm")
     logger.addHandler(handler)
     try:
         config = RDEsmConfig.from_pretrained(tmp_path)

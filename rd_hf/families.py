@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rd_hf.configuration_rd_esm import RDEsmConfig
+from rd_hf.model.configuration_rd_esm import RDEsmConfig
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from rd_hf.bases.chain import fit_chain
 from rd_hf.bases.moments import JointMoments
 from rd_hf.data.fasta import InputError, read_fasta
-from rd_hf.fitting import FitOptions, backbone_states, claimed, draw_sample, fit_bases, install_bases
+from rd_hf.fitting import FitOptions, backbone_states, draw_sample, fit_bases, install_bases
+from rd_hf.fitting.state import claimed
 from tests.conftest import EXAMPLE_FASTA, REPOSITORY, TWO_PROCESSES, environment, kill, random_model
 
 FIT = str(REPOSITORY / "scripts" / "fit_bases.py")

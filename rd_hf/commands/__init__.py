@@ -1,0 +1,1 @@
+"""The commands of ``rd-hf``: arguments and words, one file each."""

@@ -1,0 +1,186 @@
+"""Embed proteins: FASTA, tables or a Hub dataset in, a folder of Parquet files out.
+
+    python scripts/embed.py --model hub_configs/rd-esm2-mini --input proteome.fasta.gz --output embeddings
+    python scripts/embed.py --model DIR --input a.fasta b.csv owner/dataset:train --output out --level S L
+    zcat many.fasta.gz | python scripts/embed.py --model DIR --input - --output out --pooling residue
+    accelerate launch --num_processes 4 scripts/embed.py --model DIR --input proteome.fasta.gz --output out    (GPUs)
+    torchrun --nproc_per_node 4 scripts/embed.py --model DIR --input proteome.fasta.gz --output out            (CPUs)
+
+Interrupted, by whatever? Give the same command again: finished parts are verified and kept, the rest is done, and
+the result is the same as that of an uninterrupted run.
+
+Read the result with load_dataset("parquet", data_files="out/*.parquet"). Its columns are source, record (number
+in the input, from 1), id, description, length (residues) and embedding; records that could not be embedded are in
+rejects.tsv with their reason; manifest.json says which model, options and versions made it, with counts and
+checksums.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+# As a script, the package is found beside this folder even where it is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rd_hf.embedding.options import LONG_POLICIES, MAX_RESIDUES, MODEL_DTYPES, OUTPUT_DTYPES, OVERLAP, POOLINGS
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, metavar="ID_OR_DIR", help="reverse-distilled model: folder or Hub id")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub model")
+    parser.add_argument(
+        "--input",
+        required=True,
+        nargs="+",
+        metavar="FILE_OR_DATASET",
+        help="FASTA (gzip or not), CSV, TSV, JSON lines or Parquet files, a Hub dataset owner/name[:split], or - for "
+        "FASTA on standard input; several are read one after the other",
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="a new folder, or that of this same job")
+
+    what = parser.add_argument_group("what to compute")
+    what.add_argument(
+        "--level",
+        nargs="+",
+        default=[],
+        metavar="L",
+        help="level or levels, all from one pass of the largest (default: the model's largest). Smaller levels are the "
+        "first dimensions of larger ones, so one level is enough unless --normalize is given",
+    )
+    what.add_argument(
+        "--pooling",
+        choices=POOLINGS,
+        default="mean",
+        help="mean or max over residues (never cls, eos or padding), cls, residue (a row a residue), or positions "
+        "(default mean)",
+    )
+    what.add_argument("--positions", nargs="+", type=int, default=[], metavar="N", help="residues to return, from 1")
+    what.add_argument("--normalize", action="store_true", help="make vectors of length one, each level for itself")
+    what.add_argument(
+        "--dtype",
+        choices=MODEL_DTYPES,
+        default="float32",
+        help="what the model computes in (default float32; bfloat16 is faster on GPUs and on CPUs with AMX or AVX-512 "
+        "BF16; the appended columns then differ by a few per cent, see the README)",
+    )
+    what.add_argument("--output-dtype", choices=OUTPUT_DTYPES, default="float32", help="stored as (default float32)")
+
+    how = parser.add_argument_group("records")
+    how.add_argument(
+        "--long",
+        choices=LONG_POLICIES,
+        default="window",
+        help="sequences beyond --max-length: window (overlapping windows, merged with tapered weights; the default, "
+        "since no residue and no record is lost and the cost stays linear in length), truncate (the first residues "
+        "only) or error (to the rejects)",
+    )
+    how.add_argument(
+        "--max-length",
+        type=int,
+        default=MAX_RESIDUES,
+        metavar="N",
+        help=f"residues seen at once (default {MAX_RESIDUES})",
+    )
+    how.add_argument(
+        "--overlap", type=int, default=OVERLAP, metavar="N", help=f"residues that windows share (default {OVERLAP})"
+    )
+    how.add_argument("--strict", action="store_true", help="stop at the first record that would be rejected")
+    how.add_argument(
+        "--sequence-column", metavar="NAME", help="column of a table with sequences (default: sequence, ...)"
+    )
+    how.add_argument("--id-column", metavar="NAME", help="column of a table with ids (default: id, name, ...)")
+    how.add_argument(
+        "--positions-column", metavar="NAME", help="column of a table with each record's positions, from 1"
+    )
+
+    machine = parser.add_argument_group("machine")
+    machine.add_argument(
+        "--batch-tokens",
+        type=int,
+        metavar="N",
+        help="tokens a batch, padding included (default: 2,048 on a CPU, as its memory allows on a GPU); halved when a "
+        "batch does not fit in memory",
+    )
+    machine.add_argument(
+        "--window-tokens",
+        type=int,
+        metavar="N",
+        help="for a family larger than memory: hold one backbone at a time, loaded anew for every N tokens of batches, "
+        "whose embeddings (4 bytes a dimension) are held meanwhile (default: hold all backbones)",
+    )
+    machine.add_argument("--device", metavar="D", help="torch device (default: a GPU by rank where there is one)")
+    machine.add_argument(
+        "--attn-implementation", metavar="A", help="sdpa, eager, flash_attention_2, ... (as transformers)"
+    )
+    machine.add_argument(
+        "--part-records",
+        type=int,
+        default=16384,
+        metavar="N",
+        help="records a file at most (default 16,384; the first have 1,024, so that processes can share small inputs)",
+    )
+    machine.add_argument(
+        "--part-megabytes", type=int, default=256, metavar="N", help="embeddings a file at most (default 256 MB)"
+    )
+    machine.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; 0 if the job is complete, 1 with a sentence on standard error if it cannot be."""
+    args = build_parser().parse_args(argv)
+    # Only now what takes seconds to import: --help and typing errors are answered at once.
+    from transformers.utils import logging as transformers_logging
+
+    from rd_hf.data.fasta import InputError
+    from rd_hf.embedding import JobSettings, run_job
+    from rd_hf.embedding.folder import JobError
+    from rd_hf.embedding.options import EmbeddingOptions
+    from rd_hf.launch import leave, processes
+
+    transformers_logging.disable_progress_bar()
+    group = None
+    try:
+        settings = JobSettings(
+            model=args.model,
+            inputs=tuple(args.input),
+            output=args.output,
+            options=EmbeddingOptions(
+                levels=tuple(args.level),
+                pooling=args.pooling,
+                positions=tuple(args.positions),
+                dtype=args.dtype,
+                output_dtype=args.output_dtype,
+                normalize=args.normalize,
+                long=args.long,
+                max_length=args.max_length,
+                overlap=args.overlap,
+                batch_tokens=args.batch_tokens,
+            ),
+            revision=args.revision,
+            sequence_column=args.sequence_column,
+            id_column=args.id_column,
+            positions_column=args.positions_column,
+            strict=args.strict,
+            part_records=args.part_records,
+            part_bytes=args.part_megabytes << 20,
+            attn_implementation=args.attn_implementation,
+            device=args.device,
+            window_tokens=args.window_tokens,
+        )
+        group = processes()
+        summary = run_job(settings, group, show_progress=not args.quiet)
+    except (InputError, JobError, ValueError) as error:
+        print(f"embed.py: {error}", file=sys.stderr)
+        leave(group)
+        return 1
+    except KeyboardInterrupt:
+        print("embed.py: interrupted; give the same command again to go on", file=sys.stderr)
+        return 130
+    if group.is_main and not args.quiet:
+        print(f"{summary}\nwritten to {args.output}")
+    leave(group)
+    return 0

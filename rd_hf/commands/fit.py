@@ -1,0 +1,197 @@
+"""Fit the bases of a family on protein sequences, and save the nested model.
+
+    python scripts/fit_bases.py --config hub_configs/rd-esm2-650M --data uniref50.fasta.gz \
+        --num-sequences 5000 --output rd-esm2-650M
+    accelerate launch --num_processes 8 scripts/fit_bases.py ...      (GPUs)
+    torchrun --nproc_per_node 8 scripts/fit_bases.py ...              (CPUs)
+
+One pass over the sequences; memory does not grow with their number. A fit that was stopped, however it was
+stopped, goes on with the same command and --resume, and gives the same bases. With several machines, --output
+must lie on a file system that all of them see.
+
+--output then holds the model (config, bases, remote code, tokenizer, card; backbones too with --form full),
+fit_report.json and fit_report.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rd_hf.bases.chain import FitReport
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    job = parser.add_argument_group("the job")
+    job.add_argument("--config", required=True, help="folder or Hub id that describes the family (see hub_configs/)")
+    job.add_argument(
+        "--data",
+        required=True,
+        nargs="+",
+        help="FASTA (.gz or not, - for stdin), CSV, TSV, Parquet, JSON lines, or a Hub dataset (owner/name[:split])",
+    )
+    job.add_argument("--output", required=True, type=Path, help="folder for the fitted model")
+    job.add_argument("--resume", action="store_true", help="continue the unfinished fit in --output")
+    sample = parser.add_argument_group("the sample")
+    sample.add_argument("--num-sequences", type=int, help="draw this many distinct sequences (default: all)")
+    sample.add_argument("--seed", type=int, default=0, help="of the draw and of the held-out split (default 0)")
+    sample.add_argument(
+        "--heldout-fraction", type=float, default=0.1, help="share kept out of the fit to judge it (default 0.1)"
+    )
+    sample.add_argument("--max-length", type=int, default=1022, help="residues used of a sequence (default 1022)")
+    sample.add_argument("--sequence-column", help="column with the sequences, for tables and datasets")
+    maths = parser.add_argument_group("the maths")
+    maths.add_argument(
+        "--regression",
+        choices=("pcr", "ols", "ridge"),
+        default="pcr",
+        help="of the larger level on the smaller: principal components above the noise edge (default), all, or ridge",
+    )
+    maths.add_argument("--ridge-alpha", type=float, default=1.0, help="penalty of --regression ridge (default 1)")
+    maths.add_argument(
+        "--keep",
+        nargs="+",
+        metavar="N",
+        help="residual directions each level after the first keeps: one number a level, or 'all', which loses "
+        "nothing (default: as many as the widths grow by)",
+    )
+    run = parser.add_argument_group("the run")
+    run.add_argument(
+        "--form",
+        choices=("bases", "full"),
+        help="save bases only, or backbones too (default: as --config says)",
+    )
+    run.add_argument("--max-shard-size", default="5GB", help="largest file of weights to write (default 5GB)")
+    run.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the backbones")
+    run.add_argument("--batch-tokens", type=int, default=4096, help="tokens a batch, padding included (default 4096)")
+    run.add_argument(
+        "--window-tokens",
+        type=int,
+        metavar="N",
+        help="for a family larger than memory: hold one backbone at a time, loaded anew for every N tokens of batches, "
+        "whose states (all widths, 4 or 2 bytes each) are held meanwhile (default: hold all backbones)",
+    )
+    run.add_argument("--checkpoint-seconds", type=float, default=60.0, help="between two saves of the state (60)")
+    return parser
+
+
+def summary(reports: list[FitReport]) -> str:
+    """A table a reader can judge the fit by."""
+    lines = [f"{'level':>8} {'width':>6} {'components':>12} {'R2 fit':>8} {'R2 held-out':>12} {'residual kept':>14}"]
+    for report in reports:
+        if report.training is None:
+            lines.append(f"{report.level:>8} {report.nested_width:>6} {'(copied)':>12}")
+            continue
+        held = report.heldout
+        lines.append(
+            f"{report.level:>8} {report.nested_width:>6} {f'{report.selected_components} of {report.components}':>12} "
+            f"{report.training.r2:>8.4f} {f'{held.r2:.4f}' if held else '-':>12} "
+            f"{f'{held.residual_variance_kept:.4f}' if held else f'{report.training.residual_variance_kept:.4f}':>14}"
+        )
+    return "\n".join(lines)
+
+
+def draw(reports: list[FitReport], path: Path) -> Path | None:
+    """Write the figure of the fit where matplotlib is installed."""
+    try:
+        from rd_hf.bases.figure import draw_fit
+
+        draw_fit(reports).savefig(path, dpi=120)
+    except ImportError:
+        print("no fit_report.png: matplotlib is not installed (pip install 'rd_hf[plots]')", file=sys.stderr)
+        return None
+    return path
+
+
+def run(args: argparse.Namespace) -> None:
+    # Imported here, so that --help and a mistyped flag answer at once.
+    from accelerate import Accelerator
+
+    from rd_hf.fitting import FitOptions, draw_sample, fit_bases, install_bases
+    from rd_hf.hub import load_family, save_checkpoint
+    from rd_hf.launch import processes
+
+    state_folder = args.output / ".fit"
+    if (args.output / "fit_report.json").exists() and not state_folder.exists():
+        if args.resume:
+            print(f"{args.output} holds a finished fit; nothing is left to do")
+            return
+        raise ValueError(f"{args.output} holds a finished fit already: choose another --output, or delete it")
+    processes()
+    accelerator = Accelerator()
+    if accelerator.num_processes > 1 and "-" in args.data:
+        raise ValueError("standard input cannot be shared by several processes: write it to a file first")
+    window = args.window_tokens
+    if window is not None and window < args.batch_tokens:
+        raise ValueError(f"--window-tokens {window:,} must be at least --batch-tokens {args.batch_tokens:,}")
+    if window is not None and args.form == "full":
+        raise ValueError("--window-tokens holds no backbones that --form full could save: save bases only")
+    model = load_family(args.config, dtype=args.dtype, sequential=window is not None).to(accelerator.device)
+    if window is not None:
+        args.form = "bases"
+        homeless = [entry["name"] for entry in model.config.levels if entry["repo_id"] is None]
+        if homeless:
+            raise ValueError(
+                f"--window-tokens saves bases only, and {args.config} does not say where the backbone of "
+                f"{', '.join(homeless)} is to be fetched from: set its repo_id in config.json"
+            )
+    keep = None
+    if args.keep is not None:
+        widths = model.config.backbone_widths[1:]
+        keep = tuple(widths) if args.keep == ["all"] else tuple(int(number) for number in args.keep)
+    options = FitOptions(
+        num_sequences=args.num_sequences,
+        seed=args.seed,
+        heldout_fraction=args.heldout_fraction,
+        regression=args.regression,
+        ridge_alpha=args.ridge_alpha,
+        residual_directions=keep,
+        max_length=args.max_length,
+        batch_tokens=args.batch_tokens,
+    )
+    main = accelerator.is_main_process
+    sample = draw_sample(args.data, options, args.sequence_column, progress=main)
+    if main:
+        print(
+            f"{sample.records:,} records: {len(sample.sequences):,} distinct sequences drawn "
+            f"({len(sample.heldout):,} held out), {sample.duplicates:,} duplicates, {sample.rejected:,} unusable"
+        )
+    result = fit_bases(
+        model,
+        sample,
+        options,
+        state_folder,
+        accelerator,
+        args.resume,
+        args.checkpoint_seconds,
+        window_batches=1 if window is None else window // args.batch_tokens,
+    )
+    if main:
+        install_bases(model, result, options, sample, args.data)
+        full = model.config.backbones_in_checkpoint if args.form is None else args.form == "full"
+        figure = draw(result.reports, state_folder / "fit_report.png")
+        save_checkpoint(
+            model, args.output, backbones=full, report=result.reports, figure=figure, max_shard_size=args.max_shard_size
+        )
+        # The state goes last: while it is there, the fit counts as unfinished and --resume saves again.
+        shutil.rmtree(state_folder)
+        print(summary(result.reports))
+        print(f"saved to {args.output}")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; 0 if it is done, 1 with a sentence on standard error if it cannot be."""
+    args = build_parser().parse_args(argv)
+    try:
+        run(args)
+    except (ValueError, OSError) as error:
+        print(f"fit_bases.py: error: {error}", file=sys.stderr)
+        return 1
+    return 0

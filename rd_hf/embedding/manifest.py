@@ -1,0 +1,118 @@
+"""The manifest of an embedding job: begun, refused to another job, completed."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from rd_hf.data.fasta import InputError
+from rd_hf.embedding.checkpoint import Checkpoint, resolve
+from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry, differences
+from rd_hf.embedding.settings import JobSettings
+from rd_hf.launch import Processes
+
+MANIFEST_FORMAT = 2
+
+
+def open_job(settings: JobSettings, group: Processes, folder: OutputFolder) -> tuple[Checkpoint, list[str]]:
+    """Claim the folder, and begin or take up its manifest: the main process's part, the others wait for it."""
+    failure: Exception | None = None
+    notes: list[str] = []
+    if group.is_main:
+        try:
+            checkpoint = resolve(settings.model, settings.revision)
+            widths = checkpoint.widths(settings.options.levels)
+            folder.claim()
+            notes = _begin(settings, folder, checkpoint, widths)
+        except (InputError, JobError) as error:
+            failure = error
+    if not group.all_well(failure is None):
+        raise failure or JobError("stopped, because the main process could not start the job")
+    # The main process has hashed the weights for all.
+    return (checkpoint if group.is_main else Checkpoint(**(folder.manifest() or {})["model"])), notes
+
+
+def _describe(settings: JobSettings, widths: dict[str, int]) -> dict[str, Any]:
+    """Everything that decides what is written, apart from the weights."""
+    options = asdict(settings.options)
+    del options["levels"]
+    return {
+        "inputs": list(settings.inputs),
+        "levels": list(widths),
+        **{name: list(value) if isinstance(value, tuple) else value for name, value in options.items()},
+        "sequence_column": settings.sequence_column,
+        "id_column": settings.id_column,
+        "positions_column": settings.positions_column,
+        "part_records": settings.part_records,
+        "part_bytes": settings.part_bytes,
+        "attn_implementation": settings.attn_implementation,
+    }
+
+
+def _begin(settings: JobSettings, folder: OutputFolder, checkpoint: Checkpoint, widths: dict[str, int]) -> list[str]:
+    """Write the manifest of a new job, or refuse to mix this job with another one's parts.
+
+    Returns:
+        What the user should know about parts done before.
+    """
+    job = _describe(settings, widths)
+    before = folder.manifest()
+    if before is None:
+        content = {
+            "format": MANIFEST_FORMAT,
+            "status": "running",
+            "model": asdict(checkpoint),
+            "job": job,
+            "columns": {settings.options.column(level): {"level": level, "width": w} for level, w in widths.items()},
+            "versions": installed_versions(),
+        }
+        folder.write_manifest(content)
+        return []
+    if before.get("format") != MANIFEST_FORMAT:
+        raise JobError(f"{folder.path} was written by another version of rd_hf: choose another --output")
+    changed = list(differences(before.get("job", {}), job))
+    old = before.get("model", {})
+    if old.get("fingerprint") != checkpoint.fingerprint:
+        changed.insert(
+            0,
+            f"the model was {old.get('name')} ({str(old.get('fingerprint'))[:19]}) and is now {checkpoint.name} "
+            f"({checkpoint.fingerprint[:19]})",
+        )
+    if changed:
+        raise JobError(
+            f"{folder.path} holds another job, which this one will not be mixed with: {'; '.join(changed)}; "
+            "give the same command as before, or choose another --output"
+        )
+    if old != asdict(checkpoint):
+        # The same weights under another name: the other processes load what the manifest names.
+        folder.write_manifest({**before, "model": asdict(checkpoint)})
+    updated = differences(before.get("versions", {}), installed_versions())
+    if not updated or before.get("status") == "complete":
+        return []
+    return [
+        f"begun with other versions ({'; '.join(updated)}): parts done now may differ from the others in last digits"
+    ]
+
+
+def installed_versions() -> dict[str, str | None]:
+    """What is installed, as far as it can change a digit."""
+    packages = ("rd_hf", "torch", "transformers", "pyarrow")
+    return {"python": platform.python_version(), **{name: _version(name) for name in packages}}
+
+
+def _version(package: str) -> str | None:
+    """Version of an installed package; None for this one run from its source folder."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def check_digest(folder: OutputFolder, entry: PartEntry, digest: str) -> None:
+    if entry.digest != digest:
+        raise JobError(
+            f"the input has changed since {folder.path} was begun: records from number {entry.first_record:,} on "
+            "differ; give the same input as before, or choose another --output"
+        )

@@ -1,0 +1,229 @@
+"""One process's share of an embedding job: parts cleaned, embedded and written, one after the other."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from rd_hf.data.fasta import InputError
+from rd_hf.data.residues import RejectedSequenceError
+from rd_hf.embedding.checkpoint import Checkpoint, load_model, pick_device
+from rd_hf.embedding.folder import OutputFolder, PartEntry, Reject
+from rd_hf.embedding.manifest import check_digest
+from rd_hf.embedding.parts import Part, cut_parts, read_all
+from rd_hf.embedding.progress import Progress
+from rd_hf.embedding.settings import JobSettings
+from rd_hf.launch import Processes
+
+if TYPE_CHECKING:
+    from rd_hf.embedding.engine import Engine
+
+# Rows are read back in groups of about this size.
+_ROW_GROUP_BYTES = 16 << 20
+
+
+class Stages:
+    """Seconds a stage, added up."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(("read", "check", "load", "embed", "write"), 0.0)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - started
+
+
+@dataclass(slots=True)
+class Worker:
+    """One process's share of a job."""
+
+    settings: JobSettings
+    group: Processes
+    folder: OutputFolder
+    checkpoint: Checkpoint
+    widths: dict[str, int]
+    stages: Stages
+    progress: Progress
+    report: Callable[[str], None]
+    engine: Engine | None = None
+    kept: int = 0
+
+    def run(self) -> tuple[list[str], int]:
+        """Do this process's parts; return the digest of every part and the number of all records."""
+        digests: list[str] = []
+        records = 0
+        parts = cut_parts(read_all(self.settings, self.progress.read), self.settings, self.widths)
+        while True:
+            with self.stages.stage("read"):
+                part = next(parts, None)
+            if part is None:
+                return digests, records
+            digests.append(part.digest)
+            records += len(part.records)
+            if part.index % self.group.world != self.group.rank or self._is_finished(part):
+                self.progress.skipped()
+                continue
+            self._do(part)
+            self.progress.part_done()
+
+    def _is_finished(self, part: Part) -> bool:
+        """Whether an earlier run left this part whole.
+
+        Raises:
+            JobError: the input is not what it was then.
+        """
+        with self.stages.stage("check"):
+            entry = self.folder.entry(part.index)
+            if entry is None:
+                return False
+            check_digest(self.folder, entry, part.digest)
+            if not self.folder.holds(entry):
+                self.report(f"{self.folder.path / entry.file} is not as it was written: doing part {part.index} again")
+                return False
+            if self.settings.strict and entry.rejects:
+                first = entry.rejects[0]
+                raise self._strict(f"{first.source} record {first.record} ({first.id or 'no id'}): {first.reason}")
+            self.kept += 1
+            return True
+
+    @staticmethod
+    def _strict(sentence: str) -> InputError:
+        return InputError(
+            f"{sentence}; correct the record, or leave --strict away to have such records listed in rejects.tsv"
+        )
+
+    def _do(self, part: Part) -> None:
+        """Clean, embed and write one part."""
+        from rd_hf.embedding.columns import why_not_stored
+        from rd_hf.embedding.engine import Request, embed_requests, prepare
+
+        options = self.settings.options
+        rejects: list[Reject] = []
+
+        def reject(place: int, reason: str) -> None:
+            source, record = part.records[place]
+            if self.settings.strict:
+                raise self._strict(f"{source} record {record.number} ({record.id or 'no id'}): {reason}")
+            rejects.append(Reject(source, part.first_record + place, record.id, reason))
+
+        places: list[int] = []
+        requests: list[Request] = []
+        for place, (_, record) in enumerate(part.records):
+            try:
+                requests.append(prepare(record.sequence, record.positions or options.positions, options))
+                places.append(place)
+            except RejectedSequenceError as error:
+                reject(place, str(error))
+        results: list[np.ndarray | str] = []
+        if requests:
+            engine = self._started()
+            with self.stages.stage("embed"):
+                results = embed_requests(engine, requests, self.progress.embedded)
+        good: list[tuple[int, Request, np.ndarray]] = []
+        for place, request, result in zip(places, requests, results, strict=True):
+            reason = result if isinstance(result, str) else why_not_stored(result, self.widths, options)
+            if reason is not None:
+                reject(place, reason)
+            elif not isinstance(result, str):
+                good.append((place, request, result))
+        rejects.sort(key=lambda reject: reject.record)
+        with self.stages.stage("write"):
+            self._write(part, good, rejects)
+
+    def _started(self) -> Engine:
+        """The engine, which loads the model when the first part needs it."""
+        from rd_hf.embedding.engine import Engine
+
+        if self.engine is None:
+            with self.stages.stage("load"):
+                level = self.checkpoint.largest(self.settings.options.levels)
+                model = load_model(
+                    self.checkpoint.name,
+                    self.checkpoint.revision,
+                    self.checkpoint.fingerprint,
+                    level,
+                    self.settings.options.dtype,
+                    self.settings.attn_implementation,
+                    self.settings.device or str(pick_device(self.group.local_rank)),
+                    sequential=self.settings.window_tokens is not None,
+                )
+                self.engine = Engine(
+                    model,
+                    level,
+                    self.settings.options,
+                    report=self.report,
+                    window_tokens=self.settings.window_tokens or 0,
+                )
+        return self.engine
+
+    def _write(self, part: Part, good: list[tuple[int, Any, np.ndarray]], rejects: list[Reject]) -> None:
+        """The part's Parquet file, then its journal entry."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from rd_hf.embedding.columns import to_arrow
+
+        options = self.settings.options
+        records = [part.records[place] for place, _, _ in good]
+        lengths = [len(request.sequence) for _, request, _ in good]
+        columns: dict[str, pa.Array] = {
+            "source": pa.array([source for source, _ in records], pa.string()),
+            "record": pa.array([part.first_record + place for place, _, _ in good], pa.int64()),
+            "id": pa.array([record.id for _, record in records], pa.string()),
+            "description": pa.array([record.description for _, record in records], pa.string()),
+            "length": pa.array(lengths, pa.int32()),
+        }
+        if options.pooling == "positions":
+            columns["positions"] = pa.array([request.positions for _, request, _ in good], pa.list_(pa.int32()))
+        values = [value for _, _, value in good]
+        for level, width in self.widths.items():
+            columns[options.column(level)] = to_arrow(values, width, options)
+        about = {
+            "model": self.checkpoint.name,
+            "revision": self.checkpoint.revision,
+            "fingerprint": self.checkpoint.fingerprint,
+            "levels": list(self.widths),
+            "nested_dims": {
+                level: width
+                for level, width in self.checkpoint.nested_dims.items()
+                if width <= max(self.widths.values())
+            },
+            **{name: getattr(options, name) for name in ("pooling", "dtype", "output_dtype", "normalize", "long")},
+        }
+        table = pa.table(columns).replace_schema_metadata({"rd_hf": json.dumps(about)})
+        rows_a_group = max(1, _ROW_GROUP_BYTES * len(good) // max(1, table.nbytes))
+        text = ("source", "id", "description")
+
+        def fill(handle: IO[bytes]) -> None:
+            # Embeddings are as good as noise to a compressor: only text is worth its time.
+            codecs = dict.fromkeys(text, "zstd")
+            pq.write_table(table, handle, row_group_size=rows_a_group, compression=codecs, use_dictionary=["source"])
+
+        path = self.folder.part_path(part.index)
+        sha256, size = self.folder.write(path, fill)
+        entry = PartEntry(
+            index=part.index,
+            first_record=part.first_record,
+            records=len(part.records),
+            written=len(good),
+            rejected=len(rejects),
+            unique=len({request.sequence for _, request, _ in good}),
+            long=sum(length > options.max_length for length in lengths),
+            residues=sum(lengths),
+            digest=part.digest,
+            file=path.name,
+            sha256=sha256,
+            bytes=size,
+            rejects=tuple(rejects),
+        )
+        self.folder.write_entry(entry)

@@ -1,0 +1,162 @@
+"""Reports of the residue-level tasks, of the ablations, and of what each block holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from rd_hf.bases.chain import FitReport
+from rd_hf.evaluation import residues, statistics
+from rd_hf.evaluation.ablations import STUDIES, FittedRecipe
+from rd_hf.evaluation.report import condition
+from rd_hf.evaluation.representations import KINDS
+from rd_hf.evaluation.tables import between, markdown_table, number, percent, short_name
+
+
+def render_residues(results: pd.DataFrame, notes: Sequence[str], figures: Sequence[str]) -> str:
+    """The report of the residue-level tasks.
+
+    Args:
+        results: tidy table of :func:`rd_hf.evaluation.residues.evaluate_contender`.
+        notes: sentences on how the run was done.
+        figures: file names of plots beside the report.
+    """
+    several = {key: results.loc[results["model"] != "", key].nunique() > 1 for key in ("model", "depth")}
+    table = residues.summarise(results)
+    parts = ["# Evaluation on residues", *notes, *(f"![{name}]({name})" for name in figures)]
+    for (task, part), group in table.groupby(["task", "set"], sort=False):
+        first = group.iloc[0]
+        parts.append(f"## {task}, {part} set")
+        parts.append(f"{first['chains']} chains, {first['residues']:,} residues; 95 % intervals resample chains.")
+        wide = group.pivot(
+            index=["model", "depth", "representation", "level", "width"],
+            columns="figure",
+            values=["value", "low", "high"],
+        )
+        order = {kind: number for number, kind in enumerate(KINDS)}
+        rows = []
+        for key in sorted(wide.index, key=lambda key: (key[0], key[1], order[key[2]], key[4])):
+            name = dict(zip(("model", "depth", "representation", "level"), key, strict=False)) | {"labels": "true"}
+            cells = [short_name(name, several), KINDS[key[2]], str(key[4])]
+            for figure in ("AUPR", "accuracy"):
+                row = wide.loc[key]
+                cells += [number(row["value", figure]), between(row["low", figure], row["high", figure])]
+            rows.append(cells)
+        parts.append(markdown_table(["contender", "", "width", "AUPR", "95 %", "accuracy", "95 %"], rows))
+    rows = []
+    for first, second in (("rd", "raw"), ("rd", "pca"), ("pca", "raw"), ("rd_all", "concat")):
+        for row in residues.paired_differences(results, first, second).to_dict("records"):
+            if row["figure"] == "AUPR":
+                rows.append(
+                    [
+                        f"{first}.{row['level']} - {second}.{row['level']}",
+                        f"{row['task']}, {row['set']}",
+                        f"{row['difference']:+.4f}",
+                        f"[{row['low']:+.4f}, {row['high']:+.4f}]",
+                    ]
+                )
+    if rows:
+        parts += ["## Paired differences of AUPR", markdown_table(["pair", "task", "difference", "95 %"], rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def render_ablations(
+    results: pd.DataFrame, fitted: Sequence[FittedRecipe], notes: Sequence[str], failed: Mapping[str, str]
+) -> str:
+    """The report of the ablations: a table a study, its first variant the reference.
+
+    Args:
+        results: tidy table; the representation of a variant is "study: name".
+        fitted: the variants.
+        notes: sentences on how the run was done.
+        failed: message for each assay left out.
+    """
+    scores = condition(statistics.assay_scores(results), "random")
+    table = scores.pivot(index="assay", columns=["representation", "level"], values="score").dropna()
+    level = fitted[0].representation.level
+    parts = ["# Ablations", *notes]
+    if failed:
+        parts.append("\n".join(f"- left out: {message}" for message in failed.values()))
+    header = [
+        "variant",
+        "width",
+        "R² held out",
+        "not reconstructed",
+        "mean Spearman",
+        "difference",
+        "95 %",
+        "wins",
+        "p",
+    ]
+    references = ", ".join(f"{KINDS[kind]} {number(table[kind, level].mean())}" for kind in ("raw", "pca"))
+    parts.append(f"At the same level: {references}.")
+    for study in dict.fromkeys(variant.recipe.study for variant in fitted):
+        rows = []
+        chosen = [variant for variant in fitted if variant.recipe.study == study]
+        base = table[chosen[0].representation.kind, level].to_numpy()
+        for variant in chosen:
+            own = table[variant.representation.kind, level].to_numpy()
+            cells = [variant.recipe.name, str(variant.representation.width), number(variant.r2)]
+            cells += [percent(variant.reconstruction_error), number(own.mean())]
+            if variant is chosen[0]:
+                cells += ["reference", "", "", ""]
+            else:
+                pair = statistics.compare(own, base)
+                cells += [f"{pair['difference']:+.4f}"]
+                cells += [f"[{pair['difference_low']:+.4f}, {pair['difference_high']:+.4f}]"]
+                cells += [percent(pair["wins"]), f"{pair['p']:.1e}"]
+            rows.append(cells)
+        parts += [f"## {study}: {STUDIES[study]}", markdown_table(header, rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def render_blocks(
+    reports: Sequence[FitReport], table: pd.DataFrame, notes: Sequence[str], figures: Sequence[str]
+) -> str:
+    """The report of the residual blocks.
+
+    Args:
+        reports: of the fit, with held-out figures.
+        table: from :func:`rd_hf.evaluation.blocks.block_table`.
+        notes: sentences on how the run was done.
+        figures: file names of plots beside the report.
+    """
+    rows = []
+    for step in reports[1:]:
+        assert step.heldout is not None
+        spectrum = np.array(step.residual_eigenvalues)
+        # Participation ratio: how many directions of equal variance would spread as much.
+        effective = spectrum.sum() ** 2 / (spectrum**2).sum()
+        rows.append(
+            [
+                step.level,
+                f"{step.selected_components} of {step.components}",
+                number(step.heldout.r2),
+                number(step.heldout.r2_uniform),
+                f"{step.directions} of {step.backbone_width}",
+                percent(step.heldout.residual_variance_kept),
+                f"{effective:.1f}",
+            ]
+        )
+    header = [
+        "level",
+        "components used",
+        "R² held out",
+        "channel mean",
+        "directions",
+        "residual kept",
+        "effective rank",
+    ]
+    parts = ["# What the residual blocks hold", *notes]
+    parts += ["## How predictable each level is from the embedding before it", markdown_table(header, rows)]
+    parts += [f"![{name}]({name})" for name in figures]
+    properties = [name for name in table.columns if name not in ("block", "width", "position")]
+    rows = [
+        [str(row["block"]), str(row["width"]), *(number(row[name]) for name in properties), number(row["position"])]
+        for row in table.to_dict("records")
+    ]
+    header = ["block", "width", *(f"{name}, accuracy" for name in properties), "relative position, R²"]
+    parts += ["## What each block alone predicts", markdown_table(header, rows)]
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,230 @@
+"""Fitting the bases of a family: sequences -> backbones -> joint moments -> bases, under accelerate.
+
+One streaming pass. Batches are laid out once, for all processes alike, and dealt to them by index; every
+process keeps the moments of what it has seen and, now and then, writes them to disk together with the list of
+batches they hold. After a kill the files are merged and only the batches in none of them are run, with any
+number of processes. No embedding is ever kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from rd_hf.bases.chain import Basis, FitReport, fit_chain
+from rd_hf.bases.moments import JointMoments, NonFiniteStatesError
+from rd_hf.data.batching import collate, residue_mask
+from rd_hf.fitting.sample import FitOptions, Sample, plan_batches
+from rd_hf.fitting.state import FitProgress, claimed, fit_settings, open_state
+from rd_hf.model.configuration_rd_esm import RDEsmConfig
+from rd_hf.model.modeling_rd_esm import RDEsmModel
+from rd_hf.model.projection_rd_esm import RDEsmProjection
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """Fitted bases, a report a level, and what they were fitted on."""
+
+    bases: list[Basis]
+    reports: list[FitReport]
+    training_residues: int
+    heldout_residues: int
+
+
+@torch.inference_mode()
+def backbone_states(model: RDEsmModel, window: Sequence[Sequence[str]]) -> list[list[torch.Tensor]]:
+    """Final hidden states of every backbone at residues only.
+
+    Args:
+        window: batches of cleaned sequences. They go up the levels together, so that a model that loads each
+            backbone when its turn comes loads it once a window; all their states are held until then.
+
+    Returns:
+        For each batch one (residues, k_i) tensor a level, in the backbone's dtype.
+    """
+    device = model.device
+    inputs, kept = [], []
+    for sequences in window:
+        input_ids, attention_mask = collate(sequences)
+        kept.append(residue_mask([len(sequence) for sequence in sequences], input_ids.shape[1]).to(device))
+        inputs.append({"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)})
+    states: list[list[torch.Tensor]] = [[] for _ in window]
+
+    def run(_: int, backbone: torch.nn.Module) -> None:
+        for found, arguments, rows in zip(states, inputs, kept, strict=True):
+            found.append(backbone(**arguments).last_hidden_state[rows])
+
+    model.visit_backbones(run)
+    return states
+
+
+def reduce_moments(moments: JointMoments, accelerator: Accelerator) -> JointMoments:
+    """The moments of all processes together, in every process.
+
+    All are first expressed about the common mean, after which sums and products simply add.
+    """
+    if accelerator.num_processes == 1:
+        return moments
+    count = torch.tensor([moments.count], dtype=torch.int64, device=moments.device)
+    total = int(accelerator.reduce(count, reduction="sum"))
+    mean = accelerator.reduce(moments.mean() * moments.count, reduction="sum") / max(total, 1)
+    moments.recentre(mean)
+    state = moments.state()
+    for name in ("sum", "products"):
+        state[name] = accelerator.reduce(state[name], reduction="sum")
+    state["count"] = torch.tensor(total)
+    return JointMoments.from_state(state, device=moments.device)
+
+
+def fit_bases(
+    model: RDEsmModel,
+    sample: Sample,
+    options: FitOptions,
+    state_folder: Path,
+    accelerator: Accelerator,
+    resume: bool = False,
+    checkpoint_seconds: float = 60.0,
+    window_batches: int = 1,
+) -> FitResult:
+    """One pass of the backbones over the sample, then the chain in closed form.
+
+    Args:
+        model: the family; its bases are not read.
+        sample: from :func:`draw_sample`, the same in every process.
+        options: see :class:`FitOptions`.
+        state_folder: where moments are kept while the pass runs.
+        accelerator: single process, or any number under ``accelerate launch``.
+        resume: continue an unfinished fit.
+        checkpoint_seconds: time between two writes of the moments.
+        window_batches: batches whose states are held at once, for a model that holds one backbone at a time.
+
+    Returns:
+        The same result in every process.
+
+    Raises:
+        ValueError: too few residues, an unfinished fit of other settings, NaN in a backbone's output.
+    """
+    # Built anew so that widths and directions are checked before hours of work, not after.
+    config = RDEsmConfig(
+        levels=model.config.levels,
+        residual_directions=list(options.residual_directions) if options.residual_directions else None,
+    )
+    widths = config.backbone_widths
+    training = sample.residues(heldout=False)
+    if training <= widths[0]:
+        raise ValueError(
+            f"{training} residues are too few to fit on: level {model.config.level_names[0]} is {widths[0]} wide and "
+            f"needs more than {widths[0]} residues; give more sequences"
+        )
+    state_folder.mkdir(parents=True, exist_ok=True)
+    # One lock for all processes: the others wait for the main process at every turn.
+    with claimed(state_folder) if accelerator.is_main_process else nullcontext():
+        train_moments, held_moments = _accumulate(
+            model, sample, options, state_folder, accelerator, resume, checkpoint_seconds, window_batches
+        )
+    seen = train_moments.count + held_moments.count
+    expected = sum(len(sequence) for sequence in sample.sequences)
+    if seen != expected:
+        raise RuntimeError(
+            f"the moments hold {seen} residues where the sample has {expected}: {state_folder} is inconsistent, "
+            "delete it and fit again"
+        )
+    bases, reports = fit_chain(
+        train_moments,
+        model.config.level_names,
+        config.residual_directions,
+        options.regression,
+        options.ridge_alpha,
+        held_moments,
+    )
+    return FitResult(bases, reports, train_moments.count, held_moments.count)
+
+
+def _accumulate(
+    model: RDEsmModel,
+    sample: Sample,
+    options: FitOptions,
+    state_folder: Path,
+    accelerator: Accelerator,
+    resume: bool,
+    checkpoint_seconds: float,
+    window_batches: int,
+) -> tuple[JointMoments, JointMoments]:
+    """The pass itself, see :func:`fit_bases`: moments of training and of held-out residues, of all processes."""
+    if accelerator.is_main_process:
+        open_state(state_folder, fit_settings(sample, model, options), resume)
+    accelerator.wait_for_everyone()
+    state = FitProgress(state_folder, model.config.backbone_widths, accelerator)
+    batches = plan_batches(sample, options.batch_tokens)
+    done = state.done_earlier()
+    remaining = [index for index in range(len(batches)) if index not in done]
+    # Every process must have listed the earlier files before one of them adds its own.
+    accelerator.wait_for_everyone()
+    mine = remaining[accelerator.process_index :: accelerator.num_processes]
+    sizes = {index: sum(len(sample.sequences[p]) for p in batches[index][1]) for index in mine}
+    label = "fitting"
+    if accelerator.num_processes > 1:
+        label += f" (process 1 of {accelerator.num_processes})"
+    model.eval()
+    saved = time.monotonic()
+    with tqdm(
+        total=sum(sizes.values()),
+        desc=label,
+        unit=" residues",
+        unit_scale=True,
+        disable=not accelerator.is_main_process,
+    ) as bar:
+        for start in range(0, len(mine), window_batches):
+            window = mine[start : start + window_batches]
+            found = backbone_states(model, [[sample.sequences[p] for p in batches[index][1]] for index in window])
+            for index, states in zip(window, found, strict=True):
+                heldout, positions = batches[index]
+                try:
+                    state.moments[heldout].update(states)
+                except NonFiniteStatesError as error:
+                    raise ValueError(
+                        f"{error} (level {model.config.level_names[error.level]}) on the batch that starts with record "
+                        f"{sample.ids[positions[0]]!r}: check that backbone's weights, or use --dtype float32"
+                    ) from error
+                state.done.append(index)
+                bar.update(sizes[index])
+            del found
+            if time.monotonic() - saved >= checkpoint_seconds:
+                state.save()
+                saved = time.monotonic()
+    state.save()
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        state.merge_earlier()
+    return reduce_moments(state.moments[False], accelerator), reduce_moments(state.moments[True], accelerator)
+
+
+def install_bases(
+    model: RDEsmModel, result: FitResult, options: FitOptions, sample: Sample, sources: Iterable[str]
+) -> None:
+    """Put fitted bases into the model (rounded to float32) and their record into its config."""
+    model.config.residual_directions = [basis.directions.shape[1] for basis in result.bases]
+    projections = []
+    for basis in result.bases:
+        prefix_width, backbone_width = basis.regression.shape
+        projection = RDEsmProjection(prefix_width, backbone_width, basis.directions.shape[1]).to(model.device)
+        for name, value in vars(basis).items():
+            getattr(projection, name).copy_(value)
+        projections.append(projection)
+    model.projections = torch.nn.ModuleList(projections)
+    model.config.bases = {
+        **asdict(options),
+        "num_sequences": len(sample.sequences) - len(sample.heldout),
+        "num_heldout_sequences": len(sample.heldout),
+        "num_residues": result.training_residues,
+        "num_heldout_residues": result.heldout_residues,
+        "fitted_on": "accumulated",
+        "data": [Path(source).name if Path(source).exists() else source for source in sources],
+    }

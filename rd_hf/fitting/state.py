@@ -1,0 +1,130 @@
+"""What an unfinished fit leaves on disk: moments, the batches they hold, and the settings they belong to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from filelock import FileLock, Timeout
+
+from rd_hf.bases.moments import JointMoments, load_tensors, save_tensors
+from rd_hf.fitting.sample import FitOptions, Sample
+from rd_hf.model.modeling_rd_esm import RDEsmModel
+
+# GPUs whose float64 runs at half the float32 rate; on the others the products are formed in float32.
+_FAST_FLOAT64 = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}
+
+
+class FitProgress:
+    """Moments of this process, where they are kept, and which batches they hold."""
+
+    def __init__(self, folder: Path, widths: Sequence[int], accelerator: Accelerator) -> None:
+        device = accelerator.device
+        # MPS has no float64.
+        self.device = torch.device("cpu") if device.type == "mps" else device
+        product_dtype = torch.float64
+        if device.type == "cuda" and torch.cuda.get_device_capability(device) not in _FAST_FLOAT64:
+            product_dtype = torch.float32
+        self.moments = {
+            heldout: JointMoments(widths, device=self.device, product_dtype=product_dtype) for heldout in (False, True)
+        }
+        self.done: list[int] = []
+        self.earlier = sorted(folder.glob("moments-*.safetensors"))
+        runs = [int(path.name.split("-")[1]) for path in self.earlier]
+        self.path = folder / f"moments-{max(runs, default=-1) + 1:04d}-{accelerator.process_index:04d}.safetensors"
+
+    def save(self) -> None:
+        state = {"done": torch.tensor(self.done, dtype=torch.int64)}
+        for heldout, moments in self.moments.items():
+            state |= {f"{'heldout' if heldout else 'training'}.{key}": v for key, v in moments.state().items()}
+        save_tensors(self.path, state)
+
+    def done_earlier(self) -> set[int]:
+        """Batches that files of former runs hold."""
+        done: set[int] = set()
+        for path in self.earlier:
+            done |= set(load_tensors(path)["done"].tolist())
+        return done
+
+    def merge_earlier(self) -> None:
+        """Add the moments of former runs to this process's."""
+        for path in self.earlier:
+            tensors = load_tensors(path)
+            for heldout, moments in self.moments.items():
+                prefix = "heldout." if heldout else "training."
+                state = {key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)}
+                moments.merge(JointMoments.from_state(state))
+
+
+def fit_settings(sample: Sample, model: RDEsmModel, options: FitOptions) -> dict[str, Any]:
+    """What must not change between an interrupted fit and its continuation."""
+    digest = hashlib.sha256()
+    for sequence in sample.sequences:
+        digest.update(sequence.encode() + b"\n")
+    weights = hashlib.sha256()
+
+    def digest_weights(level: int, backbone: torch.nn.Module) -> None:
+        for name, parameter in backbone.named_parameters():
+            # A sum a parameter tells other weights apart at the cost of one read, without hashing gigabytes.
+            total = float(parameter.detach().double().sum())
+            weights.update(f"{level}.{name} {tuple(parameter.shape)} {parameter.dtype} {total!r}".encode())
+
+    model.visit_backbones(digest_weights)
+    levels = dict(zip(model.config.level_names, model.config.backbone_widths, strict=True))
+    return {
+        "sequences": digest.hexdigest(),
+        "heldout": hashlib.sha256(str(sorted(sample.heldout)).encode()).hexdigest(),
+        "levels": levels,
+        "backbone weights": weights.hexdigest(),
+        "batch tokens": options.batch_tokens,
+    }
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep other fits out of a state folder.
+
+    Raises:
+        ValueError: another fit has it.
+    """
+    try:
+        held = FileLock(folder / "lock").acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(
+            f"another fit is at work in {folder.parent}: wait for it, or choose another --output"
+        ) from error
+    with held:
+        yield
+
+
+def open_state(folder: Path, settings: dict[str, Any], resume: bool) -> None:
+    """Start or continue the state of a fit in ``folder``.
+
+    Raises:
+        ValueError: an unfinished fit is there and ``resume`` was not asked for, or it was of other settings;
+            the message names them.
+    """
+    record = folder / "settings.json"
+    if record.exists():
+        if not resume:
+            raise ValueError(
+                f"{folder.parent} holds an unfinished fit: add --resume to continue it, or delete {folder} to start "
+                "over"
+            )
+        before = json.loads(record.read_text())
+        changed = [name for name in settings if before.get(name) != settings[name]]
+        if changed:
+            raise ValueError(
+                f"the unfinished fit in {folder} was of other {', '.join(changed)}: "
+                f"repeat the command that began it, or delete {folder} to start over"
+            )
+    else:
+        temporary = record.with_suffix(".tmp")
+        temporary.write_text(json.dumps(settings, indent=1) + "\n")
+        temporary.replace(record)

@@ -1,0 +1,250 @@
+"""Where a model's weights come from: bases, and backbones of their own repos or of the checkpoint.
+
+This file travels to the Hub beside ``modeling_rd_esm.py``: it imports public names of torch and transformers only.
+"""
+
+import copy
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import EsmModel, PretrainedConfig, PreTrainedModel
+
+from .configuration_rd_esm import RDEsmConfig
+from .placement_rd_esm import Placement
+from .saving_rd_esm import RDEsmSaving
+from .weights_rd_esm import (
+    HUB_ARGUMENTS,
+    Reading,
+    check_loaded,
+    commit_of,
+    read_rotary_frequencies,
+    refuse_links,
+    rotary_modules,
+    set_rotary_frequencies,
+)
+
+# How weights are laid out; said of the backbones, since the projections are small and always float32.
+_WEIGHT_ARGUMENTS = (
+    *("dtype", "torch_dtype", "attn_implementation", "device_map", "max_memory", "offload_folder"),
+    *("offload_buffers", "quantization_config", "tp_plan", "disable_mmap"),
+)
+
+
+class RDEsmPreTrainedModel(RDEsmSaving):
+    """Where weights come from and go to, and the flags that transformers reads."""
+
+    config_class = RDEsmConfig
+    base_model_prefix = "rd_esm"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    # Behind a ModuleList these are not collected from the backbones, so they are said again here.
+    _no_split_modules = ["EsmLayer", "EsmEmbeddings", "RDEsmProjection"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    # A smaller level leaves the projections of the larger ones alone.
+    _keys_to_ignore_on_load_unexpected = [r"^backbones\.\d+\.", r"^projections\.\d+\."]
+    # Loads a backbone by position, where they are held one at a time only.
+    _fetch: Callable[..., PreTrainedModel] | None = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, with `level="150M"` to fetch, load and hold that level's backbones only.
+
+        The bases come from this checkpoint. Each backbone comes from here too where the checkpoint holds them,
+        and from its own `repo_id` at its pinned `revision` otherwise, with the same `dtype` (by default as
+        saved), `attn_implementation`, `device_map`, `max_memory`, `cache_dir`, `token`, `local_files_only`, ...
+
+        With `sequential=True` no backbone is held: each is loaded when its turn comes and released after it, so
+        that a family runs where its largest backbone alone would. Give `forward_window` many batches at a time.
+
+        Weights are read from safetensors; a checkpoint that has only pickled weights is refused.
+
+        Raises:
+            OSError: a repo, revision or file cannot be had.
+            ValueError: weights are missing, damaged, not finite, or do not fit the config.
+        """
+        path = os.fspath(pretrained_model_name_or_path)
+        wants_info = kwargs.pop("output_loading_info", False)
+        sequential = kwargs.pop("sequential", False)
+        # Weights that do not fit are an error here, never a random start.
+        for refused in ("ignore_mismatched_sizes", "use_safetensors", "weights_only", "variant", "key_mapping"):
+            kwargs.pop(refused, None)
+        weights = {name: kwargs.pop(name) for name in _WEIGHT_ARGUMENTS if name in kwargs}
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        if os.path.isdir(path):
+            refuse_links(path)
+        elif os.path.isabs(path) or path.startswith(".") or path.count("/") > 1:
+            raise OSError(f"{path}: no such folder (and no Hub id, which is owner/name)")
+        else:
+            # One commit for everything that follows, even where the repo moves on meanwhile.
+            kwargs["revision"] = commit_of(path, kwargs.get("revision"), kwargs.get("subfolder", ""), hub)
+        own = {name: kwargs[name] for name in ("revision", "subfolder") if name in kwargs}
+        config = kwargs.pop("config", None)
+        if isinstance(config, PretrainedConfig):
+            config = copy.deepcopy(config)
+            config.level = kwargs.pop("level", config.level)
+        else:
+            config, kwargs = RDEsmConfig.from_pretrained(
+                path if config is None else config, return_unused_kwargs=True, **kwargs
+            )
+            kwargs = dict(kwargs) | hub | own
+        if "attn_implementation" in weights:
+            kwargs["attn_implementation"] = weights.pop("attn_implementation")
+
+        full = config.backbones_in_checkpoint
+        if config.level_index(config.level) == 0:
+            # The first level has no basis, so there is nothing to read of this checkpoint itself.
+            model = cls._from_config(
+                config, build_backbones=False, attn_implementation=kwargs.get("attn_implementation")
+            )
+            model.config.name_or_path = path
+            model.eval()
+            info: dict[str, Any] = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
+        else:
+            with Reading(f"the bases of {path}"):
+                model, info = super().from_pretrained(
+                    path,
+                    *args,
+                    config=config,
+                    build_backbones=False,
+                    variant="projections" if full else None,
+                    use_safetensors=True,
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                    dtype=torch.float32,
+                    **kwargs,
+                )
+        check_loaded(f"the bases of {path}", info)
+        _check_finite(model)
+        dtype = weights.pop("torch_dtype", None)
+        dtype = weights.pop("dtype", None) or dtype or "auto"
+        if dtype == "auto":
+            # Also where a release leaves the `dtype` that was asked for in the config and nowhere else.
+            dtype = getattr(config, "dtype", None) or dtype
+        model.config.backbones_in_checkpoint = full
+        source = path if full else None
+        model.load_backbones(source, dtype=dtype, sequential=sequential, **weights, **hub, **(own if full else {}))
+        return (model, info) if wants_info else model
+
+    def load_backbones(
+        self,
+        source: str | os.PathLike | None = None,
+        revision: str | None = None,
+        subfolder: str = "",
+        dtype: str | torch.dtype = "auto",
+        device_map: Any = None,
+        max_memory: dict[Any, Any] | None = None,
+        offload_folder: str | os.PathLike | None = None,
+        sequential: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Fetch the backbones that the config names and attach them; none is initialised first.
+
+        Args:
+            source: folder or repo of this project's full form to take them from; by default each backbone comes
+                from its own `repo_id` at its `revision`.
+            revision, subfolder: of `source`.
+            dtype: of the backbones; "auto" keeps what their files have.
+            device_map, max_memory, offload_folder: as in transformers. With "auto" and its like the backbones
+                are placed in turn, smallest first, and each projection on the device where its backbone ends.
+            sequential: attach none, and load each whenever it is its turn, in the dtype of the first and on the
+                device that the model is moved to.
+            kwargs: passed to `from_pretrained` of each backbone (`token`, `cache_dir`, ...).
+
+        Raises:
+            OSError, ValueError: a backbone cannot be had or does not fit; the message names its level.
+        """
+
+        def fetch(index: int, dtype: str | torch.dtype = dtype, **placed: Any) -> PreTrainedModel:
+            return self._load_backbone(index, source, revision or "main", subfolder, dtype=dtype, **placed, **kwargs)
+
+        if sequential:
+            if device_map is not None:
+                raise ValueError("sequential loading runs one backbone at a time: move the model with .to(device)")
+            found = fetch(0).dtype
+            # It follows .to(): where backbones go, and in which dtype.
+            self.register_buffer("placeholder", torch.empty(0, dtype=found), persistent=False)
+            self._fetch = fetch
+            self.backbones = nn.ModuleList()
+            self.config.dtype = found
+            return
+        loaded: list[PreTrainedModel] = []
+        placement = Placement(device_map, max_memory)
+        for index, entry in enumerate(self.config.levels):
+            placed: dict[str, Any] = {}
+            if device_map is not None:
+                placed = placement.arguments(index)
+                if offload_folder is not None:
+                    placed["offload_folder"] = os.path.join(offload_folder, f"backbone-{entry['name']}")
+            loaded.append(fetch(index, **placed))
+            placement.add(index, loaded[-1])
+        self.backbones = nn.ModuleList(loaded)
+        self._fetch = None
+        if device_map is not None:
+            for index, projection in enumerate(self.projections):
+                projection.to(placement.device(index + 1))
+            self.hf_device_map = placement.merged()
+        self.config.dtype = loaded[0].dtype
+
+    def _load_backbone(
+        self, index: int, source: str | os.PathLike | None, revision: str, subfolder: str, **kwargs: Any
+    ) -> PreTrainedModel:
+        """One backbone, from `source` or from its own repo; `kwargs` as `from_pretrained` takes them."""
+        entry = self.config.levels[index]
+        name = entry["name"]
+        if source is None:
+            where, pinned, what = entry["repo_id"], entry["revision"], f"{entry['repo_id']}, the backbone of {name}"
+            if where is None:
+                raise ValueError(f"level {name} names no repo_id in config.json, so its backbone cannot be fetched")
+            if os.path.isdir(where):
+                refuse_links(where)
+            extra: dict[str, Any] = {"revision": pinned or "main"}
+        else:
+            where, what = os.fspath(source), f"the backbone of {name} in {source}"
+            extra = {
+                "revision": revision,
+                "subfolder": subfolder,
+                "variant": f"backbone-{name}",
+                "key_mapping": {rf"^backbones\.{index}\.": ""},
+            }
+        with Reading(what):
+            settings = {
+                "config": self.config.backbone_config(index),
+                "attn_implementation": self.config._attn_implementation,
+                "add_pooling_layer": False,
+                "use_safetensors": True,
+                "ignore_mismatched_sizes": True,
+                "output_loading_info": True,
+                **extra,
+                **kwargs,
+            }
+            # The library's own class, so that its renamings of older checkpoints' keys apply.
+            try:
+                backbone, info = EsmModel.from_pretrained(where, **settings)
+            except Exception as error:
+                if "device disk is invalid" not in str(error):
+                    raise
+                # Before 5.0 a whole model cannot go to disk, but all of its parts can.
+                settings["device_map"] = dict.fromkeys(("embeddings", "encoder", "contact_head"), "disk")
+                backbone, info = EsmModel.from_pretrained(where, **settings)
+            check_loaded(what, info)
+            on_disk = "disk" in map(str, getattr(backbone, "hf_device_map", {}).values())
+            lost = on_disk or any("inv_freq" in key for key in info["missing_keys"])
+            if rotary_modules(backbone) and (lost or backbone.dtype != torch.float32):
+                set_rotary_frequencies(backbone, read_rotary_frequencies(where, backbone.config, extra, kwargs))
+        backbone.train(self.training)
+        return backbone
+
+
+def _check_finite(model: RDEsmPreTrainedModel) -> None:
+    for name, projection in zip(model.config.level_names[1:], model.projections):
+        for key, buffer in projection.named_buffers():
+            if buffer.device.type != "meta" and not torch.isfinite(buffer).all():
+                raise ValueError(
+                    f"the basis of level {name} holds NaN or infinite numbers ({key}): fit it again, or fetch it again"
+                )

@@ -1,0 +1,340 @@
+"""Reverse-distilled ESM-2: nested protein embeddings from a chain of backbones.
+
+Reverse distillation (Catrina, Bepler, Sledzieski and Singh, ICLR 2026, arXiv 2603.07710) keeps a smaller
+model's embedding as it is and appends what a larger model knows beyond it (Algorithm 3):
+
+    e_1 = h_1
+    r_i = (h_i - mean(h_i)) - (e_(i-1) - mean(e_(i-1))) W_i
+    e_i = [ e_(i-1) , r_i V_i ]
+
+with h_i the final hidden state of backbone i, W_i the regression of h_i on e_(i-1) and V_i the leading
+singular directions of the residual. The first dimensions of a larger embedding are the smaller embedding, bit
+for bit.
+
+This file and its neighbours travel to the Hub together: they import public names of torch and transformers only.
+"""
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import EsmModel, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .attention_rd_esm import PACKED_ATTENTION
+from .checkpoint_rd_esm import RDEsmPreTrainedModel
+from .configuration_rd_esm import RDEsmConfig
+
+# ResiduePooling is here for modules.json, which names it as modeling_rd_esm.ResiduePooling.
+from .pooling_rd_esm import ResiduePooling  # noqa: F401
+from .projection_rd_esm import RDEsmProjection
+from .weights_rd_esm import keep_float32, rotary_modules
+
+
+@dataclass
+class RDEsmModelOutput(ModelOutput):
+    """
+    Output of [`RDEsmModel`].
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch, length, width of the level)`):
+            The nested embedding of every position (cls, eos, mask and padding included), in the backbones'
+            dtype.
+        hidden_states (`tuple(torch.FloatTensor)`, on request):
+            Those of every backbone that ran, smallest first: for each the embedding output and one tensor a
+            layer, each as wide as that backbone.
+        attentions (`tuple(torch.FloatTensor)`, on request, eager attention):
+            One tensor a layer of every backbone that ran, smallest first.
+        backbone_states (`tuple(torch.FloatTensor)`, on request):
+            The final hidden state h_i of each backbone that ran, `(batch, length, k_i)`.
+        nested_dims (`dict[str, int]`):
+            Width of each level that `last_hidden_state` holds.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    backbone_states: tuple[torch.Tensor, ...] | None = None
+    nested_dims: dict[str, int] | None = None
+
+    def nested(self, level: str) -> torch.Tensor:
+        """The embedding of a smaller level: a view of `last_hidden_state`, `(batch, length, its width)`.
+
+        Raises:
+            ValueError: `last_hidden_state` does not hold that level.
+        """
+        dims = self.nested_dims or {}
+        if level not in dims:
+            raise ValueError(f"level {level!r} is not in this output, which holds {', '.join(dims)}")
+        assert self.last_hidden_state is not None
+        return self.last_hidden_state[..., : dims[level]]
+
+
+@dataclass
+class _Pass:
+    """One batch on its way up the levels.
+
+    Nothing but what is returned outlives a level: a backbone's state is gone before the next backbone runs.
+    """
+
+    arguments: dict[str, Any]
+    embedding: torch.Tensor | None = None
+    dtype: torch.dtype = torch.float32
+    states: tuple[torch.Tensor, ...] = ()
+    hidden_states: tuple[torch.Tensor, ...] = ()
+    attentions: tuple[torch.Tensor, ...] = ()
+
+    def advance(self, backbone: nn.Module, projection: nn.Module | None, keep_state: bool) -> None:
+        """Run one backbone and nest its final state; the first level, without a projection, is the prefix."""
+        output = backbone(**self.arguments, return_dict=True)
+        state = output.last_hidden_state
+        self.dtype = state.dtype
+        if projection is None:
+            # The prefix is copied, never centred, scaled or recomputed: widening and narrowing again returns the
+            # same bits.
+            self.embedding = state.to(torch.promote_types(state.dtype, torch.float32))
+        else:
+            self.embedding = projection(self.embedding, state)
+        if keep_state:
+            self.states += (state,)
+        self.hidden_states += tuple(output.hidden_states or ())
+        self.attentions += tuple(output.attentions or ())
+
+    def output(self, dims: dict[str, int]) -> RDEsmModelOutput:
+        assert self.embedding is not None
+        return RDEsmModelOutput(
+            last_hidden_state=self.embedding.to(self.dtype),
+            hidden_states=self.hidden_states or None,
+            attentions=self.attentions or None,
+            backbone_states=self.states or None,
+            nested_dims=dims,
+        )
+
+
+class RDEsmModel(RDEsmPreTrainedModel):
+    """
+    A stack of ESM-2 backbones whose final hidden states are nested into one embedding.
+
+    Args:
+        config ([`RDEsmConfig`]): the family. With `config.level` set, only the levels up to it are built, and
+            `model.config` describes just those.
+        build_backbones (`bool`, *optional*): build (randomly initialised) backbones; by default where the
+            checkpoint is to hold them. `load_backbones` fetches them otherwise.
+
+    Example:
+
+    ```python
+    model = AutoModel.from_pretrained("rohitsinghlab/rd-esm2-3B", trust_remote_code=True)
+    output = model(**tokenizer(["MKTAYIAKQR"], return_tensors="pt"))
+    output.last_hidden_state  # (1, 12, 2560)
+    output.nested("35M")      # (1, 12, 480), a view
+    ```
+    """
+
+    def __init__(self, config: RDEsmConfig, build_backbones: bool | None = None) -> None:
+        config = config.up_to(config.level)
+        if not config.levels:
+            raise ValueError("an RDEsmConfig without levels describes no model; give it `levels`")
+        super().__init__(config)
+        if build_backbones is None:
+            build_backbones = config.backbones_in_checkpoint
+        # A bare EsmModel(config) would ignore this model's attention implementation.
+        self.backbones = nn.ModuleList(
+            EsmModel._from_config(config.backbone_config(index), attn_implementation=config._attn_implementation)
+            for index in range(len(config.levels) if build_backbones else 0)
+        )
+        widths = list(config.nested_dims.values())
+        self.projections = nn.ModuleList(
+            RDEsmProjection(prefix_width, backbone_width, directions)
+            for prefix_width, backbone_width, directions in zip(
+                widths, config.backbone_widths[1:], config.residual_directions
+            )
+        )
+        self.post_init()
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "RDEsmModel":
+        # ESM-2 was trained with rotary frequencies rounded to float16; rounded once more by .to(bfloat16) they
+        # would turn far positions elsewhere.
+        before = {module: module._buffers["inv_freq"] for module in rotary_modules(self)}
+        super()._apply(fn, recurse)
+        for module, frequencies in before.items():
+            keep_float32(module, "inv_freq", frequencies)
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the backbones; float32 where there are none."""
+        if self._fetch is not None:
+            return self.get_buffer("placeholder").dtype
+        return next((weight.dtype for weight in self.parameters() if weight.is_floating_point()), torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        """Of the first backbone; with sequential loading, where they run."""
+        tensors = chain(self.parameters(), self.buffers() if self._fetch is None else [self.get_buffer("placeholder")])
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+    def visit_backbones(self, visit: Callable[[int, PreTrainedModel], None], last: int | None = None) -> None:
+        """Call `visit(position, backbone)`, smallest first; with sequential loading each is in memory for its visit.
+
+        Args:
+            visit: must not keep the backbone.
+            last (`int`, *optional*): position of the last one wanted.
+
+        Raises:
+            ValueError: this model holds bases only.
+        """
+        wanted = len(self.config.levels) if last is None else last + 1
+        if self._fetch is None:
+            if len(self.backbones) < wanted:
+                raise ValueError("this model holds bases only; load it with from_pretrained to fetch its backbones")
+            for index, backbone in enumerate(self.backbones[:wanted]):
+                visit(index, backbone)
+            return
+        here = self.get_buffer("placeholder")
+        for index in range(wanted):
+            # A backbone refers to itself (by its load hook), so that dropping it frees nothing yet.
+            gc.collect()
+            visit(index, self._fetch(index, dtype=here.dtype).to(here.device))
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Token embeddings of the largest backbone."""
+        largest: PreTrainedModel = self.backbones[-1]
+        return largest.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings of the largest backbone."""
+        largest: PreTrainedModel = self.backbones[-1]
+        largest.set_input_embeddings(value)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        level: str | None = None,
+        output_backbone_states: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        **packing: Any,
+    ) -> RDEsmModelOutput | tuple[Any, ...]:
+        r"""
+        Embed token ids at `level`, running only the backbones it needs.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, length)`): ESM-2 token ids.
+            attention_mask (`torch.Tensor` of shape `(batch, length)`, *optional*): 1 for tokens, 0 for padding;
+                by default wherever `input_ids` is not the pad token.
+            level (`str`, *optional*): name of the level, by default the largest.
+            output_backbone_states (`bool`): also return each backbone's own final hidden state.
+            output_hidden_states, output_attentions, return_dict (`bool`, *optional*): as in transformers.
+            packing: `cu_seq_lens_q`, `cu_seq_lens_k` (int32, `(sequences + 1,)`: where each sequence starts, and the
+                end), `max_length_q` and `max_length_k`, for sequences (each with its cls and eos) that share one row
+                of `input_ids` without padding, `(1, length)`. `position_ids`, which
+                `DataCollatorWithFlattening` makes too, follow from them and are not read.
+
+        Raises:
+            ValueError: unknown level; the backbones are not there; or a packed row where sequences would see each
+                other: attention other than `rd_esm_packed` or flash attention, or `<mask>` tokens, which token
+                dropout counts over the whole row.
+        """
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask, **packing}
+        (result,) = self.forward_window([batch], level, output_backbone_states, output_hidden_states, output_attentions)
+        if return_dict is None:
+            return_dict = getattr(self.config, "return_dict", True)
+        return result if return_dict else result.to_tuple()
+
+    def forward_window(
+        self,
+        batches: Sequence[dict[str, Any]],
+        level: str | None = None,
+        output_backbone_states: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> list[RDEsmModelOutput]:
+        """As `forward` over each of several batches, level by level.
+
+        With sequential loading each backbone is loaded once for all of them. What is held meanwhile is the
+        embedding of every position, 4 bytes times the level's width (and the states asked for).
+
+        Args:
+            batches: `input_ids` and what else `forward` takes of one batch.
+
+        Returns:
+            One output a batch, the same bits as `forward` gives.
+        """
+        last = self.config.level_index(level)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        extras: dict[str, bool] = {}
+        if output_hidden_states:
+            extras["output_hidden_states"] = True
+        if output_attentions:
+            extras["output_attentions"] = True
+        passes = [_Pass(self._arguments(**batch) | extras) for batch in batches]
+
+        def advance(index: int, backbone: PreTrainedModel) -> None:
+            for one in passes:
+                one.advance(backbone, self.projections[index - 1] if index else None, output_backbone_states)
+
+        self.visit_backbones(advance, last)
+        dims = dict(list(self.config.nested_dims.items())[: last + 1])
+        return [one.output(dims) for one in passes]
+
+    def _arguments(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        **packing: Any,
+    ) -> dict[str, Any]:
+        """What every backbone is called with."""
+        unknown = packing.keys() - {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
+        if unknown:
+            raise TypeError(f"forward() got an unexpected keyword argument {min(unknown)!r}")
+        ends = packing.get("cu_seq_lens_q")
+        if ends is None:
+            if packing or position_ids is not None:
+                # position_ids that start anew would say where sequences meet, and attention would not care.
+                raise ValueError("sequences that share a row need cu_seq_lens_q, or they would see each other")
+            if attention_mask is None:
+                attention_mask = input_ids.ne(self.config.pad_token_id).long()
+            return {"input_ids": input_ids, "attention_mask": attention_mask}
+        attention = self.config._attn_implementation
+        if attention != PACKED_ATTENTION and "flash" not in str(attention):
+            raise ValueError(
+                f"with {attention} attention the sequences of a packed row would see each other: load the model with "
+                f"attn_implementation={PACKED_ATTENTION!r}, or with flash attention"
+            )
+        length = input_ids.shape[1]
+        if attention_mask is not None or input_ids.shape[0] != 1 or ends[0] != 0 or ends[-1] != length:
+            raise ValueError(
+                f"a packed batch is one row of input_ids without attention_mask, cu_seq_lens_q from 0 to its length "
+                f"{length}; got input_ids of shape {tuple(input_ids.shape)}"
+                f"{'' if attention_mask is None else ' with attention_mask'}, cu_seq_lens_q {ends.tolist()}"
+            )
+        if input_ids.eq(self.config.backbone_config(0).mask_token_id).any():
+            raise ValueError("a packed row cannot hold <mask>: token dropout counts it over the whole row; pad instead")
+        lengths = ends.diff()
+        longest = packing.get("max_length_q") or int(lengths.max())
+        starts = ends[:-1].repeat_interleave(lengths, output_size=length)
+        return {
+            "input_ids": input_ids,
+            "attention_mask": None,
+            # Rotary positions are relative, but small numbers make exact angles.
+            "position_ids": (torch.arange(length, device=ends.device) - starts).unsqueeze(0),
+            "cu_seq_lens_q": ends,
+            "cu_seq_lens_k": packing.get("cu_seq_lens_k", ends),
+            "max_length_q": longest,
+            "max_length_k": packing.get("max_length_k") or longest,
+        }
+
+
+RDEsmConfig.register_for_auto_class()
+RDEsmModel.register_for_auto_class("AutoModel")

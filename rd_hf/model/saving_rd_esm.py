@@ -1,0 +1,154 @@
+"""Where a model's weights go to: saving in both forms, pushing.
+
+This file travels to the Hub beside ``modeling_rd_esm.py``: it imports public names of torch and transformers only.
+"""
+
+import os
+import re
+import tempfile
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.utils import cached_file
+
+from .weights_rd_esm import rotary_modules, write_index
+
+# What a repo holds beside config, code and weights.
+_COMPANIONS = (
+    *("README.md", "fit_report.json", "fit_report.png", "modules.json"),
+    *("vocab.txt", "tokenizer_config.json", "special_tokens_map.json"),
+)
+WEIGHT_FILE = re.compile(r"model(\..+)?(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index(\..+)?\.json")
+
+
+class RDEsmSaving(PreTrainedModel):
+    """What a reverse-distilled model does instead of the library's own saving and pushing."""
+
+    _companions: tuple[str, ...] = _COMPANIONS
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        push_to_hub: bool = False,
+        max_shard_size: int | str = "5GB",
+        backbones: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write config, remote code and weights, as safetensors.
+
+        Args:
+            save_directory: folder; weights of an earlier save in it are replaced.
+            backbones: `False` writes the bases only (`model.safetensors`), for backbones that are published at
+                their `repo_id`; `True` writes the full form too, each backbone in files of its own
+                (`model.projections.safetensors`, `model.backbone-150M.safetensors`, ..., and the usual
+                `model.safetensors.index.json` over all of them). By default as the config says.
+            is_main_process, state_dict, push_to_hub, max_shard_size, kwargs: as in transformers.
+
+        Raises:
+            ValueError: bases only, but a level names no `repo_id`; or full, but the backbones are not there.
+        """
+        for ours in ("variant", "safe_serialization", "save_original_format"):
+            kwargs.pop(ours, None)
+        if getattr(self, "_hf_peft_config_loaded", False):
+            super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
+            return
+        if not is_main_process:
+            return
+        folder = os.fspath(save_directory)
+        os.makedirs(folder, exist_ok=True)
+        full = self.config.backbones_in_checkpoint if backbones is None else backbones
+        parts = self._parts(self.state_dict() if state_dict is None else state_dict, full)
+        before, self.config.backbones_in_checkpoint = self.config.backbones_in_checkpoint, full
+        try:
+            # Written beside the old files and moved over them: these may be what the model's tensors map.
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as staging:
+                for variant, part in parts.items():
+                    super().save_pretrained(
+                        staging,
+                        state_dict=part,
+                        max_shard_size=max_shard_size,
+                        variant=variant,
+                        # The keys are already those that every release reads.
+                        save_original_format=False,
+                    )
+                if full:
+                    write_index(staging)
+                fresh = os.listdir(staging)
+                for name in fresh:
+                    os.replace(os.path.join(staging, name), os.path.join(folder, name))
+            for name in os.listdir(folder):
+                if WEIGHT_FILE.fullmatch(name) and name not in fresh:
+                    os.remove(os.path.join(folder, name))
+        finally:
+            self.config.backbones_in_checkpoint = before
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", os.path.basename(os.path.abspath(folder))), backbones=full, **kwargs)
+
+    def push_to_hub(self, repo_id: str, *args: Any, backbones: bool = False, **kwargs: Any) -> Any:
+        """As in transformers: bases only, or with `backbones=True` the backbones too.
+
+        Tokenizer, fit report, figure and card come along from the folder or repo that the model was loaded
+        from. `scripts/push_to_hub.py` pushes a folder, makes its card afresh, and checks what arrived.
+        """
+        before, self.config.backbones_in_checkpoint = self.config.backbones_in_checkpoint, backbones
+        # A card that describes the other form stays behind.
+        self._companions = _COMPANIONS if before == backbones else _COMPANIONS[1:]
+        try:
+            return super().push_to_hub(repo_id, *args, **kwargs)
+        finally:
+            self.config.backbones_in_checkpoint = before
+
+    def _upload_modified_files(self, working_dir: str | os.PathLike, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        # transformers has just written a card of its own; one that came with the model says more.
+        source = getattr(self.config, "name_or_path", "") or ""
+        for name in self._companions if source else ():
+            if os.path.isdir(source):
+                found = os.path.join(source, name)
+                if os.path.islink(found) or not os.path.isfile(found):
+                    continue
+            else:
+                found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+                if found is None:
+                    continue
+            with open(found, "rb") as file:
+                content = file.read()
+            if name == "README.md":
+                for old in (source, f"your-name/{os.path.basename(os.path.abspath(source))}"):
+                    content = content.replace(old.encode(), repo_id.encode())
+            with open(os.path.join(working_dir, name), "wb") as file:
+                file.write(content)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
+    def _parts(self, state: dict[str, torch.Tensor], full: bool) -> dict[str | None, dict[str, torch.Tensor]]:
+        """The tensors of each file (or set of shards), by variant name."""
+        projections = {key: value for key, value in state.items() if key.startswith("projections.")}
+        if not full:
+            for entry in self.config.levels:
+                if entry["repo_id"] is None:
+                    raise ValueError(
+                        f"level {entry['name']} names no repo_id that its backbone could be fetched from: save the "
+                        f"backbones too (backbones=True), or set config.levels[...]['repo_id'] and ['revision']"
+                    )
+            return {None: projections}
+        if len(self.backbones) < len(self.config.levels):
+            raise ValueError(
+                "this model holds bases only; fetch its backbones (load_backbones) or save backbones=False"
+            )
+        parts: dict[str | None, dict[str, torch.Tensor]] = {"projections": projections}
+        for index, (entry, backbone) in enumerate(zip(self.config.levels, self.backbones)):
+            prefix = f"backbones.{index}."
+            part = {
+                key: value for key, value in state.items() if key.startswith(prefix) and not key.endswith("inv_freq")
+            }
+            # Under the keys of releases before 5.6 (one a layer) and since (one a model): each finds its own
+            # and ignores the other.
+            for module in rotary_modules(backbone)[:1]:
+                frequencies = module.get_buffer("inv_freq")
+                layers = range(entry["backbone"]["num_hidden_layers"])
+                for place in ["", *(f"encoder.layer.{layer}.attention.self." for layer in layers)]:
+                    part[f"{prefix}{place}rotary_embeddings.inv_freq"] = frequencies.detach().clone()
+            parts[f"backbone-{entry['name']}"] = part
+        return parts
