@@ -12,8 +12,7 @@ from transformers import DataCollatorWithFlattening
 
 from rd_hf.data.batching import collate, pack
 from rd_hf.data.residues import encode
-from rd_hf.model.attention_rd_esm import PACKED_ATTENTION
-from rd_hf.model.attention_rd_esm import packed_attention
+from rd_hf.model.attention_rd_esm import PACKED_ATTENTION, packed_attention
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQ", "M", "ACDEFGHIKLMNPQRSTVWY" * 3, "MSDKIIHLTDDSFDTDVLKADG"]
