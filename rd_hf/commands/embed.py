@@ -36,8 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
         required=True,
         nargs="+",
         metavar="FILE_OR_DATASET",
-        help="FASTA (gzip or not), CSV, TSV, JSON lines or Parquet files, a Hub dataset owner/name[:split], or - for "
-        "FASTA on standard input; several are read one after the other",
+        help="FASTA, CSV, TSV, JSON lines (each also as .gz, .bz2, .xz, .zst, .lz4) or Parquet files, a Hub dataset "
+        "owner/name[:split], or - for FASTA on standard input; several are read one after the other",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder, or that of this same job")
 
@@ -87,7 +87,11 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--overlap", type=int, default=OVERLAP, metavar="N", help=f"residues that windows share (default {OVERLAP})"
     )
-    how.add_argument("--strict", action="store_true", help="stop at the first record that would be rejected")
+    how.add_argument(
+        "--strict",
+        action="store_true",
+        help="stop at the first record that would be rejected, and at input that looks like nucleotides",
+    )
     how.add_argument(
         "--sequence-column", metavar="NAME", help="column of a table with sequences (default: sequence, ...)"
     )

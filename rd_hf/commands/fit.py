@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--data",
         required=True,
         nargs="+",
-        help="FASTA (.gz or not, - for stdin), CSV, TSV, Parquet, JSON lines, or a Hub dataset (owner/name[:split])",
+        help="FASTA (- for stdin), CSV, TSV, JSON lines (compressed or not), Parquet, or a Hub dataset "
+        "(owner/name[:split])",
     )
     job.add_argument("--output", required=True, type=Path, help="folder for the fitted model")
     job.add_argument("--resume", action="store_true", help="continue the unfinished fit in --output")
@@ -111,6 +113,7 @@ def draw(reports: list[FitReport], path: Path) -> Path | None:
 def run(args: argparse.Namespace) -> None:
     # Imported here, so that --help and a mistyped flag answer at once.
     from accelerate import Accelerator
+    from tqdm import tqdm
 
     from rd_hf.fitting import FitOptions, draw_sample, fit_bases, install_bases
     from rd_hf.hub import load_family, save_checkpoint
@@ -155,7 +158,8 @@ def run(args: argparse.Namespace) -> None:
         batch_tokens=args.batch_tokens,
     )
     main = accelerator.is_main_process
-    sample = draw_sample(args.data, options, args.sequence_column, progress=main)
+    say = partial(tqdm.write, file=sys.stderr) if main else None
+    sample = draw_sample(args.data, options, args.sequence_column, progress=main, say=say)
     if main:
         print(
             f"{sample.records:,} records: {len(sample.sequences):,} distinct sequences drawn "

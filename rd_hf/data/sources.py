@@ -1,35 +1,38 @@
 """Any input a user names, as one stream of raw records.
 
-A source is a FASTA file (gzip or not; ``-`` for standard input), a table with a sequence column (CSV, TSV or
-JSON lines, gzip or not, and Parquet), or a dataset on the Hub (``owner/name``, optionally ``owner/name:split``).
-Tables are read row by row as text: no type is guessed, so that the peptide ``NA`` stays Asn-Ala.
+A source is a FASTA file (``-`` for standard input), a table with a sequence column (CSV, TSV, JSON lines, Parquet),
+either compressed or not, or a dataset on the Hub (``owner/name``, optionally ``owner/name:split``). Tables are read
+row by row as text: no type is guessed, so that the peptide ``NA`` stays Asn-Ala. Every record of a source comes out:
+what holds no protein comes with the problem it has.
 """
 
 from __future__ import annotations
 
-import csv
-import itertools
-import json
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rd_hf.data.fasta import DAMAGED, FastaRecord, InputError, damaged, open_text, read_fasta
+from rd_hf.data.fasta import not_encodable, read_fasta
+from rd_hf.data.nucleotides import watch_nucleotides
+from rd_hf.data.records import FastaRecord, InputError
+from rd_hf.data.residues import RejectedSequenceError
+from rd_hf.data.streams import SUFFIXES
+from rd_hf.data.tables import DELIMITERS, JSON_LINES, BadRow, Table, delimited, json_lines, of_rows, parquet
+from rd_hf.data.text import readable
+from rd_hf.data.values import arrow_holds, id_text, position_numbers, sequence_text
 
-TABLES = (".csv", ".tsv", ".parquet", ".jsonl", ".json")
+TABLES = (*DELIMITERS, *JSON_LINES, ".parquet")
 SEQUENCE_COLUMNS = ("sequence", "seq", "mutated_sequence", "protein_sequence", "protein")
 ID_COLUMNS = ("id", "name", "mutant", "accession", "entry", "protein_id")
 _HUB_DATASET = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
-Rows = Iterator[Mapping[str, Any]]
-
 
 def table_format(source: str | Path) -> str | None:
-    """Suffix that says which kind of table a path is (``.gz`` looked through), None for FASTA and the Hub."""
+    """Suffix that says which kind of table a path is (compression looked through), None for FASTA and the Hub."""
     suffixes = [suffix.lower() for suffix in Path(source).suffixes]
-    if suffixes and suffixes[-1] == ".gz":
+    if suffixes and suffixes[-1] in SUFFIXES:
         suffixes.pop()
     return suffixes[-1] if suffixes and suffixes[-1] in TABLES else None
 
@@ -52,6 +55,8 @@ def read_records(
     id_column: str | None = None,
     positions_column: str | None = None,
     on_read: Callable[[int], None] | None = None,
+    say: Callable[[str], None] | None = None,
+    strict: bool = False,
 ) -> Iterator[FastaRecord]:
     """Stream the raw records of one source, numbered from 1.
 
@@ -63,110 +68,122 @@ def read_records(
         positions_column: column that holds the residues of interest, counted from 1: a list of numbers or text
             such as ``23 45``.
         on_read: told the number of bytes each time some are read from a file.
+        say: told in a sentence, at most once each, what a user should know of the source: that it looks like
+            nucleotides, that ids are not text, that cells span lines.
+        strict: refuse a source that looks like nucleotides.
 
     Raises:
         InputError: the source does not exist, is damaged, has no record, or no such column.
     """
     kind = table_format(source)
-    rows: Rows
-    if kind == ".parquet":
-        rows = _parquet_rows(source, on_read)
-    elif kind is not None:
-        rows = _text_rows(source, kind, on_read)
-    elif is_hub_dataset(source):
-        rows = _hub_rows(str(source))
-    else:
+    if kind is None and not is_hub_dataset(source):
         if positions_column is not None:
             raise InputError(f"{source} is FASTA, which has no column {positions_column!r}: give a table")
-        yield from read_fasta(source, on_read)
-        return
-
-    first = next(rows, None)
-    if first is None:
-        raise InputError(f"{source} holds no rows")
-    sequences = _pick(source, first, sequence_column, SEQUENCE_COLUMNS)
-    if sequences is None:
-        raise InputError(
-            f"{source} has no column named {' or '.join(SEQUENCE_COLUMNS)}; its columns are "
-            f"{', '.join(map(str, first))}: name one with --sequence-column"
-        )
-    ids = _pick(source, first, id_column, ID_COLUMNS)
-    positions = _pick(source, first, positions_column, ())
-    for number, row in enumerate(itertools.chain([first], rows), start=1):
-        record_id = str(number) if ids is None or row.get(ids) is None else str(row[ids])
-        yield FastaRecord(
-            number,
-            record_id,
-            record_id,
-            "".join(str(row.get(sequences) or "").split()),
-            () if positions is None else _positions(source, number, row.get(positions)),
-        )
+        records = read_fasta(source, on_read, say)
+    else:
+        records = _read_table(source, kind, (sequence_column, id_column, positions_column), on_read, say)
+    yield from watch_nucleotides(source, records, say, strict)
 
 
-def _pick(source: str | Path, row: Mapping[str, Any], asked: str | None, usual: Iterable[str]) -> str | None:
-    """The column asked for, or the first usual one, whatever its case."""
+def _read_table(
+    source: str | Path,
+    kind: str | None,
+    asked: tuple[str | None, str | None, str | None],
+    on_read: Callable[[int], None] | None,
+    say: Callable[[str], None] | None,
+) -> Iterator[FastaRecord]:
+    sequence_column, id_column, positions_column = asked
+
+    def wanted(columns: Sequence[str]) -> bool:
+        if sequence_column is not None:
+            return sequence_column in columns
+        return any(column.strip().lower() in SEQUENCE_COLUMNS for column in columns)
+
+    told = False
+    with _opened(source, kind, wanted, on_read, say) as table:
+        sequences = _pick(source, table, sequence_column, SEQUENCE_COLUMNS, "sequence")
+        if sequences is None:
+            raise InputError(
+                f"{source} has no column named {' or '.join(SEQUENCE_COLUMNS)}; its columns are "
+                f"{', '.join(table.columns)}{table.about}: name one with --sequence-column"
+            )
+        ids = _pick(source, table, id_column, ID_COLUMNS, "id")
+        positions = _pick(source, table, positions_column, (), "positions")
+        columns = dict.fromkeys(column for column in (sequences, ids, positions) if column is not None)
+        number = 0
+        for number, row in enumerate(table.read(list(columns)), start=1):
+            if isinstance(row, BadRow):
+                yield FastaRecord(number, str(number), str(number), "", problem=row.reason)
+                continue
+            record_id, letters, problem = str(number), "", ""
+            residues: tuple[int, ...] = ()
+            try:
+                found = None if ids is None else id_text(row.get(ids))
+                record_id = record_id if found is None else found
+                letters = "".join(sequence_text(row.get(sequences)).split())
+                residues = () if positions is None else position_numbers(row.get(positions))
+            except RejectedSequenceError as error:
+                problem = str(error)
+            text = readable(record_id)
+            if text != record_id and not told and say is not None:
+                told = True
+                say(not_encodable(source, number))
+            yield FastaRecord(number, text, text, letters, residues, problem)
+        if number == 0:
+            raise InputError(f"{source} holds no rows")
+
+
+@contextmanager
+def _opened(
+    source: str | Path,
+    kind: str | None,
+    wanted: Callable[[Sequence[str]], bool],
+    on_read: Callable[[int], None] | None,
+    say: Callable[[str], None] | None,
+) -> Iterator[Table]:
+    if kind is None:
+        yield of_rows(source, _hub_rows(str(source)))
+    elif kind == ".parquet":
+        with parquet(source, on_read) as table:
+            yield table
+    elif kind in JSON_LINES:
+        with json_lines(source, on_read) as table:
+            yield table
+    else:
+        with delimited(source, kind, wanted, on_read, say) as table:
+            yield table
+
+
+def _pick(source: str | Path, table: Table, asked: str | None, usual: Iterable[str], role: str) -> str | None:
+    """The column asked for, or the first usual one, whatever its case.
+
+    Raises:
+        InputError: no such column, two of them, or one whose type holds nothing of the kind.
+    """
     if asked is not None:
-        if asked not in row:
-            raise InputError(f"{source} has no column {asked!r}; its columns are {', '.join(map(str, row))}")
-        return asked
-    by_lower = {column.lower(): column for column in row if isinstance(column, str)}
-    return next((by_lower[name] for name in usual if name in by_lower), None)
+        found = [column for column in table.columns if column == asked]
+        if not found:
+            raise InputError(
+                f"{source} has no column {asked!r}; its columns are {', '.join(table.columns)}{table.about}"
+            )
+    else:
+        every = ([column for column in table.columns if column.strip().lower() == name] for name in usual)
+        found = next((columns for columns in every if columns), [])
+        if not found:
+            return None
+    if len(found) > 1:
+        raise InputError(
+            f"{source} has {len(found)} columns ({', '.join(found)}) that may hold the {role}: rename all but one, or "
+            f"name one with --{role}-column"
+        )
+    kind = table.kinds.get(found[0])
+    if kind is not None and not arrow_holds(kind, role):
+        what = {"sequence": "no text", "id": "neither text nor numbers", "positions": "no whole numbers"}[role]
+        raise InputError(f"{source}: column {found[0]!r} holds {kind}, {what}: name another with --{role}-column")
+    return found[0]
 
 
-def _positions(source: str | Path, number: int, value: Any) -> tuple[int, ...]:
-    """Residue numbers out of a list or a text cell such as ``[23, 45]`` or ``23;45``."""
-    words = re.findall(r"[^\s,;\[\]]+", value) if isinstance(value, str) else value
-    if isinstance(words, int):
-        words = [words]
-    try:
-        return tuple(int(word) for word in words or ())
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{source} record {number}: positions {value!r} are not whole numbers") from error
-
-
-def _text_rows(source: str | Path, kind: str, on_read: Callable[[int], None] | None) -> Rows:
-    """Rows of a CSV, TSV or JSON lines file."""
-    number = 0
-    # The largest field a C long can name on every platform; csv's own default stops at 131,072 letters.
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    with open_text(source, on_read) as handle:
-        try:
-            if kind in (".csv", ".tsv"):
-                rows: Iterable[Any] = csv.DictReader(handle, delimiter="," if kind == ".csv" else "\t")
-            else:
-                rows = (json.loads(line) for line in handle if line.strip())
-            for number, row in enumerate(rows, start=1):
-                if not isinstance(row, dict):
-                    raise InputError(f"{source} record {number} is no JSON object; give one object a line")
-                yield row
-        except DAMAGED as error:
-            raise damaged(source, number, error) from error
-        except (csv.Error, json.JSONDecodeError) as error:
-            raise InputError(f"{source} cannot be read after record {number}: {error}") from error
-
-
-def _parquet_rows(source: str | Path, on_read: Callable[[int], None] | None) -> Rows:
-    """Rows of a Parquet file, a thousand in memory at a time."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = Path(source)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; check the path (relative to {Path.cwd()})")
-    try:
-        with pq.ParquetFile(path) as file:
-            bytes_a_row = path.stat().st_size / max(1, file.metadata.num_rows)
-            wanted = [field.name for field in file.schema_arrow if not pa.types.is_nested(field.type)]
-            wanted += [field.name for field in file.schema_arrow if pa.types.is_list(field.type)]
-            for batch in file.iter_batches(batch_size=1000, columns=wanted):
-                yield from batch.to_pylist()
-                if on_read is not None:
-                    on_read(round(bytes_a_row * batch.num_rows))
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} is no readable Parquet file: {error}") from error
-
-
-def _hub_rows(source: str) -> Rows:
+def _hub_rows(source: str) -> Iterator[Mapping[str, Any]]:
     """Rows of a Hub dataset, streamed."""
     # Imported here: reading FASTA must not pay for datasets' start-up.
     from datasets import load_dataset

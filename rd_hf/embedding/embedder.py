@@ -11,6 +11,7 @@ import numpy as np
 
 from rd_hf.data.fasta import InputError
 from rd_hf.data.residues import RejectedSequenceError
+from rd_hf.data.values import as_list, column_names, position_numbers, sequence_text
 from rd_hf.embedding.checkpoint import load_model, pick_device, resolve
 from rd_hf.embedding.columns import finish, why_not_stored
 from rd_hf.embedding.options import EmbeddingOptions
@@ -88,7 +89,8 @@ class Embedder:
         """Embed one batch of rows.
 
         Args:
-            batch: columns of the batch.
+            batch: columns of the batch, in any format of `datasets`: lists, numpy, torch, pandas, Arrow, ... A cell of
+                the positions column is a whole number, a list of them, or text such as `"23;45"`.
             rank: of this process, as `with_rank=True` gives it.
 
         Returns:
@@ -98,9 +100,10 @@ class Embedder:
         Raises:
             InputError: no such column, or with `on_reject="raise"` a row that cannot be embedded.
         """
+        names = column_names(batch)
         for column in (self.sequence_column, self.positions_column):
-            if column is not None and column not in batch:
-                raise InputError(f"the dataset has no column {column!r}; its columns are {', '.join(batch)}")
+            if column is not None and column not in names:
+                raise InputError(f"the dataset has no column {column!r}; its columns are {', '.join(names)}")
         asked = batch[self.positions_column] if self.positions_column else None
         return self._embed(batch[self.sequence_column], asked, rank)
 
@@ -111,16 +114,18 @@ class Embedder:
         return self._embed(sequences, positions, None)
 
     def _embed(
-        self, sequences: Sequence[str | None], positions: Sequence[Sequence[int]] | None, rank: int | None
+        self, sequences: Sequence[Any], positions: Sequence[Any] | None, rank: int | None
     ) -> dict[str, list[Any]]:
         from rd_hf.embedding.engine import embed_requests, prepare
 
+        sequences = as_list(sequences)
+        asked = None if positions is None else as_list(positions)
         reasons: list[str | None] = [None] * len(sequences)
         requests, rows = [], []
         for row, raw in enumerate(sequences):
-            wanted = self.options.positions if positions is None else tuple(positions[row] or ())
             try:
-                requests.append(prepare(raw or "", wanted, self.options))
+                wanted = self.options.positions if asked is None else position_numbers(asked[row])
+                requests.append(prepare(sequence_text(raw), wanted, self.options))
                 rows.append(row)
             except RejectedSequenceError as error:
                 reasons[row] = str(error)
@@ -172,7 +177,7 @@ class Embedder:
         )
         return Engine(model, level, self.options, report=logger.warning)
 
-    def _check(self, sequences: Sequence[str | None], reasons: Sequence[str | None]) -> None:
+    def _check(self, sequences: Sequence[Any], reasons: Sequence[str | None]) -> None:
         """Stop at the first row that cannot be embedded, unless such rows become nulls."""
         if self.on_reject == "null":
             return

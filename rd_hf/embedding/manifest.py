@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from rd_hf.data.fasta import InputError
+from rd_hf.data.text import readable
 from rd_hf.embedding.checkpoint import Checkpoint, resolve
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry, differences
 from rd_hf.embedding.settings import JobSettings
@@ -39,7 +40,7 @@ def _describe(settings: JobSettings, widths: dict[str, int]) -> dict[str, Any]:
     options = asdict(settings.options)
     del options["levels"]
     return {
-        "inputs": list(settings.inputs),
+        "inputs": [readable(source) for source in settings.inputs],
         "levels": list(widths),
         **{name: list(value) if isinstance(value, tuple) else value for name, value in options.items()},
         "sequence_column": settings.sequence_column,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from rd_hf.data.fasta import FastaRecord
 from rd_hf.data.sources import read_records
+from rd_hf.data.text import readable
 from rd_hf.embedding.settings import JobSettings
 
 # Parts start small and grow with what lies before them, so that many processes find work in a small input and a
@@ -28,12 +29,15 @@ class Part:
     digest: str
 
 
-def read_all(settings: JobSettings, on_read: Callable[[int], None]) -> Iterator[tuple[str, FastaRecord]]:
-    """All records of all inputs, with the input each comes from."""
+def read_all(
+    settings: JobSettings, on_read: Callable[[int], None], say: Callable[[str], None] | None = None
+) -> Iterator[tuple[str, FastaRecord]]:
+    """All records of all inputs, with the input each comes from, its name as text that can be written."""
     for source in settings.inputs:
         named_columns = (settings.sequence_column, settings.id_column, settings.positions_column)
-        for record in read_records(source, *named_columns, on_read=on_read):
-            yield source, record
+        name = readable(source)
+        for record in read_records(source, *named_columns, on_read=on_read, say=say, strict=settings.strict):
+            yield name, record
 
 
 def part_limit(before: int, largest: int) -> int:
@@ -70,7 +74,8 @@ def cut_parts(
         used += rows * row_bytes
         letters += len(record.sequence)
         # JSON keeps the fields apart whatever characters they hold.
-        fields = (source, record.id, record.description, record.sequence, record.positions)
+        fields = [source, record.id, record.description, record.sequence, record.positions]
+        fields += [record.problem] if record.problem else []
         hasher.update(json.dumps(fields).encode())
     if part.records:
         part.digest = hasher.hexdigest()

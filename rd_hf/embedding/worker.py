@@ -62,7 +62,9 @@ class Worker:
         """Do this process's parts; return the digest of every part and the number of all records."""
         digests: list[str] = []
         records = 0
-        parts = cut_parts(read_all(self.settings, self.progress.read), self.settings, self.widths)
+        # Every process reads everything; one of them speaks.
+        say = self.report if self.group.is_main else None
+        parts = cut_parts(read_all(self.settings, self.progress.read, say), self.settings, self.widths)
         while True:
             with self.stages.stage("read"):
                 part = next(parts, None)
@@ -120,7 +122,7 @@ class Worker:
         requests: list[Request] = []
         for place, (_, record) in enumerate(part.records):
             try:
-                requests.append(prepare(record.sequence, record.positions or options.positions, options))
+                requests.append(prepare(record.letters(), record.positions or options.positions, options))
                 places.append(place)
             except RejectedSequenceError as error:
                 reject(place, str(error))

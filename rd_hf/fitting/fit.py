@@ -21,6 +21,7 @@ from tqdm import tqdm
 from rd_hf.bases.chain import Basis, FitReport, fit_chain
 from rd_hf.bases.moments import JointMoments, NonFiniteStatesError
 from rd_hf.data.batching import collate, residue_mask
+from rd_hf.data.text import readable
 from rd_hf.fitting.sample import FitOptions, Sample, plan_batches
 from rd_hf.fitting.state import FitProgress, claimed, fit_settings, open_state
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
@@ -226,5 +227,5 @@ def install_bases(
         "num_residues": result.training_residues,
         "num_heldout_residues": result.heldout_residues,
         "fitted_on": "accumulated",
-        "data": [Path(source).name if Path(source).exists() else source for source in sources],
+        "data": [readable(Path(source).name if Path(source).exists() else source) for source in sources],
     }

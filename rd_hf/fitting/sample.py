@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,11 +74,16 @@ class Sample:
 
 
 def draw_sample(
-    sources: Sequence[str], options: FitOptions, sequence_column: str | None = None, progress: bool = False
+    sources: Sequence[str],
+    options: FitOptions,
+    sequence_column: str | None = None,
+    progress: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> Sample:
     """Read every source once and draw distinct sequences from them, uniformly and by seed.
 
-    Memory holds the sample and 16 bytes for each distinct sequence read.
+    Memory holds the sample and 16 bytes for each distinct sequence read. ``say`` is told in a sentence what a user
+    should know of a source, such as that it looks like nucleotides.
 
     Raises:
         InputError: a source cannot be read, or nothing usable is in them.
@@ -91,14 +96,14 @@ def draw_sample(
     records = rejected = duplicates = 0
     for source in sources:
         for record in tqdm(
-            read_records(source, sequence_column),
+            read_records(source, sequence_column, say=say),
             desc=f"reading {Path(source).name}",
             unit=" records",
             disable=not progress,
         ):
             records += 1
             try:
-                sequence = clean_sequence(record.sequence)[: options.max_length]
+                sequence = clean_sequence(record.letters())[: options.max_length]
             except RejectedSequenceError:
                 rejected += 1
                 continue

@@ -1,0 +1,101 @@
+"""Nucleotide sequences among proteins: every base is also an amino acid's letter, so somebody has to say it.
+
+A record is taken for one if it has at least :data:`MIN_LETTERS` letters, all four bases are among them, and 95 % are
+``A C G T U N``, the rest IUPAC's codes for several bases. A natural protein with these properties would be one in
+4^-50; linkers and repeats of few letters (poly-A, GAGAGA, DNA-like T-A-T-A) lack a base. Shorter records (primers,
+peptides) are judged together, by the same rule and only if nine tenths of their letters obey it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rd_hf.data.records import FastaRecord, InputError
+
+MIN_LETTERS = 50
+# The verdict comes after so many records, or at the end: before the first part of a job is computed.
+LOOKED_AT = 1000
+_BASES = "ACGTUN"
+_SEVERAL = "RYSWKMBDHV"
+_ALPHABET = frozenset(_BASES + _SEVERAL)
+_SHARE, _SHORT_SHARE = 0.95, 0.9
+
+
+def _bases(letters: str) -> frozenset[str] | None:
+    """The bases that cleaned letters consist of, None where they are no nucleotides'."""
+    found = frozenset(letters)
+    if not found <= _ALPHABET or sum(map(letters.count, _BASES)) < _SHARE * len(letters):
+        return None
+    return frozenset("T" if base == "U" else base for base in found & set(_BASES))
+
+
+@dataclass(slots=True)
+class _Counts:
+    records: int = 0
+    long: int = 0
+    short_letters: int = 0
+    short_suspects: int = 0
+    short_suspect_letters: int = 0
+    short_bases: set[str] = field(default_factory=set)
+
+    def see(self, sequence: str) -> None:
+        letters = sequence.upper().replace("-", "").replace(".", "").rstrip("*")
+        self.records += 1
+        bases = _bases(letters) if letters else None
+        if len(letters) >= MIN_LETTERS:
+            self.long += bases is not None and bases >= set("ACGT")
+            return
+        self.short_letters += len(letters)
+        if bases is not None:
+            self.short_suspects += 1
+            self.short_suspect_letters += len(letters)
+            self.short_bases |= bases
+
+    @property
+    def suspects(self) -> int:
+        """Records that are taken for nucleotides."""
+        together = self.short_suspect_letters >= max(
+            MIN_LETTERS, _SHORT_SHARE * self.short_letters
+        ) and self.short_bases >= set("ACGT")
+        return self.long + self.short_suspects * together
+
+
+def watch_nucleotides(
+    source: str | Path, records: Iterable[FastaRecord], say: Callable[[str], None] | None, strict: bool = False
+) -> Iterator[FastaRecord]:
+    """Pass records on and say once, with counts, if some look like nucleotide sequences.
+
+    Args:
+        source: named in the sentence.
+        records: of that source, in order.
+        say: told the sentence.
+        strict: refuse such a source.
+
+    Raises:
+        InputError: with ``strict``, instead of the sentence.
+    """
+    counts = _Counts()
+    told = False
+
+    def tell() -> bool:
+        if counts.suspects == 0:
+            return False
+        sentence = (
+            f"{source}: {counts.suspects:,} of the first {counts.records:,} records look like nucleotide sequences "
+            "(A, C, G, T, U, N only), which are embedded as if they were proteins: translate them first"
+        )
+        if strict:
+            raise InputError(sentence.replace("are embedded", "would be embedded") + ", or leave --strict away")
+        if say is not None:
+            say(sentence)
+        return True
+
+    for record in records:
+        if not told:
+            counts.see(record.sequence)
+            told = counts.records % LOOKED_AT == 0 and tell()
+        yield record
+    if not told:
+        tell()

@@ -1,0 +1,223 @@
+"""From a file's bytes to text: compression and encoding told by content, archives refused by name.
+
+Read: gzip, bzip2, xz, zstd and lz4, also several streams end to end (bgzip, pbzip2, pixz, pzstd, ``cat``) and one in
+another; UTF-8, UTF-16 and UTF-32, with a byte order mark or, where every other byte is empty, without. Whatever
+follows a compressed stream and is none is an error, never the end.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import lzma
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from rd_hf.data.records import InputError
+from rd_hf.data.text import KEEP_BYTES
+
+# What reading a damaged compressed stream raises: gzip, xz, and with OSError pyarrow's and a failing disk's.
+DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, OSError)
+SUFFIXES = (".gz", ".bgz", ".bz2", ".xz", ".zst", ".zstd", ".lz4")
+# Enough to see a tar archive's mark, which is at byte 257.
+_HEAD = 512
+_CHUNK = 1 << 16
+
+_COMPRESSED: dict[bytes, str] = {
+    b"\x1f\x8b": "gzip",
+    # The marks of a first block, and of an empty file's end, so that a table may begin with these letters.
+    **{b"BZh%d" % size + block: "bz2" for size in range(1, 10) for block in (b"1AY&SY", b"\x17rE8P\x90")},
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+    # A frame to skip, which zstd and lz4 share; pzstd begins with one.
+    **{bytes([first]) + b"\x2a\x4d\x18": "zstd" for first in range(0x50, 0x60)},
+}
+_REFUSED: dict[bytes, tuple[str, str]] = {
+    b"PK\x03\x04": ("a zip archive (or an Excel file)", "unzip it, or save the sheet as CSV, and give the files in it"),
+    b"PK\x05\x06": ("an empty zip archive", "give the files themselves"),
+    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "unpack it (7z x) and give the files in it"),
+    b"Rar!\x1a\x07": ("a RAR archive", "unpack it and give the files in it"),
+    b"\x1f\x9d": ("compressed with compress (.Z)", "unpack it (gzip -d) and give the result"),
+    b"LZIP\x01": ("compressed with lzip", "unpack it (lzip -d) and give the result"),
+    b"\x89LZO": ("compressed with lzop", "unpack it (lzop -d) and give the result"),
+    b"\xff\x06\x00\x00sNaPpY": ("compressed with snappy", "unpack it and give the result"),
+    b"\x5d\x00\x00": ("compressed with lzma", "unpack it (xz -d --format=lzma) and give the result"),
+    b"PAR1\x15": ("a Parquet file", "let its name end in .parquet"),
+    b"ARROW1\x00\x00": ("an Arrow file", "write it as Parquet and give that"),
+    b"\x89HDF": ("an HDF5 file", "write its sequences as FASTA or Parquet and give that"),
+    b"SQLite format 3": ("an SQLite database", "write its sequences as FASTA or CSV and give that"),
+    b"\xd0\xcf\x11\xe0": ("an old Excel or Word file", "save the sheet as CSV and give that"),
+    b"%PDF": ("a PDF", "give its sequences as FASTA"),
+    b"BAM\x01": ("a BAM file", "give proteins as FASTA"),
+}
+# UTF-32 first: its little-endian mark begins with that of UTF-16.
+_MARKS: dict[bytes, str] = {
+    b"\xff\xfe\x00\x00": "utf-32",
+    b"\x00\x00\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
+
+
+class _CountedFile(io.FileIO):
+    """A file that tells how many of its (compressed) bytes were read: what a progress bar needs."""
+
+    def __init__(self, path: Path, on_read: Callable[[int], None]) -> None:
+        super().__init__(path, "rb")
+        self._on_read = on_read
+
+    def readinto(self, buffer: Any) -> int:
+        count = super().readinto(buffer) or 0
+        self._on_read(count)
+        return count
+
+
+class _Rewound(io.RawIOBase):
+    """A stream whose first bytes were looked at, from its start; a pipe has no way back of its own."""
+
+    def __init__(self, head: bytes, rest: Any) -> None:
+        self._head, self._rest = memoryview(head), rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self._head:
+            count = min(len(buffer), len(self._head))
+            buffer[:count], self._head = self._head[:count], self._head[count:]
+            return count
+        return self._rest.readinto(buffer) or 0
+
+
+class _Xz(io.RawIOBase):
+    """Every xz stream of a file. lzma's own file object ends, without a word, where something else follows one."""
+
+    def __init__(self, source: Any) -> None:
+        self._source = source
+        self._decoder: lzma.LZMADecompressor | None = None
+        self._waiting = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            if self._decoder is None:
+                # Streams may be padded with zero bytes.
+                self._waiting = self._waiting.lstrip(b"\0")
+                while not self._waiting:
+                    self._waiting = self._source.read(_CHUNK)
+                    if not self._waiting:
+                        return 0
+                    self._waiting = self._waiting.lstrip(b"\0")
+                self._decoder = lzma.LZMADecompressor(format=lzma.FORMAT_XZ)
+            if self._decoder.needs_input and not self._waiting:
+                self._waiting = self._source.read(_CHUNK)
+                if not self._waiting:
+                    raise EOFError("the compressed stream has no end")
+            data = self._decoder.decompress(self._waiting, len(buffer))
+            self._waiting = b""
+            if self._decoder.eof:
+                self._waiting, self._decoder = self._decoder.unused_data, None
+            if data:
+                buffer[: len(data)] = data
+                return len(data)
+
+
+def _decompressed(kind: str, source: Any) -> Any:
+    """A readable binary stream of what ``source`` holds."""
+    if kind == "gzip":
+        return gzip.GzipFile(fileobj=source)
+    if kind == "xz":
+        return _Xz(source)
+    # Imported here: what is not compressed so must not pay for it.
+    import pyarrow as pa
+
+    return pa.CompressedInputStream(pa.PythonFile(source, mode="r"), kind)
+
+
+def _encoding(head: bytes) -> str:
+    """The encoding that the first bytes of a text show."""
+    for mark, encoding in _MARKS.items():
+        if head.startswith(mark):
+            return encoding
+    # Mostly ASCII in two or four bytes a character: one of them is never empty, the others nearly always.
+    known = head[: len(head) - len(head) % 4]
+    for width, encoding in ((4, "utf-32"), (2, "utf-16")):
+        for place, order in ((0, "le"), (width - 1, "be")):
+            filled = known[place::width]
+            if len(known) >= 8 and 0 not in filled and known.count(0) >= 0.9 * (len(known) - len(filled)):
+                return f"{encoding}-{order}"
+    return "utf-8-sig"
+
+
+@contextmanager
+def open_text(path: str | Path, on_read: Callable[[int], None] | None = None) -> Iterator[TextIO]:
+    """Open ``path`` ("-" is standard input) as text, whatever it is compressed with and encoded in.
+
+    Line ends are universal, a byte order mark is skipped; bytes that cannot be decoded are kept as
+    :data:`rd_hf.data.text.KEEP_BYTES` says, so that one odd header never stops a run.
+
+    Args:
+        path: the file.
+        on_read: told the number of bytes each time some are read from the disk.
+
+    Raises:
+        InputError: no such file, the path is a folder, it may not be read, or it is an archive or another kind of
+            file that holds no text.
+    """
+    with ExitStack() as opened:
+        stream = _open(path, on_read, opened)
+        while True:
+            try:
+                head = stream.read(_HEAD)
+            except DAMAGED as error:
+                raise damaged(path, 0, error) from error
+            stream = io.BufferedReader(_Rewound(head, stream), _CHUNK)
+            _refuse(path, head)
+            kind = next((kind for magic, kind in _COMPRESSED.items() if head.startswith(magic)), None)
+            if kind is None:
+                break
+            stream = io.BufferedReader(_decompressed(kind, stream), _CHUNK)
+        text = io.TextIOWrapper(stream, encoding=_encoding(head), errors=KEEP_BYTES, newline=None)
+        yield text
+
+
+def _open(path: str | Path, on_read: Callable[[int], None] | None, opened: ExitStack) -> Any:
+    """The file's bytes as they are."""
+    if str(path) == "-":
+        if sys.stdin is None or sys.stdin.closed:
+            raise InputError("standard input is closed: pipe FASTA into the command, or name a file instead of -")
+        return sys.stdin.buffer
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the files in it, for example {path}/*.fasta.gz")
+    try:
+        file = opened.enter_context(_CountedFile(path, on_read or (lambda count: None)))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; check the path (relative to {Path.cwd()})") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be opened: {error.strerror}") from error
+    return io.BufferedReader(file, _CHUNK)
+
+
+def _refuse(path: str | Path, head: bytes) -> None:
+    """Raise where the first bytes are those of a known kind of file that holds no text."""
+    if head[257:262] == b"ustar":
+        raise InputError(f"{path} is a tar archive: unpack it (tar xf) and give the files in it")
+    for magic, (kind, mend) in _REFUSED.items():
+        if head.startswith(magic):
+            raise InputError(f"{path} is {kind}: {mend}")
+
+
+def damaged(path: str | Path, number: int, error: Exception, unit: str = "record") -> InputError:
+    """The error for a compressed stream that breaks off after ``number`` whole records (or lines)."""
+    return InputError(
+        f"{path} is damaged after {unit} {number} ({error}); fetch the file again, its compressed stream is cut short "
+        "or changed"
+    )

@@ -1,0 +1,297 @@
+"""Tables in: CSV, TSV, JSON lines and Parquet as columns and rows, every line and row of them accounted for.
+
+Text tables are read as they are written in this field. Comma and semicolon tables follow RFC 4180. Tab-separated ones
+mostly do not quote, so that a cell may begin with a quotation mark (UniProt, BLAST); those of spreadsheets do. A line
+is read plainly where that gives the header's number of cells, else with its quotes, over several lines if need be; a
+header in quotes says that all quotes are meant. A line that fits in neither way is one row with a problem.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rd_hf.data.records import InputError
+from rd_hf.data.streams import DAMAGED, damaged, open_text
+from rd_hf.data.values import as_list
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+DELIMITERS = {".csv": ",;\t", ".tsv": "\t,;", ".tab": "\t,;"}
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
+# Lines that one quoted cell may span: enough for a wrapped titin, and a stray quote costs no more than this.
+_LONGEST_CELL = 4096
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be told apart into cells."""
+
+    reason: str
+
+
+Row = Mapping[str, Any] | BadRow
+
+
+@dataclass(slots=True)
+class Table:
+    """Column names as the source has them, and rows to be read once.
+
+    Attributes:
+        columns: in order; a name may occur twice.
+        read: the rows with at least the columns named; each a value a column, or what is wrong with the row.
+        kinds: Arrow types of the columns, where the format has types.
+        about: what to add to a complaint about the columns, such as how they were told apart.
+    """
+
+    columns: list[str]
+    read: Callable[[Sequence[str]], Iterator[Row]]
+    kinds: Mapping[str, pa.DataType] = field(default_factory=dict)
+    about: str = ""
+
+
+class _Lines:
+    """The lines of a text, counted; some can be given back."""
+
+    def __init__(self, source: str | Path, handle: Iterable[str]) -> None:
+        self._source, self._handle = source, iter(handle)
+        self._returned: deque[str] = deque()
+        self.number = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if self._returned:
+            line = self._returned.popleft()
+        else:
+            try:
+                line = next(self._handle)
+            except DAMAGED as error:
+                raise damaged(self._source, self.number, error, "line") from error
+        self.number += 1
+        return line
+
+    def give_back(self, lines: Sequence[str]) -> None:
+        self._returned.extendleft(reversed(lines))
+        self.number -= len(lines)
+
+
+def _quoted(first: str, lines: _Lines, delimiter: str) -> tuple[list[str] | None, list[str]]:
+    """Cells of a row with quotes by RFC 4180 (None where it breaks that), and the further lines they took."""
+    taken: list[str] = []
+
+    def feed() -> Iterator[str]:
+        yield first
+        for line in lines:
+            taken.append(line)
+            yield line
+            if len(taken) == _LONGEST_CELL:
+                return
+
+    try:
+        return next(csv.reader(feed(), delimiter=delimiter, strict=True)), taken
+    except csv.Error:
+        return None, taken
+
+
+def _split(line: str, delimiter: str) -> list[str]:
+    """Cells of a line, its quotes being letters like others."""
+    return line.removesuffix("\n").split(delimiter)
+
+
+def _header(source: str | Path, lines: _Lines, kind: str, wanted: Callable[[Sequence[str]], bool]) -> tuple[Any, ...]:
+    """Column names, the delimiter, and whether quotes are meant everywhere."""
+    first = next((line for line in lines if line.strip()), None)
+    if first is None:
+        raise InputError(f"{source} holds no rows")
+    delimiters = DELIMITERS[kind]
+    declared = re.fullmatch(r"sep=(.)\n?", first)
+    if declared:
+        # How Excel is told the delimiter.
+        delimiters = declared[1]
+        first = next(lines, "")
+    found = []
+    for delimiter in delimiters:
+        cells, taken = _quoted(first, lines, delimiter) if '"' in first else (None, [])
+        if cells is not None and not taken:
+            found.append((cells, delimiter, True))
+        else:
+            lines.give_back(taken)
+            found.append((_split(first, delimiter), delimiter, False))
+        if wanted(found[-1][0]):
+            return found[-1]
+    return max(found, key=lambda each: len(each[0]))
+
+
+@contextmanager
+def delimited(
+    source: str | Path,
+    kind: str,
+    wanted: Callable[[Sequence[str]], bool],
+    on_read: Callable[[int], None] | None = None,
+    say: Say | None = None,
+) -> Iterator[Table]:
+    """Open a CSV or TSV file.
+
+    Args:
+        source: the file.
+        kind: suffix that names the format; says which delimiter is looked for first.
+        wanted: whether these column names are those that are needed: decides between delimiters.
+        on_read: told the number of bytes each time some are read.
+        say: told in a sentence if rows span several lines.
+
+    Raises:
+        InputError: no such file, no header, or a damaged one.
+    """
+    # The largest field a C long can name on every platform; csv's own default stops at 131,072 letters.
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    with open_text(source, on_read) as handle:
+        lines = _Lines(source, handle)
+        columns, delimiter, quoted = _header(source, lines, kind, wanted)
+        about = f" (told apart by {_NAMES.get(delimiter, repr(delimiter))})"
+        yield Table(columns, lambda _: _rows(source, lines, columns, delimiter, quoted, say), about=about)
+
+
+def _rows(
+    source: str | Path, lines: _Lines, columns: Sequence[str], delimiter: str, all_quoted: bool, say: Say | None
+) -> Iterator[Row]:
+    width = len(columns)
+    plain_first = delimiter == "\t" and not all_quoted
+    told = False
+    for first in lines:
+        if not first.strip("\n"):
+            continue
+        cells = plain = _split(first, delimiter)
+        number = lines.number
+        if '"' in first:
+            quoted, taken = _quoted(first, lines, delimiter)
+            # Lines that each fit as they are, though quotes would join them.
+            each_fits = bool(taken) and all(len(_split(line, delimiter)) == width for line in (first, *taken))
+            fits = quoted is not None and len(quoted) == width
+            if fits and each_fits and not all_quoted and not plain_first:
+                yield from (
+                    BadRow(
+                        f"line {line} is a row by itself and, by a quotation mark that begins in line {number}, part "
+                        "of a longer one: double or remove that mark"
+                    )
+                    for line in range(number, lines.number + 1)
+                )
+                continue
+            if quoted is not None and fits and not (each_fits and plain_first):
+                if taken and not told and say is not None:
+                    told = True
+                    say(
+                        f"{source}: quoted cells span lines, first {number} to {lines.number}; they are read as one row"
+                    )
+                cells = quoted
+            else:
+                lines.give_back(taken)
+                cells = plain if plain_first or quoted is None else quoted
+        if len(cells) == width:
+            yield dict(zip(columns, cells, strict=True))
+        else:
+            unit = "cell" if len(cells) == 1 else "cells"
+            yield BadRow(f"line {number} has {len(cells)} {unit} where the header has {width}")
+
+
+@contextmanager
+def json_lines(source: str | Path, on_read: Callable[[int], None] | None = None) -> Iterator[Table]:
+    """Open a file of one JSON object a line; its columns are those of the first.
+
+    Raises:
+        InputError: no such file or no row; while reading, a line that is no JSON object.
+    """
+    with open_text(source, on_read) as handle:
+        yield of_rows(source, _objects(source, _Lines(source, handle)))
+
+
+def of_rows(source: str | Path, rows: Iterator[Row]) -> Table:
+    """A table of rows that name their columns themselves; the first names those of all.
+
+    Raises:
+        InputError: there is no row.
+    """
+    first = next(rows, None)
+    if first is None:
+        raise InputError(f"{source} holds no rows")
+    if isinstance(first, BadRow):
+        raise InputError(f"{source} cannot be read: {first.reason}; mend it")
+    return Table(list(first), lambda _: chain([first], rows))
+
+
+class _RepeatedKeyError(Exception):
+    """A JSON object that gives two values for one key."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _RepeatedKeyError
+    return found
+
+
+def _objects(source: str | Path, lines: _Lines) -> Iterator[Row]:
+    number = 0
+    for line in lines:
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line, object_pairs_hook=_object)
+        except _RepeatedKeyError:
+            row = BadRow(f"line {lines.number} gives two values for one key")
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f"{source} cannot be read after record {number} (line {lines.number}): {error}; give one JSON object "
+                "a line"
+            ) from error
+        if not isinstance(row, (dict, BadRow)):
+            raise InputError(f"{source} line {lines.number} is no JSON object; give one object a line")
+        number += 1
+        yield row
+
+
+@contextmanager
+def parquet(source: str | Path, on_read: Callable[[int], None] | None = None) -> Iterator[Table]:
+    """Open a Parquet file; a thousand rows are in memory at a time.
+
+    Raises:
+        InputError: no such file, or it cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(source)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; check the path (relative to {Path.cwd()})")
+    try:
+        # Opened here: the library takes no name that is not UTF-8.
+        with path.open("rb") as raw, pq.ParquetFile(raw) as file:
+            bytes_a_row = path.stat().st_size / max(1, file.metadata.num_rows)
+
+            def read(columns: Sequence[str]) -> Iterator[Row]:
+                for batch in file.iter_batches(batch_size=1000, columns=list(columns)):
+                    values = [as_list(batch.column(column)) for column in columns]
+                    yield from (dict(zip(columns, cells, strict=True)) for cells in zip(*values, strict=True))
+                    if on_read is not None:
+                        on_read(round(bytes_a_row * batch.num_rows))
+
+            if file.metadata.num_rows == 0:
+                raise InputError(f"{path} holds no rows")
+            schema = file.schema_arrow
+            yield Table(schema.names, read, {column.name: column.type for column in schema})
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} is no readable Parquet file: {error}") from error
