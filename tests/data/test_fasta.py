@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rd_hf.data.fasta import InputError, read_fasta
+from tests.data.cases import FASTA_TEXTS, Case
 
 # Anything but line ends; "\x1c" to "\x1e", "\x85" and the like are no line ends to a file, but are to
 # str.splitlines, so they are worth having here. Surrogates cannot be written as UTF-8.
@@ -26,7 +28,7 @@ filler = st.lists(st.sampled_from(["", "; a comment", ";", ";>not a record"]), m
 def files(draw: st.DrawFn) -> tuple[bytes, list[tuple[str, str]]]:
     """A file's bytes and the (header, sequence) pairs in it."""
     records = draw(st.lists(record, min_size=1, max_size=6))
-    lines = draw(st.sampled_from([[], ["text before the first record"]]))
+    lines = draw(st.sampled_from([[], ["#2\t1"], ["", "; a comment"]]))
     for head, sequence in records:
         lines += [">" + head]
         for part in sequence:
@@ -102,18 +104,56 @@ def test_a_gzip_cut_short_names_the_file_and_its_last_whole_record(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        (b"", "holds no FASTA record"),
-        (b"MKTAYIAKQR\n", "holds no FASTA record"),
-        (b"\n\n;x\n", "holds no FASTA record"),
-    ],
+    "case", [*FASTA_TEXTS, Case("nothing", "", None, "holds no FASTA record")], ids=lambda c: c.what
 )
-def test_a_file_without_a_record_is_an_error(tmp_path: Path, content: bytes, sentence: str) -> None:
-    path = tmp_path / "empty.fasta"
+def test_no_line_is_skipped_that_may_be_a_record(tmp_path: Path, case: Case) -> None:
+    path = tmp_path / "a.fasta"
+    path.write_text(case.value)
+    if case.gives is None:
+        with pytest.raises(InputError, match=re.escape(f"{path} {case.reason}")):
+            list(read_fasta(path))
+    else:
+        assert [(record.id, record.problem or record.sequence) for record in read_fasta(path)] == case.gives
+
+
+@given(
+    st.lists(st.sampled_from([b">p", b">", b"MK", b"M K>x", b"\n", b"\r", b";c", b"#", b"\xef\xbb\xbf", b" ", b"\xff"]))
+)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_lines_that_begin_a_record_are_all_there_or_the_file_is_refused(tmp_path: Path, pieces: list[bytes]) -> None:
+    path = tmp_path / "any.fasta"
+    content = b"".join(pieces)
     path.write_bytes(content)
-    with pytest.raises(InputError, match=sentence):
-        list(read_fasta(path))
+    lines = [
+        line.removeprefix("\ufeff".encode())
+        for line in re.split(b"\r\n|\r|\n", content.removeprefix("\ufeff".encode()))
+    ]
+    try:
+        found = list(read_fasta(path))
+    except InputError:
+        begins = [line[:1] for line in lines if line.strip() and line[:1] not in (b";", b"#")]
+        assert not begins or begins[0] != b">"
+        return
+    assert len(found) == sum(line.startswith(b">") for line in lines)
+    # Each letter of the file is a header's, a comment's, or a record's.
+    letters = sum(line.count(b"M") for line in lines if line[:1] not in (b">", b";", b"#"))
+    letters += sum(
+        line.count(b"M")
+        for line in lines[next(i for i, line in enumerate(lines) if line[:1] == b">") :]
+        if line[:1] == b"#"
+    )
+    assert sum(record.sequence.count("M") for record in found) == letters
+
+
+def test_headers_that_are_not_utf_8_stay_distinct_and_it_is_said_once(tmp_path: Path) -> None:
+    path = tmp_path / "latin.fasta"
+    path.write_bytes(b">a\nMK\n>p\xe5 caf\xe9\nMK\n>p\xe9\nMK\n>\xc3\xa5\nMK\n")
+    said: list[str] = []
+    found = list(read_fasta(path, say=said.append))
+    assert [record.id for record in found] == ["a", r"p\xe5", r"p\xe9", "å"]
+    assert found[1].description == r"p\xe5 caf\xe9"
+    assert len(said) == 1
+    assert f"{path}: from record 2 on, bytes of ids or headers that are not in the file's encoding" in said[0]
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:

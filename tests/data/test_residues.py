@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 
 import esm
@@ -10,44 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rd_hf.data.residues import RESIDUES, RejectedSequenceError, clean_sequence, encode
+from tests.data.cases import LETTERS, Case
 
 
-@pytest.mark.parametrize(
-    ("raw", "cleaned"),
-    [
-        ("LAGVSERTIDPKQNFYMHWC", "LAGVSERTIDPKQNFYMHWC"),
-        ("MXBZUOM", "MXBZUOM"),
-        ("MJK", "MXK"),
-        ("mkTAyj", "MKTAYX"),
-        ("M-K..T", "MKT"),
-        (" M K\tT\n", "MKT"),
-        ("MKT*", "MKT"),
-        ("MKT**", "MKT"),
-        ("MKT*--", "MKT"),
-    ],
-)
-def test_letters_that_are_kept_changed_or_removed(raw: str, cleaned: str) -> None:
-    assert clean_sequence(raw) == cleaned
-
-
-@pytest.mark.parametrize(
-    ("raw", "reason"),
-    [
-        ("", "no residues"),
-        ("*", "no residues"),
-        ("-.-", "no residues"),
-        ("MK*T", r"stop codon '\*' inside the sequence \(position 3 of 4\)"),
-        ("MK1T", r"'1' is not a residue \(position 3 of 4\)"),
-        ("M>K", "'>' is not a residue"),
-        ("MKß", "'ß' is not a residue"),  # str.upper() would make it the residues SS
-        ("MKſ", "'ſ' is not a residue"),  # str.upper() would make it S
-        ("МK", "'М' is not a residue"),  # Cyrillic
-        ("MK\0", "is not a residue"),
-    ],
-)
-def test_everything_else_is_rejected_with_a_reason(raw: str, reason: str) -> None:
-    with pytest.raises(RejectedSequenceError, match=reason):
-        clean_sequence(raw)
+@pytest.mark.parametrize("case", LETTERS, ids=lambda case: case.what)
+def test_each_character_is_kept_changed_removed_or_the_reason_of_a_rejection(case: Case) -> None:
+    if case.gives is not None:
+        assert clean_sequence(case.value) == case.gives
+        return
+    with pytest.raises(RejectedSequenceError, match=re.escape(case.reason)):
+        clean_sequence(case.value)
 
 
 @given(st.text(max_size=40))
