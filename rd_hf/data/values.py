@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from numbers import Integral, Number, Real
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rd_hf.data.residues import RejectedSequenceError
 from rd_hf.data.text import KEEP_BYTES
 
@@ -29,6 +31,10 @@ _LIST_TYPE = re.compile(r"((large_)?list(_view)?|fixed_size_list)<")
 def _is_missing(value: Any) -> bool:
     """None, and pandas' NA and NaT; not NaN, which is a number where a text was expected."""
     return value is None or type(value).__name__ in ("NAType", "NaTType")
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, (float, np.floating)) and math.isnan(value)
 
 
 def _shown(value: Any) -> str:
@@ -57,6 +63,8 @@ def sequence_text(value: Any) -> str:
             raise RejectedSequenceError(
                 f"the sequence is bytes that are not UTF-8 (at byte {error.start + 1})"
             ) from None
+    if _is_nan(value):
+        raise RejectedSequenceError("the sequence is missing (NaN)")
     raise RejectedSequenceError(f"the sequence is {_shown(value)}, no text")
 
 
@@ -68,7 +76,7 @@ def id_text(value: Any) -> str | None:
     """
     if isinstance(value, str):
         return value
-    if _is_missing(value) or (isinstance(value, float) and math.isnan(value)):
+    if _is_missing(value) or _is_nan(value):
         return None
     if isinstance(value, _BYTES):
         return bytes(value).decode("utf-8", errors=KEEP_BYTES)
@@ -91,7 +99,7 @@ def position_numbers(value: Any) -> tuple[int, ...]:
         value = value.tolist()
     if isinstance(value, _BYTES):
         value = bytes(value).decode("utf-8", errors="replace")
-    if _is_missing(value) or (isinstance(value, float) and math.isnan(value)):
+    if _is_missing(value) or _is_nan(value):
         return ()
     words = _WORD.findall(value) if isinstance(value, str) else value if isinstance(value, Iterable) else [value]
     try:
