@@ -28,7 +28,7 @@ def _lines(path: str | Path, handle: Iterable[str]) -> Iterator[str]:
     for number, line in enumerate(handle, start=1):
         # Files that each begin with a byte order mark and were joined have it at the start of later lines too.
         line = line.removeprefix("\ufeff")
-        if line.startswith(";"):
+        if not line or line.startswith(";"):
             continue
         if not begun:
             begun = line.startswith(">")

@@ -55,12 +55,14 @@ class Table:
         read: the rows with at least the columns named; each a value a column, or what is wrong with the row.
         kinds: Arrow types of the columns, where the format has types.
         about: what to add to a complaint about the columns, such as how they were told apart.
+        blank: how many blank lines the rows read so far had before or between them.
     """
 
     columns: list[str]
     read: Callable[[Sequence[str]], Iterator[Row]]
     kinds: Mapping[str, pa.DataType] = field(default_factory=dict)
     about: str = ""
+    blank: Callable[[], int] = lambda: 0
 
 
 class _Lines:
@@ -70,6 +72,7 @@ class _Lines:
         self._source, self._handle = source, iter(handle)
         self._returned: deque[str] = deque()
         self.number = 0
+        self.blank = 0
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -162,8 +165,12 @@ def delimited(
     with open_text(source, on_read) as handle:
         lines = _Lines(source, handle)
         columns, delimiter, quoted = _header(source, lines, kind, wanted)
-        about = f" (told apart by {_NAMES.get(delimiter, repr(delimiter))})"
-        yield Table(columns, lambda _: _rows(source, lines, columns, delimiter, quoted, say), about=about)
+        yield Table(
+            columns,
+            lambda _: _rows(source, lines, columns, delimiter, quoted, say),
+            about=f" (told apart by {_NAMES.get(delimiter, repr(delimiter))})",
+            blank=lambda: lines.blank,
+        )
 
 
 def _rows(
@@ -174,6 +181,7 @@ def _rows(
     told = False
     for first in lines:
         if not first.strip("\n"):
+            lines.blank += 1
             continue
         cells = plain = _split(first, delimiter)
         number = lines.number

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from scipy import sparse
 
 from rd_hf.data.fasta import InputError
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
+from rd_hf.data.tables import BadRow, delimited
 
 COLUMNS = ("mutant", "mutated_sequence", "DMS_score")
 # Five outer folds of which each trains five inner ones: below this an inner fold validates on two variants.
@@ -56,23 +58,25 @@ def _row(index: int) -> str:
 
 def _read_table(path: Path) -> pd.DataFrame:
     """The needed columns as text, blank lines at the end dropped."""
-    if not path.exists():
-        raise InputError(f"{path}: no such file; check the path (relative to {Path.cwd()})")
-    try:
-        # Text only: pandas would turn a mutant named "NA12" or an odd score into something else silently.
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False, index_col=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} is not a readable CSV ({reason}); a ProteinGym file is plain text") from error
-    absent = [column for column in COLUMNS if column not in table.columns]
-    if absent:
-        raise InputError(
-            f"{path} lacks the column {', '.join(absent)} (row 1 has {', '.join(map(str, table.columns))}); "
-            f"a ProteinGym file has {', '.join(COLUMNS)}: rename yours"
-        )
-    table = table.loc[:, list(COLUMNS)].fillna("").apply(lambda column: column.str.strip())
-    filled = np.flatnonzero((table != "").any(axis=1))
-    return table.iloc[: filled[-1] + 1 if len(filled) else 0]
+    rows: list[Mapping[str, str]] = []
+    blank = 0
+    with delimited(path, ".csv", lambda columns: set(COLUMNS) <= set(columns)) as table:
+        absent = [column for column in COLUMNS if table.columns.count(column) != 1]
+        if absent:
+            raise InputError(
+                f"{path} lacks the column {', '.join(absent)}, or has it twice (row 1 has "
+                f"{', '.join(table.columns)}{table.about}); a ProteinGym file has {', '.join(COLUMNS)}: rename yours"
+            )
+        for row in table.read(COLUMNS):
+            if isinstance(row, BadRow):
+                raise InputError(f"{path}: {row.reason}; mend the row")
+            # So that rows are numbered as an editor does.
+            rows += [dict.fromkeys(COLUMNS, "")] * (table.blank() - blank)
+            blank = table.blank()
+            rows.append({column: row[column].strip() for column in COLUMNS})
+    while rows and not any(rows[-1].values()):
+        rows.pop()
+    return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
 
 
 def _read_scores(path: Path, mutants: list[str], cells: list[str]) -> np.ndarray:

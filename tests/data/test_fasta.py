@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from Bio import SeqIO
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from rd_hf.data.fasta import InputError, read_fasta
@@ -116,6 +116,7 @@ def test_no_line_is_skipped_that_may_be_a_record(tmp_path: Path, case: Case) -> 
         assert [(record.id, record.problem or record.sequence) for record in read_fasta(path)] == case.gives
 
 
+@example([b"\n", b"\xef\xbb\xbf"])
 @given(
     st.lists(st.sampled_from([b">p", b">", b"MK", b"M K>x", b"\n", b"\r", b";c", b"#", b"\xef\xbb\xbf", b" ", b"\xff"]))
 )
@@ -143,6 +144,12 @@ def test_lines_that_begin_a_record_are_all_there_or_the_file_is_refused(tmp_path
         if line[:1] == b"#"
     )
     assert sum(record.sequence.count("M") for record in found) == letters
+
+
+def test_a_number_sign_after_the_first_record_is_a_letter_like_others(tmp_path: Path) -> None:
+    path = tmp_path / "a.fasta"
+    path.write_text(">p1\nMK\n#TA\n")
+    assert [record.sequence for record in read_fasta(path)] == ["MK#TA"]
 
 
 def test_headers_that_are_not_utf_8_stay_distinct_and_it_is_said_once(tmp_path: Path) -> None:

@@ -56,6 +56,14 @@ def test_the_delimiter_is_found(tmp_path: Path, case: Case) -> None:
     assert pairs(tmp_path / name) == [case.gives]
 
 
+@pytest.mark.parametrize(("name", "mark"), [("a.tsv", "\t"), ("a.csv", ",")])
+def test_a_header_in_quotes_says_that_all_quotes_are_meant(tmp_path: Path, name: str, mark: str) -> None:
+    path = tmp_path / name
+    # Each of the two lines of the row has three cells if its quotes mean nothing.
+    path.write_text('"id"|"note"|"sequence"\n"p2"|"b|GSHMAS\nc|d"|"MKV"\n"p9"|"c"|"AAAAA"\n'.replace("|", mark))
+    assert pairs(path) == [("p2", "MKV"), cases.NEXT]
+
+
 def test_a_delimiter_that_is_not_found_is_said(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("id|sequence\np1|MKT\n")

@@ -93,6 +93,32 @@ def test_an_empty_file_and_a_missing_one_are_named(tmp_path) -> None:
             read_assay(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda line: line + ",1", "line 4 has 5 cells where the header has 4"),
+        (lambda line: "x," + line, "line 4 has 5 cells where the header has 4"),
+        (lambda line: line.rpartition(",")[0], "line 4 has 3 cells where the header has 4"),
+        (lambda line: f'"{line}', "row 4"),
+        (lambda line: f"\n{line}", "row 4"),
+    ],
+)
+def test_a_row_that_does_not_fit_the_header_is_named(tmp_path, change, sentence: str) -> None:
+    lines = ASSAY_FILE.read_text().splitlines()
+    assert lines[0].count(",") == 3
+    lines[3] = change(lines[3])
+    path = tmp_path / "broken.csv"
+    path.write_text("\n".join(lines))
+    with pytest.raises(InputError, match=sentence):
+        read_assay(path)
+
+
+def test_semicolons_and_utf_16_are_the_same_assay(tmp_path, assay: Assay) -> None:
+    path = tmp_path / ASSAY_FILE.name
+    path.write_text(ASSAY_FILE.read_text().replace(",", ";"), encoding="utf-16")
+    assert read_assay(path).digest == assay.digest
+
+
 def test_broken_files_are_reported_and_the_others_go_on(tmp_path) -> None:
     good = tmp_path / "good.csv"
     good.write_bytes(ASSAY_FILE.read_bytes())
