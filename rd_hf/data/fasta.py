@@ -6,6 +6,7 @@ were joined without a line end between them, and that no line is ever skipped wh
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -18,11 +19,16 @@ from rd_hf.data.text import readable
 __all__ = ["FastaRecord", "InputError", "read_fasta"]
 
 
-def _lines(path: str | Path, handle: Iterable[str]) -> Iterator[str]:
+# A line of words: no header, and neither a sequence, a table, nor another format's first line.
+_WORDS = re.compile(r"[^\W\d_]+( [\w.,:;()'/-]+)+")
+
+
+def _lines(path: str | Path, handle: Iterable[str], tell: Callable[[str], None], strict: bool) -> Iterator[str]:
     """Lines from the first ``>`` on, without comments.
 
     Raises:
-        InputError: something stands before the first ``>`` that is neither blank nor a comment.
+        InputError: something stands before the first ``>`` that is neither blank, a comment nor words; with ``strict``
+            words too.
     """
     begun = False
     for number, line in enumerate(handle, start=1):
@@ -32,28 +38,37 @@ def _lines(path: str | Path, handle: Iterable[str]) -> Iterator[str]:
             continue
         if not begun:
             begun = line.startswith(">")
+            text = line.strip()
             # "#" is how an alignment search begins its A3M.
-            if not begun and line.strip() and not line.startswith("#"):
-                raise InputError(
-                    f"{path} holds no FASTA record at its start: line {number} ({line.strip()[:30]!r}) stands before "
-                    "any '>'; remove it, or let the file's name end in .csv, .tsv, .jsonl or .parquet if it is a table"
-                )
+            if not begun and text and not text.startswith("#"):
+                where = f"line {number} ({text[:30]!r}) stands before any '>'"
+                if strict or not _WORDS.fullmatch(text):
+                    raise InputError(
+                        f"{path} holds no FASTA record at its start: {where}; remove it, or let the file's name end in "
+                        ".csv, .tsv, .jsonl or .parquet if it is a table"
+                    )
+                tell(f"{path}: {where} and is left out; remove it, or begin it with ';'")
         yield line
 
 
 def read_fasta(
-    path: str | Path, on_read: Callable[[int], None] | None = None, say: Callable[[str], None] | None = None
+    path: str | Path,
+    on_read: Callable[[int], None] | None = None,
+    say: Callable[[str], None] | None = None,
+    strict: bool = False,
 ) -> Iterator[FastaRecord]:
     """Stream the records of a FASTA file (compressed or not, "-" for standard input).
 
     Lines that start with ``;`` are comments (Pearson), so are those with ``#`` before the first record; blank
-    lines and blanks inside sequence lines are ignored. Nothing is judged here: records with an empty
+    lines and blanks inside sequence lines are ignored; a line of words before the first record is left out and said.
+    Nothing is judged here: records with an empty
     id or no residues are passed on for :func:`rd_hf.data.residues.clean_sequence` to decide.
 
     Args:
         path: the file.
         on_read: told the number of bytes each time some are read from the disk.
         say: told in a sentence what a user should know of the file.
+        strict: refuse words before the first record.
 
     Raises:
         InputError: the file is missing, holds no record, begins with something else, or ends early (a download cut
@@ -61,17 +76,17 @@ def read_fasta(
     """
     number = 0
     told = False
+    tell = say or (lambda sentence: None)
     with open_text(path, on_read) as handle:
         try:
-            for header, letters in SimpleFastaParser(_lines(path, handle)):
+            for header, letters in SimpleFastaParser(_lines(path, handle, tell, strict)):
                 number += 1
                 header = header.strip()
                 words = header.split(None, 1)
                 text = readable(header)
                 if text != header and not told:
                     told = True
-                    if say is not None:
-                        say(not_encodable(path, number))
+                    tell(not_encodable(path, number))
                 sequence = "".join(letters.split())
                 problem = ""
                 if ">" in sequence:

@@ -70,7 +70,7 @@ def read_records(
         on_read: told the number of bytes each time some are read from a file.
         say: told in a sentence, at most once each, what a user should know of the source: that it looks like
             nucleotides, that ids are not text, that cells span lines.
-        strict: refuse a source that looks like nucleotides.
+        strict: refuse a source that looks like nucleotides, or has words before its first FASTA record.
 
     Raises:
         InputError: the source does not exist, is damaged, has no record, or no such column.
@@ -79,7 +79,7 @@ def read_records(
     if kind is None and not is_hub_dataset(source):
         if positions_column is not None:
             raise InputError(f"{source} is FASTA, which has no column {positions_column!r}: give a table")
-        records = read_fasta(source, on_read, say)
+        records = read_fasta(source, on_read, say, strict)
     else:
         records = _read_table(source, kind, (sequence_column, id_column, positions_column), on_read, say)
     yield from watch_nucleotides(source, records, say, strict)

@@ -91,7 +91,10 @@ class _Rewound(io.RawIOBase):
             count = min(len(buffer), len(self._head))
             buffer[:count], self._head = self._head[:count], self._head[count:]
             return count
-        return self._rest.readinto(buffer) or 0
+        # What is there, however little: an error further on in the stream must not cost what came before it.
+        data = self._rest.read1(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 class _Xz(io.RawIOBase):
@@ -130,15 +133,15 @@ class _Xz(io.RawIOBase):
 
 
 def _decompressed(kind: str, source: Any) -> Any:
-    """A readable binary stream of what ``source`` holds."""
+    """A buffered stream of what ``source`` holds, in small steps: what is read before damage is found is kept."""
     if kind == "gzip":
         return gzip.GzipFile(fileobj=source)
     if kind == "xz":
-        return _Xz(source)
+        return io.BufferedReader(_Xz(source))
     # Imported here: what is not compressed so must not pay for it.
     import pyarrow as pa
 
-    return pa.CompressedInputStream(pa.PythonFile(source, mode="r"), kind)
+    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(source, mode="r"), kind))
 
 
 def _encoding(head: bytes) -> str:
@@ -183,7 +186,7 @@ def open_text(path: str | Path, on_read: Callable[[int], None] | None = None) ->
             kind = next((kind for magic, kind in _COMPRESSED.items() if head.startswith(magic)), None)
             if kind is None:
                 break
-            stream = io.BufferedReader(_decompressed(kind, stream), _CHUNK)
+            stream = _decompressed(kind, stream)
         text = io.TextIOWrapper(stream, encoding=_encoding(head), errors=KEEP_BYTES, newline=None)
         yield text
 

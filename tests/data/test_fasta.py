@@ -146,6 +146,37 @@ def test_lines_that_begin_a_record_are_all_there_or_the_file_is_refused(tmp_path
     assert sum(record.sequence.count("M") for record in found) == letters
 
 
+def test_words_before_the_first_record_are_said_and_refused_when_strict(tmp_path: Path) -> None:
+    path = tmp_path / "a.fasta"
+    path.write_text("Some header\n>p1\nMK\n")
+    said: list[str] = []
+    assert len(list(read_fasta(path, say=said.append))) == 1
+    assert said == [
+        f"{path}: line 1 ('Some header') stands before any '>' and is left out; remove it, or begin it with ';'"
+    ]
+    with pytest.raises(InputError, match="'Some header'"):
+        list(read_fasta(path, strict=True))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "LOCUS       NP_000537",
+        "ID   P53_HUMAN",
+        "1 mktay iakqr",
+        "@r1 first",
+        "p1\tMKT",
+        "Some header >p1",
+        "MKT AY\x00",
+    ],
+)
+def test_first_lines_of_other_formats_are_no_words(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "a.fasta"
+    path.write_text(f"{line}\n>p1\nMK\n")
+    with pytest.raises(InputError, match="stands before any '>'"):
+        list(read_fasta(path))
+
+
 def test_a_number_sign_after_the_first_record_is_a_letter_like_others(tmp_path: Path) -> None:
     path = tmp_path / "a.fasta"
     path.write_text(">p1\nMK\n#TA\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import lzma
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,21 @@ class TestEachCompression:
         path = tmp_path / f"a.csv{suffixes[kind]}"
         path.write_bytes(compress(TABLE.encode()))
         assert pairs(path) == RECORDS
+
+
+@pytest.mark.parametrize("kind", ["gzip", "xz", "zstd", "lz4"])
+def test_what_comes_before_the_damage_is_read(tmp_path: Path, kind: str) -> None:
+    # bzip2 compresses 900 kB at a time, all or nothing.
+    draw = random.Random(0)
+    sequences = ["".join(draw.choices("LAGVSERTIDPKQNFYMHWC", k=200)) for _ in range(3000)]
+    data = COMPRESSIONS[kind]("".join(f">r\n{sequence}\n" for sequence in sequences).encode())
+    path = tmp_path / "a.fasta"
+    path.write_bytes(data[: len(data) * 2 // 3])
+    found = []
+    with pytest.raises(InputError, match="is damaged after record"):
+        found.extend(record.sequence for record in read_records(path))
+    assert len(found) > 1000
+    assert found == sequences[: len(found)]
 
 
 def test_padding_between_xz_streams_is_none_of_the_text(tmp_path: Path) -> None:
