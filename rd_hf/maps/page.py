@@ -1,0 +1,187 @@
+"""The page: everything that it shows in one HTML file, which asks no server and no network for anything.
+
+Numbers travel as base64 of little-endian arrays, text as JSON. Ids, descriptions and labels are other people's text:
+the page gives them to the browser as text only, the JSON cannot end its element, and a content security policy lets
+nothing run but the scripts that were put in here, known by their hashes, and nothing be fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from rd_hf.data.fasta import InputError
+from rd_hf.maps.labels import Column
+from rd_hf.maps.neighbours import Neighbours
+from rd_hf.maps.projection import Projection
+from rd_hf.maps.proteins import Proteins
+
+# Okabe and Ito's palette (2008) without its black and its yellow, of which one or the other cannot be seen on a dark
+# or a light page; markers tell apart what has the same colour.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7")
+MARKERS = ("circle", "x", "triangle-up", "diamond", "cross", "square")
+# Characters of a description that a page keeps: a name and an organism, not a paper's abstract.
+_LONGEST = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """What a page shows.
+
+    Attributes:
+        title: of the page.
+        proteins: those drawn.
+        projections: one a level, smallest first.
+        neighbours: of each level; empty where none were asked for.
+        columns: labels to colour by, the first of them first; may be empty.
+        method: of the projection, in words.
+        descriptions: whether the proteins' descriptions go along.
+    """
+
+    title: str
+    proteins: Proteins
+    projections: Sequence[Projection]
+    neighbours: Mapping[str, Neighbours]
+    columns: Sequence[Column]
+    method: str
+    descriptions: bool = True
+
+
+def _packed(values: np.ndarray, kind: str) -> str:
+    return base64.b64encode(np.ascontiguousarray(values, dtype=np.dtype(kind).newbyteorder("<")).tobytes()).decode()
+
+
+def page_data(content: Map) -> dict[str, Any]:
+    """What the page's script reads; ``templates/page.js`` is the other half of this function.
+
+    Coordinates are int16 steps of ``step`` (the frame is cut into 65,535), similarities uint16 steps of 2 / 65,535
+    from -1, so that neither shows in a picture or in four digits.
+    """
+    proteins = content.proteins
+    reach = max(float(np.abs(projection.points).max()) for projection in content.projections) or 1.0
+    step = reach / 32767
+    levels = []
+    for projection in content.projections:
+        level: dict[str, Any] = {
+            "name": projection.level,
+            "width": projection.width,
+            "explained": projection.explained,
+            "points": _packed(np.rint(projection.points / step), "int16"),
+        }
+        near = content.neighbours.get(projection.level)
+        if near is not None:
+            level["neighbours"] = _packed(near.indices, "uint16" if len(proteins.ids) <= 1 << 16 else "uint32")
+            level["similarities"] = _packed(np.rint((np.clip(near.similarities, -1, 1) + 1) * 32767.5), "uint16")
+        levels.append(level)
+    k = next((near.indices.shape[1] for near in content.neighbours.values()), 0)
+    return {
+        "title": content.title,
+        "model": proteins.model,
+        "pooling": proteins.pooling,
+        "total": proteins.total,
+        "method": content.method,
+        "k": k,
+        "step": step,
+        "levels": levels,
+        "ids": proteins.ids,
+        "descriptions": [
+            _described(one, text) for one, text in zip(proteins.ids, proteins.descriptions, strict=True)
+        ]
+        if content.descriptions
+        else None,
+        "records": _packed(proteins.records, "float64"),
+        "lengths": _packed(proteins.lengths, "uint32"),
+        "columns": [
+            {"name": column.name, "labels": column.labels, "codes": _packed(column.codes, "int32")}
+            for column in content.columns
+        ],
+        "colours": COLOURS,
+        "markers": MARKERS,
+    }
+
+
+def _described(name: str, description: str | None) -> str:
+    """A description without the id that it begins with, cut where it is very long."""
+    text = (description or "").strip()
+    if name and text.startswith(name):
+        text = text[len(name) :].strip()
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def inline_json(content: Any) -> Markup:
+    """JSON that stands inside a ``<script>`` element: no character in it can end the element or begin a comment."""
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+@cache
+def _plotly() -> str:
+    """plotly.js as the installed plotly carries it."""
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise InputError('a map needs plotly: pip install "rd_hf[map]"') from error
+    return str(get_plotlyjs())
+
+
+def _inline_script(text: str) -> tuple[Markup, str]:
+    """A script that may stand in the page, and its hash for the policy."""
+    text = text.replace("\r\n", "\n")
+    if "</script" in text.lower() or "<!--" in text:
+        raise ValueError("a script that ends its own element cannot stand in a page")
+    return Markup(text), base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def render_page(content: Map) -> str:
+    """The page's HTML.
+
+    Raises:
+        InputError: plotly is not installed.
+    """
+    templates = files("rd_hf.maps") / "templates"
+    scripts = [_inline_script(text) for text in (_plotly(), (templates / "page.js").read_text(encoding="utf-8"))]
+    environment = Environment(
+        loader=PackageLoader("rd_hf.maps"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("page.html.jinja").render(
+        title=content.title,
+        style=Markup((templates / "page.css").read_text(encoding="utf-8")),
+        data=inline_json(page_data(content)),
+        scripts=[text for text, _ in scripts],
+        hashes=[digest for _, digest in scripts],
+    )
+
+
+def write_page(path: str | Path, text: str) -> int:
+    """Write a page whole or not at all.
+
+    Returns:
+        Its bytes.
+
+    Raises:
+        InputError: it cannot be written there.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        size = temporary.stat().st_size
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"{path} cannot be written ({error.strerror}): choose another --output") from error
+    return size
