@@ -28,9 +28,9 @@ from rd_hf.maps.neighbours import Neighbours
 from rd_hf.maps.projection import Projection
 from rd_hf.maps.proteins import Proteins
 
-# Okabe and Ito's palette (2008) without its black and its yellow, of which one or the other cannot be seen on a dark
-# or a light page; markers tell apart what has the same colour.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7")
+# Okabe and Ito's palette (2008), for readers who see colours differently, without its yellow, which is not seen on a
+# light page; its black is white on a dark one. Markers tell apart what has the same colour.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "ink")
 MARKERS = ("circle", "x", "triangle-up", "diamond", "cross", "square")
 # Characters of a description that a page keeps: a name and an organism, not a paper's abstract.
 _LONGEST = 200
@@ -64,7 +64,7 @@ def _packed(values: np.ndarray, kind: str) -> str:
 
 
 def page_data(content: Map) -> dict[str, Any]:
-    """What the page's script reads; ``templates/page.js`` is the other half of this function.
+    """What the page's script reads; ``templates/data.js`` is the other half of this function.
 
     Coordinates are int16 steps of ``step`` (the frame is cut into 65,535), similarities uint16 steps of 2 / 65,535
     from -1, so that neither shows in a picture or in four digits.
@@ -153,7 +153,8 @@ def render_page(content: Map) -> str:
         InputError: plotly is not installed.
     """
     templates = files("rd_hf.maps") / "templates"
-    scripts = [_inline_script(text) for text in (_plotly(), (templates / "page.js").read_text(encoding="utf-8"))]
+    own = [(templates / name).read_text(encoding="utf-8") for name in ("data.js", "page.js")]
+    scripts = [_inline_script(text) for text in (_plotly(), *own)]
     environment = Environment(
         loader=PackageLoader("rd_hf.maps"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )

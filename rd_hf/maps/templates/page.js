@@ -1,44 +1,25 @@
 "use strict";
-// The page's behaviour. All text from the data goes through textContent, never through innerHTML, and plotly is given
+// What the page does. All text from the data goes through textContent, never through innerHTML, and plotly is given
 // numbers and colours only: its own texts understand markup.
 (() => {
+  const {
+    data, count, numbers, records, lengths, columns, levels, name, description, labelOf, labelled, similarity,
+    neighbours, agreement, grouped, search,
+  } = proteinMap;
   const $ = (id) => document.getElementById(id);
-  const data = JSON.parse($("data").textContent);
-  const count = data.ids.length;
-  const numbers = new Intl.NumberFormat("en");
   const calm = matchMedia("(prefers-reduced-motion: reduce)");
   const darkScheme = matchMedia("(prefers-color-scheme: dark)");
   const LISTED = 60; // matches in the list; all are shown in the map
 
-  function unpack(text, Type) {
-    const raw = atob(text);
-    const bytes = new Uint8Array(raw.length);
-    for (let i = 0; i < raw.length; i++) bytes[i] = raw.charCodeAt(i);
-    return new Type(bytes.buffer);
-  }
-
-  const records = unpack(data.records, Float64Array);
-  const lengths = unpack(data.lengths, Uint32Array);
-  const columns = data.columns.map((column) => ({ ...column, codes: unpack(column.codes, Int32Array) }));
-  const levels = data.levels.map((level) => {
-    const steps = unpack(level.points, Int16Array);
-    const x = new Float32Array(count);
-    const y = new Float32Array(count);
-    for (let i = 0; i < count; i++) {
-      x[i] = steps[2 * i] * data.step;
-      y[i] = steps[2 * i + 1] * data.step;
-    }
-    const near = level.neighbours && unpack(level.neighbours, count <= 65536 ? Uint16Array : Uint32Array);
-    return { ...level, x, y, near, similar: level.similarities && unpack(level.similarities, Uint16Array) };
-  });
-  const similarity = (level, i, place) => level.similar[i * data.k + place] / 32767.5 - 1;
-
   const state = { level: levels.length - 1, column: 0, hidden: new Set(), chosen: -1, matches: null };
   const shown = { x: levels[state.level].x, y: levels[state.level].y }; // in between while points move
   let groups = [];
+  const groupOf = new Uint16Array(count); // place of each protein's group
 
-  const name = (i) => data.ids[i] || `(no id, record ${numbers.format(records[i])})`;
-  const labelOf = (i, column = columns[state.column]) => (column ? column.labels[column.codes[i] - 1] || "" : "");
+  function group() {
+    groups = grouped(columns[state.column]);
+    groups.forEach((one, place) => one.members.forEach((i) => (groupOf[i] = place)));
+  }
 
   function element(tag, properties = {}, ...children) {
     const made = Object.assign(document.createElement(tag), properties);
@@ -46,30 +27,11 @@
     return made;
   }
 
-  // ---- groups: one trace a label, so that the legend can hide it
+  // ---- colours and markers
 
-  const styles = data.colours.length * data.markers.length;
   const colour = (token) => getComputedStyle(document.documentElement).getPropertyValue(token).trim();
-  const style = (number) => ({
-    colour: data.colours[number % data.colours.length],
-    marker: data.markers[Math.floor(number / data.colours.length)],
-  });
-
-  function group() {
-    const column = columns[state.column];
-    const named = column ? Math.min(column.labels.length, styles) : 0;
-    groups = [{ name: column ? "no label" : "proteins", marker: "circle", members: [] }];
-    if (!column) groups[0].colour = data.colours[0];
-    for (let g = 0; g < named; g++) groups.push({ name: column.labels[g], members: [], ...style(g) });
-    const rest = column && column.labels.length > styles
-      ? { name: `${numbers.format(column.labels.length - styles)} other labels`, marker: "square", members: [] } : null;
-    for (let i = 0; i < count; i++) {
-      const code = column ? column.codes[i] : 0;
-      (code > styles ? rest : groups[code]).members.push(i);
-    }
-    if (rest) groups.splice(1, 0, rest);
-    groups = groups.filter((one) => one.members.length);
-  }
+  // Most colours are seen on both pages; "ink" and "grey" are those of the scheme.
+  const paint = (name) => (name.startsWith("#") ? name : colour(`--${name}`));
 
   function mark(marker, fill) {
     const shapes = {
@@ -84,14 +46,11 @@
     svg.setAttribute("class", "mark");
     svg.setAttribute("aria-hidden", "true");
     path.setAttribute("d", shapes[marker]);
-    path.setAttribute("fill", fill || "var(--grey)");
+    path.setAttribute("fill", fill.startsWith("#") ? fill : `var(--${fill})`);
     svg.append(path);
     return svg;
   }
-  const markOf = (i) => {
-    const found = groups.find((one) => one.name === labelOf(i)) || groups[0];
-    return mark(found.marker, found.colour);
-  };
+  const markOf = (i) => mark(groups[groupOf[i]].marker, groups[groupOf[i]].colour);
 
   // ---- the plot
 
@@ -110,11 +69,11 @@
 
   function traces() {
     return [
-      ...groups.map((one) => ({
+      ...groups.map((one, place) => ({
         type, mode: "markers", hoverinfo: "none", showlegend: false,
-        x: pick(one.members, shown.x), y: pick(one.members, shown.y), visible: !state.hidden.has(one.name),
+        x: pick(one.members, shown.x), y: pick(one.members, shown.y), visible: !state.hidden.has(place),
         marker: {
-          color: one.colour || colour("--grey"), symbol: one.marker, opacity: fade(),
+          color: paint(one.colour), symbol: one.marker, opacity: fade(),
           size: one.marker === "circle" ? size : size + 1.5, line: { width: 0 },
         },
       })),
@@ -124,7 +83,7 @@
 
   // Lines to the neighbours, matches of the search, neighbours, the protein that was chosen.
   function overlays() {
-    const near = neighboursOf(state.chosen);
+    const near = neighbours(state.chosen, levels[state.level]);
     const from = state.chosen;
     const line = { x: [], y: [] };
     for (const i of near) {
@@ -138,7 +97,7 @@
     });
     const hit = state.matches || [];
     const matched = points(hit, {
-      symbol: "circle", size: size + 2.5, color: hit.map((i) => colourOf(i)), opacity: 1, line: { width: 1, color: ring },
+      symbol: "circle", size: size + 2.5, color: hit.map((i) => paint(groups[groupOf[i]].colour)), opacity: 1, line: { width: 1, color: ring },
     });
     return [
       { ...common, mode: "lines", ...line, line: { width: 1, color: colour("--quiet") }, opacity: 0.7 },
@@ -150,12 +109,6 @@
     ];
   }
   const OVERLAYS = 4;
-
-  function colourOf(i) {
-    const column = columns[state.column];
-    const code = column ? column.codes[i] : 1;
-    return code > 0 && code <= styles ? style(code - 1).colour : colour("--grey");
-  }
 
   function layout() {
     const reach = 1.06 * levels.reduce(
@@ -179,12 +132,7 @@
     toImageButtonOptions: { format: "png", scale: 2, filename: "map" },
   };
 
-  let firstLayout = null;
-  function draw() {
-    firstLayout ??= layout();
-    const now = layout();
-    return Plotly.react(plot, traces(), { ...now, datarevision: performance.now() }, options);
-  }
+  const draw = () => Plotly.react(plot, traces(), { ...layout(), datarevision: performance.now() }, options);
 
   // Only the rings and lines: the points below stay as they are.
   function ring() {
@@ -236,30 +184,6 @@
     plot.dataset.level = target.name; // what is drawn now
   }
 
-  // How often a protein's nearest neighbour has its label, and how often two proteins drawn at random have the same.
-  function agreement(level, column) {
-    if (!level.near || !column) return null;
-    let same = 0;
-    let all = 0;
-    const counts = new Map();
-    for (let i = 0; i < count; i++) {
-      const code = column.codes[i];
-      if (code) counts.set(code, (counts.get(code) || 0) + 1);
-      const other = column.codes[level.near[i * data.k]];
-      if (code && other) {
-        all++;
-        if (code === other) same++;
-      }
-    }
-    let labelled = 0;
-    let pairs = 0;
-    for (const number of counts.values()) {
-      labelled += number;
-      pairs += number * (number - 1);
-    }
-    return all ? { share: same / all, all, chance: labelled > 1 ? pairs / (labelled * (labelled - 1)) : 0 } : null;
-  }
-
   const percent = (share) => `${(100 * share).toFixed(1)} %`;
   function ladder() {
     const column = columns[state.column];
@@ -298,63 +222,56 @@
   // ---- legend
 
   function legend() {
-    const button = (one) => {
+    const button = (one, place) => {
       const made = element("button", { type: "button", title: "Click: show or hide. Double click: this one only." },
         mark(one.marker, one.colour), element("span", { className: "name", textContent: one.name }),
         element("span", { className: "count", textContent: numbers.format(one.members.length) }));
-      made.setAttribute("aria-pressed", String(!state.hidden.has(one.name)));
       made.onclick = () => {
-        if (!state.hidden.delete(one.name)) state.hidden.add(one.name);
+        if (!state.hidden.delete(place)) state.hidden.add(place);
         refilter();
       };
       made.ondblclick = () => {
-        state.hidden = new Set(groups.map((other) => other.name).filter((other) => other !== one.name));
+        state.hidden = new Set(groups.keys());
+        state.hidden.delete(place);
         refilter();
       };
+      made.dataset.place = place;
       return element("li", {}, made);
     };
+    const made = groups.map(button);
     // The frequent labels first; what has none, or no colour of its own, last.
-    const last = groups.filter((one) => !one.colour);
-    $("legend").replaceChildren(...groups.filter((one) => one.colour).map(button), ...last.reverse().map(button));
+    const grey = groups.filter((one) => one.colour === "grey").length;
+    $("legend").replaceChildren(...made.slice(grey), ...made.slice(0, grey).reverse());
+    pressed();
+  }
+
+  function pressed() {
+    for (const made of $("legend").querySelectorAll("button")) {
+      made.setAttribute("aria-pressed", String(!state.hidden.has(Number(made.dataset.place))));
+    }
     $("all").hidden = !state.hidden.size;
   }
 
   function refilter() {
-    // In place: a double click must find the element of its first click.
-    const buttons = [...$("legend").querySelectorAll("button")];
-    for (const made of buttons) {
-      made.setAttribute("aria-pressed", String(!state.hidden.has(made.querySelector(".name").textContent)));
-    }
-    $("all").hidden = !state.hidden.size;
-    return Plotly.restyle(plot, { visible: groups.map((one) => !state.hidden.has(one.name)) }, [...groups.keys()]);
+    pressed();
+    const places = [...groups.keys()];
+    return Plotly.restyle(plot, { visible: places.map((place) => !state.hidden.has(place)) }, places);
   }
 
   // ---- search
 
-  const haystack = Array.from({ length: count }, (_, i) =>
-    [data.ids[i], data.descriptions ? data.descriptions[i] : "", ...columns.map((column) => labelOf(i, column))]
-      .join("\n").toLowerCase());
-
-  function search() {
-    const asked = $("search").value.trim().toLowerCase();
+  function find() {
     const had = state.matches !== null;
-    state.matches = null;
-    $("matches").replaceChildren();
-    $("found").textContent = "";
-    if (asked) {
-      state.matches = [];
-      for (let i = 0; i < count; i++) if (haystack[i].includes(asked)) state.matches.push(i);
-      const number = state.matches.length;
-      $("found").textContent = `${numbers.format(number)} of ${numbers.format(count)} proteins` +
-        (number > LISTED ? `; the first ${LISTED}:` : "");
-      $("matches").replaceChildren(...state.matches.slice(0, LISTED).map((i) => row(i)));
-    }
-    return had || asked ? draw() : null;
+    state.matches = search($("search").value);
+    const number = state.matches ? state.matches.length : 0;
+    $("found").textContent = state.matches
+      ? `${numbers.format(number)} of ${numbers.format(count)} proteins${number > LISTED ? `; the first ${LISTED}:` : ""}` : "";
+    $("matches").replaceChildren(...(state.matches || []).slice(0, LISTED).map((i) => row(i)));
+    return had || state.matches ? draw() : null;
   }
 
   function row(i, value = "", fresh = false) {
-    const label = labelOf(i);
-    const more = [label, data.descriptions ? data.descriptions[i] : ""].filter(Boolean).join(" · ");
+    const more = [labelOf(i, columns[state.column]), description(i)].filter(Boolean).join(" · ");
     const text = element("span", {}, element("span", { className: "name", textContent: name(i) }));
     if (more) text.append(element("span", { className: "more", textContent: more, title: more }));
     const number = element("span", { className: "value", textContent: value });
@@ -364,23 +281,18 @@
 
   // ---- the protein that was chosen
 
-  function neighboursOf(i, level = levels[state.level]) {
-    return i < 0 || !level.near ? [] : Array.from(level.near.subarray(i * data.k, (i + 1) * data.k));
-  }
-
   function describeChosen() {
     const i = state.chosen;
     $("chosen").hidden = i < 0;
     if (i < 0) return;
     $("chosen-id").textContent = name(i);
     $("chosen-about").textContent = [
-      ...columns.filter((column) => labelOf(i, column)).map((column) => `${column.name}: ${labelOf(i, column)}`),
-      data.descriptions ? data.descriptions[i] : "", `${numbers.format(lengths[i])} residues`,
+      ...labelled(i), description(i), `${numbers.format(lengths[i])} residues`,
       `record ${numbers.format(records[i])}`,
     ].filter(Boolean).join(" · ");
     const level = levels[state.level];
-    const near = neighboursOf(i);
-    const before = state.level > 0 ? new Set(neighboursOf(i, levels[state.level - 1])) : null;
+    const near = neighbours(i, level);
+    const before = state.level > 0 ? new Set(neighbours(i, levels[state.level - 1])) : null;
     $("near-title").textContent = near.length ? `Nearest neighbours at ${level.name} (cosine similarity)` : "";
     $("near").replaceChildren(...near.map((j, place) =>
       row(j, similarity(level, i, place).toFixed(4), before !== null && !before.has(j))));
@@ -402,9 +314,7 @@
 
   function tip(event) {
     const i = proteinAt(event.points[0]);
-    const lines = columns.filter((column) => labelOf(i, column)).map((column) => `${column.name}: ${labelOf(i, column)}`);
-    if (data.descriptions && data.descriptions[i]) lines.push(data.descriptions[i]);
-    lines.push(`${numbers.format(lengths[i])} residues`);
+    const lines = [...labelled(i), description(i), `${numbers.format(lengths[i])} residues`].filter(Boolean);
     const box = $("tip");
     box.replaceChildren(element("b", { textContent: name(i) }), ...lines.map((line) => element("span", { textContent: line })));
     box.hidden = false;
@@ -440,7 +350,7 @@
       legend();
       ladder();
       describeChosen();
-      search();
+      find();
       draw();
     };
     $("all").onclick = () => {
@@ -450,7 +360,7 @@
     let typed = 0;
     $("search").oninput = () => {
       clearTimeout(typed);
-      typed = setTimeout(search, count > 5000 ? 180 : 60);
+      typed = setTimeout(find, count > 5000 ? 180 : 60);
     };
     $("close").onclick = () => choose(-1);
     addEventListener("keydown", (event) => {
