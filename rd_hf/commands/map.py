@@ -144,9 +144,9 @@ def _columns(args: argparse.Namespace, proteins: Proteins) -> tuple[list[Column]
         for one in columns:
             if one.unlabelled:
                 said.append(f"{one.unlabelled:,} proteins have no {one.name} in {args.labels}: drawn grey")
-        if foreign:
-            where = f"{args.embeddings}'s proteins" if proteins.total == len(proteins.ids) else "the proteins drawn"
-            said.append(f"{foreign:,} ids of {args.labels} are none of {where}")
+        # Where a sample is drawn, most labels are those of proteins that it leaves out.
+        if foreign and proteins.total == len(proteins.ids):
+            said.append(f"{foreign:,} ids of {args.labels} belong to no protein of {args.embeddings}")
     if len(set(proteins.sources)) > 1 and all(one.name != "input" for one in columns):
         columns.append(column("input", [Path(source).name for source in proteins.sources]))
     if args.color_by is not None:

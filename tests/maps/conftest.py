@@ -1,0 +1,93 @@
+"""Embedding folders with embeddings of the test's choice, and the map command in this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rd_hf.commands.map import main
+from rd_hf.embedding.columns import to_arrow
+from rd_hf.embedding.folder import OutputFolder
+from rd_hf.embedding.options import EmbeddingOptions
+
+DIMS = {"S": 4, "M": 8, "L": 12}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the command ended with and said."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def draw(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run the command."""
+
+    def run(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        status = main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        return Outcome(status, said.out, said.err)
+
+    return run
+
+
+def write_folder(
+    path: Path,
+    vectors: np.ndarray,
+    ids: Sequence[str] | None = None,
+    dims: dict[str, int] | None = None,
+    parts: int = 2,
+    descriptions: Sequence[str] | None = None,
+    status: str = "complete",
+    **about: object,
+) -> Path:
+    """A folder as embed.py leaves it, with these (n, widest) embeddings; that it is one is what
+    ``test_what_embed_writes_is_what_is_drawn`` is for."""
+    folder = OutputFolder(path)
+    folder.path.mkdir(parents=True)
+    dims = dims or DIMS
+    ids = ids if ids is not None else [f"p{number}" for number in range(len(vectors))]
+    described = {
+        "model": "owner/model",
+        "fingerprint": "sha256:0",
+        "levels": [max(dims, key=lambda level: dims[level])],
+        "nested_dims": dims,
+        "pooling": "mean",
+        "normalize": False,
+        **about,
+    }
+    noted = []
+    for index, rows in enumerate(np.array_split(np.arange(len(vectors)), parts)):
+        table = pa.table(
+            {
+                "source": pa.array([f"{path}/{'ab'[index % 2]}.fasta"] * len(rows)),
+                "record": pa.array(rows + 1, pa.int64()),
+                "id": pa.array([ids[row] for row in rows], pa.string()),
+                "description": pa.array([descriptions[row] if descriptions else ids[row] for row in rows], pa.string()),
+                "length": pa.array(rows + 100, pa.int32()),
+                "embedding": to_arrow(list(vectors[rows]), vectors.shape[1], EmbeddingOptions()),
+            }
+        ).replace_schema_metadata({"rd_hf": json.dumps(described)})
+        pq.write_table(table, folder.part_path(index))
+        noted.append({"file": folder.part_path(index).name, "written": len(rows)})
+    folder.write_manifest({"status": status, "parts": noted})
+    return folder.path
+
+
+def clusters(count: int, width: int, number: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(count, width) float32 in clusters, and each row's cluster."""
+    generator = np.random.default_rng(seed)
+    which = generator.integers(0, number, count)
+    centres = 1.5 * generator.standard_normal((number, width))
+    return (centres[which] + generator.standard_normal((count, width))).astype(np.float32), which

@@ -160,6 +160,7 @@
     state.level = number;
     const turn = ++moving;
     $("level").value = number;
+    $("tip").hidden = true;
     describeLevel();
     describeChosen();
     if (!calm.matches) {

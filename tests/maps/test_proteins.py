@@ -1,0 +1,151 @@
+"""Reading a folder: what embed.py wrote, level by level, or one sentence that says why not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from rd_hf.data.fasta import InputError
+from rd_hf.embedding.job import JobSettings, run_job
+from rd_hf.embedding.options import EmbeddingOptions
+from rd_hf.launch import processes
+from rd_hf.maps import proteins as module
+from rd_hf.maps.proteins import read_proteins
+from tests.embedding.conftest import random_fasta
+from tests.maps.conftest import DIMS, clusters, write_folder
+
+
+def embedded(model: Path, folder: Path, **options: object) -> Path:
+    """A folder that an embedding job wrote: 12 proteins in three parts."""
+    fasta = random_fasta(folder / "proteins.fasta", 12, longest=30)
+    settings = JobSettings(
+        model=str(model),
+        inputs=(str(fasta),),
+        output=str(folder / "out"),
+        options=EmbeddingOptions(**options),  # type: ignore[arg-type]
+        part_records=5,
+    )
+    run_job(settings, processes(), show_progress=False)
+    return folder / "out"
+
+
+def test_what_embed_writes_is_what_is_drawn(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out = embedded(tiny_checkpoint, tmp_path)
+    found = read_proteins(out)
+    rows = [row for path in sorted(out.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    assert found.ids == [row["id"] for row in rows]
+    assert found.records.tolist() == [row["record"] for row in rows]
+    assert found.lengths.tolist() == [row["length"] for row in rows]
+    assert found.sources == [row["source"] for row in rows]
+    assert found.total == 11  # one of the twelve is rejected
+    assert found.levels == {"L0": 32, "L1": 48, "L2": 64}
+    whole = np.array([row["embedding"] for row in rows], dtype=np.float32)
+    for level, width in found.levels.items():
+        assert np.array_equal(found.at(level), whole[:, :width])
+
+
+def test_normalised_levels_are_those_that_embed_stores(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out = embedded(tiny_checkpoint, tmp_path, levels=("L0", "L2"), normalize=True)
+    found = read_proteins(out)
+    table = [row for path in sorted(out.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    for level in ("L0", "L2"):
+        stored = np.array([row[f"embedding_{level}"] for row in table], dtype=np.float32)
+        # Dividing twice instead of once: a rounding or two of float32.
+        np.testing.assert_allclose(found.at(level), stored, rtol=0, atol=3e-7)
+
+
+def test_max_pooling_is_drawn(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    assert read_proteins(embedded(tiny_checkpoint, tmp_path, pooling="max")).pooling == "max"
+
+
+def test_a_row_a_residue_is_refused_by_name(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out = embedded(tiny_checkpoint, tmp_path, pooling="residue")
+    with pytest.raises(InputError, match="a row a residue .pooling residue.* embed with --pooling mean"):
+        read_proteins(out)
+
+
+def test_levels_asked_for_come_smallest_first_and_alone(tmp_path: Path) -> None:
+    vectors, _ = clusters(30, 12)
+    found = read_proteins(write_folder(tmp_path / "e", vectors), ["M", "S"])
+    assert list(found.levels) == ["S", "M"]
+    assert np.array_equal(found.vectors, vectors[:, :8])
+
+
+def test_a_sample_is_uniform_in_order_and_repeatable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, _ = clusters(500, 12)
+    folder = write_folder(tmp_path / "e", vectors, parts=7)
+    # Above the limit a sample is the way out.
+    monkeypatch.setattr(module, "MOST_PROTEINS", 400)
+    with pytest.raises(InputError, match="500 proteins, more than the 400 .* --sample"):
+        read_proteins(folder)
+    found = read_proteins(folder, sample=100, seed=3)
+    rows = found.records - 1
+    assert len(set(rows.tolist())) == 100
+    assert (np.diff(rows) > 0).all()
+    assert np.array_equal(found.vectors, vectors[rows])
+    assert found.ids == [f"p{row}" for row in rows]
+    assert found.total == 500
+    assert np.array_equal(read_proteins(folder, sample=100, seed=3).records, found.records)
+    assert not np.array_equal(read_proteins(folder, sample=100, seed=4).records, found.records)
+    monkeypatch.undo()
+    assert len(read_proteins(folder, sample=1000).ids) == 500
+
+
+def damage_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_text("{")
+
+
+def lose_part(folder: Path) -> None:
+    (folder / "embeddings-000001.parquet").unlink()
+
+
+def cut_part(folder: Path) -> None:
+    path = folder / "embeddings-000001.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def swap_model(folder: Path) -> None:
+    vectors, _ = clusters(5, 12)
+    other = write_folder(folder.parent / "other", vectors, fingerprint="sha256:1")
+    (other / "embeddings-000001.parquet").replace(folder / "embeddings-000001.parquet")
+
+
+def lose_rows(folder: Path) -> None:
+    path = folder / "embeddings-000001.parquet"
+    pq.write_table(pq.read_table(path).slice(1), path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (damage_manifest, "manifest.json is damaged"),
+        (lose_part, "embeddings-000001.parquet is missing"),
+        (cut_part, "embeddings-000001.parquet is damaged"),
+        (swap_model, "embeddings-000001.parquet was made by another model"),
+        (lose_rows, "holds 9 rows where its manifest says 10"),
+    ],
+)
+def test_a_damaged_folder_is_said(tmp_path: Path, damage: object, sentence: str) -> None:
+    folder = write_folder(tmp_path / "e", clusters(10, 12)[0])
+    read_proteins(folder)
+    damage(folder)  # type: ignore[operator]
+    with pytest.raises(InputError, match=sentence):
+        read_proteins(folder)
+
+
+def test_other_folders_are_refused(tmp_path: Path) -> None:
+    vectors, _ = clusters(10, 12)
+    with pytest.raises(InputError, match="nowhere is no folder of embeddings"):
+        read_proteins(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="is not finished: give its embed.py command again"):
+        read_proteins(write_folder(tmp_path / "a", vectors, status="running"))
+    with pytest.raises(InputError, match="holds 2 proteins, and a map needs at least 3"):
+        read_proteins(write_folder(tmp_path / "b", vectors[:2]))
+    with pytest.raises(InputError, match=f"holds no level 'XL': it holds {', '.join(DIMS)}"):
+        read_proteins(write_folder(tmp_path / "c", vectors), ["S", "XL"])
+    vectors[7, 3] = np.nan
+    with pytest.raises(InputError, match="record 8 .p7.: its embedding is not finite"):
+        read_proteins(write_folder(tmp_path / "d", vectors))
