@@ -143,17 +143,19 @@ def _columns(args: argparse.Namespace, proteins: Proteins) -> tuple[list[Column]
         columns, foreign = label_columns(args.labels, proteins.ids)
         for one in columns:
             if one.unlabelled:
-                said.append(f"{one.unlabelled:,} proteins have no {one.name} in {args.labels}: drawn grey")
+                said.append(f"proteins without {one.name} in {args.labels}, drawn grey: {one.unlabelled:,}")
         # Where a sample is drawn, most labels are those of proteins that it leaves out.
         if foreign and proteins.total == len(proteins.ids):
-            said.append(f"{foreign:,} ids of {args.labels} belong to no protein of {args.embeddings}")
+            said.append(f"ids of {args.labels} that belong to no protein of {args.embeddings}: {foreign:,}")
     if len(set(proteins.sources)) > 1 and all(one.name != "input" for one in columns):
         columns.append(column("input", [Path(source).name for source in proteins.sources]))
     if args.color_by is not None:
         names = [one.name for one in columns]
         if args.color_by not in names:
             where = args.labels or args.embeddings
-            raise InputError(f"{where} has no column {args.color_by!r} to colour by: it has {', '.join(names) or 'none'}")
+            raise InputError(
+                f"{where} has no column {args.color_by!r} to colour by: it has {', '.join(names) or 'none'}"
+            )
         columns.sort(key=lambda one: one.name != args.color_by)
     return columns, said
 

@@ -109,4 +109,6 @@ def label_columns(path: str | Path, ids: Sequence[str]) -> tuple[list[Column], i
             f"{path} labels none of the {len(ids):,} proteins: {example}, the first protein's is {ids[0]!r}; write "
             "ids as the embedding folder has them"
         )
-    return [column(name, [values.get(one, "") if one else "" for one in ids]) for name, values in table.items()], len(foreign)
+    return [column(name, [values.get(one, "") if one else "" for one in ids]) for name, values in table.items()], len(
+        foreign
+    )

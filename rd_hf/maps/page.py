@@ -96,9 +96,7 @@ def page_data(content: Map) -> dict[str, Any]:
         "step": step,
         "levels": levels,
         "ids": proteins.ids,
-        "descriptions": [
-            _described(one, text) for one, text in zip(proteins.ids, proteins.descriptions, strict=True)
-        ]
+        "descriptions": [_described(one, text) for one, text in zip(proteins.ids, proteins.descriptions, strict=True)]
         if content.descriptions
         else None,
         "records": _packed(proteins.records, "float64"),
