@@ -22,7 +22,7 @@ def test_labels_are_numbered_by_frequency() -> None:
 @pytest.mark.parametrize("packed", [False, True])
 def test_every_column_is_read(tmp_path: Path, packed: bool) -> None:
     path = tmp_path / "labels.tsv"
-    text = 'kingdom\tEntry\tfamily\nArchaea\tx\t\n\nBacteria\ty\t"a ""b"""\nBacteria\ty\t\n'.encode()
+    text = b'kingdom\tEntry\tfamily\nArchaea\tx\t\n\nBacteria\ty\t"a ""b"""\nBacteria\ty\t\n'
     path.write_bytes(gzip.compress(text) if packed else text)
     assert read_labels(path) == {"kingdom": {"x": "Archaea", "y": "Bacteria"}, "family": {"y": 'a "b"'}}
 

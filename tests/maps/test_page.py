@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -245,7 +246,7 @@ def test_without_plotly_the_extra_is_named(
     draw: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module._plotly.cache_clear()
-    monkeypatch.setitem(__import__("sys").modules, "plotly.offline", None)
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
     done = draw(write_folder(tmp_path / "e", clusters(10, 12)[0]), "--output", tmp_path / "map.html")
     assert done.status == 1
     assert 'pip install "rd_hf[map]"' in done.stderr

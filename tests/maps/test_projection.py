@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +78,7 @@ def test_levels_share_a_frame_and_an_orientation(proteins: Proteins) -> None:
         assert (one.points**2).sum(axis=1).mean() == pytest.approx(1)
         assert one.explained is not None
         assert 0 < one.explained <= 1
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in itertools.pairwise(found):
         # Aligned: no turn brings them nearer, which for two dimensions means a symmetric, positive product.
         product = after.points.T @ before.points
         np.testing.assert_allclose(product, product.T, atol=1e-8)
@@ -99,7 +101,7 @@ def test_the_same_folder_gives_the_same_picture(proteins: Proteins) -> None:
 
 
 def test_umap_without_umap_says_what_to_install(proteins: Proteins, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "umap", None)
+    monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(InputError, match=r"pip install .rd_hf\[umap\]."):
         project(proteins, "umap")
     with pytest.raises(ValueError, match="method must be one of pca, umap"):

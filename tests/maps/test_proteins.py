@@ -63,7 +63,7 @@ def test_max_pooling_is_drawn(tiny_checkpoint: Path, tmp_path: Path) -> None:
 
 def test_a_row_a_residue_is_refused_by_name(tiny_checkpoint: Path, tmp_path: Path) -> None:
     out = embedded(tiny_checkpoint, tmp_path, pooling="residue")
-    with pytest.raises(InputError, match="a row a residue .pooling residue.* embed with --pooling mean"):
+    with pytest.raises(InputError, match=r"a row a residue .pooling residue.* embed with --pooling mean"):
         read_proteins(out)
 
 
@@ -79,7 +79,7 @@ def test_a_sample_is_uniform_in_order_and_repeatable(tmp_path: Path, monkeypatch
     folder = write_folder(tmp_path / "e", vectors, parts=7)
     # Above the limit a sample is the way out.
     monkeypatch.setattr(module, "MOST_PROTEINS", 400)
-    with pytest.raises(InputError, match="500 proteins, more than the 400 .* --sample"):
+    with pytest.raises(InputError, match=r"500 proteins, more than the 400 .* --sample"):
         read_proteins(folder)
     found = read_proteins(folder, sample=100, seed=3)
     rows = found.records - 1
@@ -138,14 +138,14 @@ def test_a_damaged_folder_is_said(tmp_path: Path, damage: object, sentence: str)
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:
     vectors, _ = clusters(10, 12)
-    with pytest.raises(InputError, match="nowhere is no folder of embeddings"):
+    with pytest.raises(InputError, match=r"nowhere is no folder of embeddings"):
         read_proteins(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="is not finished: give its embed.py command again"):
+    with pytest.raises(InputError, match=r"is not finished: give its embed.py command again"):
         read_proteins(write_folder(tmp_path / "a", vectors, status="running"))
     with pytest.raises(InputError, match="holds 2 proteins, and a map needs at least 3"):
         read_proteins(write_folder(tmp_path / "b", vectors[:2]))
     with pytest.raises(InputError, match=f"holds no level 'XL': it holds {', '.join(DIMS)}"):
         read_proteins(write_folder(tmp_path / "c", vectors), ["S", "XL"])
     vectors[7, 3] = np.nan
-    with pytest.raises(InputError, match="record 8 .p7.: its embedding is not finite"):
+    with pytest.raises(InputError, match=r"record 8 .p7.: its embedding is not finite"):
         read_proteins(write_folder(tmp_path / "d", vectors))
