@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rd_hf.maps import page as module
@@ -79,6 +79,7 @@ def test_descriptions_lose_their_id_and_their_length(tmp_path: Path) -> None:
     assert found[2] == "x" * 199 + "…"
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.text() | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
