@@ -151,7 +151,7 @@ def render_page(content: Map) -> str:
         InputError: plotly is not installed.
     """
     templates = files("rd_hf.maps") / "templates"
-    own = [(templates / name).read_text(encoding="utf-8") for name in ("data.js", "page.js")]
+    own = [(templates / name).read_text(encoding="utf-8") for name in ("data.js", "elements.js", "page.js")]
     scripts = [_inline_script(text) for text in (_plotly(), *own)]
     environment = Environment(
         loader=PackageLoader("rd_hf.maps"), autoescape=True, undefined=StrictUndefined, trim_blocks=True

@@ -51,11 +51,11 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 class Page:
     """What a user does with a page, and what there is to see then."""
 
-    def __init__(self, browser: Any, path: Path) -> None:
+    def __init__(self, browser: Any, path: Path, address: str | None = None) -> None:
         self.browser = browser
         for log in ("browser", "performance"):
             browser.get_log(log)
-        browser.get(path.as_uri())
+        browser.get(address or path.as_uri())
         self.wait("document.getElementById('plot').dataset.level !== undefined")
 
     def run(self, script: str, *arguments: object) -> Any:
@@ -313,6 +313,31 @@ def test_the_legend_hides_and_the_schemes_change(browser: Any, hundreds: tuple[n
     finally:
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     assert page.errors() == []
+
+
+def test_what_is_looked_at_stands_in_the_address(browser: Any, hundreds: tuple[np.ndarray, Path]) -> None:
+    page = Page(browser, hundreds[1])
+    page.to_level("M", "\ue012")
+    page.search("p7")
+    page.wait("location.hash.includes('search=p7')")
+    page.find("#matches button").click()
+    page.find("#theme").click()
+    page.wait("location.hash.includes('scheme=')")
+    address = page.run("return location.href")
+    # A page that is open already would only jump to a place in it.
+    browser.get("about:blank")
+    again = Page(browser, hundreds[1], address)
+    assert again.run("return document.getElementById('plot').dataset.level") == "M"
+    assert again.texts("#chosen-id") == ["p7"]
+    assert len(again.texts("#near .name")) == 10
+    assert again.texts("#found")[0].startswith("11 of 400")
+    assert again.run("return document.documentElement.dataset.theme") == "dark"
+    # Whatever else stands there is passed over.
+    browser.get("about:blank")
+    other = Page(browser, hundreds[1], hundreds[1].as_uri() + "#level=XL&record=999&colour=%3Cb%3E&scheme=%22")
+    assert other.run("return document.getElementById('plot').dataset.level") == "L"
+    assert other.find("#chosen").get_attribute("hidden") is not None
+    assert other.errors() == []
 
 
 def test_agreement_of_neighbours_is_what_counting_gives(browser: Any, hundreds: tuple[np.ndarray, Path]) -> None:

@@ -135,7 +135,7 @@ def test_only_the_pages_own_scripts_may_run(tmp_path: Path, monkeypatch: pytest.
     allowed = set(re.findall(r"'sha256-([^']+)'", found.policy))
     hashes = {base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in found.scripts[1:]}
     assert allowed == hashes
-    assert len(hashes) == 3
+    assert len(hashes) == 4
     assert "default-src 'none'" in found.policy
     assert "http" not in found.policy
     with pytest.raises(ValueError, match="ends its own element"):

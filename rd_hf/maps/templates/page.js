@@ -21,48 +21,18 @@
     groups.forEach((one, place) => one.members.forEach((i) => (groupOf[i] = place)));
   }
 
-  function element(tag, properties = {}, ...children) {
-    const made = Object.assign(document.createElement(tag), properties);
-    made.append(...children);
-    return made;
-  }
-
   // ---- colours and markers
 
   const colour = (token) => getComputedStyle(document.documentElement).getPropertyValue(token).trim();
   // Most colours are seen on both pages; "ink" and "grey" are those of the scheme.
   const paint = (name) => (name.startsWith("#") ? name : colour(`--${name}`));
 
-  function mark(marker, fill) {
-    const shapes = {
-      circle: "M6 1a5 5 0 1 0 .01 0z", square: "M2 2h8v8h-8z", diamond: "M6 0l5 6-5 6-5-6z",
-      "triangle-up": "M6 1l5.5 9.5h-11z", cross: "M4.4 1h3.2v3.4h3.4v3.2h-3.4v3.4h-3.2v-3.4h-3.4v-3.2h3.4z",
-      x: "M3 1l3 3 3-3 2 2-3 3 3 3-2 2-3-3-3 3-2-2 3-3-3-3z",
-    };
-    const space = "http://www.w3.org/2000/svg";
-    const svg = document.createElementNS(space, "svg");
-    const path = document.createElementNS(space, "path");
-    svg.setAttribute("viewBox", "0 0 12 12");
-    svg.setAttribute("class", "mark");
-    svg.setAttribute("aria-hidden", "true");
-    path.setAttribute("d", shapes[marker]);
-    path.setAttribute("fill", fill.startsWith("#") ? fill : `var(--${fill})`);
-    svg.append(path);
-    return svg;
-  }
   const markOf = (i) => mark(groups[groupOf[i]].marker, groups[groupOf[i]].colour);
 
   // ---- the plot
 
   const plot = $("plot");
-  const webgl = (() => {
-    try {
-      return Boolean(document.createElement("canvas").getContext("webgl"));
-    } catch {
-      return false;
-    }
-  })();
-  const type = webgl ? "scattergl" : "scatter";
+  const type = hasWebGL() ? "scattergl" : "scatter";
   const size = Math.max(3.5, Math.min(9, 12 - 1.9 * Math.log10(count)));
   const pick = (members, values) => Float32Array.from(members, (i) => values[i]);
   const fade = () => (state.matches ? 0.15 : count > 4000 ? 0.7 : 0.85);
@@ -125,14 +95,7 @@
     };
   }
 
-  const options = {
-    scrollZoom: true, displaylogo: false, responsive: true, displayModeBar: true, showLink: false,
-    doubleClick: "reset",
-    modeBarButtons: [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]],
-    toImageButtonOptions: { format: "png", scale: 2, filename: "map" },
-  };
-
-  const draw = () => Plotly.react(plot, traces(), { ...layout(), datarevision: performance.now() }, options);
+  const draw = () => Plotly.react(plot, traces(), { ...layout(), datarevision: performance.now() }, plotOptions);
 
   // Only the rings and lines: the points below stay as they are.
   function ring() {
@@ -183,6 +146,7 @@
     shown.y = target.y;
     await move();
     plot.dataset.level = target.name; // what is drawn now
+    note();
   }
 
   const percent = (share) => `${(100 * share).toFixed(1)} %`;
@@ -302,6 +266,7 @@
   function choose(i) {
     state.chosen = i;
     describeChosen();
+    note();
     if (i >= 0 && $("panel").scrollHeight > $("panel").clientHeight) $("chosen").scrollIntoView({ block: "nearest" });
     return ring();
   }
@@ -334,8 +299,36 @@
     return dark;
   }
 
+  // What is looked at stands in the address, so that it can be noted, sent along and come back to.
+  function note() {
+    const kept = { level: levels[state.level].name };
+    if (state.column) kept.colour = columns[state.column].name;
+    if (state.chosen >= 0) kept.record = records[state.chosen];
+    if (state.matches) kept.search = $("search").value;
+    if (document.documentElement.dataset.theme) kept.scheme = document.documentElement.dataset.theme;
+    try {
+      history.replaceState(null, "", `#${new URLSearchParams(kept)}`);
+    } catch {
+      // Too many in a moment, or a page inside another: the next one will do.
+    }
+  }
+
+  function recall() {
+    const kept = new URLSearchParams(location.hash.slice(1));
+    const place = (list, key) => list.findIndex((one) => one.name === kept.get(key));
+    const level = place(levels, "level");
+    if (level >= 0) state.level = level;
+    state.column = Math.max(0, place(columns, "colour"));
+    state.chosen = kept.has("record") ? records.indexOf(Number(kept.get("record"))) : -1;
+    $("search").value = kept.get("search") || "";
+    if (["light", "dark"].includes(kept.get("scheme"))) document.documentElement.dataset.theme = kept.get("scheme");
+    shown.x = levels[state.level].x;
+    shown.y = levels[state.level].y;
+  }
+
   async function start() {
     if (typeof Plotly === "undefined") throw new Error("plotly.js did not start");
+    recall();
     const part = data.total > count ? ` of ${numbers.format(data.total)}, drawn at random` : "";
     $("about").textContent = `${numbers.format(count)} proteins${part} · ${data.model} · ${data.pooling} pooling`;
     $("level").max = levels.length - 1;
@@ -344,6 +337,7 @@
     $("level").oninput = () => setLevel(Number($("level").value));
     $("labels").hidden = !columns.length;
     columns.forEach((column, number) => $("column").append(element("option", { value: number, textContent: column.name })));
+    $("column").value = state.column;
     $("column").onchange = () => {
       state.column = Number($("column").value);
       state.hidden.clear();
@@ -351,8 +345,8 @@
       legend();
       ladder();
       describeChosen();
-      find();
-      draw();
+      find() || draw();
+      note();
     };
     $("all").onclick = () => {
       state.hidden.clear();
@@ -361,7 +355,10 @@
     let typed = 0;
     $("search").oninput = () => {
       clearTimeout(typed);
-      typed = setTimeout(find, count > 5000 ? 180 : 60);
+      typed = setTimeout(() => {
+        find();
+        note();
+      }, count > 5000 ? 180 : 60);
     };
     $("close").onclick = () => choose(-1);
     addEventListener("keydown", (event) => {
@@ -371,6 +368,7 @@
       document.documentElement.dataset.theme = scheme() ? "light" : "dark";
       scheme();
       draw();
+      note();
     };
     darkScheme.addEventListener("change", () => {
       scheme();
@@ -380,7 +378,8 @@
     group();
     legend();
     ladder();
-    await draw();
+    describeChosen();
+    await (find() || draw());
     plot.on("plotly_hover", tip);
     plot.on("plotly_unhover", () => ($("tip").hidden = true));
     plot.on("plotly_click", (event) => choose(proteinAt(event.points[0])));
