@@ -25,7 +25,19 @@ ALLOWED = {
     "embedding": {"embedding", "data", "model", "launch", "lazy"},
     "hub": {"hub", "bases", "data", "model", "families"},
     "evaluation": {"evaluation", "bases", "data", "model", "fitting", "hub"},
-    "commands": {"commands", "bases", "data", "fitting", "embedding", "hub", "evaluation", "families", "launch"},
+    "maps": {"maps", "data", "embedding"},
+    "commands": {
+        "commands",
+        "bases",
+        "data",
+        "fitting",
+        "embedding",
+        "maps",
+        "hub",
+        "evaluation",
+        "families",
+        "launch",
+    },
 }
 
 

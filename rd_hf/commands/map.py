@@ -29,9 +29,7 @@ NEIGHBOURS = 10
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="map", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("embeddings", metavar="DIR", help="finished folder of embed.py: pooling mean, max or cls")
     parser.add_argument("--output", required=True, metavar="FILE", help="the page, such as map.html")
     parser.add_argument("--labels", metavar="TSV", help="table of ids and labels (gzip or not), with a header")
@@ -68,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--neighbours must be 0 or more, not {args.neighbours}")
     if args.sample is not None and args.sample < 3:
         parser.error(f"--sample must be 3 or more, not {args.sample}")
-    from rd_hf.data.fasta import InputError
+    from rd_hf.data.records import InputError
 
     try:
         summary = _run(args)
@@ -86,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> str:
     from tqdm import tqdm
 
-    from rd_hf.data.fasta import InputError
+    from rd_hf.data.records import InputError
     from rd_hf.maps.neighbours import nearest
     from rd_hf.maps.page import Map, render_page, write_page
     from rd_hf.maps.projection import project
@@ -134,7 +132,7 @@ def _run(args: argparse.Namespace) -> str:
 
 def _columns(args: argparse.Namespace, proteins: Proteins) -> tuple[list[Column], list[str]]:
     """What to colour by, the column asked for first, and what there is to say about it."""
-    from rd_hf.data.fasta import InputError
+    from rd_hf.data.records import InputError
     from rd_hf.maps.labels import column, label_columns
 
     columns: list[Column] = []
@@ -158,7 +156,3 @@ def _columns(args: argparse.Namespace, proteins: Proteins) -> tuple[list[Column]
             )
         columns.sort(key=lambda one: one.name != args.color_by)
     return columns, said
-
-
-if __name__ == "__main__":
-    sys.exit(main())

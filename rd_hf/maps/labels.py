@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rd_hf.data.fasta import DAMAGED, InputError, damaged, open_text
+from rd_hf.data.records import InputError
 from rd_hf.data.sources import ID_COLUMNS
+from rd_hf.data.tables import BadRow, delimited
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,11 @@ def column(name: str, values: Sequence[str]) -> Column:
 
 
 def read_labels(path: str | Path) -> dict[str, dict[str, str]]:
-    """Read a tab-separated table (gzip or not) whose header names the id column and one or more label columns.
+    """Read a table (tab-separated, or with commas or semicolons; compressed or not) whose header names the columns.
 
     Args:
-        path: such as ``id<TAB>kingdom<TAB>family``; the id column is called id, name, accession, entry, ...
+        path: such as ``id<TAB>kingdom<TAB>family``. The id column is the first that is called id, name, accession,
+            entry, ...; every other column holds labels.
 
     Returns:
         For each column id -> label; cells that are empty are left out.
@@ -54,41 +55,31 @@ def read_labels(path: str | Path) -> dict[str, dict[str, str]]:
     Raises:
         InputError: no such file, no header, no label column, a row of another width, an id with two labels.
     """
-    numbered = 1
-    try:
-        with open_text(path) as handle:
-            rows = csv.reader(handle, delimiter="\t")
-            header = [cell.strip() for cell in next(rows, [])]
-            places = [place for place, cell in enumerate(header) if cell.lower() in ID_COLUMNS]
-            names = [cell for place, cell in enumerate(header) if places and place != places[0]]
-            if not places or not names or len(set(header)) != len(header) or not all(header):
-                raise InputError(
-                    f"{path}: the first line must name the columns, tab-separated and each once, such as "
-                    f"id<TAB>kingdom, and is {chr(9).join(header)!r}"
-                )
-            table: dict[str, dict[str, str]] = {name: {} for name in names}
-            for row in rows:
-                numbered = rows.line_num
-                if not any(cell.strip() for cell in row):
-                    continue
-                if len(row) != len(header):
+
+    def is_id(cell: str) -> bool:
+        return cell.strip().lower() in ID_COLUMNS
+
+    with delimited(path, ".tsv", lambda columns: any(map(is_id, columns))) as table:
+        ids = next(filter(is_id, table.columns), None)
+        names = [column for column in table.columns if column != ids]
+        if ids is None or not names or len(set(table.columns)) != len(table.columns) or not all(names):
+            raise InputError(
+                f"{path}: the first line must name the columns, each once, such as id<TAB>kingdom, and is "
+                f"{chr(9).join(table.columns)!r}{table.about}"
+            )
+        found: dict[str, dict[str, str]] = {name: {} for name in names}
+        for row in table.read(table.columns):
+            if isinstance(row, BadRow):
+                raise InputError(f"{path}: {row.reason}; mend the row")
+            one = row[ids].strip()
+            for name in names:
+                label = row[name].strip()
+                if label and found[name].setdefault(one, label) != label:
                     raise InputError(
-                        f"{path} line {numbered} has {len(row)} cells where the header has {len(header)}: separate "
-                        "them by single tabs"
+                        f"{path}: {one!r} has two labels as {name}, {found[name][one]!r} and {label!r}: keep one, "
+                        "since a point has one colour"
                     )
-                name = row.pop(places[0]).strip()
-                for key, cell in zip(names, row, strict=True):
-                    label = cell.strip()
-                    if label and table[key].setdefault(name, label) != label:
-                        raise InputError(
-                            f"{path} line {numbered}: {name!r} has {table[key][name]!r} and {label!r} as {key}: keep "
-                            "one label an id"
-                        )
-    except DAMAGED as error:
-        raise damaged(path, numbered, error) from error
-    except csv.Error as error:
-        raise InputError(f"{path} cannot be read after line {numbered}: {error}") from error
-    return table
+    return {name.strip(): labels for name, labels in found.items()}
 
 
 def label_columns(path: str | Path, ids: Sequence[str]) -> tuple[list[Column], int]:

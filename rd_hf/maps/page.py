@@ -22,7 +22,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.maps.labels import Column
 from rd_hf.maps.neighbours import Neighbours
 from rd_hf.maps.projection import Projection

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.maps.proteins import Proteins
 
 METHODS = ("pca", "umap")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.maps.labels import column, label_columns, read_labels
 
 
@@ -39,12 +39,12 @@ def test_ids_that_repeat_share_a_label_and_empty_ids_have_none(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "the first line must name the columns"),
+        ("", "holds no rows"),
         ("x\tA\ny\tB\n", "the first line must name the columns.*'x.tA'"),
         ("id\nx\n", "the first line must name the columns"),
         ("id\tk\tk\nx\t1\t2\n", "the first line must name the columns"),
-        ("id\tk\nx\n", "line 2 has 1 cells where the header has 2"),
-        ("id\tk\nx\tA\ny\tB\nx\tB\n", "line 4: 'x' has 'A' and 'B' as k: keep one label an id"),
+        ("id\tk\nx\n", "line 2 has 1 cell where the header has 2"),
+        ("id\tk\nx\tA\ny\tB\nx\tB\n", "'x' has two labels as k, 'A' and 'B': keep one"),
         ("id\tk\nP1\tA\n", "labels none of the 2 proteins: its first id is 'P1', the first protein's is 'x'"),
         ("id\tk\n", "labels none of the 2 proteins: it is empty"),
     ],

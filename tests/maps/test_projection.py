@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.maps import projection as module
 from rd_hf.maps.projection import align, principal_components, project
 from rd_hf.maps.proteins import Proteins, read_proteins

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.embedding.job import JobSettings, run_job
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.launch import processes
