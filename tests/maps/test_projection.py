@@ -110,7 +110,7 @@ def test_umap_without_umap_says_what_to_install(proteins: Proteins, monkeypatch:
 
 @pytest.mark.slow
 def test_umap_keeps_clusters_and_repeats_itself(tmp_path: Path) -> None:
-    pytest.importorskip("umap")
+    pytest.importorskip("umap.umap_")
     generator = np.random.default_rng(1)
     which = generator.integers(0, 3, 120)
     # Three clusters that every level holds apart: each direction comes again in every four dimensions.
