@@ -16,6 +16,8 @@ class Member:
         name: level name, by number of parameters.
         repo_id: Hub id of its weights.
         width, layers, heads: architecture.
+        commit: of the repo, to which configs are pinned; None for a model that lies nowhere.
+        download: bytes of its weight files at that commit.
     """
 
     name: str
@@ -23,16 +25,27 @@ class Member:
     width: int
     layers: int
     heads: int
+    commit: str | None = None
+    download: int = 0
 
 
-# Lin et al. 2023, table S1; Hub ids by Meta AI.
+# Lin et al. 2023, table S1; Hub ids by Meta AI. The first four repos hold safetensors at these commits, the last two
+# `.bin` shards alone.
 ESM2 = (
-    Member("8M", "facebook/esm2_t6_8M_UR50D", 320, 6, 20),
-    Member("35M", "facebook/esm2_t12_35M_UR50D", 480, 12, 20),
-    Member("150M", "facebook/esm2_t30_150M_UR50D", 640, 30, 20),
-    Member("650M", "facebook/esm2_t33_650M_UR50D", 1280, 33, 20),
-    Member("3B", "facebook/esm2_t36_3B_UR50D", 2560, 36, 40),
-    Member("15B", "facebook/esm2_t48_15B_UR50D", 5120, 48, 40),
+    Member("8M", "facebook/esm2_t6_8M_UR50D", 320, 6, 20, "c731040fcd8d73dceaa04b0a8e6329b345b0f5df", 31_384_292),
+    Member("35M", "facebook/esm2_t12_35M_UR50D", 480, 12, 20, "6fbf070e65b0b7291e7bbcd451118c216cff79d8", 136_008_798),
+    Member(
+        "150M", "facebook/esm2_t30_150M_UR50D", 640, 30, 20, "a695f6045e2e32885fa60af20c13cb35398ce30c", 595_257_706
+    ),
+    Member(
+        "650M", "facebook/esm2_t33_650M_UR50D", 1280, 33, 20, "08e4846e537177426273712802403f7ba8261b6c", 2_609_506_392
+    ),
+    Member(
+        "3B", "facebook/esm2_t36_3B_UR50D", 2560, 36, 40, "476b639933c8baad5ad09a60ac1a87f987b656fc", 11_367_082_474
+    ),
+    Member(
+        "15B", "facebook/esm2_t48_15B_UR50D", 5120, 48, 40, "5fbca39631164edc1d402a5aa369f982f72ee282", 60_538_109_592
+    ),
 )
 
 
@@ -59,7 +72,7 @@ def esm2_backbone(member: Member) -> dict[str, Any]:
 
 
 def esm2_config(level: str) -> RDEsmConfig:
-    """The chain from 8M up to ``level``, bases only, with no commit pinned yet (fitting pins what it loads).
+    """The chain from 8M up to ``level``, bases only, each backbone pinned to a commit of its repo.
 
     Raises:
         ValueError: ESM-2 has no such level, or it is the smallest.
@@ -68,7 +81,7 @@ def esm2_config(level: str) -> RDEsmConfig:
     if level not in names[1:]:
         raise ValueError(f"no reverse-distilled ESM-2 {level}: choose {', '.join(names[1:])}")
     levels = [
-        {"name": member.name, "repo_id": member.repo_id, "revision": None, "backbone": esm2_backbone(member)}
+        {"name": member.name, "repo_id": member.repo_id, "revision": member.commit, "backbone": esm2_backbone(member)}
         for member in ESM2[: names.index(level) + 1]
     ]
     return RDEsmConfig(levels=levels, backbones_in_checkpoint=False)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import EsmForMaskedLM
+from transformers import EsmConfig, EsmForMaskedLM
 
-from rd_hf.families import ESM2, esm2_config
+from rd_hf.families import ESM2, Member, esm2_config
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from tests.conftest import REPOSITORY
 
+# What the repos themselves say: data/SOURCES.md.
+REPOS: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "data" / "esm2_repos.json").read_text())
 # Parameters in millions as published, language model head included.
 MILLIONS = {"8M": 7.5, "35M": 33.5, "150M": 148, "650M": 651, "3B": 2840, "15B": 15100}
 
@@ -54,3 +59,24 @@ def test_the_backbones_have_esm2s_sizes(index: int) -> None:
     # The published numbers have two or three digits.
     assert total == pytest.approx(MILLIONS[ESM2[index].name], rel=0.004)
     assert config.hidden_size % config.num_attention_heads == 0
+
+
+@pytest.mark.parametrize("level", [member.name for member in ESM2[1:]])
+def test_every_field_is_what_the_pinned_repo_says(level: str) -> None:
+    """A backbone's settings are those of its repo's config.json, and what they leave out is the library's default."""
+    config = json.loads((REPOSITORY / "hub_configs" / f"rd-esm2-{level}" / "config.json").read_text())
+    for entry in config["levels"]:
+        repo = REPOS[entry["repo_id"]]
+        assert entry["revision"] == repo["commit"]
+        published = repo["config"]
+        assert {name: published[name] for name in entry["backbone"]} == entry["backbone"]
+        default = EsmConfig().to_dict()
+        # Where it comes from, and what concerns no encoder.
+        aside = {"_name_or_path", "architectures", "model_type", "torch_dtype", "transformers_version", "use_cache"}
+        for name in published.keys() - entry["backbone"].keys() - aside:
+            assert published[name] == default.get(name, published[name]), name
+
+
+@pytest.mark.parametrize("member", ESM2, ids=[member.name for member in ESM2])
+def test_a_download_is_as_large_as_its_files(member: Member) -> None:
+    assert member.download == REPOS[member.repo_id]["weights_bytes"]
