@@ -3,19 +3,18 @@
 This file travels to the Hub beside ``modeling_rd_esm.py``: it imports public names of torch and transformers only.
 """
 
-import copy
 import json
 import os
 import re
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import EsmConfig, EsmModel
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 
-# Where a download comes from and how; the backbones are fetched with the same.
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
+from .files_rd_esm import read_header
 
 
 def rotary_modules(model: nn.Module) -> list[nn.Module]:
@@ -23,8 +22,9 @@ def rotary_modules(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if module._buffers.get("inv_freq") is not None]
 
 
-def set_rotary_frequencies(backbone: nn.Module, frequencies: torch.Tensor) -> None:
-    for module in rotary_modules(backbone):
+def set_rotary_frequencies(modules: list[nn.Module], frequencies: torch.Tensor) -> None:
+    """Replace them, in float32, where each module computes."""
+    for module in modules:
         device = module._buffers["inv_freq"].device  # type: ignore[union-attr]
         module._buffers["inv_freq"] = frequencies.to(
             device="cpu" if device.type == "meta" else device, dtype=torch.float32, copy=True
@@ -38,54 +38,31 @@ def keep_float32(module: nn.Module, name: str, before: torch.Tensor | None) -> N
         module._buffers[name] = before.to(device=now.device, dtype=torch.float32)
 
 
-def read_rotary_frequencies(
-    where: str, config: EsmConfig, source: dict[str, Any], options: dict[str, Any]
-) -> torch.Tensor:
-    """Rotary `inv_freq` of a checkpoint as it is stored, float32 `(head width / 2,)`.
-
-    They are lost where the weights are loaded in a narrower dtype or left on disk, or with a release before 5.6
-    from a file that a later one wrote (which names its key with a literal `*`). They are read through a model so
-    small that nothing else in the checkpoint has its shapes; a checkpoint without them gets base^(-2 j / d)
-    (Su et al. 2021).
-    """
-    head_width = config.hidden_size // config.num_attention_heads
-    probe_config = copy.deepcopy(config)
-    probe_config.hidden_size, probe_config.num_attention_heads = head_width, 1
-    probe_config.intermediate_size = probe_config.num_hidden_layers = 1
-    hub = {name: options[name] for name in HUB_ARGUMENTS if name in options}
-    per_layer = {**source.get("key_mapping", {}), r"encoder\.layer\.\*\.attention": "encoder.layer.0.attention"}
-    for mapping in (source.get("key_mapping"), per_layer):
-        probe, info = EsmModel.from_pretrained(
-            where,
-            config=probe_config,
-            add_pooling_layer=False,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            dtype=torch.float32,
-            **{**source, "key_mapping": mapping},
-            **hub,
-        )
-        if not any("inv_freq" in key for key in info["missing_keys"]):
-            frequencies = rotary_modules(probe)[0]._buffers["inv_freq"]
-            assert frequencies is not None
-            return frequencies
-    base = getattr(config, "rope_theta", None) or 10000.0
-    return torch.as_tensor(1.0 / base ** (torch.arange(0, head_width, 2, dtype=torch.float) / head_width))
-
-
 class Reading:
-    """Reads one part of a checkpoint: quietly, since what it holds is checked here, and naming it when that fails."""
+    """Reads one part of a checkpoint, naming it when that fails.
 
-    def __init__(self, what: str) -> None:
+    Args:
+        what: the part.
+        quiet: say nothing of it, since what it holds is checked here, and one model of several parts is one thing
+            to wait for.
+    """
+
+    def __init__(self, what: str, quiet: bool = False) -> None:
         self.what = what
+        self.quiet = quiet
 
     def __enter__(self) -> None:
         self.verbosity = logging.get_verbosity()
-        # A backbone's repo holds a language model's head too; that this is left out is no news.
-        logging.set_verbosity_error()
+        self.bars = self.quiet and logging.is_progress_bar_enabled()
+        if self.quiet:
+            # A backbone's repo holds a language model's head too; that this is left out is no news.
+            logging.set_verbosity_error()
+        if self.bars:
+            _switch(logging.disable_progress_bar)
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if self.bars:
+            _switch(logging.enable_progress_bar)
         logging.set_verbosity(self.verbosity)
         if kind is not None and kind.__name__ == "SafetensorError":
             raise ValueError(
@@ -93,6 +70,13 @@ class Reading:
             ) from error
         if isinstance(error, OSError):
             raise OSError(f"{self.what} cannot be loaded: {error}") from error
+
+
+def _switch(bars: Callable[[], None]) -> None:
+    """Switch progress bars without the warning that an environment variable of the Hub's client has priority."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        bars()
 
 
 def check_loaded(what: str, info: dict[str, Any]) -> None:
@@ -130,31 +114,15 @@ def refuse_links(folder: str) -> None:
             raise ValueError(f"{path} is a link out of its folder (to {target}): put the file itself there")
 
 
-def commit_of(repo: str, revision: str | None, subfolder: str, hub: dict[str, Any]) -> str | None:
-    """The commit a revision stands for, from where the Hub's cache puts its config.json."""
-    file = cached_file(repo, "config.json", revision=revision, subfolder=subfolder, **hub)
-    parts = os.path.normpath(file).split(os.sep) if file is not None else []
-    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else revision
-
-
 def write_index(folder: str) -> None:
     """`model.safetensors.index.json` over the files of all parts, for tools that read sharded checkpoints."""
     weight_map: dict[str, str] = {}
     size = 0
     for name in sorted(os.listdir(folder)):
         if name.endswith(".safetensors"):
-            header = read_header(os.path.join(folder, name))
-            for key, tensor in header.items():
-                if key != "__metadata__":
-                    weight_map[key] = name
-                    size += tensor["data_offsets"][1] - tensor["data_offsets"][0]
+            for key, tensor in read_header(os.path.join(folder, name)).items():
+                weight_map[key] = name
+                size += tensor["data_offsets"][1] - tensor["data_offsets"][0]
     index = {"metadata": {"total_size": size}, "weight_map": weight_map}
     with open(os.path.join(folder, "model.safetensors.index.json"), "w", encoding="utf-8") as file:
         file.write(json.dumps(index, indent=2, sort_keys=True) + "\n")
-
-
-def read_header(path: str) -> dict[str, Any]:
-    """JSON header of a safetensors file: 8 bytes of length, then that many of JSON."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        return json.loads(file.read(length))

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
-from transformers import AutoConfig, EsmModel
+from transformers import AutoConfig
 
 from rd_hf.bases.moments import JointMoments, load_tensors, save_tensors
 from rd_hf.data.batching import collate, residue_mask, token_budget_batches
@@ -88,11 +88,12 @@ def load_family(source: str, depth: float = 1.0, device: str = "cpu", dtype: tor
         if isinstance(config, RDEsmConfig):
             model = RDEsmModel.from_pretrained(source, dtype=dtype)
         elif config.model_type == "esm":
-            backbone = EsmModel.from_pretrained(source, add_pooling_layer=False, use_safetensors=True, dtype=dtype)
             settings = {key: value for key, value in config.to_dict().items() if key != "model_type"}
-            name = f"{sum(parameter.numel() for parameter in backbone.parameters()) / 1e6:.3g}M"
-            model = RDEsmModel(RDEsmConfig(levels=[{"name": name, "backbone": settings}]))
-            model.backbones[0] = backbone
+            entry = {"name": "ESM", "backbone": settings, "repo_id": source}
+            model = RDEsmModel(RDEsmConfig(levels=[entry], backbones_in_checkpoint=False))
+            model.load_backbones(dtype=dtype)
+            parameters = sum(parameter.numel() for parameter in model.backbones.parameters())
+            model.config.levels[0]["name"] = f"{parameters / 1e6:.3g}M"
         else:
             raise InputError(f"{source} is a {config.model_type} model; give a reverse-distilled one or an ESM-2")
     except (OSError, ValueError) as error:

@@ -13,18 +13,10 @@ from torch import nn
 from transformers import EsmModel, PretrainedConfig, PreTrainedModel
 
 from .configuration_rd_esm import RDEsmConfig
+from .files_rd_esm import HUB_ARGUMENTS, WeightFiles, commit_of, find_weights
 from .placement_rd_esm import Placement
 from .saving_rd_esm import RDEsmSaving
-from .weights_rd_esm import (
-    HUB_ARGUMENTS,
-    Reading,
-    check_loaded,
-    commit_of,
-    read_rotary_frequencies,
-    refuse_links,
-    rotary_modules,
-    set_rotary_frequencies,
-)
+from .weights_rd_esm import Reading, check_loaded, refuse_links, rotary_modules, set_rotary_frequencies
 
 # How weights are laid out; said of the backbones, since the projections are small and always float32.
 _WEIGHT_ARGUMENTS = (
@@ -62,7 +54,8 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         With `sequential=True` no backbone is held: each is loaded when its turn comes and released after it, so
         that a family runs where its largest backbone alone would. Give `forward_window` many batches at a time.
 
-        Weights are read from safetensors; a checkpoint that has only pickled weights is refused.
+        Bases are read from safetensors alone; backbones too where their repo has them, and else from `.bin` files,
+        which torch's restricted reader opens: tensors only, no code.
 
         Raises:
             OSError: a repo, revision or file cannot be had.
@@ -106,19 +99,25 @@ class RDEsmPreTrainedModel(RDEsmSaving):
             model.eval()
             info: dict[str, Any] = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
         else:
+            variant = "projections" if full else None
             with Reading(f"the bases of {path}"):
+                files = find_weights(path, variant=variant, allow_bin=False, **hub, **own)
+            for name in own:
+                kwargs.pop(name, None)
+            with Reading(f"the bases of {path}", quiet=True):
                 model, info = super().from_pretrained(
-                    path,
+                    files.folder,
                     *args,
                     config=config,
                     build_backbones=False,
-                    variant="projections" if full else None,
+                    variant=variant,
                     use_safetensors=True,
                     ignore_mismatched_sizes=True,
                     output_loading_info=True,
                     dtype=torch.float32,
                     **kwargs,
                 )
+            model.config.name_or_path = model.name_or_path = path
         check_loaded(f"the bases of {path}", info)
         _check_finite(model)
         dtype = weights.pop("torch_dtype", None)
@@ -160,8 +159,15 @@ class RDEsmPreTrainedModel(RDEsmSaving):
             OSError, ValueError: a backbone cannot be had or does not fit; the message names its level.
         """
 
+        hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+        located: dict[int, WeightFiles] = {}
+
         def fetch(index: int, dtype: str | torch.dtype = dtype, **placed: Any) -> PreTrainedModel:
-            return self._load_backbone(index, source, revision or "main", subfolder, dtype=dtype, **placed, **kwargs)
+            what, level = self._origin(index, source)
+            if index not in located:
+                with Reading(what):
+                    located[index] = self._find_backbone(index, source, revision, subfolder, hub)
+            return self._load_backbone(index, located[index], what, level, dtype=dtype, **placed, **kwargs)
 
         if sequential:
             if device_map is not None:
@@ -191,52 +197,65 @@ class RDEsmPreTrainedModel(RDEsmSaving):
             self.hf_device_map = placement.merged()
         self.config.dtype = loaded[0].dtype
 
-    def _load_backbone(
-        self, index: int, source: str | os.PathLike | None, revision: str, subfolder: str, **kwargs: Any
-    ) -> PreTrainedModel:
-        """One backbone, from `source` or from its own repo; `kwargs` as `from_pretrained` takes them."""
+    def _origin(self, index: int, source: str | os.PathLike | None) -> tuple[str, str | None]:
+        """What messages call a backbone, and its level's name in its repo, where that has this project's full form."""
         entry = self.config.levels[index]
-        name = entry["name"]
         if source is None:
-            where, pinned, what = entry["repo_id"], entry["revision"], f"{entry['repo_id']}, the backbone of {name}"
-            if where is None:
-                raise ValueError(f"level {name} names no repo_id in config.json, so its backbone cannot be fetched")
-            if os.path.isdir(where):
-                refuse_links(where)
-            extra: dict[str, Any] = {"revision": pinned or "main"}
-        else:
-            where, what = os.fspath(source), f"the backbone of {name} in {source}"
-            extra = {
-                "revision": revision,
-                "subfolder": subfolder,
-                "variant": f"backbone-{name}",
-                "key_mapping": {rf"^backbones\.{index}\.": ""},
-            }
-        with Reading(what):
-            settings = {
-                "config": self.config.backbone_config(index),
-                "attn_implementation": self.config._attn_implementation,
-                "add_pooling_layer": False,
-                "use_safetensors": True,
-                "ignore_mismatched_sizes": True,
-                "output_loading_info": True,
-                **extra,
-                **kwargs,
-            }
+            return f"{entry['repo_id']}, the backbone of {entry['name']}", entry.get("level_of_repo")
+        return f"the backbone of {entry['name']} in {os.fspath(source)}", entry["name"]
+
+    def _find_backbone(
+        self, index: int, source: str | os.PathLike | None, revision: str | None, subfolder: str, hub: dict[str, Any]
+    ) -> WeightFiles:
+        """The files of one backbone, from `source` or from its own repo."""
+        entry = self.config.levels[index]
+        _, level = self._origin(index, source)
+        variant = None if level is None else f"backbone-{level}"
+        if source is not None:
+            return find_weights(source, revision, subfolder, variant, allow_bin=False, **hub)
+        where = entry["repo_id"]
+        if where is None:
+            raise ValueError(f"level {entry['name']} names no repo_id in config.json, so its backbone cannot be had")
+        if os.path.isdir(where):
+            refuse_links(where)
+        return find_weights(where, entry["revision"], variant=variant, allow_bin=variant is None, **hub)
+
+    def _load_backbone(
+        self, index: int, files: WeightFiles, what: str, level: str | None, **kwargs: Any
+    ) -> PreTrainedModel:
+        """One backbone; `kwargs` as `from_pretrained` takes them."""
+        settings = {
+            "config": self.config.backbone_config(index),
+            "attn_implementation": self.config._attn_implementation,
+            "add_pooling_layer": False,
+            "use_safetensors": files.safetensors,
+            "ignore_mismatched_sizes": True,
+            "output_loading_info": True,
+            **kwargs,
+        }
+        if level is not None:
+            settings |= {"variant": f"backbone-{level}", "key_mapping": {r"^backbones\.\d+\.": ""}}
+        with Reading(what, quiet=True):
             # The library's own class, so that its renamings of older checkpoints' keys apply.
             try:
-                backbone, info = EsmModel.from_pretrained(where, **settings)
+                backbone, info = EsmModel.from_pretrained(files.folder, **settings)
             except Exception as error:
                 if "device disk is invalid" not in str(error):
                     raise
                 # Before 5.0 a whole model cannot go to disk, but all of its parts can.
                 settings["device_map"] = dict.fromkeys(("embeddings", "encoder", "contact_head"), "disk")
-                backbone, info = EsmModel.from_pretrained(where, **settings)
+                backbone, info = EsmModel.from_pretrained(files.folder, **settings)
             check_loaded(what, info)
-            on_disk = "disk" in map(str, getattr(backbone, "hf_device_map", {}).values())
-            lost = on_disk or any("inv_freq" in key for key in info["missing_keys"])
-            if rotary_modules(backbone) and (lost or backbone.dtype != torch.float32):
-                set_rotary_frequencies(backbone, read_rotary_frequencies(where, backbone.config, extra, kwargs))
+            if rotary := rotary_modules(backbone):
+                # They are lost where the weights are loaded in a narrower dtype or left on disk, or with a release
+                # before 5.6 from a file that a later one wrote; a checkpoint without them gets base^(-2 j / d)
+                # (Su et al. 2021).
+                frequencies = files.rotary_frequencies()
+                if frequencies is None:
+                    base = getattr(backbone.config, "rope_theta", None) or 10000.0
+                    width = backbone.config.hidden_size // backbone.config.num_attention_heads
+                    frequencies = 1.0 / base ** (torch.arange(0, width, 2, dtype=torch.float) / width)
+                set_rotary_frequencies(rotary, frequencies)
         backbone.train(self.training)
         return backbone
 

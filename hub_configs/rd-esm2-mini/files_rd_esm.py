@@ -93,19 +93,16 @@ def find_weights(
     for name, is_index in wanted:
         try:
             # Once the Hub could not be asked, what is absent is not known: the cache alone may go on.
-            path = cached_file(
-                where, name, subfolder=subfolder, **(hub | {"local_files_only": True} if trouble else hub)
-            )
+            path = _fetch(where, name, subfolder, hub | {"local_files_only": True} if trouble else hub)
         except OSError as error:
             # Of a file that is not there the library's error has no cause; of all other trouble it has.
             trouble = trouble or (error if error.__cause__ is not None else None)
             continue
-        assert path is not None
         folder = os.path.dirname(path)
         names = _read_index(path) if is_index else (name,)
         for shard in names if is_index else ():
             try:
-                cached_file(where, shard, subfolder=subfolder, **hub)
+                _fetch(where, shard, subfolder, hub)
             except OSError as error:
                 if error.__cause__ is not None:
                     raise
@@ -123,6 +120,22 @@ def find_weights(
         f"{place} holds none of {looked}: name a revision or folder that has one of them "
         f"(save_pretrained of transformers writes the first)"
     )
+
+
+def _fetch(where: str, name: str, subfolder: str, hub: dict[str, Any]) -> str:
+    """One file's place on this machine.
+
+    Raises:
+        OSError: without a cause where it does not exist, with one where it cannot be had.
+    """
+    try:
+        path = cached_file(where, name, subfolder=subfolder, **hub)
+    except OSError:
+        raise
+    except Exception as error:  # the client's own, of connections that break: their types differ between releases
+        raise OSError(f"{where} could not be fetched from ({error})") from error
+    assert path is not None
+    return path
 
 
 def commit_of(repo: str, revision: str | None, subfolder: str, hub: dict[str, Any]) -> str | None:
