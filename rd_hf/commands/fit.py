@@ -2,12 +2,17 @@
 
     python scripts/fit_bases.py --config hub_configs/rd-esm2-650M --data uniref50.fasta.gz \
         --num-sequences 5000 --output rd-esm2-650M
+    python scripts/fit_bases.py --backbones 8M=facebook/esm2_t6_8M_UR50D mine=my-finetuned-esm2 --data ... --output mine
     accelerate launch --num_processes 8 scripts/fit_bases.py ...      (GPUs)
     torchrun --nproc_per_node 8 scripts/fit_bases.py ...              (CPUs)
 
 One pass over the sequences; memory does not grow with their number. A fit that was stopped, however it was
 stopped, goes on with the same command and --resume, and gives the same bases. With several machines, --output
 must lie on a file system that all of them see.
+
+--backbones makes a chain of any ESM-2-like models, Hub ids and folders mixed, smallest first, each pinned to the
+commit it has now. A reverse-distilled family stands for its levels: "hub_configs/rd-esm2-mini 8M=my-esm2-8M" puts
+an 8M on top of the three of the mini family, and "0.3M=hub_configs/rd-esm2-mini" is one of them.
 
 --output then holds the model (config, bases, remote code, tokenizer, card; backbones too with --form full),
 fit_report.json and fit_report.png.
@@ -29,7 +34,22 @@ if TYPE_CHECKING:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     job = parser.add_argument_group("the job")
-    job.add_argument("--config", required=True, help="folder or Hub id that describes the family (see hub_configs/)")
+    family = job.add_mutually_exclusive_group(required=True)
+    family.add_argument("--config", help="folder or Hub id that describes the family (see hub_configs/)")
+    family.add_argument(
+        "--backbones",
+        nargs="+",
+        metavar="NAME=REPO[@REVISION]",
+        help="the levels themselves, two or more, smallest first: Hub ids or folders of ESM-2-like models; a "
+        "reverse-distilled family, without NAME=, stands for all of its levels",
+    )
+    job.add_argument(
+        "--revision-of",
+        nargs="+",
+        default=[],
+        metavar="LEVEL=COMMIT",
+        help="another commit of a level's backbone than the one that --config pins",
+    )
     job.add_argument(
         "--data",
         required=True,
@@ -66,7 +86,8 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--form",
         choices=("bases", "full"),
-        help="save bases only, or backbones too (default: as --config says)",
+        help="save bases only, or backbones too (default: as --config says; of --backbones, full where one of them is "
+        "a folder)",
     )
     run.add_argument("--max-shard-size", default="5GB", help="largest file of weights to write (default 5GB)")
     run.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the backbones")
@@ -110,6 +131,20 @@ def draw(reports: list[FitReport], path: Path) -> Path | None:
     return path
 
 
+def _number(word: str) -> int:
+    try:
+        return int(word)
+    except ValueError:
+        raise ValueError(f"--keep {word} is neither a number of directions nor 'all'") from None
+
+
+def _revisions(words: list[str]) -> dict[str, str]:
+    for word in words:
+        if not all(word.partition("=")):
+            raise ValueError(f"--revision-of {word}: write it as LEVEL=COMMIT, for example 3B=476b639933c8")
+    return {level: commit for level, _, commit in (word.partition("=") for word in words)}
+
+
 def run(args: argparse.Namespace) -> None:
     # Imported here, so that --help and a mistyped flag answer at once.
     from accelerate import Accelerator
@@ -117,6 +152,7 @@ def run(args: argparse.Namespace) -> None:
 
     from rd_hf.fitting import FitOptions, draw_sample, fit_bases, install_bases
     from rd_hf.hub import load_family, save_checkpoint
+    from rd_hf.hub.backbones import family_config
     from rd_hf.launch import processes
 
     state_folder = args.output / ".fit"
@@ -134,7 +170,19 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--window-tokens {window:,} must be at least --batch-tokens {args.batch_tokens:,}")
     if window is not None and args.form == "full":
         raise ValueError("--window-tokens holds no backbones that --form full could save: save bases only")
-    model = load_family(args.config, dtype=args.dtype, sequential=window is not None).to(accelerator.device)
+    source, keep = args.config, None
+    if args.keep is not None and args.keep != ["all"]:
+        keep = [_number(number) for number in args.keep]
+    if args.backbones is not None:
+        # Widths need not grow, where --keep says what each level adds.
+        source = family_config(args.backbones, "all" if args.keep == ["all"] else keep)
+        if args.form is None and any(Path(entry["repo_id"]).is_dir() for entry in source.levels):
+            args.form = "full" if window is None else "bases"
+    model = load_family(
+        source, revisions=_revisions(args.revision_of), dtype=args.dtype, sequential=window is not None
+    ).to(accelerator.device)
+    if args.keep == ["all"]:
+        keep = model.config.backbone_widths[1:]
     if window is not None:
         args.form = "bases"
         homeless = [entry["name"] for entry in model.config.levels if entry["repo_id"] is None]
@@ -143,17 +191,13 @@ def run(args: argparse.Namespace) -> None:
                 f"--window-tokens saves bases only, and {args.config} does not say where the backbone of "
                 f"{', '.join(homeless)} is to be fetched from: set its repo_id in config.json"
             )
-    keep = None
-    if args.keep is not None:
-        widths = model.config.backbone_widths[1:]
-        keep = tuple(widths) if args.keep == ["all"] else tuple(int(number) for number in args.keep)
     options = FitOptions(
         num_sequences=args.num_sequences,
         seed=args.seed,
         heldout_fraction=args.heldout_fraction,
         regression=args.regression,
         ridge_alpha=args.ridge_alpha,
-        residual_directions=keep,
+        residual_directions=None if keep is None else tuple(keep),
         max_length=args.max_length,
         batch_tokens=args.batch_tokens,
     )

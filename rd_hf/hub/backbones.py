@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import EsmConfig, PretrainedConfig
 from transformers.utils import cached_file
@@ -66,14 +66,14 @@ def parse_source(word: str) -> BackboneSource:
     return BackboneSource(name or None, where, revision or None)
 
 
-def family_config(words: list[str], keep: list[int] | None = None, **hub: Any) -> RDEsmConfig:
+def family_config(words: list[str], keep: list[int] | Literal["all"] | None = None, **hub: Any) -> RDEsmConfig:
     """Describe the chain of the models that ``words`` name, smallest first, each pinned to its commit of today.
 
     Only config.json and vocab.txt are fetched.
 
     Args:
         words: see :func:`parse_source`.
-        keep: residual directions of each level after the first; None takes the growth in width.
+        keep: residual directions of each level after the first, "all" of them, or None for the growth in width.
         hub: ``token``, ``cache_dir``, ``local_files_only``.
 
     Raises:
@@ -87,10 +87,10 @@ def family_config(words: list[str], keep: list[int] | None = None, **hub: Any) -
     for entry in levels:
         _check_alphabet(entry, levels[0], hub)
     try:
-        return RDEsmConfig(levels=levels, residual_directions=keep, backbones_in_checkpoint=False)
+        directions = [entry["backbone"]["hidden_size"] for entry in levels[1:]] if keep == "all" else keep
+        return RDEsmConfig(levels=levels, residual_directions=directions, backbones_in_checkpoint=False)
     except ValueError as error:
-        mend = " (--keep N [...])" if "residual_directions" in str(error) else ""
-        raise InputError(f"--backbones: {error}{mend}") from error
+        raise InputError(f"--backbones: {str(error).replace('residual_directions', '--keep')}") from error
 
 
 def _levels(source: BackboneSource, hub: dict[str, Any]) -> list[dict[str, Any]]:

@@ -14,10 +14,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,7 @@ def save_checkpoint(
             # A path of this machine means nothing in another's config.json.
             if entry["repo_id"] is not None and Path(entry["repo_id"]).is_dir():
                 entry["repo_id"] = entry["revision"] = None
+                entry.pop("level_of_repo", None)
     model.save_pretrained(folder, backbones=backbones, max_shard_size=max_shard_size)
     save_tokenizer(folder)
     (folder / "modules.json").write_text(json.dumps(SENTENCE_TRANSFORMERS_MODULES, indent=2) + "\n")
@@ -135,6 +138,8 @@ def resolve_commit(repo_id: str, revision: str | None = None, **hub: Any) -> str
     """
     if Path(repo_id).is_dir():
         return None
+    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
     # The cache keeps files at snapshots/<commit>/<name>; this works offline too.
     path = Path(hf_hub_download(repo_id, "config.json", revision=revision, **hub))
     return path.parts[path.parts.index("snapshots") + 1]
@@ -153,10 +158,11 @@ def _holds_bases(source: str, revision: str | None, hub: dict[str, Any]) -> bool
 
 
 def load_family(
-    source: str | Path,
+    source: str | Path | RDEsmConfig,
     *,
     level: str | None = None,
     revision: str | None = None,
+    revisions: Mapping[str, str] | None = None,
     dtype: str | torch.dtype = "auto",
     device_map: Any = None,
     attn_implementation: str | None = None,
@@ -171,33 +177,42 @@ def load_family(
     that was really loaded, so that a checkpoint saved later pins it.
 
     Args:
-        source: folder or Hub id with a ``config.json`` (``hub_configs/rd-esm2-650M`` has nothing else).
+        source: folder or Hub id with a ``config.json`` (``hub_configs/rd-esm2-650M`` has nothing else), or a config
+            whose backbones lie in repos of their own.
         level: largest level to load; by default all.
         revision: of ``source``.
+        revisions: by level, of backbones in repos of their own, over those that the config pins.
         dtype, device_map, attn_implementation, token, cache_dir, local_files_only: as in transformers.
         sequential: hold one backbone at a time, each loaded when its turn comes.
 
     Raises:
         ValueError, OSError: a config, backbone or revision that cannot be had or does not fit.
     """
-    source = str(source)
     hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     settings: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "sequential": sequential, **hub}
     if attn_implementation is not None:
         settings["attn_implementation"] = attn_implementation
-    config = RDEsmConfig.from_pretrained(source, revision=revision, **hub)
+    if isinstance(source, RDEsmConfig):
+        config, place = copy.deepcopy(source), None
+    else:
+        place = str(source)
+        config = RDEsmConfig.from_pretrained(place, revision=revision, **hub)
     config.level_index(level)
     config.level = level
-    if config.backbones_in_checkpoint:
-        return RDEsmModel.from_pretrained(source, config=config, revision=revision, **settings)
+    for name, commit in (revisions or {}).items():
+        if config.backbones_in_checkpoint:
+            raise ValueError(f"{place} holds its backbones itself, so that level {name} has no revision of its own")
+        config.levels[config.level_index(name)]["revision"] = commit
+    if place is not None and config.backbones_in_checkpoint:
+        return RDEsmModel.from_pretrained(place, config=config, revision=revision, **settings)
     for entry in config.up_to(level).levels:
         # up_to copies the list, so the entry of the config itself is the one to change.
         own = config.levels[config.level_index(entry["name"])]
         if own["repo_id"] is None:
-            raise ValueError(f"level {own['name']} of {source} names no repo_id to fetch its backbone from")
+            raise ValueError(f"level {own['name']} of {place} names no repo_id to fetch its backbone from")
         own["revision"] = resolve_commit(own["repo_id"], own["revision"], **hub)
-    if _holds_bases(source, revision, hub):
-        return RDEsmModel.from_pretrained(source, config=config, revision=revision, **settings)
+    if place is not None and _holds_bases(place, revision, hub):
+        return RDEsmModel.from_pretrained(place, config=config, revision=revision, **settings)
     attention = {"attn_implementation": settings.pop("attn_implementation")} if attn_implementation else {}
     model = RDEsmModel._from_config(config, build_backbones=False, **attention)
     model.eval()

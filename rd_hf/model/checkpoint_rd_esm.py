@@ -16,7 +16,7 @@ from .configuration_rd_esm import RDEsmConfig
 from .files_rd_esm import HUB_ARGUMENTS, WeightFiles, commit_of, find_weights
 from .placement_rd_esm import Placement
 from .saving_rd_esm import RDEsmSaving
-from .weights_rd_esm import Reading, check_loaded, refuse_links, rotary_modules, set_rotary_frequencies
+from .weights_rd_esm import check_loaded, reading, refuse_links, rotary_modules, set_rotary_frequencies
 
 # How weights are laid out; said of the backbones, since the projections are small and always float32.
 _WEIGHT_ARGUMENTS = (
@@ -100,11 +100,11 @@ class RDEsmPreTrainedModel(RDEsmSaving):
             info: dict[str, Any] = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
         else:
             variant = "projections" if full else None
-            with Reading(f"the bases of {path}"):
+            with reading(f"the bases of {path}"):
                 files = find_weights(path, variant=variant, allow_bin=False, **hub, **own)
             for name in own:
                 kwargs.pop(name, None)
-            with Reading(f"the bases of {path}", quiet=True):
+            with reading(f"the bases of {path}", quiet=True):
                 model, info = super().from_pretrained(
                     files.folder,
                     *args,
@@ -165,7 +165,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         def fetch(index: int, dtype: str | torch.dtype = dtype, **placed: Any) -> PreTrainedModel:
             what, level = self._origin(index, source)
             if index not in located:
-                with Reading(what):
+                with reading(what):
                     located[index] = self._find_backbone(index, source, revision, subfolder, hub)
             return self._load_backbone(index, located[index], what, level, dtype=dtype, **placed, **kwargs)
 
@@ -235,7 +235,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         }
         if level is not None:
             settings |= {"variant": f"backbone-{level}", "key_mapping": {r"^backbones\.\d+\.": ""}}
-        with Reading(what, quiet=True):
+        with reading(what, quiet=True):
             # The library's own class, so that its renamings of older checkpoints' keys apply.
             try:
                 backbone, info = EsmModel.from_pretrained(files.folder, **settings)

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
-from .weights_rd_esm import rotary_modules, write_index
+from .weights_rd_esm import rotary_modules, without_bars, write_index
 
 # What a repo holds beside config, code and weights.
 _COMPANIONS = (
@@ -64,7 +64,7 @@ class RDEsmSaving(PreTrainedModel):
         before, self.config.backbones_in_checkpoint = self.config.backbones_in_checkpoint, full
         try:
             # Written beside the old files and moved over them: these may be what the model's tensors map.
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as staging:
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as staging, without_bars():
                 for variant, part in parts.items():
                     super().save_pretrained(
                         staging,

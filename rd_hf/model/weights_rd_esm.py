@@ -7,7 +7,8 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -38,45 +39,47 @@ def keep_float32(module: nn.Module, name: str, before: torch.Tensor | None) -> N
         module._buffers[name] = before.to(device=now.device, dtype=torch.float32)
 
 
-class Reading:
-    """Reads one part of a checkpoint, naming it when that fails.
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """No progress bar of transformers meanwhile: several backbones are one thing to wait for."""
+    shown = logging.is_progress_bar_enabled()
+    with warnings.catch_warnings():
+        # Where an environment variable of the Hub's client rules over its bars, it says so at each switch.
+        warnings.simplefilter("ignore")
+        if shown:
+            logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            if shown:
+                logging.enable_progress_bar()
+
+
+@contextmanager
+def reading(what: str, quiet: bool = False) -> Iterator[None]:
+    """Around reading one part of a checkpoint: what goes wrong is said with its name.
 
     Args:
         what: the part.
-        quiet: say nothing of it, since what it holds is checked here, and one model of several parts is one thing
-            to wait for.
+        quiet: say nothing else, since what it holds is checked here. (A backbone's repo holds a language model's head
+            too; that this is left out is no news.)
     """
-
-    def __init__(self, what: str, quiet: bool = False) -> None:
-        self.what = what
-        self.quiet = quiet
-
-    def __enter__(self) -> None:
-        self.verbosity = logging.get_verbosity()
-        self.bars = self.quiet and logging.is_progress_bar_enabled()
-        if self.quiet:
-            # A backbone's repo holds a language model's head too; that this is left out is no news.
-            logging.set_verbosity_error()
-        if self.bars:
-            _switch(logging.disable_progress_bar)
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if self.bars:
-            _switch(logging.enable_progress_bar)
-        logging.set_verbosity(self.verbosity)
-        if kind is not None and kind.__name__ == "SafetensorError":
+    verbosity = logging.get_verbosity()
+    if quiet:
+        logging.set_verbosity_error()
+    try:
+        with without_bars() if quiet else nullcontext():
+            yield
+    except OSError as error:
+        raise OSError(f"{what} cannot be loaded: {error}") from error
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError":
             raise ValueError(
-                f"{self.what}: a weights file is cut short or is no safetensors file ({error}); fetch it again"
+                f"{what}: a weights file is cut short or is no safetensors file ({error}); fetch it again"
             ) from error
-        if isinstance(error, OSError):
-            raise OSError(f"{self.what} cannot be loaded: {error}") from error
-
-
-def _switch(bars: Callable[[], None]) -> None:
-    """Switch progress bars without the warning that an environment variable of the Hub's client has priority."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        bars()
+        raise
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def check_loaded(what: str, info: dict[str, Any]) -> None:
