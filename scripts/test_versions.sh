@@ -50,7 +50,7 @@ for name in "${names[@]}"; do
     if [ "$run_tests" = 1 ]; then
         # sentence-transformers and PEFT are those of the newest release, and are tested with it.
         python -m pytest -q tests/model/test_modeling_rd_esm.py tests/model/test_configuration_rd_esm.py tests/model/test_packed.py \
-            tests/hub/test_checkpoints.py tests/hub/test_push.py tests/hub/test_load.py \
+            tests/hub/test_checkpoints.py tests/hub/test_push.py tests/hub/test_load.py tests/hub/test_bin.py \
             -p no:cacheprovider || failed=1
     fi
     python scripts/version_matrix.py write "$work/$name"

@@ -164,6 +164,9 @@ class RDEsmPreTrainedModel(RDEsmSaving):
 
         def fetch(index: int, dtype: str | torch.dtype = dtype, **placed: Any) -> PreTrainedModel:
             what, level = self._origin(index, source)
+            if source is None and self.config.levels[index]["repo_id"] is None:
+                name = self.config.levels[index]["name"]
+                raise ValueError(f"level {name} names no repo_id in config.json, so its backbone cannot be had")
             if index not in located:
                 with reading(what):
                     located[index] = self._find_backbone(index, source, revision, subfolder, hub)
@@ -214,8 +217,6 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         if source is not None:
             return find_weights(source, revision, subfolder, variant, allow_bin=False, **hub)
         where = entry["repo_id"]
-        if where is None:
-            raise ValueError(f"level {entry['name']} names no repo_id in config.json, so its backbone cannot be had")
         if os.path.isdir(where):
             refuse_links(where)
         return find_weights(where, entry["revision"], variant=variant, allow_bin=variant is None, **hub)

@@ -57,7 +57,7 @@ class Checkpoint:
 def resolve(name: str | os.PathLike, revision: str | None = None) -> Checkpoint:
     """Find a model; of one on the Hub only its config is fetched yet, so that a small level stays a small download.
 
-    A folder's fingerprint is a hash over the contents of ``config.json``, all safetensors files and their indices,
+    A folder's fingerprint is a hash over the contents of ``config.json``, all weight files and their indices,
     taken once a process and file version; reading them also brings them into memory for the load that follows. On
     the Hub the commit says the same for nothing.
 
@@ -111,7 +111,8 @@ def _read_config(name: str, folder: Path) -> dict[str, Any]:
 
 def _folder_fingerprint(folder: Path) -> str:
     whole = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("*.index*.json")]):
+    weights = [path for pattern in ("*.safetensors", "*.bin", "*.index*.json") for path in folder.glob(pattern)]
+    for path in sorted([folder / "config.json", *weights]):
         if path.exists():
             status = path.stat()
             whole.update(f"{path.name}\0{_file_sha256(str(path), status.st_size, status.st_mtime_ns)}\n".encode())

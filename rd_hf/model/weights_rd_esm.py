@@ -7,7 +7,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -43,16 +43,20 @@ def keep_float32(module: nn.Module, name: str, before: torch.Tensor | None) -> N
 def without_bars() -> Iterator[None]:
     """No progress bar of transformers meanwhile: several backbones are one thing to wait for."""
     shown = logging.is_progress_bar_enabled()
-    with warnings.catch_warnings():
-        # Where an environment variable of the Hub's client rules over its bars, it says so at each switch.
-        warnings.simplefilter("ignore")
+    if shown:
+        _switch(logging.disable_progress_bar)
+    try:
+        yield
+    finally:
         if shown:
-            logging.disable_progress_bar()
-        try:
-            yield
-        finally:
-            if shown:
-                logging.enable_progress_bar()
+            _switch(logging.enable_progress_bar)
+
+
+def _switch(bars: Callable[[], None]) -> None:
+    """Without the Hub's client saying that an environment variable rules over its own bars."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        bars()
 
 
 @contextmanager
@@ -77,6 +81,8 @@ def reading(what: str, quiet: bool = False) -> Iterator[None]:
             raise ValueError(
                 f"{what}: a weights file is cut short or is no safetensors file ({error}); fetch it again"
             ) from error
+        if isinstance(error, ValueError) and not str(error).startswith(what):
+            raise ValueError(f"{what}: {error}") from error
         raise
     finally:
         logging.set_verbosity(verbosity)

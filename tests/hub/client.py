@@ -11,6 +11,8 @@ import logging
 import os
 import re
 import sys
+import threading
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,18 @@ import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 torch.set_num_threads(1)
+# Every machine that this process, its threads included, looks for or connects to.
+REACHED: set[str] = set()
+
+
+def _watch(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "socket.getaddrinfo":
+        REACHED.add(str(arguments[0]))
+    elif event == "socket.connect" and isinstance(arguments[1], tuple):
+        REACHED.add(str(arguments[1][0]))
+
+
+sys.addaudithook(_watch)
 IDS = torch.tensor([[0, 20, 15, 11, 5, 19, 32, 5, 15, 2], [0, 20, 15, 11, 5, 2, 1, 1, 1, 1]])
 
 
@@ -240,6 +254,57 @@ def trouble() -> dict[str, Any]:
     mark("up")
     found["up_again"] = torch.equal(output(load("me/nested", cache_dir=cache("down"))), expected)
     return found
+
+
+def fit_bin() -> dict[str, Any]:
+    """Fit a chain of published backbones, two of them `.bin` shards, with the command; save; push with the command."""
+    from rd_hf.commands.fit import main as fit
+    from rd_hf.commands.push import main as push_command
+
+    work = Path(ARGUMENTS["work"])
+    mark("bin-fit")
+    code = fit(
+        [
+            *("--backbones", *ARGUMENTS["backbones"], "--data", ARGUMENTS["data"], "--num-sequences", "40"),
+            *("--max-length", "100", "--batch-tokens", "1000", "--output", str(work / "fitted")),
+        ]
+    )
+    mark("bin-fitted")
+    from rd_hf.hub import load_family
+
+    model = load_family(work / "fitted")
+    save_file({"output": output(model)}, ARGUMENTS["result"])
+    pushed = push_command(["--model", str(work / "fitted"), "--repo-id", "me/bin"])
+    report = json.loads((work / "fitted" / "fit_report.json").read_text())
+    pins = [entry["revision"] for entry in model.config.levels]
+    return {"codes": [code, pushed], "pins": pins, "reached": sorted(REACHED), "report": report}
+
+
+def use_bin() -> dict[str, Any]:
+    """A new user, logged in: each level, the whole one backbone at a time, and again from the cache."""
+    expected = load_file(ARGUMENTS["result"])["output"]
+    found: dict[str, Any] = {}
+    cache = ""
+    for level, width in ARGUMENTS["widths"].items():
+        cache = os.path.join(ARGUMENTS["work"], f"cache-{level}")
+        mark(f"bin-{level}")
+        model = load("me/bin", level=level, cache_dir=cache)
+        mark(f"bin-{level}-loaded")
+        found[level] = torch.equal(output(model), expected[..., :width])
+    mark("bin-again")
+    found["again"] = torch.equal(output(load("me/bin", cache_dir=cache)), expected)
+    mark("bin-again-loaded")
+    found["sequential"] = torch.equal(output(load("me/bin", cache_dir=cache, sequential=True)), expected)
+    time.sleep(1)  # whatever a background thread would do, it would have begun by now
+    return {**found, "threads": [thread.name for thread in threading.enumerate()], "reached": sorted(REACHED)}
+
+
+def refuse_bin() -> dict[str, Any]:
+    """What must not be loaded, each from an empty cache."""
+    return {
+        name: message_of(load, f"me/{name}", cache_dir=os.path.join(ARGUMENTS["work"], f"cache-{name}"))
+        for name in ARGUMENTS["repos"]
+    }
 
 
 def concurrent() -> dict[str, Any]:

@@ -72,8 +72,16 @@ class World:
     def expected(self) -> str:
         return str(self.work / "expected.safetensors")
 
-    def start(self, step: str, home: str, package: bool = False, offline: bool = False, **arguments: Any) -> Any:
-        """Start a client process with its own HF_HOME."""
+    def start(
+        self,
+        step: str,
+        home: str,
+        package: bool = False,
+        offline: bool = False,
+        logged_in: bool | None = None,
+        **arguments: Any,
+    ) -> Any:
+        """Start a client process with its own HF_HOME; with the package it is logged in unless told otherwise."""
         environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHONPATH"))},
             "HF_ENDPOINT": self.hub.endpoint,
@@ -82,14 +90,14 @@ class World:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_HUB_OFFLINE": "1" if offline else "0",
-            "DISABLE_SAFETENSORS_CONVERSION": "1",
             "NO_PROXY": "127.0.0.1",
             "OMP_NUM_THREADS": "1",
         }
         if os.environ.get("RD_HF_OVERLAY"):  # another release of transformers, see scripts/test_versions.sh
             environment["PYTHONPATH"] = os.environ["RD_HF_OVERLAY"]
-        if package:
+        if package if logged_in is None else logged_in:
             environment["HF_TOKEN"] = self.hub.token
+        if package:
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), str(REPOSITORY))))
         given = {
             "package": package,

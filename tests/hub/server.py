@@ -29,6 +29,7 @@ class Request:
     path: str
     status: int
     sent: int  # bytes of the body
+    token: bool = False  # whether it came with the token
 
 
 @dataclass
@@ -178,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(piece)
             sent = len(piece)
         with self.hub.lock:
-            self.hub.log.append(Request(self.command, self.path, status, sent))
+            self.hub.log.append(Request(self.command, self.path, status, sent, self.hub.token in str(self.headers)))
         if fault is not None and fault.kind == "cut":
             self.close_connection = True
 
