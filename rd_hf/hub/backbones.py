@@ -55,7 +55,7 @@ def parse_source(word: str) -> BackboneSource:
     name, equals, where = word.partition("=")
     if not equals or Path(word).is_dir():
         name, where = "", word
-    if Path(where).is_dir():
+    if where and Path(where).is_dir():
         return BackboneSource(name or None, where)
     where, _, layer = where.partition("#")
     if layer:

@@ -1,0 +1,213 @@
+"""Chains put together on the command line, from models as users have them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import EsmModel
+
+from rd_hf.commands.fit import main as fit
+from rd_hf.data.fasta import InputError
+from rd_hf.hub.backbones import BackboneSource, family_config, parse_source
+from rd_hf.model.modeling_rd_esm import RDEsmModel
+from tests.conftest import EXAMPLE_FASTA, REPOSITORY, environment
+from tests.hub.layouts import (
+    DPLM,
+    ESM1B,
+    ESM1V,
+    ESM2_BIN,
+    ESM2_SAFETENSORS,
+    ESM2_SHARDS,
+    FINE_TUNED,
+    LAYOUTS,
+    Layout,
+    Size,
+    write_repo,
+)
+
+IDS = torch.tensor([[0, 20, 15, 11, 32, 19, 12, 5, 15, 2], [0, 20, 15, 11, 5, 2, 1, 1, 1, 1]])
+
+
+def run_fit(output: Path, *words: str, sequences: int = 30) -> int:
+    common = ["--data", str(EXAMPLE_FASTA), "--num-sequences", str(sequences), "--max-length", "60"]
+    return fit(["--backbones", *words, *common, "--batch-tokens", "1000", "--output", str(output)])
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("8M=facebook/esm2_t6_8M_UR50D", BackboneSource("8M", "facebook/esm2_t6_8M_UR50D")),
+        ("8M=lab/esm@refs/pr/2", BackboneSource("8M", "lab/esm", "refs/pr/2")),
+        ("lab/family@v1", BackboneSource(None, "lab/family", "v1")),
+    ],
+)
+def test_words(word: str, expected: BackboneSource) -> None:
+    assert parse_source(word) == expected
+
+
+def test_a_folders_name_may_hold_anything(tmp_path: Path) -> None:
+    for name in ("a@b", "a#3", "a=b"):
+        folder = tmp_path / name
+        folder.mkdir()
+        assert parse_source(f"x={folder}") == BackboneSource("x", str(folder))
+        assert parse_source(str(folder)) == BackboneSource(None, str(folder))
+
+
+@pytest.mark.parametrize("word", ["x=no/such/folder", "x=", "=lab/esm", "x=lab", "x=lab/esm#3", "./absent"])
+def test_other_words_are_refused_with_what_to_write(word: str) -> None:
+    with pytest.raises(InputError, match=f"--backbones {re.escape(word)}: .*(write NAME=REPO|not supported)"):
+        parse_source(word)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_every_layout_is_a_level_and_computes_what_the_plain_model_does(tmp_path: Path, layout: Layout) -> None:
+    write_repo(tmp_path / "small", ESM2_SAFETENSORS, Size(16))
+    write_repo(tmp_path / "large", layout, Size(32), seed=1)
+    config = family_config([f"a={tmp_path / 'small'}", f"b={tmp_path / 'large'}"])
+    model = RDEsmModel(config)
+    model.load_backbones()
+    plain = EsmModel.from_pretrained(
+        tmp_path / "large", add_pooling_layer=False, use_safetensors=layout.container == "safetensors"
+    )
+    mask = IDS.ne(1).long()
+    with torch.inference_mode():
+        state = model.eval()(IDS, mask, output_backbone_states=True).backbone_states[1]
+        assert torch.equal(state, plain(IDS, attention_mask=mask).last_hidden_state)
+
+
+def test_a_chain_on_a_family_is_fitted_saved_and_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A family's levels, then one of another family's, then a fine-tuned model in a `.bin`; no config by hand."""
+    write_repo(tmp_path / "first", ESM2_SHARDS, Size(16))
+    write_repo(tmp_path / "second", DPLM, Size(24), seed=1)
+    assert run_fit(tmp_path / "family", f"16={tmp_path / 'first'}", f"24={tmp_path / 'second'}") == 0
+    write_repo(tmp_path / "third", FINE_TUNED, Size(40), seed=2)
+    words = [str(tmp_path / "family"), f"40={tmp_path / 'third'}"]
+    assert run_fit(tmp_path / "chain", *words) == 0
+    assert re.search(r"40 +40 .* -?\d\.\d{4} +-?\d\.\d{4} +\d\.\d{4}", capsys.readouterr().out)
+    # It stands alone: of the folders it came from nothing is needed.
+    for name in ("first", "second", "third"):
+        shutil.rmtree(tmp_path / name)
+    model = RDEsmModel.from_pretrained(tmp_path / "chain")
+    family = RDEsmModel.from_pretrained(tmp_path / "family")
+    assert model.config.nested_dims == {"16": 16, "24": 24, "40": 40}
+    with torch.inference_mode():
+        state = model(IDS, output_backbone_states=True).backbone_states
+        for a, b in zip(state, family(IDS, output_backbone_states=True).backbone_states, strict=False):
+            assert torch.equal(a, b)
+    shutil.rmtree(tmp_path / "chain")
+    assert run_fit(tmp_path / "chain", f"24={tmp_path / 'family'}", f"16={tmp_path / 'family'}") == 1
+    said = capsys.readouterr().err
+    assert "level 16 (16 wide) does not grow beyond 24 (24 wide): order levels by width, or give --keep" in said
+
+
+def test_widths_need_not_grow_where_keep_says_how_many(tmp_path: Path) -> None:
+    for name, layout, width in (("a", ESM2_BIN, 32), ("b", ESM1V, 32), ("c", ESM1B, 16)):
+        write_repo(tmp_path / name, layout, Size(width))
+    words = [f"{name}={tmp_path / name}" for name in "abc"]
+    assert family_config(words, [3, 4]).nested_dims == {"a": 32, "b": 35, "c": 39}
+    assert family_config(words, "all").nested_dims == {"a": 32, "b": 64, "c": 80}
+    with pytest.raises(InputError, match="give --keep"):
+        family_config(words)
+    with pytest.raises(InputError, match=r"--keep needs one number for each level after the first \(2\), got \[3\]"):
+        family_config(words, [3])
+
+
+def change(folder: Path, **fields: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_what_cannot_be_a_level_is_refused_by_name(tmp_path: Path) -> None:
+    small = f"a={write_repo(tmp_path / 'a', ESM2_BIN, Size(16))}"
+    folder = write_repo(tmp_path / "b", ESM2_BIN, Size(32))
+    word = f"b={folder}"
+    with pytest.raises(InputError, match="names 1 level: a chain needs two or more"):
+        family_config([word])
+    with pytest.raises(InputError, match="has no name: write NAME=REPO"):
+        family_config([small, str(folder)])
+    with pytest.raises(InputError, match="level names must differ"):
+        family_config([small, f"a={folder}"])
+    (folder / "vocab.txt").write_text("\n".join(["<cls>", "<pad>", "<eos>", "<unk>", *"ACDEFGHIKLMNPQRSTVWYXBUZO.-"]))
+    with pytest.raises(InputError, match=r"b=.* speaks another vocabulary than ESM-2 \(token 4 is 'A' in its"):
+        family_config([small, word])
+    (folder / "vocab.txt").unlink()
+    for field, value in (("vocab_size", 64), ("mask_token_id", 31), ("pad_token_id", 0)):
+        before = json.loads((folder / "config.json").read_text())
+        change(folder, **{field: value})
+        with pytest.raises(InputError, match=rf"b=.* has {field} {value}, where ESM-2's tokens need"):
+            family_config([small, word])
+        change(folder, **before)
+    change(folder, model_type="bert")
+    with pytest.raises(InputError, match="is of type 'bert': a level is an ESM-2-like encoder"):
+        family_config([small, word])
+    change(folder, model_type="esm", is_folding_model=True)
+    with pytest.raises(InputError, match="is a folding model"):
+        family_config([small, word])
+
+
+def test_a_level_that_a_family_lacks_is_refused_with_those_it_has(mini_checkpoint: Path) -> None:
+    with pytest.raises(InputError, match=r"without a level '8M'; it has 0\.3M, 1\.2M, 2\.7M"):
+        family_config([f"8M={mini_checkpoint}", f"1.2M={mini_checkpoint}"])
+
+
+def test_a_real_fine_tuned_esm2_is_a_level_and_a_plain_model(shared_data: Path, mini_checkpoint: Path) -> None:
+    folder = shared_data / "esm2_8m_finetuned"
+    model = RDEsmModel(family_config([str(mini_checkpoint), f"8M={folder}"]))
+    model.load_backbones()
+    plain = EsmModel.from_pretrained(folder, add_pooling_layer=False)
+    mask = IDS.ne(1).long()
+    with torch.inference_mode():
+        found = model.eval()(IDS, mask, output_backbone_states=True).backbone_states[-1]
+        assert torch.equal(found, plain(IDS, attention_mask=mask).last_hidden_state)
+
+
+PEAK = """
+import sys, torch
+sys.path.insert(0, "scripts")
+from benchmarks.resident import reset_peak, resident_mb
+from rd_hf.hub import load_family
+from rd_hf.hub.backbones import family_config
+config = family_config(sys.argv[3:])
+ids = torch.tensor([[0, 20, 15, 2]])
+# What is imported and set up on first use is no memory of the model's.
+load_family(family_config([f"a={sys.argv[2]}", f"b={sys.argv[2]}"], "all"), sequential=sys.argv[1] == "sequential")(ids)
+base = resident_mb("VmRSS")
+reset_peak()
+model = load_family(config, sequential=sys.argv[1] == "sequential")
+with torch.inference_mode():
+    model(ids)
+print(resident_mb("VmHWM") - base)
+"""
+
+
+def test_peak_memory_is_that_of_what_is_loaded(tmp_path: Path) -> None:
+    """All weights of a chain of `.bin` shards, or its largest backbone alone; 15 % beyond that at most."""
+    words, sizes = [], []
+    write_repo(tmp_path / "first", ESM2_SHARDS, Size(16))
+    for width in (256, 512, 768):
+        write_repo(tmp_path / str(width), ESM2_SHARDS, Size(width, layers=4))
+        backbone = EsmModel.from_pretrained(tmp_path / str(width), add_pooling_layer=False, use_safetensors=False)
+        sizes.append(sum(parameter.nbytes for parameter in backbone.parameters()) / 2**20)
+        words.append(f"{width}={tmp_path / str(width)}")
+        del backbone
+    for how, loaded in (("resident", sum(sizes)), ("sequential", max(sizes))):
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, how, str(tmp_path / "first"), *words],
+            cwd=REPOSITORY,
+            env=environment() | {"PYTHONPATH": os.environ.get("PYTHONPATH", str(REPOSITORY))},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        peak = float(done.stdout.split()[-1])
+        print(f"{how}: peak {peak:.0f} MB, {peak / loaded:.3f} of the {loaded:.0f} MB that are loaded")
+        assert peak <= 1.15 * loaded
