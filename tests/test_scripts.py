@@ -92,6 +92,14 @@ def test_the_hub_files_stand_alone(path: Path) -> None:
                 assert module in {"transformers", "transformers.utils"}, f"{module} is not public"
 
 
+def test_the_modelling_file_names_all_others_that_travel() -> None:
+    """transformers up to 5.0 copies, of a folder's code, only what the named file itself imports."""
+    tree = ast.parse((REPOSITORY / "rd_hf" / "model" / "modeling_rd_esm.py").read_text())
+    named = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1}
+    travels = {path.stem for path in (REPOSITORY / "rd_hf" / "model").glob("*_rd_esm.py")}
+    assert named == travels - {"modeling_rd_esm"}
+
+
 def test_nothing_is_unpickled() -> None:
     for file in [*(REPOSITORY / "rd_hf").rglob("*.py"), *(REPOSITORY / "scripts").rglob("*.py")]:
         for node in ast.walk(ast.parse(file.read_text())):

@@ -29,9 +29,13 @@ from .attention_rd_esm import PACKED_ATTENTION
 from .checkpoint_rd_esm import RDEsmPreTrainedModel
 from .configuration_rd_esm import RDEsmConfig
 
-# ResiduePooling is here for modules.json, which names it as modeling_rd_esm.ResiduePooling.
+# Some are not used here: releases of transformers up to 5.0 bring along only the files that this one itself names,
+# and modules.json names modeling_rd_esm.ResiduePooling.
+from .files_rd_esm import WeightFiles  # noqa: F401
+from .placement_rd_esm import Placement  # noqa: F401
 from .pooling_rd_esm import ResiduePooling  # noqa: F401
 from .projection_rd_esm import RDEsmProjection
+from .saving_rd_esm import RDEsmSaving  # noqa: F401
 from .weights_rd_esm import keep_float32, rotary_modules
 
 
