@@ -204,6 +204,7 @@ class RDEsmModel(RDEsmPreTrainedModel):
             # A backbone refers to itself (by its load hook), so that dropping it frees nothing yet.
             gc.collect()
             visit(index, self._fetch(index, dtype=here.dtype).to(here.device))
+        gc.collect()
 
     def get_input_embeddings(self) -> nn.Module:
         """Token embeddings of the largest backbone."""

@@ -167,9 +167,20 @@ def push_folder(
 
 
 def compare_with_hub(
-    folder: str | Path, repo_id: str, revision: str, *, level: str | None = None, token: str | bool | None = None
+    folder: str | Path,
+    repo_id: str,
+    revision: str,
+    *,
+    level: str | None = None,
+    token: str | bool | None = None,
+    sequential: bool = False,
 ) -> list[str]:
     """Load a revision from the Hub as a user does, and compare its output with that of a local folder.
+
+    Args:
+        level: largest level to compare.
+        token: of the Hub.
+        sequential: hold one backbone at a time.
 
     Returns:
         Names of the levels compared.
@@ -181,7 +192,7 @@ def compare_with_hub(
     outputs = []
     for source, where in ((str(folder), {}), (repo_id, {"revision": revision, "token": token})):
         # One after the other: two 3B models at once may not fit. The code that runs is what was just pushed.
-        model = AutoModel.from_pretrained(source, trust_remote_code=True, level=level, **where)
+        model = AutoModel.from_pretrained(source, trust_remote_code=True, level=level, sequential=sequential, **where)
         with torch.inference_mode():
             outputs.append(model(input_ids, attention_mask))
         del model

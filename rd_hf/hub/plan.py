@@ -1,0 +1,241 @@
+"""What a fit will need, worked out before anything is fetched: bytes, memory, FLOP, hours.
+
+Everything follows from the config and the lengths of the sequences but for two numbers that are measured here: what
+the process takes before it holds a model, and how many FLOP a second a transformer layer reaches on this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rd_hf.families import ESM2
+from rd_hf.model.configuration_rd_esm import RDEsmConfig
+from rd_hf.model.files_rd_esm import find_weights
+
+FLOAT32 = 4
+FLOAT64 = 8
+# Widths of what is alive at once in a layer's feed-forward half, in units of the hidden width: the state and its
+# normed copy, the widened state (4) and the activation's temporaries (8), which are written out in the library.
+LIVE_WIDTHS = 15
+# Matrices of K x K in float64 beside the moments while the chain is solved: its working copies of two sets of
+# moments, a residual, its eigenvectors and the solver's own.
+SOLVE_MATRICES = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Needs of one fit; sizes in bytes.
+
+    Attributes:
+        download: weights that are not in the cache yet.
+        weights: all weight files together.
+        disk: what will lie on disk in the end, cache included, beyond what is there.
+        resident, sequential: peak memory with all backbones held, and with one at a time (--window-tokens).
+        sequences, tokens: what runs through every backbone, padding included.
+        flop: of the whole fit.
+        flops: measured, a second.
+        memory_free, disk_free: of this machine.
+    """
+
+    download: int
+    weights: int
+    disk: int
+    resident: int
+    sequential: int
+    sequences: int
+    tokens: int
+    flop: float
+    flops: float
+    memory_free: int
+    disk_free: int
+
+    @property
+    def hours(self) -> float:
+        """At the measured rate."""
+        return self.flop / self.flops / 3600
+
+    def __str__(self) -> str:
+        return "\n".join(
+            (
+                f"download   {readable(self.download)} of {readable(self.weights)} of weights",
+                f"disk       {readable(self.disk)} more ({readable(self.disk_free)} free)",
+                f"memory     {readable(self.resident)} at the peak with all backbones held",
+                f"           {readable(self.sequential)} with one at a time (--window-tokens); "
+                f"{readable(self.memory_free)} are free",
+                f"work       {self.sequences:,} sequences, {self.tokens:,} tokens with padding: {self.flop:.3g} FLOP",
+                f"time       {duration(self.flop / self.flops)} at the {self.flops / 1e9:,.0f} GFLOP/s measured here",
+            )
+        )
+
+
+def duration(seconds: float) -> str:
+    """In hours, minutes or seconds."""
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.0f} minutes" if seconds >= 100 else f"{seconds:.0f} seconds"
+
+
+def readable(size: float) -> str:
+    """Bytes in decimal units, as disks and downloads are sold."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
+
+
+def encoder_parameters(backbone: dict[str, Any]) -> int:
+    """Parameters that a forward pass reads."""
+    k, wide, layers = backbone["hidden_size"], backbone["intermediate_size"], backbone["num_hidden_layers"]
+    layer = 4 * (k * k + k) + k * wide + wide + wide * k + k + 4 * k
+    tables = backbone["vocab_size"] * k
+    if backbone.get("position_embedding_type") == "absolute":
+        tables += backbone["max_position_embeddings"] * k
+    return layers * layer + tables + 2 * k
+
+
+def stored_bytes(entry: dict[str, Any]) -> int:
+    """Size of a level's weight files: as published, and else of an encoder with its head in float32."""
+    published = {member.repo_id: member.download for member in ESM2}
+    if entry["repo_id"] in published:
+        return published[entry["repo_id"]]
+    backbone = entry["backbone"]
+    k = backbone["hidden_size"]
+    head = k * k + 3 * k + backbone["vocab_size"] * (k + 1)
+    unused = 0 if backbone.get("position_embedding_type") == "absolute" else backbone["max_position_embeddings"] * k
+    return FLOAT32 * (encoder_parameters(backbone) + head + unused)
+
+
+def is_here(entry: dict[str, Any]) -> bool:
+    """Whether a level's weights are in the cache, or in a folder."""
+    try:
+        find_weights(entry["repo_id"], entry["revision"], local_files_only=True)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def forward_flop(backbone: dict[str, Any], tokens: int, length: float) -> float:
+    """Two FLOP a parameter and token, and the two products of attention."""
+    k, layers = backbone["hidden_size"], backbone["num_hidden_layers"]
+    return 2.0 * encoder_parameters(backbone) * tokens + 4.0 * layers * k * length * tokens
+
+
+def peak_memory(config: RDEsmConfig, batch_tokens: int, window_tokens: int | None, base: int) -> int:
+    """Peak of a float32 fit on a CPU: of the pass, or of the solution after it.
+
+    Args:
+        batch_tokens: of the largest batch.
+        window_tokens: of the largest window where one backbone is held at a time; None where all are.
+        base: what the process takes without a model.
+    """
+    backbones = [entry["backbone"] for entry in config.levels]
+    weights = [FLOAT32 * encoder_parameters(backbone) for backbone in backbones]
+    widths = config.backbone_widths
+    total = sum(widths)
+    moments = 2 * FLOAT64 * total**2
+    activations = FLOAT32 * LIVE_WIDTHS * batch_tokens * max(widths)
+    # The fit's record of which weights it was begun with sums each matrix in float64.
+    digest = FLOAT64 * max(b["hidden_size"] * b["intermediate_size"] for b in backbones)
+    states = FLOAT32 * total * (batch_tokens if window_tokens is None else window_tokens)
+    solve = SOLVE_MATRICES * FLOAT64 * total**2
+    if window_tokens is None:
+        return base + sum(weights) + moments + max(activations + states, digest, solve)
+    return base + max(max(weights) + max(activations + states + moments, digest), moments + states, moments + solve)
+
+
+def bases_bytes(config: RDEsmConfig) -> int:
+    """Size of the bases."""
+    dims = list(config.nested_dims.values())
+    steps = zip(dims, config.backbone_widths[1:], config.residual_directions, strict=False)
+    return sum(FLOAT32 * (p * k + k * d + p + k) for p, k, d in steps)
+
+
+def measured_flops(width: int = 640, tokens: int = 1024, seconds: float = 3.0) -> float:
+    """FLOP a second of a transformer layer as the library runs it, on this machine and as many threads as torch has."""
+    import torch
+    from transformers import EsmConfig, EsmModel
+
+    from rd_hf.families import Member, esm2_backbone
+
+    settings = esm2_backbone(Member("", "", width, 1, 20))
+    model = EsmModel(EsmConfig(**settings), add_pooling_layer=False).eval()
+    length = 256
+    ids = torch.full((tokens // length, length), 5)
+    mask = torch.ones_like(ids)
+    with torch.inference_mode():
+        model(ids, attention_mask=mask)
+        started = time.perf_counter()
+        rounds = 0
+        while time.perf_counter() - started < seconds:
+            model(ids, attention_mask=mask)
+            rounds += 1
+    return rounds * forward_flop(settings, tokens, length) / (time.perf_counter() - started)
+
+
+def memory_in_use() -> int:
+    """Resident memory of this process, in bytes; a guess where the kernel does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 500_000_000
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def free_memory() -> int:
+    """Memory that a new process could take, in bytes."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def make_plan(
+    config: RDEsmConfig,
+    batches: Sequence[tuple[int, int]],
+    output: Path,
+    batch_tokens: int,
+    window_tokens: int,
+    flops: float,
+    base: int,
+) -> Plan:
+    """Needs of fitting ``config`` on batches of (sequences, longest length with cls and eos).
+
+    Args:
+        output: folder of the fit.
+        batch_tokens, window_tokens: budgets of a batch, and of a window of one backbone at a time.
+        flops: from :func:`measured_flops`.
+        base: memory of the process without a model.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    tokens = sum(rows * length for rows, length in batches)
+    largest = max((rows * length for rows, length in batches), default=0)
+    length = sum(rows * length**2 for rows, length in batches) / max(tokens, 1)
+    total = sum(config.backbone_widths)
+    sizes = {entry["name"]: stored_bytes(entry) for entry in config.levels}
+    download = sum(sizes[entry["name"]] for entry in config.levels if not is_here(entry))
+    flop = sum(forward_flop(entry["backbone"], tokens, length) for entry in config.levels)
+    # One triangle of the moments, and the eigendecompositions of the chain.
+    flop += float(total) ** 2 * tokens + 25.0 * sum(float(k) ** 3 for k in config.backbone_widths)
+    where = next(path for path in (Path(HF_HUB_CACHE), *Path(HF_HUB_CACHE).parents) if path.is_dir())
+    return Plan(
+        download=download,
+        weights=sum(sizes.values()),
+        disk=download + bases_bytes(config) + 2 * FLOAT64 * total**2,
+        resident=peak_memory(config, min(largest, batch_tokens) or largest, None, base),
+        sequential=peak_memory(config, largest, max(largest, min(window_tokens, tokens)), base),
+        sequences=sum(rows for rows, _ in batches),
+        tokens=tokens,
+        flop=flop,
+        flops=flops,
+        memory_free=free_memory(),
+        disk_free=shutil.disk_usage(where).free,
+    )
