@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     from rd_hf.fitting import FitOptions, draw_sample
     from rd_hf.fitting.sample import plan_batches
     from rd_hf.hub.card import is_hub_id
-    from rd_hf.hub.plan import make_plan, measured_flops, memory_in_use
+    from rd_hf.hub.plan import make_plan, memory_in_use
     from rd_hf.hub.push import compare_with_hub, push_folder
     from rd_hf.hub.release import Release, check_fits, check_login, fetch, fetch_published, judge, parse_memory
     from rd_hf.model.configuration_rd_esm import RDEsmConfig
@@ -71,10 +71,9 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.repo_id!r} is no Hub id: write it as owner/name")
     if args.from_published and args.level is None:
         raise ValueError("--from-published needs a --level of ESM-2: the first publication's bases are for it")
-    if args.window_tokens is not None and args.window_tokens < args.batch_tokens:
-        raise ValueError(
-            f"--window-tokens {args.window_tokens:,} must be at least --batch-tokens {args.batch_tokens:,}"
-        )
+    window = args.window_tokens
+    if window is not None and window < args.batch_tokens:
+        raise ValueError(f"--window-tokens {window:,} must be at least --batch-tokens {args.batch_tokens:,}")
     config = esm2_config(args.level) if args.config is None else RDEsmConfig.from_pretrained(args.config)
     if config.backbones_in_checkpoint:
         raise ValueError(f"{args.config} holds its backbones itself; push_to_hub.py publishes it as it is")
@@ -97,12 +96,11 @@ def run(args: argparse.Namespace) -> None:
             (len(positions), 2 + max(lengths[p] for p in positions))
             for _, positions in plan_batches(sample, args.batch_tokens)
         ]
-        window = args.window_tokens or max(32768, args.batch_tokens)
-        plan = make_plan(config, shapes, output, args.batch_tokens, window, measured_flops(), base)
+        plan = make_plan(config, shapes, args.batch_tokens, window or max(32768, args.batch_tokens), base)
         print(plan)
         if args.plan:
             return
-        check_fits(plan, args.window_tokens is not None, memory)
+        check_fits(plan, window is not None, memory)
     elif args.plan:
         raise ValueError("--from-published fits nothing, so that there is nothing to plan: it fetches some megabytes")
     if not {"push", "compare"} <= skipped:
@@ -147,7 +145,7 @@ def run(args: argparse.Namespace) -> None:
 
     def do_compare() -> dict[str, Any]:
         pushed = release.stages.get("push", {}).get("revision", "main")
-        sequential = args.window_tokens is not None
+        sequential = window is not None
         checked = compare_with_hub(release.model, args.repo_id, pushed, token=args.token, sequential=sequential)
         print(f"loaded back and equal bit for bit: {', '.join(checked)}")
         return {"levels": checked}

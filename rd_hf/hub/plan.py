@@ -200,19 +200,17 @@ def free_memory() -> int:
 def make_plan(
     config: RDEsmConfig,
     batches: Sequence[tuple[int, int]],
-    output: Path,
     batch_tokens: int,
     window_tokens: int,
-    flops: float,
     base: int,
+    flops: float | None = None,
 ) -> Plan:
     """Needs of fitting ``config`` on batches of (sequences, longest length with cls and eos).
 
     Args:
-        output: folder of the fit.
         batch_tokens, window_tokens: budgets of a batch, and of a window of one backbone at a time.
-        flops: from :func:`measured_flops`.
         base: memory of the process without a model.
+        flops: FLOP a second; measured here by default.
     """
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -235,7 +233,7 @@ def make_plan(
         sequences=sum(rows for rows, _ in batches),
         tokens=tokens,
         flop=flop,
-        flops=flops,
+        flops=measured_flops() if flops is None else flops,
         memory_free=free_memory(),
         disk_free=shutil.disk_usage(where).free,
     )

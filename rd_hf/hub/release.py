@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def fetch_published(folder: Path, level: str, **hub: Any) -> dict[str, Any]:
     if level not in names[1:]:
         raise InputError(f"the first publication has no bases for {level}: choose {', '.join(names[1:])}")
     size = 0
-    for small, large in zip(names, names[1 : names.index(level) + 1], strict=False):
+    for small, large in pairwise(names[: names.index(level) + 1]):
         name = f"weights/{PUBLISHED_RECIPE.file(small, large)}"
         size += Path(hf_hub_download(PUBLISHED_REPO, name, local_dir=folder, **hub)).stat().st_size
     return {"bytes": size}

@@ -99,7 +99,8 @@ def find_weights(
             trouble = trouble or (error if error.__cause__ is not None else None)
             continue
         folder = os.path.dirname(path)
-        names = _read_index(path) if is_index else (name,)
+        weight_map = _read_index(path) if is_index else {}
+        names = tuple(sorted(set(weight_map.values()))) or (name,)
         for shard in names if is_index else ():
             try:
                 _fetch(where, shard, subfolder, hub)
@@ -109,10 +110,16 @@ def find_weights(
                 raise OSError(
                     f"{place} has no file {shard}, which {name} names: fetch or save the model again"
                 ) from error
-        if name.startswith("pytorch_model"):
-            for file in names:
-                read_bin(os.path.join(folder, file))
-        return WeightFiles(folder, names, not name.startswith("pytorch_model"))
+        safetensors = not name.startswith("pytorch_model")
+        for file in names:
+            found = _keys(os.path.join(folder, file)) if safetensors else read_bin(os.path.join(folder, file))
+            # Releases before 5.0 believe the index, and leave what it promises in vain as it was drawn at random.
+            absent = sorted(key for key, shard in weight_map.items() if shard == file and key not in (found or [key]))
+            if absent:
+                raise ValueError(
+                    f"{path} says that {file} holds {absent[0]}, and it does not: fetch or save the model again"
+                )
+        return WeightFiles(folder, names, safetensors)
     if trouble is not None:
         raise trouble
     looked = ", ".join(name for name, _ in wanted)
@@ -145,21 +152,29 @@ def commit_of(repo: str, revision: str | None, subfolder: str, hub: dict[str, An
     return parts[parts.index("snapshots") + 1] if "snapshots" in parts else revision
 
 
-def _read_index(path: str) -> tuple[str, ...]:
-    """Names of the shards that an index lists, in the order of their numbers."""
+def _read_index(path: str) -> dict[str, str]:
+    """Names of the tensors that an index lists, and of their shards."""
     try:
         with open(path, encoding="utf-8") as file:
-            names = sorted(set(json.load(file)["weight_map"].values()))
+            weight_map = dict(json.load(file)["weight_map"].items())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no index of weight files ({error!r}): fetch or save the model again") from error
     suffix = ".bin" if os.path.basename(path).startswith("pytorch_model") else ".safetensors"
-    for name in names:
+    for name in weight_map.values():
         # An index comes with the weights: it must not lead out of their folder, nor to files of another kind.
         if not isinstance(name, str) or re.search(r"[/\\:]", name) or not name.endswith(suffix):
             raise ValueError(f"{path} names {name!r}, which is no {suffix} file beside it; its files are not read")
-    if not names:
+    if not weight_map:
         raise ValueError(f"{path} names no weight files: fetch or save the model again")
-    return tuple(names)
+    return weight_map
+
+
+def _keys(path: str) -> dict[str, Any]:
+    """Header of a safetensors file; empty where it is damaged, which the library's reader tells in its own words."""
+    try:
+        return read_header(path)
+    except (ValueError, MemoryError, OverflowError):
+        return {}
 
 
 def read_bin(path: str) -> dict[str, torch.Tensor]:

@@ -130,7 +130,14 @@ def test_spoilt_repos_are_a_sentence_each_that_names_repo_and_level(world: World
             {index: json.dumps({"weight_map": {**weight_map, "x": "../../config.bin"}}).encode()},
             "which is no .bin file beside it",
         ),
-        "architecture": ({shards[0]: saved(other), shards[1]: saved(other)}, "are missing"),
+        "architecture": (
+            {
+                **dict.fromkeys(shards, saved(other)),
+                index: json.dumps({"weight_map": dict.fromkeys(other, shards[0])}).encode(),
+            },
+            "are missing",
+        ),
+        "lying": (dict.fromkeys(shards, saved(other)), f"says that {shards[0]} holds esm."),
         "tensorflow": (None, "holds none of model.safetensors, "),
         "missing": (None, f"has no file {shards[1]}, which {index} names"),
     }

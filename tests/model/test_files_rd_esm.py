@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from rd_hf.model.files_rd_esm import find_weights, read_bin
 from tests.hub.layouts import ESM2_BIN, ESM2_SAFETENSORS, ESM2_SHARDS, INDEX, LAYOUTS, Layout, Size, shapes, write_repo
@@ -163,6 +163,24 @@ def test_a_shard_that_is_not_there_is_named(tmp_path: Path) -> None:
     (folder / SHARDS[1]).unlink()
     with pytest.raises(OSError, match=f"has no file {SHARDS[1]}, which {INDEX} names: fetch or save"):
         find_weights(folder)
+
+
+@pytest.mark.parametrize("kind", ["bin", "safetensors"])
+def test_an_index_that_promises_what_no_shard_holds_is_refused(tmp_path: Path, kind: str) -> None:
+    """transformers 4.57 believes it, and leaves those weights random without a word."""
+    if kind == "bin":
+        write_repo(tmp_path, ESM2_SHARDS, SIZE)
+        index, shard = tmp_path / INDEX, SHARDS[1]
+    else:
+        index, shard = tmp_path / "model.safetensors.index.json", "model-00001-of-00001.safetensors"
+        save_file({"a": torch.zeros(2)}, tmp_path / shard)
+        index.write_text(json.dumps({"weight_map": {"a": shard}}))
+    find_weights(tmp_path)
+    content = json.loads(index.read_text())
+    content["weight_map"]["esm.more"] = shard
+    index.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"{index.name} says that {shard} holds esm\.more, and it does not: fetch"):
+        find_weights(tmp_path)
 
 
 def test_a_folder_without_weights_says_what_would_do(tmp_path: Path) -> None:
