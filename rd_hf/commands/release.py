@@ -16,7 +16,9 @@ carries unless --data says otherwise. A run that was stopped goes on with the sa
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--config", help="folder that describes another family (a config.json as in hub_configs/)")
     parser.add_argument("--repo-id", required=True, help="owner/name on the Hub; made where it does not exist")
     parser.add_argument("--plan", action="store_true", help="say what it would need, and do nothing")
+    parser.add_argument("--json", action="store_true", help="the plan as JSON, sizes in bytes")
     parser.add_argument("--output", type=Path, help="folder of the work and its record (default: release-NAME)")
     parser.add_argument(
         "--skip",
@@ -62,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
     from rd_hf.fitting import FitOptions, draw_sample
     from rd_hf.fitting.sample import plan_batches
     from rd_hf.hub.card import is_hub_id
-    from rd_hf.hub.plan import make_plan, memory_in_use
+    from rd_hf.hub.plan import make_plan, memory_of_imports
     from rd_hf.hub.push import compare_with_hub, push_folder
     from rd_hf.hub.release import Release, check_fits, check_login, fetch, fetch_published, judge, parse_memory
     from rd_hf.model.configuration_rd_esm import RDEsmConfig
@@ -83,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
     skipped = set(args.skip)
 
     if not args.from_published:
-        base = memory_in_use()
+        base = memory_of_imports()
         options = FitOptions(
             num_sequences=args.num_sequences,
             seed=args.seed,
@@ -97,7 +100,7 @@ def run(args: argparse.Namespace) -> None:
             for _, positions in plan_batches(sample, args.batch_tokens)
         ]
         plan = make_plan(config, shapes, args.batch_tokens, window or max(32768, args.batch_tokens), base)
-        print(plan)
+        print(json.dumps(asdict(plan)) if args.json else plan)
         if args.plan:
             return
         check_fits(plan, window is not None, memory)

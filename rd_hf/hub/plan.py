@@ -102,11 +102,11 @@ def encoder_parameters(backbone: dict[str, Any]) -> int:
 
 def stored_bytes(entry: dict[str, Any]) -> int:
     """Size of a level's weight files: as published, and else of an encoder with its head in float32."""
-    published = {member.repo_id: member.download for member in ESM2}
-    if entry["repo_id"] in published:
-        return published[entry["repo_id"]]
     backbone = entry["backbone"]
     k = backbone["hidden_size"]
+    for member in ESM2:
+        if (member.repo_id, member.width, member.layers) == (entry["repo_id"], k, backbone["num_hidden_layers"]):
+            return member.download
     head = k * k + 3 * k + backbone["vocab_size"] * (k + 1)
     unused = 0 if backbone.get("position_embedding_type") == "absolute" else backbone["max_position_embeddings"] * k
     return FLOAT32 * (encoder_parameters(backbone) + head + unused)
@@ -186,6 +186,19 @@ def memory_in_use() -> int:
     except OSError:
         return 500_000_000
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def memory_of_imports() -> int:
+    """What a process takes that has imported all that a fit uses, and used it once; in bytes."""
+    import contextlib
+
+    import accelerate  # noqa: F401
+    import transformers.models.esm.modeling_esm  # noqa: F401
+
+    with contextlib.suppress(ImportError):
+        import matplotlib.pyplot  # noqa: F401
+    measured_flops(width=320, tokens=256, seconds=0.1)
+    return memory_in_use()
 
 
 def free_memory() -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -229,8 +229,3 @@ def write_repo(
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     return folder
-
-
-def in_container(layout: Layout, container: str) -> Layout:
-    """The same tensors in another kind of file."""
-    return replace(layout, container=container)

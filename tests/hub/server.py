@@ -13,9 +13,11 @@ import json
 import re
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".png")
@@ -48,16 +50,43 @@ class Fault:
     seconds: float = 1.0
 
 
+@dataclass(frozen=True)
+class Large:
+    """A file that stays on disk: its bytes are read when they are sent."""
+
+    path: Path
+
+    def __len__(self) -> int:
+        return self.path.stat().st_size
+
+    def pieces(self, start: int, end: int) -> Iterator[bytes]:
+        """Bytes from ``start`` to ``end`` (exclusive), a little at a time."""
+        with open(self.path, "rb") as file:
+            file.seek(start)
+            while start < end and (piece := file.read(min(1 << 22, end - start))):
+                start += len(piece)
+                yield piece
+
+
+Content = bytes | Large
+
+
+def digest_of(content: Content) -> str:
+    """Name under which a large file is stored: SHA-256, or for a file on disk one that stands for it."""
+    return hashlib.sha256(str(content.path).encode() if isinstance(content, Large) else content).hexdigest()
+
+
 @dataclass
 class Repo:
     private: bool = False
-    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    commits: dict[str, dict[str, Any]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
     pulls: int = 0
 
-    def commit(self, files: dict[str, bytes], ref: str = "main") -> str:
-        seed = f"{len(self.commits)}{ref}{sorted(files)}".encode() + b"".join(files.values())[:4096]
-        oid = hashlib.sha1(seed).hexdigest()
+    def commit(self, files: dict[str, Any], ref: str = "main", oid: str | None = None) -> str:
+        if oid is None:
+            seed = f"{len(self.commits)}{ref}{sorted(files)}".encode() + b"".join(files.values())[:4096]
+            oid = hashlib.sha1(seed).hexdigest()
         self.commits[oid] = files
         self.refs[ref] = oid
         return oid
@@ -66,8 +95,10 @@ class Repo:
         return self.refs.get(revision, revision if revision in self.commits else None)
 
 
-def blob_oid(content: bytes) -> str:
+def blob_oid(content: Content) -> str:
     """Git's name of a blob."""
+    if isinstance(content, Large):
+        return digest_of(content)[:40]
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
@@ -77,7 +108,7 @@ class FakeHub:
     def __init__(self, token: str = "hf_secret") -> None:
         self.token = token
         self.repos: dict[str, Repo] = {}
-        self.objects: dict[str, bytes] = {}
+        self.objects: dict[str, Content] = {}
         self.log: list[Request] = []
         self.faults: list[Fault] = []
         self.planned: dict[str, list[Fault]] = {}  # in force from a mark of that name to the next mark
@@ -112,13 +143,19 @@ class FakeHub:
             server.shutdown()
             server.server_close()
 
-    def add(self, repo_id: str, folder: Path, ref: str = "main", private: bool = False) -> str:
-        """Publish the files of a folder as a commit; returns its id."""
+    def add(
+        self, repo_id: str, folder: Path, ref: str = "main", private: bool = False, commit: str | None = None
+    ) -> str:
+        """Publish the files of a folder as a commit; returns its id. With an id given, weights stay on disk."""
         repo = self.repos.setdefault(repo_id, Repo(private=private))
-        files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        files: dict[str, Content] = {}
+        for path in folder.rglob("*"):
+            if path.is_file():
+                large = commit is not None and path.suffix in LFS_SUFFIXES
+                files[str(path.relative_to(folder))] = Large(path) if large else path.read_bytes()
         for content in files.values():
-            self.objects[hashlib.sha256(content).hexdigest()] = content
-        return repo.commit(files, ref)
+            self.objects[digest_of(content)] = content
+        return repo.commit(files, ref, commit)
 
     def marked(self, name: str) -> int:
         """Position in the log just after the client said ``GET /mark/<name>``."""
@@ -182,6 +219,18 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.log.append(Request(self.command, self.path, status, sent, self.hub.token in str(self.headers)))
         if fault is not None and fault.kind == "cut":
             self.close_connection = True
+
+    def stream(self, status: int, content: Large, start: int, end: int, headers: dict[str, str]) -> None:
+        """Answer with a part of a file on disk."""
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(end - start)}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        for piece in content.pieces(start, end) if self.command == "GET" else ():
+            self.wfile.write(piece)
+        with self.hub.lock:
+            sent = end - start if self.command == "GET" else 0
+            self.hub.log.append(Request(self.command, self.path, status, sent, self.hub.token in str(self.headers)))
 
     def json(self, value: object, status: int = 200) -> None:
         self.answer(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
@@ -314,7 +363,7 @@ class _Handler(BaseHTTPRequestHandler):
             ]
             self.json({"branches": branches, "tags": [], "converts": [], "pullRequests": []})
 
-    def entries(self, files: dict[str, bytes]) -> list[dict[str, object]]:
+    def entries(self, files: dict[str, Any]) -> list[dict[str, object]]:
         found = []
         for name, content in sorted(files.items()):
             entry: dict[str, object] = {
@@ -325,7 +374,7 @@ class _Handler(BaseHTTPRequestHandler):
             }
             if name.endswith(LFS_SUFFIXES):
                 entry["lfs"] = {
-                    "oid": hashlib.sha256(content).hexdigest(),
+                    "oid": digest_of(content),
                     "size": len(content),
                     "pointerSize": 130,
                 }
@@ -433,7 +482,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not name.endswith(LFS_SUFFIXES):
             self.answer(200, content, {"X-Repo-Commit": oid, "ETag": f'"{blob_oid(content)}"'})
             return
-        digest = hashlib.sha256(content).hexdigest()
+        digest = digest_of(content)
         headers = {
             "X-Repo-Commit": oid,
             "X-Linked-Size": str(len(content)),
@@ -447,6 +496,14 @@ class _Handler(BaseHTTPRequestHandler):
         content = self.hub.objects[digest]
         headers = {"ETag": f'"{digest}"', "Accept-Ranges": "bytes"}
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if isinstance(content, Large):
+            start, end = (
+                (0, len(content)) if wanted is None else (int(wanted[1]), int(wanted[2] or len(content) - 1) + 1)
+            )
+            if wanted is not None:
+                headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
+            self.stream(200 if wanted is None else 206, content, start, end, headers)
+            return
         if wanted is None:
             self.answer(200, content, headers)
             return
