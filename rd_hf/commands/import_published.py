@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     # Imported here, so that --help and a mistyped flag answer at once.
-    from rd_hf.hub.checkpoint import resolve_commit, save_checkpoint
+    from rd_hf.hub.checkpoint import save_checkpoint
     from rd_hf.hub.published import find_recipes, import_published
 
     if not args.weights.is_dir():
@@ -49,11 +49,6 @@ def run(args: argparse.Namespace) -> None:
             f"--regressor, --pca and --sequences, or fetch the steps that are absent"
         )
     model, reports = import_published(args.weights, args.level, recipes[0])
-    for entry in model.config.levels:
-        try:
-            entry["revision"] = resolve_commit(entry["repo_id"])
-        except Exception as error:  # offline, or the Hub is away: the import itself needs no network
-            print(f"{entry['repo_id']}: its commit cannot be looked up ({type(error).__name__}); none is pinned")
     save_checkpoint(model, args.output, backbones=False, report=reports, license=args.license)
     for level, what in model.config.bases["fitted_on"].items():
         print(f"{level:>6}: fitted on {what}")

@@ -156,7 +156,9 @@ def _read_index(path: str) -> dict[str, str]:
     """Names of the tensors that an index lists, and of their shards."""
     try:
         with open(path, encoding="utf-8") as file:
-            weight_map = dict(json.load(file)["weight_map"].items())
+            index = json.load(file)
+        # Releases before 5.0 read the metadata too.
+        weight_map = dict(index["weight_map"].items()) if isinstance(index["metadata"], dict) else {}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no index of weight files ({error!r}): fetch or save the model again") from error
     suffix = ".bin" if os.path.basename(path).startswith("pytorch_model") else ".safetensors"

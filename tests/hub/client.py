@@ -299,6 +299,19 @@ def use_bin() -> dict[str, Any]:
     return {**found, "threads": [thread.name for thread in threading.enumerate()], "reached": sorted(REACHED)}
 
 
+def release() -> dict[str, Any]:
+    """The command, and what it says of an error."""
+    import contextlib
+    import io
+
+    from rd_hf.commands.release import main
+
+    complaint = io.StringIO()
+    with contextlib.redirect_stderr(complaint):
+        code = main(ARGUMENTS["words"])
+    return {"code": code, "error": complaint.getvalue()}
+
+
 def refuse_bin() -> dict[str, Any]:
     """What must not be loaded, each from an empty cache."""
     return {

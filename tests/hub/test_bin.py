@@ -123,17 +123,21 @@ def test_spoilt_repos_are_a_sentence_each_that_names_repo_and_level(world: World
         "number": ({shards[0]: saved({**tensors, "epoch": 3})}, "('epoch' is of type int)"),
         "cut": ({shards[0]: published[shards[0]][:-1000]}, "it is cut short"),
         "unknown": (
-            {index: json.dumps({"weight_map": {**weight_map, "x": "pytorch_model-00009-of-00002.bin"}}).encode()},
+            {
+                index: json.dumps(
+                    {"metadata": {}, "weight_map": {**weight_map, "x": "pytorch_model-00009-of-00002.bin"}}
+                ).encode()
+            },
             "has no file pytorch_model-00009-of-00002.bin, which pytorch_model.bin.index.json names",
         ),
         "outside": (
-            {index: json.dumps({"weight_map": {**weight_map, "x": "../../config.bin"}}).encode()},
+            {index: json.dumps({"metadata": {}, "weight_map": {**weight_map, "x": "../../config.bin"}}).encode()},
             "which is no .bin file beside it",
         ),
         "architecture": (
             {
                 **dict.fromkeys(shards, saved(other)),
-                index: json.dumps({"weight_map": dict.fromkeys(other, shards[0])}).encode(),
+                index: json.dumps({"metadata": {}, "weight_map": dict.fromkeys(other, shards[0])}).encode(),
             },
             "are missing",
         ),

@@ -149,13 +149,14 @@ def test_a_bin_of_anything_but_tensors_is_refused_by_name_and_runs_nothing(
 def test_an_index_that_leads_elsewhere_is_refused(tmp_path: Path, names: Any, said: str) -> None:
     folder = write_repo(tmp_path / "repo", ESM2_SHARDS, SIZE)
     (tmp_path / "outside.bin").write_bytes((folder / SHARDS[0]).read_bytes())
-    (folder / INDEX).write_text(json.dumps({"weight_map": names}))
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": names}))
     with pytest.raises((OSError, ValueError), match=said) as caught:
         find_weights(folder)
     assert INDEX in str(caught.value)
-    (folder / INDEX).write_text('{"weight_map"')
-    with pytest.raises(ValueError, match=f"{INDEX} is no index"):
-        find_weights(folder)
+    for content in ('{"weight_map"', '{"weight_map": {"a": "b.bin"}}', "[]"):
+        (folder / INDEX).write_text(content)
+        with pytest.raises(ValueError, match=f"{INDEX} is no index"):
+            find_weights(folder)
 
 
 def test_a_shard_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -174,7 +175,7 @@ def test_an_index_that_promises_what_no_shard_holds_is_refused(tmp_path: Path, k
     else:
         index, shard = tmp_path / "model.safetensors.index.json", "model-00001-of-00001.safetensors"
         save_file({"a": torch.zeros(2)}, tmp_path / shard)
-        index.write_text(json.dumps({"weight_map": {"a": shard}}))
+        index.write_text(json.dumps({"metadata": {}, "weight_map": {"a": shard}}))
     find_weights(tmp_path)
     content = json.loads(index.read_text())
     content["weight_map"]["esm.more"] = shard
