@@ -55,13 +55,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def make_draw(folder: Path) -> Any:
-    """Random values in files that are mapped, so that a shard needs no memory of its own to be written."""
+def make_draw(folder: Path, large: int) -> Any:
+    """Random values; tensors of ``large`` numbers or more in files that are mapped, so that a shard of them needs no
+    memory to be written."""
     import torch
 
     from tests.hub.layouts import random_tensor
 
-    pool = torch.randn(1 << 22, generator=torch.Generator().manual_seed(0))
+    pool = torch.randn(large, generator=torch.Generator().manual_seed(0))
     count = 0
 
     def draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
@@ -78,7 +79,7 @@ def make_draw(folder: Path) -> Any:
             piece.copy_(pool[: len(piece)]).mul_(shape[-1] ** -0.5)
             # Each piece in another order, or attention would see the same rows again and again.
             pool.copy_(pool.roll(int(torch.randint(1, len(pool), (1,), generator=generator))))
-        return tensor
+        return tensor.view(shape)
 
     return draw
 
@@ -98,7 +99,9 @@ def publish(folder: Path, level: str, shrink: int, hub: Any) -> Path:
         scratch = folder / "scratch"
         scratch.mkdir()
         layout = ESM2_SHARDS if member.name in ("3B", "15B") else ESM2_SAFETENSORS
-        repo = write_repo(folder / "repos" / member.name, layout, size, seed, make_draw(scratch))
+        repo = write_repo(
+            folder / "repos" / member.name, layout, size, seed, make_draw(scratch, (1 << 20) // shrink**2)
+        )
         shutil.rmtree(scratch)
         hub.add(member.repo_id, repo, commit=member.commit)
         written = sum(path.stat().st_size for path in repo.iterdir())

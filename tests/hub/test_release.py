@@ -198,8 +198,10 @@ def test_published_bases_go_the_same_road(world: World, tmp_path: Path) -> None:
     output = world.work / "published-release"
     said = world.run(
         "release", "home-release-published", package=True, logged_in=False,
-        words=["--level", "35M", "--repo-id", "me/published", "--from-published", "--skip", "push", "compare"]
-        + ["--output", str(output)],
+        words=[
+            *("--level", "35M", "--repo-id", "me/published", "--from-published", "--output", str(output)),
+            *("--skip", "push", "compare"),
+        ],
     )  # fmt: skip
     assert (said["code"], said["error"]) == (0, "")
     config = json.loads((output / "model" / "config.json").read_text())
