@@ -25,6 +25,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from rd_hf.commands.optional import what_to_install
 from rd_hf.evaluation.arguments import add_fit_arguments, add_run_arguments
 
 
@@ -122,6 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> str | None:
     args = parse_arguments(arguments)
     try:
         run(args)
+    except ModuleNotFoundError as error:
+        return f"ablate.py: error: {what_to_install(error, 'eval')}"
     except (ValueError, OSError) as error:
         return f"ablate.py: error: {error}"
     return None

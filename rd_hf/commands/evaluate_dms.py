@@ -24,6 +24,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from rd_hf.commands.optional import what_to_install
 from rd_hf.evaluation.arguments import add_fit_arguments, add_run_arguments
 
 
@@ -183,5 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int | str:
     args = parse_arguments(arguments)
     try:
         return run(args)
+    except ModuleNotFoundError as error:
+        return f"evaluate_dms.py: error: {what_to_install(error, 'eval')}"
     except (ValueError, OSError) as error:
         return f"evaluate_dms.py: error: {error}"

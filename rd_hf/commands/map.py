@@ -21,6 +21,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rd_hf.commands.optional import what_to_install
+
 if TYPE_CHECKING:
     from rd_hf.maps.labels import Column
     from rd_hf.maps.proteins import Proteins
@@ -70,6 +72,9 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         summary = _run(args)
+    except ModuleNotFoundError as error:
+        print(f"map: {what_to_install(error, 'map')}", file=sys.stderr)
+        return 1
     except InputError as error:
         print(f"map: {error}", file=sys.stderr)
         return 1

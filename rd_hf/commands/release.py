@@ -61,14 +61,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     # Imported here, so that --help and a mistyped flag answer at once.
-    from rd_hf.families import esm2_config
     from rd_hf.fitting import FitOptions, draw_sample
     from rd_hf.fitting.sample import plan_batches
     from rd_hf.hub.card import is_hub_id
     from rd_hf.hub.plan import make_plan, memory_of_imports
     from rd_hf.hub.push import compare_with_hub, push_folder
-    from rd_hf.hub.release import Release, check_fits, check_login, fetch, fetch_published, judge, parse_memory
-    from rd_hf.model.configuration_rd_esm import RDEsmConfig
+    from rd_hf.hub.release import (
+        Release,
+        check_fits,
+        check_login,
+        family_of,
+        fetch,
+        fetch_published,
+        judge,
+        parse_memory,
+    )
 
     if not is_hub_id(args.repo_id):
         raise ValueError(f"{args.repo_id!r} is no Hub id: write it as owner/name")
@@ -77,9 +84,7 @@ def run(args: argparse.Namespace) -> None:
     window = args.window_tokens
     if window is not None and window < args.batch_tokens:
         raise ValueError(f"--window-tokens {window:,} must be at least --batch-tokens {args.batch_tokens:,}")
-    config = esm2_config(args.level) if args.config is None else RDEsmConfig.from_pretrained(args.config)
-    if config.backbones_in_checkpoint:
-        raise ValueError(f"{args.config} holds its backbones itself; push_to_hub.py publishes it as it is")
+    config = family_of(args.level, args.config)
     output = args.output or Path(f"release-{args.repo_id.partition('/')[2]}")
     data = args.data or [str(files("rd_hf").joinpath("data/examples/proteins_1000.fasta.gz"))]
     memory = None if args.memory is None else parse_memory(args.memory)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from rd_hf.commands.optional import what_to_install
 from rd_hf.evaluation.arguments import add_chain_arguments, add_fit_arguments, add_run_arguments
 
 
@@ -96,6 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> str | None:
     args = parse_arguments(arguments)
     try:
         run(args)
+    except ModuleNotFoundError as error:
+        return f"report_blocks.py: error: {what_to_install(error, 'eval')}"
     except (ValueError, OSError) as error:
         return f"report_blocks.py: error: {error}"
     return None

@@ -16,7 +16,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from rd_hf.data.fasta import InputError
-from rd_hf.families import ESM2
+from rd_hf.families import ESM2, esm2_config
 from rd_hf.hub.checkpoint import REPORT_FILE
 from rd_hf.hub.plan import Plan, memory_in_use, readable
 from rd_hf.hub.published import Recipe
@@ -78,6 +78,21 @@ class Release:
         temporary.replace(self.record)
         done = self.stages[stage]
         say(f"{stage}: done in {done['seconds']:,.0f} s, peak {readable(done['peak_bytes'])}")
+
+
+def family_of(level: str | None, folder: str | None) -> RDEsmConfig:
+    """ESM-2 up to a level, or the family that a folder's config.json describes.
+
+    Raises:
+        InputError: the folder is a whole checkpoint.
+        ValueError, OSError: no such level; no such folder.
+    """
+    if folder is None:
+        return esm2_config(level or "")
+    config = RDEsmConfig.from_pretrained(folder)
+    if config.backbones_in_checkpoint:
+        raise InputError(f"{folder} holds its backbones itself: push_to_hub.py publishes it as it is")
+    return config
 
 
 @contextmanager

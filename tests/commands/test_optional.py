@@ -1,0 +1,51 @@
+"""A command whose optional package is absent says which, and what to install, in one sentence."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from rd_hf.commands.optional import OPTIONAL, what_to_install
+from tests.conftest import REPOSITORY, environment
+
+COMMANDS = {
+    "evaluate_dms": ["--model", "m", "--assays", "a.csv", "--output", "o"],
+    "evaluate_residues": ["--model", "m", "--output", "o"],
+    "ablate": ["--model", "m", "--assays", "a.csv", "--output", "o", "--fit-data", "f"],
+    "report_blocks": ["--model", "m", "--secondary-structure", "s", "--output", "o", "--fit-data", "f"],
+}
+CODE = """
+import contextlib, importlib, io, json, sys
+for name in json.loads(sys.argv[1]):
+    sys.modules[name] = None  # as if it were not installed
+found = {}
+for command, words in json.loads(sys.argv[2]).items():
+    try:
+        found[command] = importlib.import_module(f"rd_hf.commands.{command}").main(words)
+    except BaseException as error:
+        found[command] = f"{type(error).__name__}: {error}"
+print(json.dumps(found))
+"""
+
+
+def test_every_evaluation_command_says_what_to_install() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, json.dumps(list(OPTIONAL)), json.dumps(COMMANDS)],
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for command, said in json.loads(done.stdout.splitlines()[-1]).items():
+        assert said.startswith(f"{command}.py: error: this needs "), f"{command}: {said}"
+        assert said.endswith('which is not installed: pip install "rd_hf[eval]"'), f"{command}: {said}"
+
+
+def test_a_fault_of_our_own_is_no_missing_package() -> None:
+    with pytest.raises(ModuleNotFoundError, match="no rd_hf"):
+        what_to_install(ModuleNotFoundError("no rd_hf.nowhere", name="rd_hf.nowhere"))
