@@ -129,7 +129,8 @@ def standard_streams() -> Iterator[_Streams]:
             chosen = {} if os.environ.get("PYTHONIOENCODING") else {"encoding": "utf-8"}
             stream.reconfigure(errors="backslashreplace", **chosen)
     # Left open: library loggers keep the stream they found when they were imported.
-    out, err = (_Stream(stream or open(os.devnull, "w", encoding="utf-8")) for stream in before)  # noqa: SIM115
+    nowhere = {"mode": "w", "encoding": "utf-8", "errors": "backslashreplace"}
+    out, err = (_Stream(stream or open(os.devnull, **nowhere)) for stream in before)  # noqa: SIM115
     sys.stdout, sys.stderr = out, err
     try:
         yield (streams := _Streams(out, err))
