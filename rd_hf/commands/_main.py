@@ -110,6 +110,11 @@ class _Streams:
         self.err.flush()
 
 
+def _nowhere() -> TextIO:
+    """In place of a closed stream; left open, for library loggers keep the stream they found when imported."""
+    return open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")
+
+
 @contextmanager
 def standard_streams() -> Iterator[_Streams]:
     """Standard output and error that take any text, in UTF-8 whatever the locale, and outlive their reader.
@@ -128,9 +133,7 @@ def standard_streams() -> Iterator[_Streams]:
             # PYTHONIOENCODING is an encoding that the user asked for by name.
             chosen = {} if os.environ.get("PYTHONIOENCODING") else {"encoding": "utf-8"}
             stream.reconfigure(errors="backslashreplace", **chosen)
-    # Left open: library loggers keep the stream they found when they were imported.
-    nowhere = {"mode": "w", "encoding": "utf-8", "errors": "backslashreplace"}
-    out, err = (_Stream(stream or open(os.devnull, **nowhere)) for stream in before)  # noqa: SIM115
+    out, err = (_Stream(_nowhere() if stream is None else stream) for stream in before)
     sys.stdout, sys.stderr = out, err
     try:
         yield (streams := _Streams(out, err))

@@ -22,7 +22,7 @@ from rd_hf.commands._main import run_command
 def body():
     if "ask" in sys.argv:
         return 0 if sys.stdin is None else 3
-    print("a \u2013 \u03b1 " * 100_000)
+    print("a \u2013 \u03b1 \udcc3 " * 100_000)
     handle = open(sys.argv[1], "w", encoding="utf-8")
     number = handle.fileno()
     handle.write("whole")
