@@ -48,12 +48,15 @@ def processes() -> Processes:
     Raises:
         ValueError: accelerate does not see them.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    said = os.environ.get("WORLD_SIZE", "").strip() or "1"
+    if not said.isdecimal():
+        raise ValueError(f"the environment variable WORLD_SIZE is {said!r}, not a number of processes: unset it")
+    if int(said) <= 1:
         return Processes()
     state = _state()
-    if state.num_processes != int(os.environ["WORLD_SIZE"]):
+    if state.num_processes != int(said):
         raise ValueError(
-            f"the launcher started {os.environ['WORLD_SIZE']} processes, but accelerate sees {state.num_processes}: "
+            f"the launcher started {said} processes, but accelerate sees {state.num_processes}: "
             "start the job with accelerate launch (GPUs) or torchrun (CPUs), or as one process"
         )
     return Processes(state.process_index, state.num_processes, state.local_process_index)

@@ -53,7 +53,7 @@ def main() -> None:
         print(f"\n## {args.which}\n\n{table(ratios)}", flush=True)
         results = {"machine": machine(), args.which: [asdict(ratio) for ratio in ratios]}
     if args.json is not None:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
+        args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def run_all(args: argparse.Namespace) -> dict[str, object]:
@@ -66,7 +66,7 @@ def run_all(args: argparse.Namespace) -> dict[str, object]:
             command += ["--figure", str(args.figure)] if args.figure is not None else []
             if subprocess.run(command, check=False).returncode != 0:
                 sys.exit(f"benchmark.py: {name} failed, see above")
-            results |= json.loads(answer.read_text())
+            results |= json.loads(answer.read_text(encoding="utf-8"))
     return results
 
 

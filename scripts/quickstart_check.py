@@ -45,7 +45,9 @@ def check(args: argparse.Namespace) -> None:
     print(
         f"{'level':>8} {'width':>6} {'selected components':>20} {'held-out R2':>12} {'masked-LM loss, validation':>27}"
     )
-    levels = zip(json.loads((args.model / "fit_report.json").read_text()), model.config.levels, strict=True)
+    levels = zip(
+        json.loads((args.model / "fit_report.json").read_text(encoding="utf-8")), model.config.levels, strict=True
+    )
     for fitted, level in levels:
         selected = f"{fitted['selected_components']} of {fitted['components']}" if fitted["components"] else "(copied)"
         held = f"{fitted['heldout']['r2']:.4f}" if fitted["heldout"] else "-"

@@ -55,7 +55,7 @@ def write(folder: Path) -> None:
     save_file({"output": output}, folder / "expected.safetensors")
     save_checkpoint(model, folder / "bases", backbones=False)
     save_checkpoint(model, folder / "full", backbones=True, max_shard_size=60_000)
-    (folder / "writer").write_text(transformers.__version__)
+    (folder / "writer").write_text(transformers.__version__, encoding="utf-8")
 
 
 def read(results: Path, folder: Path) -> None:
@@ -76,8 +76,8 @@ def read(results: Path, folder: Path) -> None:
                 output = model(torch.tensor(IDS)).last_hidden_state
             difference = float((output - expected[..., :width]).abs().max())
             worst[form] = max(worst.get(form, 0.0), difference)
-    cell = {"writer": (folder / "writer").read_text(), "reader": transformers.__version__, **worst}
-    with results.open("a") as file:
+    cell = {"writer": (folder / "writer").read_text(encoding="utf-8"), "reader": transformers.__version__, **worst}
+    with results.open("a", encoding="utf-8") as file:
         file.write(json.dumps(cell) + "\n")
     # Releases arrange the same float32 sums differently: some units in the last place of numbers of order four.
     if max(worst.values()) > 1e-5:
@@ -85,7 +85,7 @@ def read(results: Path, folder: Path) -> None:
 
 
 def table(results: Path) -> None:
-    cells = [json.loads(line) for line in results.read_text().splitlines()]
+    cells = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
     readers = list(dict.fromkeys(cell["reader"] for cell in cells))
     print("largest difference of any level, bases only / full")
     print("| written by | " + " | ".join(f"read by {reader}" for reader in readers) + " |")

@@ -4,7 +4,7 @@ This file travels to the Hub beside ``modeling_rd_esm.py``: it imports public na
 """
 
 import os
-import re
+import stat
 import tempfile
 from typing import Any
 
@@ -12,14 +12,22 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
-from .weights_rd_esm import rotary_modules, without_bars, write_index
+from .weights_rd_esm import former_weights, refuse_foreign, rotary_modules, without_bars, write_index
 
 # What a repo holds beside config, code and weights.
 _COMPANIONS = (
     *("README.md", "fit_report.json", "fit_report.png", "modules.json"),
     *("vocab.txt", "tokenizer_config.json", "special_tokens_map.json"),
 )
-WEIGHT_FILE = re.compile(r"model(\..+)?(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index(\..+)?\.json")
+
+
+def _file_mode(folder: str) -> int:
+    """Permissions that the umask gives a new file: safetensors makes its own readable by their owner alone."""
+    path = os.path.join(folder, ".mode")
+    with open(path, "xb") as file:
+        mode = os.fstat(file.fileno()).st_mode
+    os.remove(path)
+    return stat.S_IMODE(mode)
 
 
 class RDEsmSaving(PreTrainedModel):
@@ -40,7 +48,7 @@ class RDEsmSaving(PreTrainedModel):
         """Write config, remote code and weights, as safetensors.
 
         Args:
-            save_directory: folder; weights of an earlier save in it are replaced.
+            save_directory: folder; weights of an earlier save in it are replaced, other files are left alone.
             backbones: `False` writes the bases only (`model.safetensors`), for backbones that are published at
                 their `repo_id`; `True` writes the full form too, each backbone in files of its own
                 (`model.projections.safetensors`, `model.backbone-150M.safetensors`, ..., and the usual
@@ -48,7 +56,8 @@ class RDEsmSaving(PreTrainedModel):
             is_main_process, state_dict, push_to_hub, max_shard_size, kwargs: as in transformers.
 
         Raises:
-            ValueError: bases only, but a level names no `repo_id`; or full, but the backbones are not there.
+            ValueError: bases only, but a level names no `repo_id`; or full, but the backbones are not there; or the
+                folder holds another model's files of the same names.
         """
         for ours in ("variant", "safe_serialization", "save_original_format"):
             kwargs.pop(ours, None)
@@ -58,6 +67,10 @@ class RDEsmSaving(PreTrainedModel):
         if not is_main_process:
             return
         folder = os.fspath(save_directory)
+        if os.path.isdir(folder):
+            # Said before gigabytes are written. Beside the full form, model.safetensors would be loaded in its place.
+            certain = ("config.json", "model.safetensors")
+            refuse_foreign(folder, [n for n in os.listdir(folder) if n in certain or n.endswith("_rd_esm.py")])
         os.makedirs(folder, exist_ok=True)
         full = self.config.backbones_in_checkpoint if backbones is None else backbones
         parts = self._parts(self.state_dict() if state_dict is None else state_dict, full)
@@ -77,11 +90,14 @@ class RDEsmSaving(PreTrainedModel):
                 if full:
                     write_index(staging)
                 fresh = os.listdir(staging)
+                refuse_foreign(folder, fresh)
+                former = former_weights(folder)
+                mode = _file_mode(staging)
                 for name in fresh:
+                    os.chmod(os.path.join(staging, name), mode)
                     os.replace(os.path.join(staging, name), os.path.join(folder, name))
-            for name in os.listdir(folder):
-                if WEIGHT_FILE.fullmatch(name) and name not in fresh:
-                    os.remove(os.path.join(folder, name))
+            for name in former - set(fresh):
+                os.remove(os.path.join(folder, name))
         finally:
             self.config.backbones_in_checkpoint = before
         if push_to_hub:

@@ -11,7 +11,6 @@ Cost a residue: little over K^2 / 2 multiply-adds (one triangle of S, in tiles),
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -19,6 +18,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+from rd_hf.files import replacing
 
 # Columns per product: S is symmetric, and only tiles on and above its diagonal are computed. Narrower tiles save
 # more of the lower half, wider ones run nearer to full speed.
@@ -241,14 +242,18 @@ class JointMoments:
         return cls.from_state(load_tensors(path), device=device)
 
 
-def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a safetensors file atomically: after a kill a reader finds the old file or the new one, whole."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
-    with temporary.open("rb+") as handle:
-        os.fsync(handle.fileno())
-    temporary.replace(path)
+def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], temporary: Path | None = None) -> None:
+    """Write a safetensors file atomically: after a kill a reader finds the old file or the new one, whole.
+
+    Args:
+        path, temporary: as in :func:`rd_hf.files.replacing`.
+        tensors: of any device.
+
+    Raises:
+        FolderError: the disk is full or the folder cannot be written to.
+    """
+    with replacing(path, temporary) as fresh:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, fresh)
 
 
 def load_tensors(path: str | Path) -> dict[str, torch.Tensor]:

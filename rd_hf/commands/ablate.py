@@ -64,16 +64,20 @@ def run(args: argparse.Namespace) -> None:
     from rd_hf.evaluation.fit_data import draw_fit_sample, split_sample
     from rd_hf.evaluation.plan import EvaluationOptions, plan_units, read_assays
     from rd_hf.evaluation.representations import pca_maps, raw_maps
-    from rd_hf.evaluation.runs import run_units, write_table
+    from rd_hf.evaluation.runs import run_units
     from rd_hf.evaluation.splits import read_fold_labels
+    from rd_hf.files import Workspace
 
     started = time.monotonic()
+    output = Workspace(args.output / ".rd_hf", "an ablation")
+    output.refuse("report.md", "results.parquet")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(args.threads or max(1, (os.cpu_count() or 1) // 2))
     labels = read_fold_labels(args.folds) if args.folds else None
     assays, failed = read_assays(args.assays)
     family = load_family(args.model, device=args.device)
+    output.claim()
     cache = args.cache or args.output / "cache"
     chosen = args.study or list(ablations.STUDIES)
     training, heldout = split_sample(draw_fit_sample(family, args.fit_data, args.fit_sequences, args.fit_seed))
@@ -105,15 +109,16 @@ def run(args: argparse.Namespace) -> None:
     results, broken = run_units(units, args.output / "runs", args.jobs, len(maps) * len(assays) * args.seeds)
     if results.empty:
         raise ValueError(f"no assay could be evaluated: {'; '.join((failed | broken).values())}")
-    write_table(results, args.output / "results.parquet")
+    with output.writing("results.parquet") as path:
+        results.to_parquet(path, index=False)
     notes = [
         f"{family.label}, target level {family.names[-1]}: bases fitted on {len(training):,} sequences "
         f"({moments.count:,} residues), R² on {len(heldout):,} held-out ones ({judged.count:,} residues), Spearman on "
         f"{results['assay'].nunique()} assays (random folds, {args.seeds} seed{'s' * (args.seeds > 1)})."
     ]
     text = studies.render_ablations(results, fitted, notes, failed | broken)
-    (args.output / ".report.md").write_text(text)
-    (args.output / ".report.md").replace(args.output / "report.md")
+    with output.writing("report.md") as path:
+        path.write_text(text, encoding="utf-8")
     print(text)
     print(f"{(time.monotonic() - started) / 60:.1f} minutes: {args.output / 'report.md'}")
 

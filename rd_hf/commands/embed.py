@@ -11,19 +11,16 @@ the result is the same as that of an uninterrupted run.
 
 Read the result with load_dataset("parquet", data_files="out/*.parquet"). Its columns are source, record (number
 in the input, from 1), id, description, length (residues) and embedding; records that could not be embedded are in
-rejects.tsv with their reason; manifest.json says which model, options and versions made it, with counts and
+_rejects.tsv with their reason; _manifest.json says which model, options and versions made it, with counts and
 checksums.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
+from collections.abc import Sequence
 
-# As a script, the package is found beside this folder even where it is not installed.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from rd_hf.commands._main import run_command
 from rd_hf.embedding.options import LONG_POLICIES, MAX_RESIDUES, MODEL_DTYPES, OUTPUT_DTYPES, OVERLAP, POOLINGS
 
 
@@ -133,15 +130,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; 0 if the job is complete, 1 with a sentence on standard error if it cannot be."""
+def run(argv: Sequence[str] | None = None) -> None:
+    """Parse the arguments and do the job."""
     args = build_parser().parse_args(argv)
     # Only now what takes seconds to import: --help and typing errors are answered at once.
     from transformers.utils import logging as transformers_logging
 
-    from rd_hf.data.fasta import InputError
     from rd_hf.embedding import JobSettings, run_job
-    from rd_hf.embedding.folder import JobError
     from rd_hf.embedding.options import EmbeddingOptions
     from rd_hf.launch import leave, processes
 
@@ -177,14 +172,16 @@ def main(argv: list[str] | None = None) -> int:
         )
         group = processes()
         summary = run_job(settings, group, show_progress=not args.quiet)
-    except (InputError, JobError, ValueError) as error:
-        print(f"embed.py: {error}", file=sys.stderr)
-        leave(group)
-        return 1
     except KeyboardInterrupt:
-        print("embed.py: interrupted; give the same command again to go on", file=sys.stderr)
-        return 130
+        # The others may not have been: nobody waits for them.
+        group = None
+        raise
+    finally:
+        leave(group)
     if group.is_main and not args.quiet:
         print(f"{summary}\nwritten to {args.output}")
-    leave(group)
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see :func:`rd_hf.commands._main.run_command` for what it returns."""
+    return run_command("embed.py", lambda: run(argv))

@@ -100,10 +100,13 @@ def run(args: argparse.Namespace) -> int:
     from rd_hf.evaluation.probe import ProbeOptions
     from rd_hf.evaluation.report import condition, main_split, read_published, render
     from rd_hf.evaluation.representations import FITTED_KINDS
-    from rd_hf.evaluation.runs import run_units, write_table
+    from rd_hf.evaluation.runs import run_units
     from rd_hf.evaluation.splits import read_fold_labels
+    from rd_hf.files import Workspace
 
     started = time.monotonic()
+    output = Workspace(args.output / ".rd_hf", "an evaluation")
+    output.refuse("report.md", "results.parquet")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(args.threads or max(1, (os.cpu_count() or 1) // 2))
@@ -120,6 +123,7 @@ def run(args: argparse.Namespace) -> int:
     labels = read_fold_labels(args.folds) if args.folds else None
     published = read_published(args.reference) if args.reference else None
     assays, failed = read_assays(args.assays)
+    output.claim()
     cache = args.cache or args.output / "cache"
     families = [load_family(model, depth, args.device) for model in args.model for depth in args.depth]
     maps, notes = [], []
@@ -139,7 +143,8 @@ def run(args: argparse.Namespace) -> int:
     failed |= broken
     if results.empty:
         raise ValueError(f"no assay could be evaluated: {'; '.join(failed.values())}")
-    write_table(results, args.output / "results.parquet")
+    with output.writing("results.parquet") as path:
+        results.to_parquet(path, index=False)
 
     levels = {family.label: family.names for family in families}
     scores = statistics.assay_scores(results)
@@ -157,8 +162,8 @@ def run(args: argparse.Namespace) -> int:
                 figures[f"low_n{tag}.png"] = plots.low_n_figure(low, family.names[-1], group)
     figures["win_rates.png"] = plots.win_figure(condition(true, main_split(true)))
     for name, figure in figures.items():
-        figure.savefig(args.output / f".{name}", dpi=110, format="png")
-        (args.output / f".{name}").replace(args.output / name)
+        with output.writing(name) as path:
+            figure.savefig(path, dpi=110, format="png")
 
     variants = sum(len(assay.mutants) for assay in assays)
     notes.insert(
@@ -169,9 +174,8 @@ def run(args: argparse.Namespace) -> int:
         "assays, p is Wilcoxon's signed-rank test, q its false discovery rate over all pairs shown.",
     )
     report = render(results, levels, notes, failed, published, list(figures))
-    temporary = args.output / ".report.md"
-    temporary.write_text(report)
-    temporary.replace(args.output / "report.md")
+    with output.writing("report.md") as path:
+        path.write_text(report, encoding="utf-8")
     print(report.split("\n## Every assay")[0])
     for message in failed.values():
         print(f"left out: {message}", file=sys.stderr)

@@ -60,8 +60,11 @@ def run(args: argparse.Namespace) -> None:
     from rd_hf.evaluation.plan import EvaluationOptions, family_maps
     from rd_hf.evaluation.runs import write_table
     from rd_hf.evaluation.tasks import read_metal_binding, read_secondary_structure, subsample
+    from rd_hf.files import Workspace
 
     started = time.monotonic()
+    output = Workspace(args.output / ".rd_hf", "an evaluation of residues")
+    output.refuse("report.md", "results.parquet", "residues.png")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     if args.threads:
@@ -76,6 +79,7 @@ def run(args: argparse.Namespace) -> None:
     if not tasks:
         raise ValueError("there is nothing to evaluate: give --secondary-structure, --metal-binding or both")
     tasks = [subsample(task, args.train_chains, args.validation_chains) for task in tasks]
+    output.claim()
     cache = args.cache or args.output / "cache"
     paths: list[Path] = []
 
@@ -113,13 +117,14 @@ def run(args: argparse.Namespace) -> None:
             probe(task, residues.ResidueContender("", 1.0, "one_hot", ""), "window", windows, None)
 
     results = pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
-    write_table(results, args.output / "results.parquet")
+    with output.writing("results.parquet") as path:
+        results.to_parquet(path, index=False)
     figure = plots.residue_figure(results, families[0].label, families[0].depth, families[0].names)
-    figure.savefig(args.output / ".residues.png", dpi=110, format="png")
-    (args.output / ".residues.png").replace(args.output / "residues.png")
+    with output.writing("residues.png") as path:
+        figure.savefig(path, dpi=110, format="png")
     text = studies.render_residues(results, notes, ["residues.png"])
-    (args.output / ".report.md").write_text(text)
-    (args.output / ".report.md").replace(args.output / "report.md")
+    with output.writing("report.md") as path:
+        path.write_text(text, encoding="utf-8")
     print(text)
     print(f"{(time.monotonic() - started) / 60:.1f} minutes: {args.output / 'report.md'}")
 

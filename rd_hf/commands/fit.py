@@ -21,11 +21,14 @@ fit_report.json and fit_report.png.
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from rd_hf.commands._main import run_command
+from rd_hf.files import replacing
 
 if TYPE_CHECKING:
     from rd_hf.bases.chain import FitReport
@@ -124,7 +127,8 @@ def draw(reports: list[FitReport], path: Path) -> Path | None:
     try:
         from rd_hf.bases.figure import draw_fit
 
-        draw_fit(reports).savefig(path, dpi=120)
+        with replacing(path) as fresh:
+            draw_fit(reports).savefig(fresh, dpi=120, format="png")
     except ImportError:
         print("no fit_report.png: matplotlib is not installed (pip install 'rd_hf[plots]')", file=sys.stderr)
         return None
@@ -151,8 +155,10 @@ def run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from rd_hf.fitting import FitOptions, draw_sample, fit_bases, install_bases
+    from rd_hf.fitting.state import STATE_FILES, is_state, state_workspace
     from rd_hf.hub import load_family, save_checkpoint
     from rd_hf.hub.backbones import family_config
+    from rd_hf.hub.checkpoint import is_checkpoint, refuse_foreign
     from rd_hf.launch import processes
 
     state_folder = args.output / ".fit"
@@ -161,6 +167,10 @@ def run(args: argparse.Namespace) -> None:
             print(f"{args.output} holds a finished fit; nothing is left to do")
             return
         raise ValueError(f"{args.output} holds a finished fit already: choose another --output, or delete it")
+    workspace = state_workspace(state_folder)
+    if not is_checkpoint(args.output):
+        workspace.refuse_others([state_folder.name] if is_state(state_folder) else [])
+    refuse_foreign(args.output)
     processes()
     accelerator = Accelerator()
     if accelerator.num_processes > 1 and "-" in args.data:
@@ -227,19 +237,15 @@ def run(args: argparse.Namespace) -> None:
             model, args.output, backbones=full, report=result.reports, figure=figure, max_shard_size=args.max_shard_size
         )
         # The state goes last: while it is there, the fit counts as unfinished and --resume saves again.
-        shutil.rmtree(state_folder)
+        workspace.remove(*STATE_FILES)
         print(summary(result.reports))
         print(f"saved to {args.output}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; 0 if it is done, 1 with a sentence on standard error if it cannot be."""
-    args = build_parser().parse_args(argv)
-    try:
-        run(args)
-    except (ValueError, OSError) as error:
-        print(f"fit_bases.py: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see :func:`rd_hf.commands._main.run_command` for what it returns."""
+    return run_command(
+        "fit_bases.py", lambda: run(build_parser().parse_args(argv)), go_on="give the same command with --resume"
+    )

@@ -31,9 +31,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     # Imported here, so that --help and a mistyped flag answer at once.
-    from rd_hf.hub.checkpoint import save_checkpoint
+    from rd_hf.files import Workspace
+    from rd_hf.hub.checkpoint import is_checkpoint, save_checkpoint
     from rd_hf.hub.published import find_recipes, import_published
 
+    if not is_checkpoint(args.output):
+        Workspace(args.output / ".rd_hf", "a checkpoint").refuse_others()
     if not args.weights.is_dir():
         raise ValueError(f"{args.weights}: no such folder")
     asked = {"regressor": args.regressor, "pca": args.pca, "sequences": args.sequences}

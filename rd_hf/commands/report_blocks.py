@@ -42,16 +42,19 @@ def run(args: argparse.Namespace) -> None:
     from rd_hf.evaluation.embeddings import fitting_moments, load_family
     from rd_hf.evaluation.fit_data import draw_fit_sample, refit_difference, split_sample
     from rd_hf.evaluation.representations import chain_maps, model_bases
-    from rd_hf.evaluation.runs import write_table
     from rd_hf.evaluation.tasks import read_secondary_structure, subsample
+    from rd_hf.files import Workspace
 
     started = time.monotonic()
+    output = Workspace(args.output / ".rd_hf", "a report on blocks")
+    output.refuse("report.md", "blocks.parquet", "spectra.png")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     family = load_family(args.model, device=args.device)
     config = family.model.config
     if len(family.names) < 2:
         raise ValueError(f"{args.model} has one level and no residual block; give a reverse-distilled family")
+    output.claim()
     cache = args.cache or args.output / "cache"
     training, heldout = split_sample(draw_fit_sample(family, args.fit_data, args.fit_sequences, args.fit_seed))
     if not heldout:
@@ -74,10 +77,10 @@ def run(args: argparse.Namespace) -> None:
     largest = chain_maps("rd", family.names, family.widths, model_bases(family.model))[-1]
     found = blocks.blocks(config.nested_dims)
     table = blocks.block_table(task, states, largest, found, residues.ResidueOptions())
-    args.output.mkdir(parents=True, exist_ok=True)
-    write_table(table, args.output / "blocks.parquet")
-    draw_fit(reports).savefig(args.output / ".spectra.png", dpi=110, format="png")
-    (args.output / ".spectra.png").replace(args.output / "spectra.png")
+    with output.writing("blocks.parquet") as path:
+        table.to_parquet(path, index=False)
+    with output.writing("spectra.png") as path:
+        draw_fit(reports).savefig(path, dpi=110, format="png")
     notes = [
         f"{family.label}: bases judged on {len(heldout):,} sequences ({judged.count:,} residues) that are held out of "
         f"{len(training):,}; regressions fitted on those differ from the model's by "
@@ -86,8 +89,8 @@ def run(args: argparse.Namespace) -> None:
         f"{len(task.splits['test'])} test chains.",
     ]
     text = studies.render_blocks(reports, table, notes, ["spectra.png"])
-    (args.output / ".report.md").write_text(text)
-    (args.output / ".report.md").replace(args.output / "report.md")
+    with output.writing("report.md") as path:
+        path.write_text(text, encoding="utf-8")
     print(text)
     print(f"{(time.monotonic() - started) / 60:.1f} minutes: {args.output / 'report.md'}")
 

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rd_hf.data.fasta import InputError
+from rd_hf.files import file_sha256
 
 if TYPE_CHECKING:
     import torch
 
     from rd_hf.model.modeling_rd_esm import RDEsmModel
-
-_BLOCK = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +98,7 @@ def _fetch_config(name: str, revision: str | None) -> Path:
 def _read_config(name: str, folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise InputError(f"{name} holds no config.json; give the folder or Hub id of a saved model") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -123,15 +122,6 @@ def _folder_fingerprint(folder: Path) -> str:
 def _file_sha256(path: str, size: int, modified: int) -> str:
     """Hash of a file's content; size and time of change are there to make a changed file a new key."""
     return file_sha256(path)
-
-
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as handle:
-        while block := handle.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 # Two: a process that compares two models does not load either again.
@@ -173,6 +163,56 @@ def load_model(
     except (OSError, ValueError) as error:
         raise InputError(" ".join(str(error).split())) from error
     return model.to(device).eval()
+
+
+# Whether this process was forked, by whichever pool, from one that had imported this module.
+_forked = False
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def settle_after_fork(device: torch.device) -> None:
+    """Make torch usable in a process that was forked after the model ran.
+
+    OpenMP's threads do not survive a fork, and a computation that counts on them waits for ever: one thread is left.
+
+    Raises:
+        InputError: the model is on a GPU, which a fork cannot use.
+    """
+    import torch
+
+    if device.type != "cpu":
+        raise InputError(
+            f"this process was forked from one that had the model on {device.type}, which does not work there: start "
+            "the pool with the 'spawn' method (multiprocessing.get_context('spawn'); for datasets' map "
+            "multiprocess.set_start_method('spawn'))"
+        )
+    torch.set_num_threads(1)
+
+
+def threads_of_a_worker() -> int:
+    """Threads for one of many processes on a CPU: as OMP_NUM_THREADS says, else one; after a fork always one.
+
+    The variable may be a list, a number for each level of nesting, or empty.
+    """
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) > 0 and not _forked else 1
+
+
+def is_worker() -> bool:
+    """Whether this process is one of a pool's, or was forked by other means."""
+    import multiprocessing
+
+    import multiprocess
+
+    return _forked or multiprocess.parent_process() is not None or multiprocessing.parent_process() is not None
 
 
 def pick_device(rank: int | None = None) -> torch.device:

@@ -12,7 +12,7 @@ import numpy as np
 from rd_hf.data.fasta import InputError
 from rd_hf.data.residues import RejectedSequenceError
 from rd_hf.data.values import as_list, column_names, position_numbers, sequence_text
-from rd_hf.embedding.checkpoint import load_model, pick_device, resolve
+from rd_hf.embedding.checkpoint import is_worker, load_model, pick_device, resolve, threads_of_a_worker
 from rd_hf.embedding.columns import finish, why_not_stored
 from rd_hf.embedding.options import EmbeddingOptions
 
@@ -155,16 +155,14 @@ class Embedder:
         return self._engine
 
     def _start(self, rank: int | None) -> Engine:
-        import multiprocess
         import torch
 
         from rd_hf.embedding.engine import Engine
 
         device = self.device or str(pick_device(rank))
-        if device == "cpu" and multiprocess.parent_process() is not None:
-            # As many workers as cores is the fastest way to use them; and OpenMP's own threads do not survive
-            # the fork of a parent that has computed already: more than one here could wait for ever.
-            torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        if device == "cpu" and is_worker():
+            # As many workers as cores is the fastest way to use them.
+            torch.set_num_threads(threads_of_a_worker())
         level = self.checkpoint.largest(self.options.levels)
         model = load_model(
             self.checkpoint.name,

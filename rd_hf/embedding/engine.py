@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ import torch
 
 from rd_hf.data.batching import SPECIAL_TOKENS, collate, residue_mask, token_budget_batches
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
+from rd_hf.embedding.checkpoint import settle_after_fork
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.pieces import Piece, cut, merge_weights
 from rd_hf.model.modeling_rd_esm import RDEsmModel
@@ -75,6 +77,7 @@ class Engine:
         window_tokens: tokens that go up the levels together, in as many batches as that takes: for a model that
             loads each backbone when its turn comes. 0: one batch at a time.
         work: running totals.
+        process: id of the process that last used it; another one was forked, and inherited it.
     """
 
     model: RDEsmModel
@@ -84,6 +87,7 @@ class Engine:
     tokens: int = 0
     window_tokens: int = 0
     work: Work = field(default_factory=Work)
+    process: int = field(default_factory=os.getpid)
 
     def __post_init__(self) -> None:
         self.tokens = self.tokens or self.options.batch_tokens or default_batch_tokens(self.model)
@@ -103,6 +107,9 @@ class Engine:
             For each request (width,) float32 with one-row pooling, (length or number of positions, width)
             otherwise; or a sentence where even a batch of that sequence alone does not fit in memory.
         """
+        if self.process != os.getpid():
+            settle_after_fork(self.model.device)
+            self.process = os.getpid()
         size, overlap = self.options.max_length, self.options.overlap
         call = _Call(requests, {}, ["" for _ in requests])
         pieces: list[Piece] = []

@@ -2,33 +2,35 @@
 
     OUTPUT/
       embeddings-000000.parquet     one file a part (a run of consecutive input records), in input order
-      rejects.tsv                   what was not embedded, and why
-      manifest.json                 model, options, counts, checksums; "complete" once all parts are there
+      _rejects.tsv                  what was not embedded, and why
+      _manifest.json                model, options, counts, checksums; "complete" once all parts are there
       .job/000000.json              the journal: one entry a finished part, written after its Parquet file
-      .job/lock                     held while a job runs
+      .job/rd_hf.json, .job/lock    whose folder this is; held while a job runs
 
-Every file is written beside its name, flushed to the disk and then renamed: a file that is there is whole. A part
+Readers of a folder of Parquet files (pyarrow, pandas, Spark) pass over names that begin with an underscore or a dot.
+Folders from before that was so have ``rejects.tsv`` and ``manifest.json``, and keep them.
+
+Every file is written in ``.job``, flushed to the disk and then renamed: a file that is there is whole. A part
 counts as finished when its journal entry is there and the checksum in it fits the Parquet file.
 """
 
 from __future__ import annotations
 
 import csv
-import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from rd_hf.embedding.checkpoint import file_sha256
+from rd_hf.files import FolderError, Workspace, explained, file_sha256
 
-TEMPORARY = ".tmp"
+_REJECTS_COLUMNS = ("source", "record", "id", "reason")
+_REJECTS_HEADER = "\t".join(_REJECTS_COLUMNS).encode() + b"\n"
 
 
-class JobError(RuntimeError):
+class JobError(FolderError):
     """The job cannot start or go on; the message is one sentence that names the cause and the mend."""
 
 
@@ -89,9 +91,11 @@ class OutputFolder:
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
         self.journal = self.path / ".job"
-        self.manifest_path = self.path / "manifest.json"
-        self.rejects_path = self.path / "rejects.tsv"
-        self._lock: Any = None
+        self.workspace = Workspace(self.journal, "an embedding job", JobError)
+        older = self.path / "manifest.json"
+        before = "" if older.is_file() and not (self.path / "_manifest.json").exists() else "_"
+        self.manifest_path = self.path / f"{before}manifest.json"
+        self.rejects_path = self.path / f"{before}rejects.tsv"
 
     def part_path(self, index: int) -> Path:
         """Parquet file of part ``index``."""
@@ -102,46 +106,40 @@ class OutputFolder:
         return self.journal / f"{index:06d}.json"
 
     def claim(self) -> None:
-        """Make the folder and keep other jobs out of it until this process ends, however it ends.
+        """Make the folder and keep other jobs out of it until :meth:`leave` or the end of this process.
 
         Raises:
-            JobError: it cannot be made or written to, or another job has it.
+            JobError: it is somebody else's (nothing is changed then), cannot be made or written to, or another job
+                has it.
         """
-        from filelock import FileLock, Timeout
+        if self.manifest() is None:
+            self.workspace.refuse_others()
+        if os.path.lexists(self.rejects_path) and not self._begins_with(self.rejects_path, _REJECTS_HEADER):
+            raise self._not_ours(self.rejects_path)
+        self.workspace.claim()
 
-        with explained(self.path):
-            self.journal.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.journal / "lock")
-            try:
-                self._lock.acquire(timeout=0)
-            except Timeout as error:
-                raise JobError(
-                    f"{self.path} is in use by another embedding job: wait for it, or choose another --output"
-                ) from error
-            for stale in [*self.path.glob(f"*{TEMPORARY}"), *self.journal.glob(f"*{TEMPORARY}")]:
-                stale.unlink()
+    def leave(self) -> None:
+        """Let other jobs in."""
+        self.workspace.leave()
 
     def manifest(self) -> dict[str, Any] | None:
         """The manifest of an earlier run, None if there was none.
 
         Raises:
-            JobError: it cannot be understood, or the folder holds something else.
+            JobError: it cannot be understood, or is no embedding job's.
         """
-        if not self.manifest_path.exists():
-            others = [path.name for path in self.path.iterdir() if path != self.journal]
-            if others:
-                raise JobError(
-                    f"{self.path} holds other files ({others[0]}, ...) and no manifest.json of an embedding job: "
-                    "choose an empty --output"
-                )
-            return None
         try:
-            content = json.loads(self.manifest_path.read_text())
-            return dict(content)
-        except (ValueError, TypeError) as error:
+            with explained(self.path, JobError):
+                content = json.loads(self.manifest_path.read_bytes()) if self.manifest_path.exists() else None
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, JobError):
+                raise
             raise JobError(
                 f"{self.manifest_path} is damaged ({error}): restore it, or choose another --output"
             ) from error
+        if content is not None and not (isinstance(content, dict) and {"format", "model", "job"} <= set(content)):
+            raise JobError(f"{self.manifest_path} is no embedding job's: choose another --output")
+        return content
 
     def write_manifest(self, content: Mapping[str, Any]) -> None:
         """Replace the manifest."""
@@ -154,7 +152,7 @@ class OutputFolder:
     def entry(self, index: int) -> PartEntry | None:
         """Journal entry of a part, None if it is not finished (or the entry is damaged)."""
         try:
-            fields = json.loads(self.entry_path(index).read_text())
+            fields = json.loads(self.entry_path(index).read_bytes())
             fields["rejects"] = tuple(Reject(**reject) for reject in fields["rejects"])
             return PartEntry(**fields)
         except FileNotFoundError:
@@ -164,12 +162,45 @@ class OutputFolder:
 
     def noted_parts(self) -> list[int]:
         """Numbers of all parts that have a journal entry, in order."""
-        return sorted(int(path.stem) for path in self.journal.glob("*.json"))
+        return sorted(int(path.stem) for path in self.journal.glob("*.json") if path.stem.isdecimal())
 
     def holds(self, entry: PartEntry) -> bool:
         """Whether the part's Parquet file is there and has the content it was written with."""
         path = self.path / entry.file
         return path.is_file() and path.stat().st_size == entry.bytes and file_sha256(path) == entry.sha256
+
+    def refuse_foreign_part(self, index: int) -> None:
+        """Stop if the file of a part that is to be written is there already, and is no embedding job's.
+
+        Raises:
+            JobError: it is not. (One that a kill left without its journal entry says in its schema that it is.)
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = self.part_path(index)
+        if not os.path.lexists(path) or self.entry(index) is not None:
+            return
+        try:
+            known = b"rd_hf" in (pq.read_schema(path).metadata or {})
+        except (OSError, pa.ArrowException):
+            known = False
+        if not known:
+            raise self._not_ours(path)
+
+    @staticmethod
+    def _begins_with(path: Path, start: bytes) -> bool:
+        try:
+            with path.open("rb") as handle:
+                return handle.read(len(start)) == start
+        except OSError:
+            return False
+
+    @staticmethod
+    def _not_ours(path: Path) -> JobError:
+        return JobError(
+            f"{path} would be replaced, and is no embedding job's: move it elsewhere, or choose another --output"
+        )
 
     def write_rejects(self, rejects: Iterator[Reject]) -> None:
         """Replace the rejects file: tab-separated, quoted where an id holds a tab or a line end."""
@@ -179,7 +210,7 @@ class OutputFolder:
 
             text = io.TextIOWrapper(handle, encoding="utf-8", newline="")
             writer = csv.writer(text, dialect="excel-tab", lineterminator="\n")
-            writer.writerow(("source", "record", "id", "reason"))
+            writer.writerow(_REJECTS_COLUMNS)
             writer.writerows((reject.source, reject.record, reject.id, reject.reason) for reject in rejects)
             text.flush()
             text.detach()
@@ -198,48 +229,10 @@ class OutputFolder:
         Raises:
             JobError: the disk is full or the folder cannot be written to.
         """
-        temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
-        with explained(self.path):
-            try:
-                with temporary.open("wb") as handle:
-                    fill(handle)
-                    handle.flush()
-                    os.fsync(handle.fileno())
-                written = file_sha256(temporary), temporary.stat().st_size
-                os.replace(temporary, path)
-            except BaseException:
-                with suppress(OSError):
-                    temporary.unlink()
-                raise
-            _sync_folder(path.parent)
-        return written
-
-
-def _sync_folder(path: Path) -> None:
-    """Make a rename last; not every system lets a folder be opened."""
-    with suppress(PermissionError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn what the file system says into one sentence with a mend."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise JobError(
-                f"{path} is full ({os.strerror(error.errno)}): free some space and give the same command again; "
-                "the parts that are finished are kept"
-            ) from error
-        raise JobError(
-            f"{path} cannot be written to ({error.strerror or error}): check its owner and permissions, or choose "
-            "another --output"
-        ) from error
+        with self.workspace.replacing(path) as temporary:
+            with temporary.open("wb") as handle:
+                fill(handle)
+            return file_sha256(temporary), temporary.stat().st_size
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Sequence[str]:

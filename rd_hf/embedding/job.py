@@ -42,6 +42,19 @@ def run_job(
     group = group or Processes()
     _check_inputs(settings, group)
     folder = OutputFolder(settings.output)
+    try:
+        return _run(settings, group, folder, report, show_progress)
+    finally:
+        folder.leave()
+
+
+def _run(
+    settings: JobSettings,
+    group: Processes,
+    folder: OutputFolder,
+    report: Callable[[str], None] | None,
+    show_progress: bool,
+) -> JobSummary:
     checkpoint, notes = open_job(settings, group, folder)
     widths = checkpoint.widths(settings.options.levels)
     stages = Stages()

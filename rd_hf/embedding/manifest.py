@@ -24,9 +24,11 @@ def open_job(settings: JobSettings, group: Processes, folder: OutputFolder) -> t
     if group.is_main:
         try:
             checkpoint = resolve(settings.model, settings.revision)
-            widths = checkpoint.widths(settings.options.levels)
+            job = _describe(settings, checkpoint.widths(settings.options.levels))
+            # Asked before the folder is touched, and again once nobody else can change it.
+            _compare(folder, checkpoint, job)
             folder.claim()
-            notes = _begin(settings, folder, checkpoint, widths)
+            notes = _begin(settings, folder, checkpoint, job)
         except (InputError, JobError) as error:
             failure = error
     if not group.all_well(failure is None):
@@ -52,25 +54,15 @@ def _describe(settings: JobSettings, widths: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _begin(settings: JobSettings, folder: OutputFolder, checkpoint: Checkpoint, widths: dict[str, int]) -> list[str]:
-    """Write the manifest of a new job, or refuse to mix this job with another one's parts.
+def _compare(folder: OutputFolder, checkpoint: Checkpoint, job: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of an earlier run, None if there was none.
 
-    Returns:
-        What the user should know about parts done before.
+    Raises:
+        JobError: it is another job's, whose parts this one's would be mixed with.
     """
-    job = _describe(settings, widths)
     before = folder.manifest()
     if before is None:
-        content = {
-            "format": MANIFEST_FORMAT,
-            "status": "running",
-            "model": asdict(checkpoint),
-            "job": job,
-            "columns": {settings.options.column(level): {"level": level, "width": w} for level, w in widths.items()},
-            "versions": installed_versions(),
-        }
-        folder.write_manifest(content)
-        return []
+        return None
     if before.get("format") != MANIFEST_FORMAT:
         raise JobError(f"{folder.path} was written by another version of rd_hf: choose another --output")
     changed = list(differences(before.get("job", {}), job))
@@ -86,7 +78,29 @@ def _begin(settings: JobSettings, folder: OutputFolder, checkpoint: Checkpoint, 
             f"{folder.path} holds another job, which this one will not be mixed with: {'; '.join(changed)}; "
             "give the same command as before, or choose another --output"
         )
-    if old != asdict(checkpoint):
+    return before
+
+
+def _begin(settings: JobSettings, folder: OutputFolder, checkpoint: Checkpoint, job: dict[str, Any]) -> list[str]:
+    """Write the manifest of a new job, or take up that of an earlier run.
+
+    Returns:
+        What the user should know about parts done before.
+    """
+    before = _compare(folder, checkpoint, job)
+    if before is None:
+        widths = checkpoint.widths(settings.options.levels)
+        content = {
+            "format": MANIFEST_FORMAT,
+            "status": "running",
+            "model": asdict(checkpoint),
+            "job": job,
+            "columns": {settings.options.column(level): {"level": level, "width": w} for level, w in widths.items()},
+            "versions": installed_versions(),
+        }
+        folder.write_manifest(content)
+        return []
+    if before.get("model") != asdict(checkpoint):
         # The same weights under another name: the other processes load what the manifest names.
         folder.write_manifest({**before, "model": asdict(checkpoint)})
     updated = differences(before.get("versions", {}), installed_versions())

@@ -101,7 +101,7 @@ class Worker:
     @staticmethod
     def _strict(sentence: str) -> InputError:
         return InputError(
-            f"{sentence}; correct the record, or leave --strict away to have such records listed in rejects.tsv"
+            f"{sentence}; correct the record, or leave --strict away to have such records listed in _rejects.tsv"
         )
 
     def _do(self, part: Part) -> None:
@@ -209,8 +209,12 @@ class Worker:
         def fill(handle: IO[bytes]) -> None:
             # Embeddings are as good as noise to a compressor: only text is worth its time.
             codecs = dict.fromkeys(text, "zstd")
-            pq.write_table(table, handle, row_group_size=rows_a_group, compression=codecs, use_dictionary=["source"])
+            with pq.ParquetWriter(handle, table.schema, compression=codecs, use_dictionary=["source"]) as writer:
+                # A group without rows stops datasets, which reads in batches of its length.
+                if len(good):
+                    writer.write_table(table, row_group_size=rows_a_group)
 
+        self.folder.refuse_foreign_part(part.index)
         path = self.folder.part_path(part.index)
         sha256, size = self.folder.write(path, fill)
         entry = PartEntry(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import AutoConfig
 
@@ -269,9 +267,7 @@ class StateCache:
         keys = torch.from_numpy(np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(len(digests), 16).copy())
         name = hashlib.sha256(keys.numpy().tobytes()).hexdigest()[:16]
         path = self.folder / f"states-{name}.safetensors"
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        save_file({"digests": keys, "mean": mean.contiguous(), "site": site.contiguous()}, temporary)
-        temporary.replace(path)
+        save_tensors(path, {"digests": keys, "mean": mean, "site": site})
         self._remember(path, keys)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
@@ -26,6 +25,7 @@ from tqdm import tqdm
 from rd_hf.evaluation.probe import Features, ProbeOptions, nested_ridge
 from rd_hf.evaluation.representations import Representation
 from rd_hf.evaluation.splits import Fold
+from rd_hf.files import replacing
 
 # Part of every digest: raise it when the meaning of a column changes.
 SCHEMA = 1
@@ -161,9 +161,8 @@ def evaluate_unit(unit: Unit) -> pd.DataFrame:
 def write_table(table: pd.DataFrame, path: Path) -> None:
     """Parquet, atomically: after a kill a reader finds the old file or the new one, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    table.to_parquet(temporary, index=False)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        table.to_parquet(temporary, index=False)
 
 
 def _nbytes(features: Features) -> int:

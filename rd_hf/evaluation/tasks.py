@@ -101,7 +101,7 @@ def _read_binding(path: Path) -> dict[str, list[int]]:
     if not path.exists():
         raise InputError(f"{path}: no such file; give bindPredict's folder")
     found = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         name, *positions = line.split()
         try:
             found[name] = [int(position) for position in positions[0].split(",")] if positions else []
@@ -147,7 +147,7 @@ def read_metal_binding(folder: str | Path) -> ResidueTask:
         for path in paths:
             if not path.exists():
                 raise InputError(f"{path}: no such file; give bindPredict's folder")
-        return {name for path in paths for name in path.read_text().split()}
+        return {name for path in paths for name in path.read_text(encoding="utf-8").split()}
 
     fasta, binding = development / "all.fasta", development / "binding_residues_2.5_metal.txt"
     splits = {

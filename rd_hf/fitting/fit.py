@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from rd_hf.bases.moments import JointMoments, NonFiniteStatesError
 from rd_hf.data.batching import collate, residue_mask
 from rd_hf.data.text import readable
 from rd_hf.fitting.sample import FitOptions, Sample, plan_batches
-from rd_hf.fitting.state import FitProgress, claimed, fit_settings, open_state
+from rd_hf.fitting.state import FitProgress, fit_settings, open_state, state_workspace
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from rd_hf.model.projection_rd_esm import RDEsmProjection
@@ -124,12 +123,16 @@ def fit_bases(
             f"{training} residues are too few to fit on: level {model.config.level_names[0]} is {widths[0]} wide and "
             f"needs more than {widths[0]} residues; give more sequences"
         )
-    state_folder.mkdir(parents=True, exist_ok=True)
     # One lock for all processes: the others wait for the main process at every turn.
-    with claimed(state_folder) if accelerator.is_main_process else nullcontext():
+    workspace = state_workspace(state_folder)
+    if accelerator.is_main_process:
+        workspace.claim()
+    try:
         train_moments, held_moments = _accumulate(
             model, sample, options, state_folder, accelerator, resume, checkpoint_seconds, window_batches
         )
+    finally:
+        workspace.leave()
     seen = train_moments.count + held_moments.count
     expected = sum(len(sequence) for sequence in sample.sequences)
     if seen != expected:

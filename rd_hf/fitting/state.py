@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from filelock import FileLock, Timeout
 
 from rd_hf.bases.moments import JointMoments, load_tensors, save_tensors
+from rd_hf.files import Workspace, write_json
 from rd_hf.fitting.sample import FitOptions, Sample
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 
@@ -35,6 +34,7 @@ class FitProgress:
             heldout: JointMoments(widths, device=self.device, product_dtype=product_dtype) for heldout in (False, True)
         }
         self.done: list[int] = []
+        self.workspace = state_workspace(folder)
         self.earlier = sorted(folder.glob("moments-*.safetensors"))
         runs = [int(path.name.split("-")[1]) for path in self.earlier]
         self.path = folder / f"moments-{max(runs, default=-1) + 1:04d}-{accelerator.process_index:04d}.safetensors"
@@ -43,7 +43,7 @@ class FitProgress:
         state = {"done": torch.tensor(self.done, dtype=torch.int64)}
         for heldout, moments in self.moments.items():
             state |= {f"{'heldout' if heldout else 'training'}.{key}": v for key, v in moments.state().items()}
-        save_tensors(self.path, state)
+        save_tensors(self.path, state, self.workspace.temporary())
 
     def done_earlier(self) -> set[int]:
         """Batches that files of former runs hold."""
@@ -86,21 +86,21 @@ def fit_settings(sample: Sample, model: RDEsmModel, options: FitOptions) -> dict
     }
 
 
-@contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Keep other fits out of a state folder.
+# What a finished fit takes away from its state folder.
+STATE_FILES = ("moments-*.safetensors", "settings.json", "fit_report.png")
 
-    Raises:
-        ValueError: another fit has it.
-    """
+
+def state_workspace(folder: Path) -> Workspace:
+    """The lock of a state folder, its half-written files, and how it is known."""
+    return Workspace(folder, "a fit")
+
+
+def is_state(folder: Path) -> bool:
+    """Whether a folder is the state of a fit, by what it says of itself (those of older versions have no record)."""
     try:
-        held = FileLock(folder / "lock").acquire(timeout=0)
-    except Timeout as error:
-        raise ValueError(
-            f"another fit is at work in {folder.parent}: wait for it, or choose another --output"
-        ) from error
-    with held:
-        yield
+        return {"sequences", "heldout", "levels"} <= set(json.loads((folder / "settings.json").read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def open_state(folder: Path, settings: dict[str, Any], resume: bool) -> None:
@@ -117,7 +117,7 @@ def open_state(folder: Path, settings: dict[str, Any], resume: bool) -> None:
                 f"{folder.parent} holds an unfinished fit: add --resume to continue it, or delete {folder} to start "
                 "over"
             )
-        before = json.loads(record.read_text())
+        before = json.loads(record.read_bytes())
         changed = [name for name in settings if before.get(name) != settings[name]]
         if changed:
             raise ValueError(
@@ -125,6 +125,4 @@ def open_state(folder: Path, settings: dict[str, Any], resume: bool) -> None:
                 f"repeat the command that began it, or delete {folder} to start over"
             )
     else:
-        temporary = record.with_suffix(".tmp")
-        temporary.write_text(json.dumps(settings, indent=1) + "\n")
-        temporary.replace(record)
+        write_json(record, settings)

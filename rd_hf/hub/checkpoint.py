@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -30,9 +31,11 @@ from transformers import EsmTokenizer
 
 from rd_hf.bases.chain import FitReport
 from rd_hf.data.residues import VOCABULARY
+from rd_hf.files import explained, replacing, write_json, write_text
 from rd_hf.hub.card import GENERATED, PLACEHOLDER_OWNER, render_card
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
+from rd_hf.model.weights_rd_esm import is_own
 
 # How sentence-transformers puts the model together: the transformer, then a mean over residues.
 SENTENCE_TRANSFORMERS_MODULES = [
@@ -42,13 +45,39 @@ SENTENCE_TRANSFORMERS_MODULES = [
 REPORT_FILE = "fit_report.json"
 FIGURE_FILE = "fit_report.png"
 WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILES = ("vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+
+def is_checkpoint(folder: str | Path) -> bool:
+    """Whether a folder is one of this project's, by its ``config.json``."""
+    return is_own(str(Path(folder) / "config.json"))
+
+
+def refuse_foreign(folder: str | Path) -> None:
+    """Stop if saving a checkpoint would replace another's file, or take another's card for its own.
+
+    A folder whose ``config.json`` is a reverse-distilled model's is an earlier checkpoint, card and tokenizer too.
+
+    Raises:
+        ValueError: it would; nothing has been changed.
+    """
+    folder = Path(folder)
+    if is_checkpoint(folder):
+        return
+    for name in ("config.json", "modules.json", *TOKENIZER_FILES, REPORT_FILE, FIGURE_FILE, "README.md"):
+        path = folder / name
+        if os.path.lexists(path):
+            raise ValueError(
+                f"{path} is no file of a reverse-distilled model, and saving would replace or describe it: save into "
+                "another folder, or move it elsewhere"
+            )
 
 
 def save_tokenizer(folder: Path) -> None:
     """Write ESM-2's tokenizer, built from :data:`rd_hf.data.residues.VOCABULARY`, into ``folder``."""
     with tempfile.TemporaryDirectory() as scratch:
         vocabulary = Path(scratch) / "vocab.txt"
-        vocabulary.write_text("\n".join(VOCABULARY))
+        vocabulary.write_bytes("\n".join(VOCABULARY).encode())
         EsmTokenizer(vocab_file=str(vocabulary)).save_pretrained(folder)
 
 
@@ -79,24 +108,28 @@ def save_checkpoint(
         The folder.
 
     Raises:
-        ValueError: bases only, but a level names no ``repo_id``; or full, but the backbones are not there.
+        ValueError: bases only, but a level names no ``repo_id``; or full, but the backbones are not there; or the
+            folder holds somebody else's files of the same names; or it is full or cannot be written to.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    refuse_foreign(folder)
     if backbones:
         for entry in model.config.levels:
             # A path of this machine means nothing in another's config.json.
             if entry["repo_id"] is not None and Path(entry["repo_id"]).is_dir():
                 entry["repo_id"] = entry["revision"] = None
                 entry.pop("level_of_repo", None)
-    model.save_pretrained(folder, backbones=backbones, max_shard_size=max_shard_size)
-    save_tokenizer(folder)
-    (folder / "modules.json").write_text(json.dumps(SENTENCE_TRANSFORMERS_MODULES, indent=2) + "\n")
-    if report is not None:
-        (folder / REPORT_FILE).write_text(json.dumps([level.to_dict() for level in report], indent=1) + "\n")
-    if figure is not None:
-        shutil.copyfile(figure, folder / FIGURE_FILE)
-    write_card(folder, repo_id=repo_id, license=license)
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(folder, backbones=backbones, max_shard_size=max_shard_size)
+        save_tokenizer(folder)
+        write_json(folder / "modules.json", SENTENCE_TRANSFORMERS_MODULES, indent=2)
+        if report is not None:
+            write_json(folder / REPORT_FILE, [level.to_dict() for level in report])
+        if figure is not None:
+            with replacing(folder / FIGURE_FILE) as fresh:
+                shutil.copyfile(figure, fresh)
+        write_card(folder, repo_id=repo_id, license=license)
     return folder
 
 
@@ -122,7 +155,7 @@ def write_card(folder: Path, *, repo_id: str | None = None, license: str = "mit"
         weights_bytes=bases.stat().st_size if bases.exists() else None,
         license=license,
     )
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     return text
 
 

@@ -136,7 +136,7 @@ def read_proteins(
 def _finished(folder: OutputFolder) -> dict[str, Any]:
     """The manifest of a finished job."""
     if not folder.manifest_path.is_file():
-        raise InputError(f"{folder.path} is no folder of embeddings (no manifest.json): make one with embed.py")
+        raise InputError(f"{folder.path} is no folder of embeddings (no manifest): make one with embed.py")
     try:
         manifest = folder.manifest() or {}
     except JobError as error:

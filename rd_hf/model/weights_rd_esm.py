@@ -7,7 +7,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -135,3 +135,53 @@ def write_index(folder: str) -> None:
     index = {"metadata": {"total_size": size}, "weight_map": weight_map}
     with open(os.path.join(folder, "model.safetensors.index.json"), "w", encoding="utf-8") as file:
         file.write(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def is_own(path: str) -> bool:
+    """Whether a file of a checkpoint is one of an `rd_esm` model, by what it holds and not by its name."""
+    try:
+        if path.endswith(".safetensors"):
+            keys = read_header(path).keys()
+        elif path.endswith(".json"):
+            with open(path, encoding="utf-8") as file:
+                content = json.load(file)
+            if "weight_map" not in content:
+                return content.get("model_type") == "rd_esm"
+            keys = content["weight_map"].keys()
+        else:
+            with open(path, "rb") as file:
+                return b"rd_esm" in file.read()
+        return all(re.match(r"(projections|backbones)\.\d+\.", key) for key in keys)
+    except (OSError, ValueError, OverflowError, MemoryError, AttributeError, TypeError):
+        return False
+
+
+def refuse_foreign(folder: str, names: Iterable[str]) -> None:
+    """Stop if any of these files is in the folder and is no `rd_esm` model's: saving would replace it.
+
+    Raises:
+        ValueError: one is.
+    """
+    for name in sorted(names):
+        path = os.path.join(folder, name)
+        if os.path.lexists(path) and not is_own(path):
+            raise ValueError(
+                f"{path} is no file of a reverse-distilled model, and saving would replace it: "
+                "save into another folder, or move it elsewhere"
+            )
+
+
+def former_weights(folder: str) -> set[str]:
+    """Weight files of an earlier save into this folder: its config and index name them, and they hold such weights."""
+    if not is_own(os.path.join(folder, "config.json")):
+        return set()
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+        levels = [f"backbone-{entry['name']}" for entry in json.load(file).get("levels", [])]
+    index = "model.safetensors.index.json"
+    names = {"model.safetensors", "model.projections.safetensors", index}
+    for level in levels:
+        names |= {f"model.{level}.safetensors", f"model.safetensors.index.{level}.json"}
+    if is_own(os.path.join(folder, index)):
+        with open(os.path.join(folder, index), encoding="utf-8") as file:
+            names |= {os.path.basename(name) for name in json.load(file)["weight_map"].values()}
+    return {name for name in names if is_own(os.path.join(folder, name))}

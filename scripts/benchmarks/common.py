@@ -155,7 +155,7 @@ def machine() -> dict[str, object]:
     model, flags = platform.processor(), ""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        pairs = (line.partition(":") for line in cpuinfo.read_text().splitlines())
+        pairs = (line.partition(":") for line in cpuinfo.read_text(encoding="utf-8").splitlines())
         fields = {key.strip(): value.strip() for key, _, value in pairs}
         model, flags = fields.get("model name", model), fields.get("flags", "")
     return {

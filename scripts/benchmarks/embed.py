@@ -148,7 +148,7 @@ def _memory() -> Ratio:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         random_family({"S": (64, 6, 4), "M": (128, 6, 8), "L": (192, 6, 12)}).save_pretrained(folder / "model")
-        with (folder / "records.fasta").open("w") as handle:
+        with (folder / "records.fasta").open("w", encoding="utf-8") as handle:
             for number in range(RECORDS):
                 handle.write(f">r{number}\n{''.join(generator.choices('LAGVSERTIDPKQNFYMHWC', k=3))}\n")
         command = [sys.executable, str(REPOSITORY / "scripts" / "embed.py"), "--model", str(folder / "model")]

@@ -75,7 +75,7 @@ def write_proteins(path: Path, residues: int) -> None:
     """FASTA of proteins with that many residues in all, the last cut to fit; no two are equal."""
     sequences = carried_proteins()
     left, written = residues, 0
-    with path.open("w") as handle:
+    with path.open("w", encoding="utf-8") as handle:
         for copy in itertools.count():
             for sequence in sequences:
                 start = copy * 7 % len(sequence)

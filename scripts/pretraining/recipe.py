@@ -207,7 +207,7 @@ def assemble(args: argparse.Namespace) -> Path:
     """The trained levels as one family without bases: what fit_bases.py starts from."""
     levels = []
     for name in FAMILY:
-        result = json.loads((args.output / name / "pretraining.json").read_text())
+        result = json.loads((args.output / name / "pretraining.json").read_text(encoding="utf-8"))
         kept = ("validation_loss", "unigram_entropy", "residues_seen", "longest_crop", "sequences", "steps", "seed")
         levels.append(
             {
@@ -241,7 +241,7 @@ def train_family(args: argparse.Namespace) -> None:
             continue
         result = train_level(name, train, held_out, args)
         result |= {"unigram_entropy": entropy, "sequences": len(train), "seed": args.seed, "steps": args.steps}
-        report.write_text(json.dumps(result, indent=1) + "\n")
+        report.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(f"{name}: {result['validation_loss']:.4f} nats on held-out sequences (unigram {entropy:.4f})")
     if all((args.output / name / "pretraining.json").exists() for name in FAMILY):
         print(f"the family is in {assemble(args)}: fit its bases with scripts/fit_bases.py --form full")

@@ -124,5 +124,5 @@ def read(folder: Path) -> pa.Table:
 
 def content_hashes(folder: Path) -> dict[str, str]:
     """Hash of each file that a user would read; the manifest apart, which names the folder's own history."""
-    files = [*parts(folder), folder / "rejects.tsv"]
+    files = [*parts(folder), folder / "_rejects.tsv"]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

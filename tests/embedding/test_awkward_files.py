@@ -63,7 +63,7 @@ def test_an_awkward_file(embed: Embed, shared_data: Path, tiny_checkpoint: Path,
     assert sum(table["length"].to_pylist()) == residues
     assert np.isfinite(np.array(table["embedding"].to_pylist())).all()
 
-    lines = [line.split("\t") for line in (tmp_path / "out" / "rejects.tsv").read_text().splitlines()[1:]]
+    lines = [line.split("\t") for line in (tmp_path / "out" / "_rejects.tsv").read_text().splitlines()[1:]]
     assert [(int(record), record_id) for _, record, record_id, _ in lines] == rejected
     assert {reason for *_, reason in lines} <= {"no residues"}
 

@@ -35,7 +35,7 @@ def job(embed: Embed, tiny_checkpoint: Path, tmp_path: Path) -> Embed:
 
 
 def rejects(folder: Path) -> list[dict[str, str]]:
-    with (folder / "rejects.tsv").open(newline="", encoding="utf-8") as handle:
+    with (folder / "_rejects.tsv").open(newline="", encoding="utf-8") as handle:
         return list(csv.DictReader(handle, dialect="excel-tab"))
 
 
@@ -61,7 +61,7 @@ def test_text_that_cannot_be_encoded_goes_through_every_file_of_a_job(job: Embed
         (names[0], r"p\xe9"),
         (names[1], r"q\udfff"),
     ]
-    manifest = (tmp_path / "out" / "manifest.json").read_text()
+    manifest = (tmp_path / "out" / "_manifest.json").read_text()
     assert json.loads(manifest)["job"]["inputs"] == names
     # The same command again finds the same job.
     assert "1 parts, 1 of them from an earlier run" in job(*arguments).stdout

@@ -91,22 +91,26 @@ def test_killed_between_any_two_steps_of_writing(embed: Embed, job: list[object]
     embed(*job, output)
     expected = content_hashes(output)
     journal = output / ".job"
-    (output / "embeddings-000002.parquet.123.tmp").write_bytes(b"half a file")
+    token = json.loads((journal / "rd_hf.json").read_bytes())["token"]
+    (journal / f"{token}-0123.tmp").write_bytes(b"half a file")
     (output / "embeddings-000003.parquet").unlink()  # neither renamed nor noted
     (journal / "000003.json").unlink()
     (journal / "000004.json").unlink()  # renamed, not yet noted
-    (journal / "000005.json.123.tmp").write_text('{"half')
-    manifest = json.loads((output / "manifest.json").read_text())
-    (output / "manifest.json").write_text(
+    (journal / f"{token}-4567.tmp").write_text('{"half')
+    for own in (output / "notes.tmp", journal / "notes.tmp"):
+        own.write_text("a user's own")
+    (output / "cache.tmp").mkdir()
+    manifest = json.loads((output / "_manifest.json").read_text())
+    (output / "_manifest.json").write_text(
         json.dumps({key: manifest[key] for key in ("format", "model", "job", "columns", "versions")})
     )
-    (output / "rejects.tsv").unlink()
+    (output / "_rejects.tsv").unlink()
     outcome = embed(*job, output)
     assert outcome.status == 0, outcome.stderr
     assert "10 parts, 8 of them from an earlier run" in outcome.stdout
     assert content_hashes(output) == expected
-    assert not list(output.rglob("*.tmp"))
-    assert json.loads((output / "manifest.json").read_text())["status"] == "complete"
+    assert sorted(path.name for path in output.rglob("*.tmp")) == ["cache.tmp", "notes.tmp", "notes.tmp"]
+    assert json.loads((output / "_manifest.json").read_text())["status"] == "complete"
 
 
 def test_a_part_that_was_damaged_since_is_done_again(embed: Embed, job: list[object], tmp_path: Path) -> None:
@@ -158,7 +162,7 @@ def test_strict_stops_at_what_an_earlier_run_rejected(embed: Embed, job: list[ob
 
 
 def test_other_versions_are_told(embed: Embed, job: list[object], tmp_path: Path) -> None:
-    path = tmp_path / "out" / "manifest.json"
+    path = tmp_path / "out" / "_manifest.json"
     embed(*job, tmp_path / "out")
     manifest = json.loads(path.read_text())
     manifest["status"] = "running"
@@ -215,16 +219,16 @@ def test_a_second_job_on_the_same_folder_is_refused(job: list[object], tmp_path:
             pipe.write(">a\nMKTAY\n>b\nMKTAYI\n")
             pipe.flush()
             deadline = time.monotonic() + 120
-            while not (output / "manifest.json").exists() and time.monotonic() < deadline:
+            while not (output / "_manifest.json").exists() and time.monotonic() < deadline:
                 time.sleep(0.1)
-            outcome = embed(*job, output)
+            outcome = embed(*waiting)
         assert first.communicate(timeout=120)[0].startswith("2 records: 2 written")
     finally:
         first.kill()
     assert outcome.status == 1
-    assert (
-        outcome.stderr
-        == f"embed.py: {output} is in use by another embedding job: wait for it, or choose another --output\n"
+    assert outcome.stderr == (
+        f"embed.py: error: {output} is in use by another run of an embedding job: wait for it, or choose another "
+        "--output\n"
     )
 
 
@@ -257,8 +261,8 @@ def test_a_full_disk_is_one_sentence_and_what_was_finished_stays(
     outcome = embed(*job, output)
     assert outcome.status == 1
     assert outcome.stderr == (
-        f"embed.py: {output} is full (No space left on device): free some space and give the same command again; "
-        "the parts that are finished are kept\n"
+        f"embed.py: error: {output} is full (No space left on device): free some space and give the same command "
+        "again; what is finished is kept\n"
     )
     finished = {path.name: path.stat().st_mtime_ns for path in parts(output)}
     assert finished
@@ -276,10 +280,10 @@ def test_a_folder_that_cannot_be_written_to_is_one_sentence(
     (tmp_path / "file").write_text("")
     outcome = embed(*job, tmp_path / "file" / "out")
     assert outcome.status == 1
-    assert "cannot be written to (Not a directory): check its owner and permissions" in outcome.stderr
+    assert "cannot be written to (Not a directory): choose another --output" in outcome.stderr
     outcome = embed(*job, small_disk("ro") / "out")
     assert outcome.status == 1
-    assert "cannot be written to (Read-only file system): check its owner and permissions" in outcome.stderr
+    assert "cannot be written to (Read-only file system): choose another --output" in outcome.stderr
     assert outcome.stderr.count("\n") == 1
 
 
@@ -288,7 +292,7 @@ def test_a_folder_with_other_things_in_it_is_left_alone(embed: Embed, job: list[
     (tmp_path / "out" / "thesis.txt").write_text("do not lose")
     outcome = embed(*job, tmp_path / "out")
     assert outcome.status == 1
-    assert "holds other files (thesis.txt, ...)" in outcome.stderr
+    assert "holds other files (thesis.txt) and nothing that says they are an embedding job's" in outcome.stderr
 
 
 def test_a_gzip_cut_short_stops_the_job_and_keeps_its_finished_parts(

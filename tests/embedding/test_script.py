@@ -51,7 +51,7 @@ def test_every_record_is_written_in_order_or_rejected(
     values = np.array(table["embedding"].to_pylist())
     assert values.shape == (4, 64)
     assert np.array_equal(values[0], values[2])
-    rejects = (tmp_path / "out" / "rejects.tsv").read_text().splitlines()
+    rejects = (tmp_path / "out" / "_rejects.tsv").read_text().splitlines()
     assert rejects == [
         "source\trecord\tid\treason",
         f"{fasta}\t4\tbad\tstop codon '*' inside the sequence (position 3 of 4)",
@@ -64,7 +64,7 @@ def test_the_manifest_says_what_made_the_files(
     embed(
         "--model", tiny_checkpoint, "--input", fasta, "--output", tmp_path / "out", "--level", "L1", "L2", "--normalize"
     )
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "out" / "_manifest.json").read_text())
     assert manifest["status"] == "complete"
     assert manifest["model"]["nested_dims"] == {"L0": 32, "L1": 48, "L2": 64}
     assert manifest["model"]["fingerprint"].startswith("sha256:")
@@ -131,7 +131,7 @@ def test_strict_stops_at_the_first_record_that_would_be_rejected(
 ) -> None:
     outcome = embed("--model", tiny_checkpoint, "--input", fasta, "--output", tmp_path / "out", "--strict")
     assert outcome.status == 1
-    assert outcome.stderr.startswith(f"embed.py: {fasta} record 4 (bad): stop codon")
+    assert outcome.stderr.startswith(f"embed.py: error: {fasta} record 4 (bad): stop codon")
     assert outcome.stderr.count("\n") == 1
 
 
@@ -149,7 +149,7 @@ def test_long_sequences(
     assert table["length"].to_pylist() == written
     covered = [min(length, 12) if policy == "truncate" else length for length in written]
     assert [len(rows) for rows in table["embedding"].to_pylist()] == covered
-    assert len((tmp_path / "out" / "rejects.tsv").read_text().splitlines()) == 1 + rejected
+    assert len((tmp_path / "out" / "_rejects.tsv").read_text().splitlines()) == 1 + rejected
 
 
 def test_a_job_whose_every_record_is_rejected_ends_well_and_says_so(
@@ -170,7 +170,7 @@ def test_numbers_beyond_float16_are_rejected_not_stored_as_infinity(
     command = ("--model", model, "--input", fasta, "--output", tmp_path / "out", "--output-dtype", "float16")
     outcome = embed(*command)
     assert "0 written, 5 rejected" in outcome.stdout
-    assert "beyond float16: use --output-dtype float32" in (tmp_path / "out" / "rejects.tsv").read_text()
+    assert "beyond float16: use --output-dtype float32" in (tmp_path / "out" / "_rejects.tsv").read_text()
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_help_teaches_and_does_not_wait_for_torch() -> None:
         [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, timeout=60, check=True
     )
     assert run.stdout.endswith("heavy: []\n")
-    for words in ("Interrupted", "rejects.tsv", "never cls, eos or padding", "no residue and no record is lost"):
+    for words in ("Interrupted", "_rejects.tsv", "never cls, eos or padding", "no residue and no record is lost"):
         assert words in " ".join(run.stdout.split())
 
 

@@ -21,7 +21,7 @@ from rd_hf.bases.chain import fit_chain
 from rd_hf.bases.moments import JointMoments
 from rd_hf.data.fasta import InputError, read_fasta
 from rd_hf.fitting import FitOptions, backbone_states, draw_sample, fit_bases, install_bases
-from rd_hf.fitting.state import claimed
+from rd_hf.fitting.state import state_workspace
 from tests.conftest import EXAMPLE_FASTA, REPOSITORY, TWO_PROCESSES, environment, kill, random_model
 
 FIT = str(REPOSITORY / "scripts" / "fit_bases.py")
@@ -189,8 +189,11 @@ def test_a_second_fit_in_the_same_place_is_refused_while_the_first_runs(fasta: P
     options = FitOptions(num_sequences=20)
     sample = draw_sample([str(fasta)], options)
     family = random_model([32, 48, 64])
-    with claimed(state), pytest.raises(ValueError, match=r"another fit is at work in .*model: wait for it, or choose"):
+    first = state_workspace(state)
+    first.claim()
+    with pytest.raises(ValueError, match=r"model is in use by another run of a fit: wait for it, or choose another"):
         fit_bases(family, sample, options, state, Accelerator(cpu=True), resume=True)
+    first.leave()
     assert fit_bases(family, sample, options, state, Accelerator(cpu=True)).training_residues > 0
 
 

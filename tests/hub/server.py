@@ -189,6 +189,7 @@ def repos_asked(requests: list[Request]) -> set[str]:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: FakeHub
+    fault: Fault | None = None
 
     def log_message(self, *args: object) -> None:
         pass

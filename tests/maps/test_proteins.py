@@ -95,7 +95,7 @@ def test_a_sample_is_uniform_in_order_and_repeatable(tmp_path: Path, monkeypatch
 
 
 def damage_manifest(folder: Path) -> None:
-    (folder / "manifest.json").write_text("{")
+    (folder / "_manifest.json").write_text("{")
 
 
 def lose_part(folder: Path) -> None:

@@ -1,0 +1,142 @@
+"""What every command has in common: what surrounds its process, its exit code, and its last words.
+
+===  ==========================================================================================================
+  0  done, whether or not somebody was still there to read the summary
+  1  it cannot be done: one sentence on standard error names the cause and the mend
+  2  the arguments cannot be understood (argparse's own)
+130  interrupted from the keyboard: standard error says how to go on
+===  ==========================================================================================================
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
+
+_AGAIN = "give the same command again"
+
+
+def run_command(
+    prog: str,
+    body: Callable[[], int | None],
+    *,
+    errors: tuple[type[Exception], ...] = (),
+    go_on: str = _AGAIN,
+    prints_result: bool = False,
+) -> int:
+    """Run a command to its end, whatever surrounds its process.
+
+    Args:
+        prog: how the command is called; sentences begin with it.
+        body: parses the arguments and does the work; None counts as 0.
+        errors: exceptions beside ValueError and OSError whose message is a sentence for the user.
+        go_on: what to do after an interruption.
+        prints_result: what is printed is the result itself, so that the command fails if it cannot be written.
+
+    Returns:
+        The exit code, for :func:`sys.exit`.
+    """
+    from rd_hf.files import sentence
+
+    caught: tuple[type[Exception], ...] = (ValueError, OSError, *errors)
+    with standard_streams() as streams:
+        try:
+            code = body() or 0
+        except KeyboardInterrupt:
+            print(f"{prog}: interrupted; {go_on} to go on", file=sys.stderr)
+            code = 130
+        except caught as error:
+            print(f"{prog}: error: {sentence(error)}", file=sys.stderr)
+            code = 1
+        streams.flush()
+        lost = streams.out.lost
+        if lost is not None and lost.errno != errno.EPIPE:
+            print(f"{prog}: standard output cannot be written to ({lost.strerror})", file=sys.stderr)
+            if prints_result:
+                code = code or 1
+    return code
+
+
+class _Stream:
+    """A standard stream whose end costs nothing: once it cannot be written to, what is printed goes nowhere.
+
+    Attributes:
+        lost: what the system said then.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.lost: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._survived():
+            return self._stream.write(text)
+        return len(text)
+
+    def writelines(self, lines: list[str]) -> None:
+        with self._survived():
+            self._stream.writelines(lines)
+
+    def flush(self) -> None:
+        with self._survived():
+            self._stream.flush()
+
+    @contextmanager
+    def _survived(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.lost = error
+            # For what is still buffered, the interpreter's own flush at its end, and libraries in C.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            with suppress(OSError):
+                os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+
+class _Streams:
+    def __init__(self, out: _Stream, err: _Stream) -> None:
+        self.out, self.err = out, err
+
+    def flush(self) -> None:
+        self.out.flush()
+        self.err.flush()
+
+
+def _nowhere() -> TextIO:
+    """In place of a closed stream; left open, for library loggers keep the stream they found when imported."""
+    return open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")
+
+
+@contextmanager
+def standard_streams() -> Iterator[_Streams]:
+    """Standard output and error that take any text, in UTF-8 whatever the locale, and outlive their reader.
+
+    A stream that was closed before the process began is opened on nothing, so that no file gets its number; standard
+    input stays None for those who ask for it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    before = sys.stdout, sys.stderr
+    for stream in before:
+        if stream is not None and hasattr(stream, "reconfigure"):
+            # PYTHONIOENCODING is an encoding that the user asked for by name.
+            chosen = {} if os.environ.get("PYTHONIOENCODING") else {"encoding": "utf-8"}
+            stream.reconfigure(errors="backslashreplace", **chosen)
+    out, err = (_Stream(_nowhere() if stream is None else stream) for stream in before)
+    sys.stdout, sys.stderr = out, err
+    try:
+        yield (streams := _Streams(out, err))
+    finally:
+        streams.flush()
+        sys.stdout, sys.stderr = before

@@ -1,0 +1,317 @@
+"""Files in folders of a user's: written whole or not at all, told apart from others', and kept to one job at a time.
+
+Nothing is known by its name. A hidden folder of this project's own (:class:`Workspace`) carries a record with a random
+token and the hashes of what was written; half-written files lie in it under that token. What is not in the record, or
+has changed since, is somebody's work: it is neither replaced nor removed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_BLOCK = 1 << 22
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DENIED = {errno.EACCES, errno.EPERM}
+# What file systems of clusters, containers and phones answer to locks and fsync that they do not have.
+_ABSENT = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+
+
+class FolderError(ValueError):
+    """A folder cannot be used; the message is one sentence that names the cause and the mend."""
+
+
+def sentence(error: BaseException) -> str:
+    """What an exception says, for a user: of the system's own errors no number, and the file."""
+    if not isinstance(error, OSError) or error.errno is None or error.strerror is None:
+        return str(error) or type(error).__name__
+    name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
+    return f"{name}{error.strerror}"
+
+
+def _cause(error: Exception) -> OSError | None:
+    """The system's error that this one is or tells of: safetensors has a class of its own, with the number in words."""
+    if isinstance(error, OSError):
+        return error
+    _, found, number = str(error).partition("(os error ")
+    if type(error).__name__ != "SafetensorError" or not found:
+        return None
+    code = int(number.partition(")")[0])
+    return OSError(code, os.strerror(code))
+
+
+@contextmanager
+def explained(path: Path, kind: type[FolderError] = FolderError) -> Iterator[None]:
+    """Turn what the file system says into one sentence with a mend."""
+    try:
+        yield
+    except Exception as error:
+        cause = _cause(error)
+        if cause is None:
+            raise
+        said = cause.strerror or str(cause)
+        if cause.errno in _FULL:
+            raise kind(
+                f"{path} is full ({said}): free some space and give the same command again; what is finished is kept"
+            ) from error
+        if cause.errno in _DENIED:
+            mend = "check its owner and permissions, or choose another --output"
+        elif cause.errno in _ABSENT:
+            mend = "its file system does not offer what is needed, so choose an --output on another disk"
+        else:
+            mend = "choose another --output"
+        raise kind(f"{path} cannot be written to ({said}): {mend}") from error
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while block := handle.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def replacing(path: str | Path, temporary: Path | None = None, kind: type[FolderError] = FolderError) -> Iterator[Path]:
+    """Write a file so that it appears whole or not at all, even if the power fails, with the umask's permissions.
+
+    Args:
+        path: the file; its folder is there.
+        temporary: where it is written first, on the same file system; by default a hidden name beside it.
+        kind: of error.
+
+    Yields:
+        The path to write to.
+
+    Raises:
+        FolderError: the disk is full or the folder cannot be written to.
+    """
+    path = Path(path)
+    temporary = temporary or path.with_name(f".{secrets.token_hex(8)}.tmp")
+    with explained(path.parent, kind):
+        try:
+            with temporary.open("xb") as handle:
+                mode = stat.S_IMODE(os.fstat(handle.fileno()).st_mode)
+            yield temporary
+            # safetensors' own file, put in place of this one, is readable by its owner alone.
+            if stat.S_IMODE(temporary.stat().st_mode) != mode:
+                temporary.chmod(mode)
+            with temporary.open("rb+") as handle:
+                _sync(handle.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        # Makes the rename last; not every system lets a folder be opened.
+        with suppress(PermissionError):
+            descriptor = os.open(path.parent, os.O_RDONLY)
+            try:
+                _sync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    """Flush to the disk, where the file system knows how."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Replace a text file, in UTF-8 with plain line ends; see :func:`replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
+def write_json(path: str | Path, content: Any, indent: int = 1) -> None:
+    """Replace a JSON file; see :func:`replacing`."""
+    write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+class Workspace:
+    """A hidden folder of this project's own, in an output folder: the record, a lock, half-written files.
+
+    Args:
+        path: the hidden folder; made by :meth:`claim`.
+        command: what works there, in words.
+        kind: of error.
+    """
+
+    def __init__(self, path: str | os.PathLike, command: str, kind: type[FolderError] = FolderError) -> None:
+        self.path = Path(path)
+        self.output = self.path.parent
+        self.command = command
+        self.kind = kind
+        self._record_path = self.path / "rd_hf.json"
+        self._held = ExitStack()
+
+    def record(self) -> dict[str, Any] | None:
+        """The record, None if there is none that this project wrote."""
+        try:
+            content = json.loads(self._record_path.read_bytes())
+            return content if isinstance(content["token"], str) and isinstance(content["written"], dict) else None
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def refuse(self, *names: str) -> None:
+        """Change nothing, and stop if the output folder is somebody else's or a file to be replaced has changed.
+
+        Args:
+            names: files that will be written by :meth:`writing`.
+
+        Raises:
+            FolderError: see :meth:`refuse_others` and :meth:`refuse_changed`.
+        """
+        self.refuse_others()
+        self.refuse_changed(*names)
+
+    def refuse_others(self, own: Iterable[str] = ()) -> None:
+        """Change nothing, and stop if the output folder holds anything and no sign that it is this project's.
+
+        Args:
+            own: names in the output folder that are known to be this project's by their content.
+
+        Raises:
+            FolderError: it does; or it is no folder.
+        """
+        if not os.path.lexists(self.output):
+            return
+        if not self.output.is_dir():
+            raise self.kind(f"{self.output} is no folder: choose another --output")
+        with explained(self.output, self.kind):
+            others = sorted({entry.name for entry in self.output.iterdir()} - set(own))
+            if self.path.name in others and (self.record() is not None or self._is_begun()):
+                return
+        if others:
+            raise self.kind(
+                f"{self.output} holds other files ({', '.join(others[:3])}{', ...' if len(others) > 3 else ''}) and "
+                f"nothing that says they are {self.command}'s: choose an empty --output"
+            )
+
+    def _is_begun(self) -> bool:
+        """Whether a run was killed (or is about) between making the folder and writing the record."""
+        if self.path.is_symlink() or any(entry != self.path for entry in self.output.iterdir()):
+            return False
+        return all(entry.name == "lock" and entry.stat().st_size == 0 for entry in self.path.iterdir())
+
+    def claim(self) -> None:
+        """Make the folder, keep others out of it until :meth:`leave` or the end of this process, and clear up.
+
+        Raises:
+            FolderError: it cannot be made or written to, or another process has it.
+        """
+        from filelock import FileLock, Timeout
+
+        with explained(self.output, self.kind):
+            self.path.mkdir(parents=True, exist_ok=True)
+            if self._has_locks():
+                try:
+                    self._held.enter_context(FileLock(self.path / "lock").acquire(timeout=0))
+                except Timeout as error:
+                    raise self.kind(
+                        f"{self.output} is in use by another run of {self.command}: wait for it, or choose another "
+                        "--output"
+                    ) from error
+            record = self.record()
+            if record is None:
+                write_json(self._record_path, {"command": self.command, "token": secrets.token_hex(16), "written": {}})
+            else:
+                for stale in self.path.glob(f"{record['token']}-*.tmp"):
+                    stale.unlink()
+
+    def _has_locks(self) -> bool:
+        """Whether the file system knows locks; asked of a file of its own, since filelock takes any no for a rival."""
+        try:
+            import fcntl
+        except ImportError:  # Windows, whose file systems do
+            return True
+        probe = self.path / f".{secrets.token_hex(8)}.tmp"
+        with probe.open("xb") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in _ABSENT:
+                    raise
+                logger.warning(
+                    "%s lies on a file system without locks (%s): see to it that no other run works there",
+                    self.output,
+                    error.strerror,
+                )
+                return False
+            finally:
+                probe.unlink()
+        return True
+
+    def leave(self) -> None:
+        """Let others in."""
+        self._held.close()
+
+    def temporary(self) -> Path:
+        """A new path for a half-written file, which the next :meth:`claim` clears away if this process dies."""
+        record = self.record()
+        if record is None:
+            raise self.kind(f"{self._record_path} is missing or damaged: give the same command again")
+        return self.path / f"{record['token']}-{secrets.token_hex(4)}.tmp"
+
+    @contextmanager
+    def replacing(self, path: str | Path) -> Iterator[Path]:
+        """As :func:`replacing`, by way of this folder."""
+        with replacing(path, self.temporary(), self.kind) as temporary:
+            yield temporary
+
+    def refuse_changed(self, *names: str) -> None:
+        """Stop if a file of the output folder that is to be replaced is not as this project wrote it.
+
+        Raises:
+            FolderError: it is not.
+        """
+        written = (self.record() or {}).get("written", {})
+        for name in {*names, *written}:
+            path = self.output / name
+            if os.path.lexists(path) and not (path.is_file() and file_sha256(path) in written.get(name, ())):
+                raise self.kind(
+                    f"{path} is not as {self.command} wrote it: move it elsewhere, or choose another --output"
+                )
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """Replace a file of the output folder that is as it was written, and note its hash; see :meth:`replacing`.
+
+        Raises:
+            FolderError: the file is somebody's own, or cannot be written.
+        """
+        self.refuse_changed(name)
+        with self.replacing(self.output / name) as temporary:
+            yield temporary
+            record = self.record() or {}
+            # Noted before the rename: a kill between the two leaves either file known.
+            record["written"][name] = [*record["written"].get(name, [])[-1:], file_sha256(temporary)]
+            with self.replacing(self._record_path) as fresh:
+                fresh.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+    def remove(self, *patterns: str) -> None:
+        """Take the folder away again: the record, the lock, and the files of these patterns; anything else stays."""
+        record = self.record()
+        token = [f"{record['token']}-*.tmp"] if record else []
+        self.leave()
+        for pattern in (*patterns, *token, "lock", self._record_path.name):
+            for path in self.path.glob(pattern):
+                path.unlink()
+        with suppress(OSError):
+            self.path.rmdir()
