@@ -119,7 +119,7 @@ def write_sequences(path: Path, count: int) -> None:
 
     carried = ROOT / "rd_hf" / "data" / "examples" / "proteins_1000.fasta.gz"
     long = [record.sequence for record in read_records(str(carried)) if len(record.sequence) >= 150][:count]
-    path.write_text("".join(f">{number}\n{sequence[:150]}\n" for number, sequence in enumerate(long)))
+    path.write_text("".join(f">{number}\n{sequence[:150]}\n" for number, sequence in enumerate(long)), encoding="utf-8")
 
 
 def run(command: list[str], environment: dict[str, str]) -> str:
@@ -171,7 +171,7 @@ def rehearse(args: argparse.Namespace) -> str:
         run(command, environment)
         moved = weights_sent(hub.log)
         loads = {}
-        names = list(json.loads((config / "config.json").read_text())["nested_dims"])
+        names = list(json.loads((config / "config.json").read_text(encoding="utf-8"))["nested_dims"])
         smaller = "650M" if args.level == "3B" else "35M"
         assert smaller in names
         for what, settings in {
@@ -181,7 +181,7 @@ def rehearse(args: argparse.Namespace) -> str:
             found = run([sys.executable, "-c", LOAD, repo, json.dumps(settings)], environment)
             loads[what] = json.loads(re.search(r"RESULT (.*)", found)[1])  # type: ignore[index]
         asked = sorted(repos_asked(hub.log))
-    stages = json.loads((args.folder / "work" / "release.json").read_text())["stages"]
+    stages = json.loads((args.folder / "work" / "release.json").read_text(encoding="utf-8"))["stages"]
     return section(args, plan, stages, loads, moved, asked, torch.get_num_threads())
 
 
@@ -243,8 +243,10 @@ def main() -> None:
             shutil.rmtree(args.folder, ignore_errors=True)
     print(report)
     if args.report is not None:
-        before = args.report.read_text() if args.report.exists() else "# Rehearsals of a publication\n\n"
-        args.report.write_text(before + report + "\n")
+        before = (
+            args.report.read_text(encoding="utf-8") if args.report.exists() else "# Rehearsals of a publication\n\n"
+        )
+        args.report.write_text(before + report + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

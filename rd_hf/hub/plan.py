@@ -182,7 +182,7 @@ def measured_flops(width: int = 640, tokens: int = 1024, seconds: float = 3.0) -
 def memory_in_use() -> int:
     """Resident memory of this process, in bytes; a guess where the kernel does not say."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     except OSError:
         return 500_000_000
     return pages * os.sysconf("SC_PAGE_SIZE")
@@ -204,7 +204,7 @@ def memory_of_imports() -> int:
 def free_memory() -> int:
     """Memory that a new process could take, in bytes."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

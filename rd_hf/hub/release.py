@@ -17,6 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from rd_hf.data.fasta import InputError
 from rd_hf.families import ESM2, esm2_config
+from rd_hf.files import write_json
 from rd_hf.hub.checkpoint import REPORT_FILE
 from rd_hf.hub.plan import Plan, memory_in_use, readable
 from rd_hf.hub.published import Recipe
@@ -71,11 +72,7 @@ class Release:
             result = work()
         self.stages[stage] = {"seconds": round(time.perf_counter() - started, 2), "peak_bytes": peak(), **result}
         self.record.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.record.with_suffix(".tmp")
-        temporary.write_text(
-            json.dumps({"settings": self.settings, "stages": self.stages}, indent=1) + "\n", encoding="utf-8"
-        )
-        temporary.replace(self.record)
+        write_json(self.record, {"settings": self.settings, "stages": self.stages})
         done = self.stages[stage]
         say(f"{stage}: done in {done['seconds']:,.0f} s, peak {readable(done['peak_bytes'])}")
 
