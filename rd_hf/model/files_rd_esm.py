@@ -4,7 +4,7 @@ Safetensors where the repo has them at the pinned commit, else `.bin` files, whi
 opens: it builds tensors and runs no code. What is fetched is loaded from the cache's own folder of that commit. (Of a
 Hub id that has `.bin` files alone, transformers would tell a conversion service, token included.)
 
-This file travels to the Hub: it imports public names of torch and transformers only.
+This file travels to the Hub beside ``modeling_rd_esm.py``: it imports public names of torch and transformers only.
 """
 
 import json

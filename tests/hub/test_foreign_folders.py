@@ -17,7 +17,9 @@ from rd_hf.bases.moments import save_tensors
 from rd_hf.commands.fit import main as fit
 from rd_hf.files import FolderError
 from rd_hf.hub.checkpoint import load_family, save_checkpoint
+from rd_hf.model import modeling_rd_esm as modeling
 from rd_hf.model.modeling_rd_esm import RDEsmModel
+from rd_hf.model.weights_rd_esm import is_own
 from tests.conftest import EXAMPLE_FASTA, backbone_settings, random_model
 from tests.embedding.test_folder import snapshot
 
@@ -111,6 +113,15 @@ def test_files_beside_the_model_stay_and_its_own_are_replaced(tmp_path: Path) ->
         *("model.safetensors", "model.fp16.safetensors", "model.backup.safetensors")
     }
     assert not list(folder.glob("*.index*.json"))
+
+
+@pytest.mark.parametrize("path", sorted(Path(modeling.__file__).parent.glob("*_rd_esm.py")), ids=lambda path: path.name)
+def test_every_file_of_the_remote_code_is_known_by_what_it_holds(path: Path, tmp_path: Path) -> None:
+    """Alone, as a save that was killed leaves it; and without its words, beside a config of ours."""
+    assert is_own(str(path))
+    random_model([32, 48]).save_pretrained(tmp_path)
+    (tmp_path / path.name).write_text("# another version\n")
+    assert is_own(str(tmp_path / path.name))
 
 
 def test_weights_have_the_umasks_permissions(tmp_path: Path) -> None:

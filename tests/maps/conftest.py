@@ -55,7 +55,7 @@ def write_folder(
     """A folder as embed.py leaves it, with these (n, widest) embeddings; that it is one is what
     ``test_what_embed_writes_is_what_is_drawn`` is for."""
     folder = OutputFolder(path)
-    folder.path.mkdir(parents=True)
+    folder.claim()
     dims = dims or DIMS
     ids = ids if ids is not None else [f"p{number}" for number in range(len(vectors))]
     described = {
@@ -81,7 +81,7 @@ def write_folder(
         ).replace_schema_metadata({"rd_hf": json.dumps(described)})
         pq.write_table(table, folder.part_path(index))
         noted.append({"file": folder.part_path(index).name, "written": len(rows)})
-    folder.write_manifest({"status": status, "parts": noted})
+    folder.write_manifest({"format": 2, "model": {}, "job": {}, "status": status, "parts": noted})
     return folder.path
 
 
