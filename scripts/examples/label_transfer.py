@@ -21,7 +21,8 @@ import matplotlib
 from rd_hf import RDEsmConfig
 from rd_hf.data.fasta import read_fasta
 from rd_hf.embedding import EmbeddingOptions, JobSettings, run_job
-from rd_hf.search import SearchSettings, search
+
+from rd_hf.search import SearchSettings, search  # isort: skip
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
