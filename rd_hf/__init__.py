@@ -1,0 +1,58 @@
+"""Nested protein embeddings by reverse distillation, for the Hugging Face ecosystem.
+
+Everything public is here by name and imported on first use, so that ``import rd_hf`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rd_hf.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from rd_hf.embedding import Embedder, EmbeddingOptions, JobSettings, JobSummary, run_job
+    from rd_hf.families import esm2_config
+    from rd_hf.fitting import FitOptions, FitResult, draw_sample, fit_bases, install_bases
+    from rd_hf.hub import load_family, push_folder, push_model, save_checkpoint
+    from rd_hf.model.configuration_rd_esm import RDEsmConfig
+    from rd_hf.model.modeling_rd_esm import RDEsmModel
+
+# The one place where the version stands: pyproject.toml reads it from here. The model's code, which travels without
+# the package, has a copy that a test holds equal.
+__version__ = "0.2.0"
+
+_HOMES = {
+    "RDEsmConfig": "rd_hf.model.configuration_rd_esm",
+    "RDEsmModel": "rd_hf.model.modeling_rd_esm",
+    "esm2_config": "rd_hf.families",
+    **dict.fromkeys(("Embedder", "EmbeddingOptions", "JobSettings", "JobSummary", "run_job"), "rd_hf.embedding"),
+    **dict.fromkeys(("FitOptions", "FitResult", "draw_sample", "fit_bases", "install_bases"), "rd_hf.fitting"),
+    **dict.fromkeys(("load_family", "push_folder", "push_model", "save_checkpoint"), "rd_hf.hub"),
+}
+
+__all__ = [
+    "Embedder",
+    "EmbeddingOptions",
+    "FitOptions",
+    "FitResult",
+    "JobSettings",
+    "JobSummary",
+    "RDEsmConfig",
+    "RDEsmModel",
+    "__version__",
+    "draw_sample",
+    "esm2_config",
+    "fit_bases",
+    "install_bases",
+    "load_family",
+    "push_folder",
+    "push_model",
+    "run_job",
+    "save_checkpoint",
+]
+
+__getattr__ = lazy_names(__name__, _HOMES)
+
+
+def __dir__() -> list[str]:
+    return __all__

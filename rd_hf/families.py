@@ -1,11 +1,15 @@
-"""Families of protein language models that this project names: one description that configs are made from."""
+"""Families of protein language models that this project names: one description that configs are made from.
+
+Nothing heavy is imported until a config is asked for.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rd_hf.model.configuration_rd_esm import RDEsmConfig
+if TYPE_CHECKING:
+    from rd_hf.model.configuration_rd_esm import RDEsmConfig
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ def esm2_config(level: str) -> RDEsmConfig:
     Raises:
         ValueError: ESM-2 has no such level, or it is the smallest.
     """
+    from rd_hf.model.configuration_rd_esm import RDEsmConfig
+
     names = [member.name for member in ESM2]
     if level not in names[1:]:
         raise ValueError(f"no reverse-distilled ESM-2 {level}: choose {', '.join(names[1:])}")
@@ -85,3 +91,10 @@ def esm2_config(level: str) -> RDEsmConfig:
         for member in ESM2[: names.index(level) + 1]
     ]
     return RDEsmConfig(levels=levels, backbones_in_checkpoint=False)
+
+
+def named_config(name: str) -> RDEsmConfig | None:
+    """The description that a name such as ``rd-esm2-650M`` stands for, wherever one is; None for any other name."""
+    level = name.removeprefix("rd-esm2-")
+    known = level != name and level in [member.name for member in ESM2[1:]]
+    return esm2_config(level) if known else None

@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py fit
     python scripts/benchmark.py all --json benchmark.json
+    python scripts/benchmark.py all --readme          (writes its tables into scripts/benchmarks/README.md)
 
 Each benchmark's docstring states the floor (operations and bytes) its figures are to be read against.
 """
@@ -16,7 +17,9 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+README = Path(__file__).parent / "benchmarks" / "README.md"
 # Name to module in scripts/benchmarks, imported only when asked for.
 BENCHMARKS = {
     "forward": "benchmarks.forward",
@@ -37,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("which", choices=[*BENCHMARKS, "all"], help="what to measure")
     parser.add_argument("--json", type=Path, help="also write machine and ratios to this file")
+    parser.add_argument("--readme", action="store_true", help="also write the tables into scripts/benchmarks/README.md")
     parser.add_argument("--figure", type=Path, help="write the figure of growth to this PNG file")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds whose median counts (default 3)")
     args = parser.parse_args()
@@ -54,11 +58,17 @@ def main() -> None:
         results = {"machine": machine(), args.which: [asdict(ratio) for ratio in ratios]}
     if args.json is not None:
         args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if args.readme:
+        from benchmarks.common import Ratio, table, write_tables
+
+        said = ", ".join(f"{key} {value}" for key, value in results.pop("machine").items())
+        tables = {name: table([Ratio(**ratio) for ratio in ratios]) for name, ratios in results.items()}
+        write_tables(README, {"machine": f"{said}; medians of {args.rounds} rounds", **tables})
 
 
-def run_all(args: argparse.Namespace) -> dict[str, object]:
+def run_all(args: argparse.Namespace) -> dict[str, Any]:
     """Every benchmark in a process of its own, so that none finds another's memory or compiled code."""
-    results: dict[str, object] = {}
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         for name in BENCHMARKS:

@@ -3,8 +3,8 @@
     python scripts/make_hub_configs.py             write them all
     python scripts/make_hub_configs.py --check     say whether they are what this command would write
 
-All come from one description of the family, rd_hf/hub/families.py. Each holds a config.json alone: the backbones
-are fetched by scripts/fit_bases.py, which adds bases, code, tokenizer and card. The shipped mini family, which is a
+All come from one description of the family, rd_hf/families.py. Each holds a config.json alone: the backbones
+are fetched by rd-hf fit, which adds bases, code, tokenizer and card. The shipped mini family, which is a
 complete repo, gets the remote code of this version.
 """
 

@@ -7,8 +7,8 @@ output=quickstart_output
 sequences=rd_hf/data/examples/proteins_1000.fasta.gz
 rm -rf "$output"
 echo "== 1. fit bases (accelerate) =="
-python scripts/fit_bases.py --config hub_configs/rd-esm2-mini --data "$sequences" --output "$output/model"
+rd-hf fit --config hub_configs/rd-esm2-mini --data "$sequences" --output "$output/model"
 echo "== 2. embed a FASTA file into Parquet =="
-python scripts/embed.py --model "$output/model" --input "$sequences" --output "$output/embeddings"
+rd-hf embed --model "$output/model" --input "$sequences" --output "$output/embeddings"
 echo "== 3. load as a user does, and check =="
 python scripts/quickstart_check.py "$output/model" "$sequences" "$output/embeddings"

@@ -20,9 +20,9 @@ SEQUENCES = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="folder that fit_bases.py wrote")
-    parser.add_argument("fasta", type=Path, help="the sequences that embed.py read")
-    parser.add_argument("embeddings", type=Path, help="folder that embed.py wrote")
+    parser.add_argument("model", type=Path, help="folder that rd-hf fit wrote")
+    parser.add_argument("fasta", type=Path, help="the sequences that rd-hf embed read")
+    parser.add_argument("embeddings", type=Path, help="folder that rd-hf embed wrote")
     check(parser.parse_args())
 
 
@@ -80,12 +80,12 @@ def check(args: argparse.Namespace) -> None:
     assert job["id"].to_pylist() == mapped["id"][:]
     there, here = torch.tensor(job["embedding"].to_pylist()), torch.as_tensor(mapped["embedding"][:])
     apart = float(((there - here).norm(dim=1) / here.norm(dim=1)).max())
-    print(f"datasets.map on the first {len(records)} of them: {own}, within {apart:.0e} of embed.py (relative)")
+    print(f"datasets.map on the first {len(records)} of them: {own}, within {apart:.0e} of rd-hf embed (relative)")
     # Other batches, other order of float32 additions: 1e-6 at these widths; 1e-4 would be a mistake.
     nested &= apart < 1e-4
     print(f"figure of the fit: {args.model / 'fit_report.png'}")
     if not nested:
-        sys.exit("the embedding is not nested, or datasets.map and embed.py disagree")
+        sys.exit("the embedding is not nested, or datasets.map and rd-hf embed disagree")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,23 @@ def test_the_table_shows_every_ratio_with_its_target() -> None:
     ]
 
 
+def test_the_readme_has_a_place_for_every_table(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(benchmark.README.read_text())
+    tables = {name: f"| {name}, anew |" for name in ["machine", *benchmark.BENCHMARKS]}
+    common.write_tables(readme, tables)
+    text = readme.read_text()
+    for name, table in tables.items():
+        assert f"<!-- benchmark: {name} -->\n{table}\n<!-- end -->" in text
+    # What stands outside of the tables stays, and a second writing changes nothing.
+    assert "half an hour" in text
+    common.write_tables(readme, tables)
+    assert readme.read_text() == text
+    with pytest.raises(ValueError, match="benchmark: dreams"):
+        common.write_tables(readme, {"machine": "other", "dreams": ""})
+    assert readme.read_text() == text
+
+
 def test_neighbours_are_compared_with_each_other() -> None:
     # The machine slows down tenfold and one pair is hit by something else: the ratio stays what it is.
     assert common.paired([1.1, 2.2, 11.0, 50.0, 4.4], [1.0, 2.0, 10.0, 10.0, 4.0]) == pytest.approx(1.1)

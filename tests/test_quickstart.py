@@ -10,9 +10,9 @@ from pathlib import Path
 from tests.conftest import EXAMPLE_FASTA, REPOSITORY, environment
 
 
-def step(script: str, *arguments: str | Path) -> str:
-    command = [sys.executable, str(REPOSITORY / "scripts" / script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+def step(*command: str | Path) -> str:
+    command = (sys.executable, *command)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, env=environment())
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -22,12 +22,16 @@ def test_fit_embed_and_check(mini_checkpoint: Path, tmp_path: Path) -> None:
     few = tmp_path / "few.fasta"
     with gzip.open(EXAMPLE_FASTA, "rt") as source:
         few.write_text("".join(line for line, _ in zip(source, range(400), strict=False)))
-    printed = step("fit_bases.py", "--config", mini_checkpoint, "--data", few, "--output", model)
-    assert "192" in printed
-    step("embed.py", "--model", model, "--input", few, "--output", embeddings)
-    printed = step("quickstart_check.py", model, few, embeddings)
+    fitted = step("-m", "rd_hf", "fit", "--config", mini_checkpoint, "--data", few, "--output", model)
+    assert "192" in fitted
+    embedded = step("-m", "rd_hf", "embed", "--model", model, "--input", few, "--output", embeddings)
+    printed = step(REPOSITORY / "scripts" / "quickstart_check.py", model, few, embeddings)
     assert "datasets.map on the first" in printed
     assert printed.count(": True") == 3
     assert "False" not in printed
     assert "nats" in printed
     assert ".parquet" in printed
+    # A page: with the shell script's own lines, all that a new user sees.
+    script = (REPOSITORY / "scripts" / "quickstart.sh").read_text()
+    lines = sum(len(said.splitlines()) for said in (fitted, embedded, printed)) + script.count("\necho ") + 1
+    assert lines <= 40

@@ -18,6 +18,8 @@ ALLOWED = {
     "model": {"model"},
     "families.py": {"model"},
     "lazy.py": set(),
+    "__init__.py": {"lazy", "embedding", "families", "fitting", "hub", "model"},
+    "__main__.py": set(),
     "files.py": set(),
     "launch.py": set(),
     "bases": {"bases", "files"},
@@ -60,6 +62,18 @@ def test_help_teaches(script: Path) -> None:
         source = (REPOSITORY / "rd_hf" / "commands" / f"{thin[1]}.py").read_text()
     description = ast.get_docstring(ast.parse(source)) or ""
     assert description.splitlines()[0][:40] in done.stdout
+
+
+@pytest.mark.parametrize("room", sorted(path.parent for path in (REPOSITORY / "rd_hf").glob("*/__init__.py")))
+def test_a_room_says_its_job_in_a_sentence(room: Path) -> None:
+    words = ast.get_docstring(ast.parse((room / "__init__.py").read_text())) or ""
+    assert words.split("\n\n")[0].endswith("."), f"{room}/__init__.py does not say what the room is for"
+
+
+def test_no_file_outgrows_its_room() -> None:
+    files = [*(REPOSITORY / "rd_hf").rglob("*.py"), *(REPOSITORY / "rd_hf").rglob("*.js")]
+    long = {str(file): count for file in files if (count := len(file.read_text().splitlines())) > 400}
+    assert not long, "split by job"
 
 
 @pytest.mark.parametrize("part", sorted(ALLOWED))

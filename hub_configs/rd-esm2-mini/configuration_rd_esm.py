@@ -14,6 +14,9 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
+# The version that writes a checkpoint. This file travels without the package, so it cannot ask it.
+RD_HF_VERSION = "0.2.0"
+
 # A level's name becomes part of file names (`model.backbone-150M.safetensors`).
 _LEVEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Fields that some transformers release from 4.57 on writes for every model, whether or not the running one does.
@@ -58,6 +61,8 @@ class RDEsmConfig(PretrainedConfig):
         backbones_in_checkpoint (`bool`):
             `True`: the checkpoint holds backbones and bases. `False`: it holds the bases only, and each backbone
             is fetched from its `repo_id` at its `revision`.
+        rd_hf_version (`str`, *optional*):
+            The version that wrote the checkpoint; `None` before 0.2.0. Saving writes the version that saves.
 
     Attributes that follow from these and are written to `config.json` for other tools to read: `nested_dims`
     (level name to width of its nested embedding), `hidden_size` (the widest of them), `num_hidden_layers` (of
@@ -81,6 +86,7 @@ class RDEsmConfig(PretrainedConfig):
         bases: dict[str, Any] | None = None,
         backbones_in_checkpoint: bool = True,
         initializer_range: float = 0.02,
+        rd_hf_version: str | None = None,
         **kwargs: Any,
     ) -> None:
         for derived in ("nested_dims", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
@@ -91,6 +97,7 @@ class RDEsmConfig(PretrainedConfig):
         self.bases = bases or {}
         self.backbones_in_checkpoint = backbones_in_checkpoint
         self.initializer_range = initializer_range
+        self.rd_hf_version = rd_hf_version
         self._check_levels()
         self.residual_directions = self._directions(residual_directions)
         if self.levels:
@@ -232,6 +239,11 @@ class RDEsmConfig(PretrainedConfig):
                 f"reverse-distilled family here"
             )
         return config, unused
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As in transformers."""
+        self.rd_hf_version = RD_HF_VERSION
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of `config.json`, derived ones included."""

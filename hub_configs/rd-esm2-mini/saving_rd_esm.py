@@ -107,7 +107,7 @@ class RDEsmSaving(PreTrainedModel):
         """As in transformers: bases only, or with `backbones=True` the backbones too.
 
         Tokenizer, fit report, figure and card come along from the folder or repo that the model was loaded
-        from. `scripts/push_to_hub.py` pushes a folder, makes its card afresh, and checks what arrived.
+        from. `rd-hf push` pushes a folder, makes its card afresh, and checks what arrived.
         """
         before, self.config.backbones_in_checkpoint = self.config.backbones_in_checkpoint, backbones
         # A card that describes the other form stays behind.

@@ -1,6 +1,6 @@
 """What each choice in the chain is worth: ablations of one family, on held-out residues and on assays.
 
-    python scripts/ablate.py --model hub_configs/rd-esm2-mini --study chain --assays dms/ \\
+    rd-hf evaluate ablate --model hub_configs/rd-esm2-mini --study chain --assays dms/ \\
         --fit-data rd_hf/data/examples/proteins_1000.fasta.gz --output ablations
 
 Studies, one command each (or several, or all):
@@ -13,7 +13,7 @@ Studies, one command each (or several, or all):
     share       residual directions that hold 50 % to all of the residual's variance
 
 Every variant is fitted in closed form from the same moments and judged by R^2 on held-out sequences and by the ridge
-probe of evaluate_dms.py on --assays (share --cache with it and nothing is embedded twice). The first variant of a
+probe of rd-hf evaluate dms on --assays (share --cache with it and nothing is embedded twice). The first variant of a
 study is the paper's; the others are compared with it, assay by assay.
 """
 
@@ -21,16 +21,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
-from rd_hf.commands.optional import what_to_install
+from rd_hf.commands._arguments import command_parser, run_with_arguments
 from rd_hf.evaluation.arguments import add_fit_arguments, add_run_arguments
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> argparse.ArgumentParser:
+    parser = command_parser("evaluate ablate", __doc__)
     parser.add_argument("--model", required=True, help="the family: folder or Hub id")
     parser.add_argument("--study", nargs="+", help="which ablations (default: all)")
     parser.add_argument("--assays", required=True, nargs="+", type=Path, help="ProteinGym CSV files or folders of them")
@@ -50,7 +50,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, help="threads that embed meanwhile (default: half the cores)")
     add_run_arguments(parser)
-    return parser.parse_args(arguments)
+    return parser
 
 
 def run(args: argparse.Namespace) -> None:
@@ -123,13 +123,10 @@ def run(args: argparse.Namespace) -> None:
     print(f"{(time.monotonic() - started) / 60:.1f} minutes: {args.output / 'report.md'}")
 
 
-def main(arguments: Sequence[str] | None = None) -> str | None:
-    """Run with these arguments (the command line's by default); what it returns is for :func:`sys.exit`."""
-    args = parse_arguments(arguments)
-    try:
-        run(args)
-    except ModuleNotFoundError as error:
-        return f"ablate.py: error: {what_to_install(error, 'eval')}"
-    except (ValueError, OSError) as error:
-        return f"ablate.py: error: {error}"
-    return None
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
+    return run_with_arguments(build_parser(), run, argv, extra="eval")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

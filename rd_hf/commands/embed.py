@@ -1,10 +1,10 @@
 """Embed proteins: FASTA, tables or a Hub dataset in, a folder of Parquet files out.
 
-    python scripts/embed.py --model hub_configs/rd-esm2-mini --input proteome.fasta.gz --output embeddings
-    python scripts/embed.py --model DIR --input a.fasta b.csv owner/dataset:train --output out --level S L
-    zcat many.fasta.gz | python scripts/embed.py --model DIR --input - --output out --pooling residue
-    accelerate launch --num_processes 4 scripts/embed.py --model DIR --input proteome.fasta.gz --output out    (GPUs)
-    torchrun --nproc_per_node 4 scripts/embed.py --model DIR --input proteome.fasta.gz --output out            (CPUs)
+    rd-hf embed --model hub_configs/rd-esm2-mini --input proteome.fasta.gz --output embeddings
+    rd-hf embed --model DIR --input a.fasta b.csv owner/dataset:train --output out --level S L
+    zcat many.fasta.gz | rd-hf embed --model DIR --input - --output out --pooling residue
+    accelerate launch --num_processes 4 -m rd_hf embed --model DIR --input proteome.fasta.gz --output out    (GPUs)
+    torchrun --nproc_per_node 4 -m rd_hf embed --model DIR --input proteome.fasta.gz --output out            (CPUs)
 
 Interrupted, by whatever? Give the same command again: finished parts are verified and kept, the rest is done, and
 the result is the same as that of an uninterrupted run.
@@ -18,14 +18,14 @@ checksums.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
 
-from rd_hf.commands._main import run_command
+from rd_hf.commands._arguments import command_parser, run_with_arguments
 from rd_hf.embedding.options import LONG_POLICIES, MAX_RESIDUES, MODEL_DTYPES, OUTPUT_DTYPES, OVERLAP, POOLINGS
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("embed", __doc__)
     parser.add_argument("--model", required=True, metavar="ID_OR_DIR", help="reverse-distilled model: folder or Hub id")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub model")
     parser.add_argument(
@@ -126,62 +126,62 @@ def build_parser() -> argparse.ArgumentParser:
     machine.add_argument(
         "--part-megabytes", type=int, default=256, metavar="N", help="embeddings a file at most (default 256 MB)"
     )
-    machine.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
     return parser
 
 
-def run(argv: Sequence[str] | None = None) -> None:
-    """Parse the arguments and do the job."""
-    args = build_parser().parse_args(argv)
+def run(args: argparse.Namespace) -> None:
     # Only now what takes seconds to import: --help and typing errors are answered at once.
     from transformers.utils import logging as transformers_logging
 
-    from rd_hf.embedding import JobSettings, run_job
-    from rd_hf.embedding.options import EmbeddingOptions
-    from rd_hf.launch import leave, processes
+    from rd_hf.embedding import EmbeddingOptions, JobSettings, run_job
+    from rd_hf.launch import Processes, leave, processes
 
     transformers_logging.disable_progress_bar()
-    group = None
+    settings = JobSettings(
+        model=args.model,
+        inputs=tuple(args.input),
+        output=args.output,
+        options=EmbeddingOptions(
+            levels=tuple(args.level),
+            pooling=args.pooling,
+            positions=tuple(args.positions),
+            dtype=args.dtype,
+            output_dtype=args.output_dtype,
+            normalize=args.normalize,
+            long=args.long,
+            max_length=args.max_length,
+            overlap=args.overlap,
+            batch_tokens=args.batch_tokens,
+        ),
+        revision=args.revision,
+        sequence_column=args.sequence_column,
+        id_column=args.id_column,
+        positions_column=args.positions_column,
+        strict=args.strict,
+        part_records=args.part_records,
+        part_bytes=args.part_megabytes << 20,
+        attn_implementation=args.attn_implementation,
+        device=args.device,
+        window_tokens=args.window_tokens,
+    )
+    group = processes()
+    joined: Processes | None = group
     try:
-        settings = JobSettings(
-            model=args.model,
-            inputs=tuple(args.input),
-            output=args.output,
-            options=EmbeddingOptions(
-                levels=tuple(args.level),
-                pooling=args.pooling,
-                positions=tuple(args.positions),
-                dtype=args.dtype,
-                output_dtype=args.output_dtype,
-                normalize=args.normalize,
-                long=args.long,
-                max_length=args.max_length,
-                overlap=args.overlap,
-                batch_tokens=args.batch_tokens,
-            ),
-            revision=args.revision,
-            sequence_column=args.sequence_column,
-            id_column=args.id_column,
-            positions_column=args.positions_column,
-            strict=args.strict,
-            part_records=args.part_records,
-            part_bytes=args.part_megabytes << 20,
-            attn_implementation=args.attn_implementation,
-            device=args.device,
-            window_tokens=args.window_tokens,
-        )
-        group = processes()
         summary = run_job(settings, group, show_progress=not args.quiet)
     except KeyboardInterrupt:
         # The others may not have been: nobody waits for them.
-        group = None
+        joined = None
         raise
     finally:
-        leave(group)
-    if group.is_main and not args.quiet:
+        leave(joined)
+    if group.is_main:
         print(f"{summary}\nwritten to {args.output}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; see :func:`rd_hf.commands._main.run_command` for what it returns."""
-    return run_command("embed.py", lambda: run(argv))
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
+    return run_with_arguments(build_parser(), run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

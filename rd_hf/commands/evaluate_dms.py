@@ -1,7 +1,7 @@
 """Does bigger win? Evaluate reverse-distilled families and their baselines on deep mutational scans.
 
-    python scripts/evaluate_dms.py --model hub_configs/rd-esm2-mini --assays ProteinGym/*.csv --output evaluation
-    python scripts/evaluate_dms.py --model rd-esm2-650M --assays dms/ --folds cv_folds_singles.tsv.gz \\
+    rd-hf evaluate dms --model hub_configs/rd-esm2-mini --assays ProteinGym/*.csv --output evaluation
+    rd-hf evaluate dms --model rd-esm2-650M --assays dms/ --folds cv_folds_singles.tsv.gz \\
         --fit-data uniref50.fasta.gz --reference Spearman_DMS_level_supervised_random5.csv --output evaluation
 
 Each level's raw backbone, each reverse-distilled level, concatenation, concatenation + PCA, reverse distillation
@@ -21,15 +21,14 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
-from rd_hf.commands.optional import what_to_install
+from rd_hf.commands._arguments import command_parser, run_with_arguments
 from rd_hf.evaluation.arguments import add_fit_arguments, add_run_arguments
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> argparse.ArgumentParser:
+    parser = command_parser("evaluate dms", __doc__)
     what = parser.add_argument_group("what is evaluated")
     what.add_argument(
         "--model", required=True, nargs="+", help="reverse-distilled families or plain ESM-2 models: folders or Hub ids"
@@ -85,7 +84,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     run.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that probe (default: all cores)")
     run.add_argument("--threads", type=int, help="threads that embed meanwhile (default: half the cores)")
     add_run_arguments(run)
-    return parser.parse_args(arguments)
+    return parser
 
 
 def run(args: argparse.Namespace) -> int:
@@ -183,12 +182,10 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int | str:
-    """Run with these arguments (the command line's by default); what it returns is for :func:`sys.exit`."""
-    args = parse_arguments(arguments)
-    try:
-        return run(args)
-    except ModuleNotFoundError as error:
-        return f"evaluate_dms.py: error: {what_to_install(error, 'eval')}"
-    except (ValueError, OSError) as error:
-        return f"evaluate_dms.py: error: {error}"
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
+    return run_with_arguments(build_parser(), run, argv, extra="eval")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,10 +1,10 @@
 """What does an embedding know of single residues? Secondary structure and metal binding, by logistic probes.
 
-    python scripts/evaluate_residues.py --model hub_configs/rd-esm2-mini \\
+    rd-hf evaluate residues --model hub_configs/rd-esm2-mini \\
         --secondary-structure tasks/flip_secondary_structure --metal-binding tasks/bindpredict_metal \\
         --fit-data rd_hf/data/examples/proteins_1000.fasta.gz --output evaluation_residues
 
-The same contenders as in evaluate_dms.py, on states of residues instead of means over them; one-hot is a window of
+The same contenders as in rd-hf evaluate dms, on states of residues instead of means over them; one-hot is a window of
 15 residues. A probe is fitted on training chains, its strength chosen on validation chains, and judged on test
 chains by accuracy and area under the precision-recall curve (of the positive class; of three classes, the mean).
 Intervals resample test chains, the same for every contender.
@@ -16,16 +16,16 @@ A run that was stopped goes on with the same command.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
-from rd_hf.commands.optional import what_to_install
+from rd_hf.commands._arguments import command_parser, run_with_arguments
 from rd_hf.evaluation.arguments import add_chain_arguments, add_fit_arguments, add_run_arguments
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> argparse.ArgumentParser:
+    parser = command_parser("evaluate residues", __doc__)
     parser.add_argument("--model", required=True, nargs="+", help="families or plain ESM-2 models: folders or Hub ids")
     parser.add_argument("--secondary-structure", type=Path, help="folder of FLIP's splits.zip")
     parser.add_argument("--metal-binding", type=Path, help="folder of bindPredict's development and independent sets")
@@ -42,7 +42,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--resamples", type=int, default=500, help="bootstrap resamples of the test chains (500)")
     parser.add_argument("--threads", type=int, help="threads (default: all cores)")
     add_run_arguments(parser)
-    return parser.parse_args(arguments)
+    return parser
 
 
 def run(args: argparse.Namespace) -> None:
@@ -129,13 +129,10 @@ def run(args: argparse.Namespace) -> None:
     print(f"{(time.monotonic() - started) / 60:.1f} minutes: {args.output / 'report.md'}")
 
 
-def main(arguments: Sequence[str] | None = None) -> str | None:
-    """Run with these arguments (the command line's by default); what it returns is for :func:`sys.exit`."""
-    args = parse_arguments(arguments)
-    try:
-        run(args)
-    except ModuleNotFoundError as error:
-        return f"evaluate_residues.py: error: {what_to_install(error, 'eval')}"
-    except (ValueError, OSError) as error:
-        return f"evaluate_residues.py: error: {error}"
-    return None
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
+    return run_with_arguments(build_parser(), run, argv, extra="eval")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,10 +1,9 @@
 """Fit the bases of a family on protein sequences, and save the nested model.
 
-    python scripts/fit_bases.py --config hub_configs/rd-esm2-650M --data uniref50.fasta.gz \
-        --num-sequences 5000 --output rd-esm2-650M
-    python scripts/fit_bases.py --backbones 8M=facebook/esm2_t6_8M_UR50D mine=my-finetuned-esm2 --data ... --output mine
-    accelerate launch --num_processes 8 scripts/fit_bases.py ...      (GPUs)
-    torchrun --nproc_per_node 8 scripts/fit_bases.py ...              (CPUs)
+    rd-hf fit --config rd-esm2-650M --data uniref50.fasta.gz --num-sequences 5000 --output my-model
+    rd-hf fit --backbones 8M=facebook/esm2_t6_8M_UR50D mine=my-finetuned-esm2 --data uniref50.fasta.gz --output mine
+    accelerate launch --num_processes 8 -m rd_hf fit ...      (GPUs)
+    torchrun --nproc_per_node 8 -m rd_hf fit ...              (CPUs)
 
 One pass over the sequences; memory does not grow with their number. A fit that was stopped, however it was
 stopped, goes on with the same command and --resume, and gives the same bases. With several machines, --output
@@ -22,23 +21,23 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rd_hf.commands._main import run_command
 from rd_hf.files import replacing
 
 if TYPE_CHECKING:
     from rd_hf.bases.chain import FitReport
 
+from rd_hf.commands._arguments import command_parser, run_with_arguments
+
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("fit", __doc__)
     job = parser.add_argument_group("the job")
     family = job.add_mutually_exclusive_group(required=True)
-    family.add_argument("--config", help="folder or Hub id that describes the family (see hub_configs/)")
+    family.add_argument("--config", help="the family: rd-esm2-35M, -150M, -650M, -3B or -15B, a folder or a Hub id")
     family.add_argument(
         "--backbones",
         nargs="+",
@@ -244,8 +243,10 @@ def run(args: argparse.Namespace) -> None:
     accelerator.end_training()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; see :func:`rd_hf.commands._main.run_command` for what it returns."""
-    return run_command(
-        "fit_bases.py", lambda: run(build_parser().parse_args(argv)), go_on="give the same command with --resume"
-    )
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
+    return run_with_arguments(build_parser(), run, argv, go_on="give the same command again with --resume")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,7 @@
 """Turn the first publication's weights (reverse_distillation 0.1.0, .npz) into a model of this project.
 
-    python scripts/import_published_bases.py --weights weights/ --level 650M --output rd-esm2-650M-published
-    python scripts/import_published_bases.py --weights weights/ --level 35M --regressor pcr --pca fbpca \
+    rd-hf import-published --weights weights/ --level 650M --output rd-esm2-650M-published
+    rd-hf import-published --weights weights/ --level 35M --regressor pcr --pca fbpca \
         --sequences 1k --output out
 
 --weights holds files named rd-scaler-8M-35M-pcr-fbpca-1k.npz, ..., one for each step up to --level. Nothing in
@@ -16,9 +16,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from rd_hf.commands._arguments import command_parser, run_with_arguments
+
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("import-published", __doc__)
     parser.add_argument("--weights", required=True, type=Path, help="folder with the published .npz files")
     parser.add_argument("--level", required=True, help="largest level: 35M, 150M, 650M, 3B or 15B")
     parser.add_argument("--output", required=True, type=Path, help="folder for the checkpoint")
@@ -59,11 +61,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; 0 if it is done, 1 with a sentence on standard error if it cannot be."""
-    args = build_parser().parse_args(argv)
-    try:
-        run(args)
-    except (ValueError, OSError) as error:
-        print(f"import_published_bases.py: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
+    return run_with_arguments(build_parser(), run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

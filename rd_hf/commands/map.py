@@ -1,8 +1,8 @@
 """Draw the proteins of an embedding folder: one page to open in a browser, with a slider over the levels.
 
-    python scripts/embed.py --model hub_configs/rd-esm2-mini --input proteome.fasta.gz --output embeddings
-    python scripts/map.py embeddings --labels labels.tsv --output map.html
-    python scripts/map.py embeddings --labels labels.tsv --color-by family --method umap --output map.html
+    rd-hf embed --model hub_configs/rd-esm2-mini --input proteome.fasta.gz --output embeddings
+    rd-hf map embeddings --labels labels.tsv --output map.html
+    rd-hf map embeddings --labels labels.tsv --color-by family --method umap --output map.html
 
 labels.tsv is tab-separated; its first line names the columns, of which one is the id, as in the FASTA file:
 
@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rd_hf.commands.optional import what_to_install
+from rd_hf.commands._arguments import command_parser, run_with_arguments
 
 if TYPE_CHECKING:
     from rd_hf.maps.labels import Column
@@ -31,8 +31,8 @@ NEIGHBOURS = 10
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("embeddings", metavar="DIR", help="finished folder of embed.py: pooling mean, max or cls")
+    parser = command_parser("map", __doc__)
+    parser.add_argument("embeddings", metavar="DIR", help="finished folder of rd-hf embed: pooling mean, max or cls")
     parser.add_argument("--output", required=True, metavar="FILE", help="the page, such as map.html")
     parser.add_argument("--labels", metavar="TSV", help="table of ids and labels (gzip or not), with a header")
     parser.add_argument(
@@ -56,37 +56,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of --sample and of UMAP (default 0)")
     parser.add_argument("--title", help="of the page (default: the folder's name)")
     parser.add_argument("--no-descriptions", action="store_true", help="leave the FASTA descriptions out of the page")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; 0 if the page is written, 1 with a sentence on standard error if it cannot be."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
+def run(args: argparse.Namespace) -> None:
     if args.neighbours < 0:
-        parser.error(f"--neighbours must be 0 or more, not {args.neighbours}")
+        raise ValueError(f"--neighbours must be 0 or more, not {args.neighbours}")
     if args.sample is not None and args.sample < 3:
-        parser.error(f"--sample must be 3 or more, not {args.sample}")
-    from rd_hf.data.records import InputError
-
-    try:
-        summary = _run(args)
-    except ModuleNotFoundError as error:
-        print(f"map: {what_to_install(error, 'map')}", file=sys.stderr)
-        return 1
-    except InputError as error:
-        print(f"map: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("map: interrupted; nothing was written", file=sys.stderr)
-        return 130
-    if not args.quiet:
-        print(summary)
-    return 0
-
-
-def _run(args: argparse.Namespace) -> str:
+        raise ValueError(f"--sample must be 3 or more, not {args.sample}")
     from tqdm import tqdm
 
     from rd_hf.data.records import InputError
@@ -132,7 +109,7 @@ def _run(args: argparse.Namespace) -> str:
         if projection.explained is not None:
             lines.append(f"level {projection.level}: the two axes hold {projection.explained:.1%} of the variance")
     lines.append(f"{size / 1e6:.1f} MB written to {output}")
-    return "\n".join(lines)
+    print("\n".join(lines))
 
 
 def _columns(args: argparse.Namespace, proteins: Proteins) -> tuple[list[Column], list[str]]:
@@ -161,3 +138,12 @@ def _columns(args: argparse.Namespace, proteins: Proteins) -> tuple[list[Column]
             )
         columns.sort(key=lambda one: one.name != args.color_by)
     return columns, said
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
+    return run_with_arguments(build_parser(), run, argv, extra="map")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,8 +1,8 @@
 """Publish a reverse-distilled family with one command: fetch, fit, judge, push, load back and compare.
 
-    python scripts/release.py --level 3B --repo-id rohitsinghlab/rd-esm2-3B --plan
-    python scripts/release.py --level 3B --repo-id rohitsinghlab/rd-esm2-3B --window-tokens 32768
-    python scripts/release.py --level 3B --repo-id rohitsinghlab/rd-esm2-3B-published --from-published
+    rd-hf release --level 3B --repo-id rohitsinghlab/rd-esm2-3B --plan
+    rd-hf release --level 3B --repo-id rohitsinghlab/rd-esm2-3B --window-tokens 32768
+    rd-hf release --level 3B --repo-id rohitsinghlab/rd-esm2-3B-published --from-published
 
 --plan answers first and fetches nothing: bytes to download, disk, peak memory with and without --window-tokens, FLOP,
 and hours at a rate that it measures here in a few seconds. A run that cannot fit is refused before the download, and
@@ -23,9 +23,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from rd_hf.commands._arguments import command_parser, run_with_arguments
+
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("release", __doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--level", help="largest level of ESM-2: 35M, 150M, 650M, 3B or 15B")
     what.add_argument("--config", help="folder that describes another family (a config.json as in hub_configs/)")
@@ -41,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="stages to leave out; without push and compare no login is needed",
     )
     parser.add_argument("--from-published", action="store_true", help="the first publication's bases, not new ones")
-    fit = parser.add_argument_group("the fit (see fit_bases.py)")
+    fit = parser.add_argument_group("the fit (see rd-hf fit)")
     fit.add_argument("--data", nargs="+", help="sequences (default: the 1,000 proteins of the package)")
     fit.add_argument("--num-sequences", type=int, help="draw this many distinct sequences (default: all)")
     fit.add_argument("--seed", type=int, default=0, help="of the draw and of the held-out split (default 0)")
@@ -51,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     fit.add_argument(
         "--least-r2", type=float, default=0.0, help="held-out R2 below which nothing is pushed (default 0)"
     )
-    push = parser.add_argument_group("the push (see push_to_hub.py)")
+    push = parser.add_argument_group("the push (see rd-hf push)")
     push.add_argument("--private", action="store_true", default=None, help="make a new repo private")
     push.add_argument("--license", default="mit", help="Hub licence id of the bases, for the card (default mit)")
     push.add_argument("--token", help="Hub token (default: the one of 'hf auth login', or HF_TOKEN)")
@@ -170,15 +172,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; 0 if it is done, 1 with a sentence on standard error if it cannot be."""
-    args = build_parser().parse_args(argv)
-    from huggingface_hub.errors import HfHubHTTPError
+    """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
+    return run_with_arguments(build_parser(), run, argv)
 
-    from rd_hf.hub.push import PushedModelDiffersError
 
-    try:
-        run(args)
-    except (ValueError, OSError, HfHubHTTPError, PushedModelDiffersError) as error:
-        print(f"release.py: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+if __name__ == "__main__":
+    sys.exit(main())

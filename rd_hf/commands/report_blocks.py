@@ -1,6 +1,6 @@
 """What do the residual blocks of a model hold? R^2 of each level, spectra, and what each block alone predicts.
 
-    python scripts/report_blocks.py --model hub_configs/rd-esm2-mini --fit-data uniref50.fasta.gz \\
+    rd-hf evaluate blocks --model hub_configs/rd-esm2-mini --fit-data uniref50.fasta.gz \\
         --secondary-structure tasks/flip_secondary_structure --output blocks
 
 Held-out R^2 and spectra are those of the model's own bases, judged on sequences of --fit-data that are held out of
@@ -13,23 +13,23 @@ amino acid a residue is, where in its chain it stands, and its secondary structu
 from __future__ import annotations
 
 import argparse
+import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
-from rd_hf.commands.optional import what_to_install
+from rd_hf.commands._arguments import command_parser, run_with_arguments
 from rd_hf.evaluation.arguments import add_chain_arguments, add_fit_arguments, add_run_arguments
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> argparse.ArgumentParser:
+    parser = command_parser("evaluate blocks", __doc__)
     parser.add_argument("--model", required=True, help="reverse-distilled family: folder or Hub id")
     add_fit_arguments(parser, required=True)
     parser.add_argument("--secondary-structure", required=True, type=Path, help="folder of FLIP's splits.zip")
     add_chain_arguments(parser)
     parser.add_argument("--output", required=True, type=Path, help="folder for the report and its data")
     add_run_arguments(parser)
-    return parser.parse_args(arguments)
+    return parser
 
 
 def run(args: argparse.Namespace) -> None:
@@ -95,13 +95,10 @@ def run(args: argparse.Namespace) -> None:
     print(f"{(time.monotonic() - started) / 60:.1f} minutes: {args.output / 'report.md'}")
 
 
-def main(arguments: Sequence[str] | None = None) -> str | None:
-    """Run with these arguments (the command line's by default); what it returns is for :func:`sys.exit`."""
-    args = parse_arguments(arguments)
-    try:
-        run(args)
-    except ModuleNotFoundError as error:
-        return f"report_blocks.py: error: {what_to_install(error, 'eval')}"
-    except (ValueError, OSError) as error:
-        return f"report_blocks.py: error: {error}"
-    return None
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
+    return run_with_arguments(build_parser(), run, argv, extra="eval")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Embedding jobs: any number of proteins in, nested embeddings out.
+"""Embedding: any number of proteins in, nested embeddings out, whatever happens on the way.
 
 ``Embedder`` is for ``datasets.map`` and for a few sequences in memory; ``run_job`` is what ``rd-hf embed`` runs:
 files in, a folder of Parquet shards out.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import platform
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any
 
+from rd_hf import __version__
 from rd_hf.data.fasta import InputError
 from rd_hf.data.text import readable
 from rd_hf.embedding.checkpoint import Checkpoint, resolve
@@ -111,18 +112,14 @@ def _begin(settings: JobSettings, folder: OutputFolder, checkpoint: Checkpoint, 
     ]
 
 
-def installed_versions() -> dict[str, str | None]:
+def installed_versions() -> dict[str, str]:
     """What is installed, as far as it can change a digit."""
-    packages = ("rd_hf", "torch", "transformers", "pyarrow")
-    return {"python": platform.python_version(), **{name: _version(name) for name in packages}}
-
-
-def _version(package: str) -> str | None:
-    """Version of an installed package; None for this one run from its source folder."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    packages = ("torch", "transformers", "pyarrow")
+    return {
+        "python": platform.python_version(),
+        "rd_hf": __version__,
+        **{name: version(name) for name in packages},
+    }
 
 
 def check_digest(folder: OutputFolder, entry: PartEntry, digest: str) -> None:

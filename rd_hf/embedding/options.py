@@ -64,7 +64,7 @@ class EmbeddingOptions:
             raise ValueError(f"levels must differ, got {', '.join(self.levels)}")
         if self.max_length < 1:
             raise ValueError(f"max_length must be positive, not {self.max_length}")
-        if not 0 <= self.overlap < self.max_length:
+        if self.long == "window" and not 0 <= self.overlap < self.max_length:
             raise ValueError(f"overlap must be at least 0 and below max_length {self.max_length}, not {self.overlap}")
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise ValueError(f"batch_tokens must be positive, not {self.batch_tokens}")

@@ -87,7 +87,7 @@ def fit_bases(
     model: RDEsmModel,
     sample: Sample,
     options: FitOptions,
-    state_folder: Path,
+    state_folder: str | Path,
     accelerator: Accelerator,
     resume: bool = False,
     checkpoint_seconds: float = 60.0,
@@ -123,6 +123,7 @@ def fit_bases(
             f"{training} residues are too few to fit on: level {model.config.level_names[0]} is {widths[0]} wide and "
             f"needs more than {widths[0]} residues; give more sequences"
         )
+    state_folder = Path(state_folder)
     # One lock for all processes: the others wait for the main process at every turn.
     workspace = state_workspace(state_folder)
     if accelerator.is_main_process:

@@ -134,7 +134,7 @@ def _readable_size(size: int | None) -> str:
 
 def _training_text(bases: dict[str, Any]) -> str:
     if not bases:
-        return "The bases have not been fitted yet: `scripts/fit_bases.py` fits them."
+        return "The bases have not been fitted yet: `rd-hf fit` fits them."
     parts = []
     if "num_sequences" in bases:
         residues = f" ({bases['num_residues']:,} residues)" if bases.get("num_residues") else ""
@@ -166,5 +166,5 @@ def _limits(config: RDEsmConfig) -> list[str]:
     return [
         f"The bases of {', '.join(raw)} were fitted on the **raw** embedding of the level below, but are applied to "
         f"the accumulated one (their input means are not zero beyond the first level's width). Held-out R² of such "
-        f"a basis can be far below zero; fitting afresh with `scripts/fit_bases.py` mends it."
+        f"a basis can be far below zero; fitting afresh with `rd-hf fit` mends it."
     ]

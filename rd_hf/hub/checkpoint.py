@@ -31,6 +31,7 @@ from transformers import EsmTokenizer
 
 from rd_hf.bases.chain import FitReport
 from rd_hf.data.residues import VOCABULARY
+from rd_hf.families import named_config
 from rd_hf.files import explained, replacing, write_json, write_text
 from rd_hf.hub.card import GENERATED, PLACEHOLDER_OWNER, render_card
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
@@ -210,8 +211,8 @@ def load_family(
     that was really loaded, so that a checkpoint saved later pins it.
 
     Args:
-        source: folder or Hub id with a ``config.json`` (``hub_configs/rd-esm2-650M`` has nothing else), or a config
-            whose backbones lie in repos of their own.
+        source: folder or Hub id with a ``config.json`` (``hub_configs/rd-esm2-650M`` has nothing else), the name of a
+            family (``rd-esm2-650M``), or a config whose backbones lie in repos of their own.
         level: largest level to load; by default all.
         revision: of ``source``.
         revisions: by level, of backbones in repos of their own, over those that the config pins.
@@ -225,6 +226,8 @@ def load_family(
     settings: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "sequential": sequential, **hub}
     if attn_implementation is not None:
         settings["attn_implementation"] = attn_implementation
+    if not isinstance(source, RDEsmConfig) and not Path(source).is_dir():
+        source = named_config(str(source)) or source
     if isinstance(source, RDEsmConfig):
         config, place = copy.deepcopy(source), None
     else:

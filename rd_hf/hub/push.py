@@ -72,7 +72,7 @@ class PushResult:
     checked: list[str] = field(default_factory=list)
 
 
-class PushedModelDiffersError(RuntimeError):
+class PushedModelDiffersError(ValueError):
     """What was reloaded from the Hub does not compute what the local model does."""
 
 
@@ -87,7 +87,7 @@ def plan_push(folder: str | Path, repo_id: str, *, license: str = "mit") -> Push
     if not is_hub_id(repo_id):
         raise ValueError(f"{repo_id!r} is no Hub id: write it as owner/name")
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} holds no checkpoint (no config.json); scripts/fit_bases.py makes one")
+        raise ValueError(f"{folder} holds no checkpoint (no config.json); rd-hf fit makes one")
     config = RDEsmConfig.from_pretrained(folder)
     if not config.backbones_in_checkpoint:
         for entry in config.levels:
@@ -99,7 +99,7 @@ def plan_push(folder: str | Path, repo_id: str, *, license: str = "mit") -> Push
             if entry["revision"] is None:
                 raise ValueError(
                     f"level {entry['name']} does not say which commit of {entry['repo_id']} its basis was fitted "
-                    f"with: put it in config.json as 'revision' (load_family and fit_bases.py record it)"
+                    f"with: put it in config.json as 'revision' (load_family and rd-hf fit record it)"
                 )
     card = write_card(folder, repo_id=repo_id, license=license)
     names = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
@@ -131,7 +131,7 @@ def push_folder(
     """Push a checkpoint folder, then load it from the Hub and compare its output with the folder's.
 
     Args:
-        folder: written by :func:`rd_hf.hub.save_checkpoint` (or ``scripts/fit_bases.py``).
+        folder: written by :func:`rd_hf.hub.save_checkpoint` (or ``rd-hf fit``).
         repo_id: ``owner/name``; made where it does not exist.
         private: whether a new repo is private (default: the owner's setting).
         revision: branch to push to; made where it does not exist.

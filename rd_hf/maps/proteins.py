@@ -136,13 +136,13 @@ def read_proteins(
 def _finished(folder: OutputFolder) -> dict[str, Any]:
     """The manifest of a finished job."""
     if not folder.manifest_path.is_file():
-        raise InputError(f"{folder.path} is no folder of embeddings (no manifest): make one with embed.py")
+        raise InputError(f"{folder.path} is no folder of embeddings (no manifest): make one with rd-hf embed")
     try:
         manifest = folder.manifest() or {}
     except JobError as error:
         raise InputError(f"{folder.manifest_path} is damaged: embed again into another folder") from error
     if manifest.get("status") != "complete":
-        raise InputError(f"{folder.path} is not finished: give its embed.py command again, then draw it")
+        raise InputError(f"{folder.path} is not finished: give its rd-hf embed command again, then draw it")
     return manifest
 
 
@@ -152,9 +152,9 @@ def _described(part: Path) -> dict[str, Any]:
         metadata = pq.read_schema(part).metadata or {}
         about = dict(json.loads(metadata[b"rd_hf"]))
     except FileNotFoundError as error:
-        raise InputError(f"{part} is missing: give the folder's embed.py command again") from error
+        raise InputError(f"{part} is missing: give the folder's rd-hf embed command again") from error
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise InputError(f"{part} is damaged or was not written by embed.py: embed again") from error
+        raise InputError(f"{part} is damaged or was not written by rd-hf embed: embed again") from error
     return about
 
 

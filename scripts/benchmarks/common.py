@@ -178,3 +178,19 @@ def table(ratios: list[Ratio]) -> str:
         met = {None: "", True: "yes", False: "**no**"}[ratio.met]
         lines.append(f"| {ratio.name} | {ratio.value:.3g} | {target} | {met} | {ratio.detail} |")
     return "\n".join(lines)
+
+
+def write_tables(readme: Path, tables: Mapping[str, str]) -> None:
+    """Put each table between ``<!-- benchmark: NAME -->`` and ``<!-- end -->`` of a README.
+
+    Raises:
+        ValueError: the README has no such place; nothing is written then.
+    """
+    text = readme.read_text(encoding="utf-8")
+    for name, content in tables.items():
+        before, found, rest = text.partition(f"<!-- benchmark: {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        if not found or not end:
+            raise ValueError(f"{readme} has no lines '<!-- benchmark: {name} -->' and '<!-- end -->' around a table")
+        text = f"{before}{found}{content}\n{end}{after}"
+    readme.write_text(text, encoding="utf-8")

@@ -15,7 +15,7 @@ from benchmarks.common import ESM2_SIZES, Ratio, alternating, full_groups, media
 from rd_hf.bases.moments import JointMoments
 from rd_hf.fitting import backbone_states
 
-TOKENS = 4096  # as scripts/fit_bases.py batches by default
+TOKENS = 4096  # as rd-hf fit batches by default
 BATCHES = 1
 
 

@@ -8,7 +8,6 @@ import math
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import EsmConfig, EsmForMaskedLM
 
-from pretraining.family import FAMILY, Level
+from pretraining.family import FAMILY
 from rd_hf.data.fasta import read_fasta
 from rd_hf.data.residues import (
     MASK_ID,
@@ -27,15 +26,10 @@ from rd_hf.data.residues import (
     clean_sequence,
     encode,
 )
-from rd_hf.families import Member, esm2_backbone
+from rd_hf.families import esm2_backbone
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 
 STANDARD_IDS = torch.tensor([VOCABULARY.index(residue) for residue in STANDARD_RESIDUES])
-
-
-def esm_settings(level: Level) -> dict[str, Any]:
-    """ESM-2's architecture at another size, as arguments of ``EsmConfig``."""
-    return esm2_backbone(Member("", "", level.width, level.layers, level.heads))
 
 
 def load_tokens(paths: list[Path]) -> tuple[list[np.ndarray], int]:
@@ -143,7 +137,7 @@ def train_level(
     rng = np.random.default_rng(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = EsmForMaskedLM(EsmConfig(**esm_settings(FAMILY[name]), tie_word_embeddings=True)).to(device)
+    model = EsmForMaskedLM(EsmConfig(**esm2_backbone(FAMILY[name]), tie_word_embeddings=True)).to(device)
     tokens_a_batch = args.batch * args.crop
     # 15 % on average; a fifth more leaves room for the spread of the draw.
     loss = MaskedLoss(model, max_chosen=int(0.18 * tokens_a_batch))
@@ -192,7 +186,7 @@ def train_level(
     model.save_pretrained(folder)
     result: dict[str, object] = {
         "level": name,
-        **asdict(FAMILY[name]),
+        **{key: value for key, value in asdict(FAMILY[name]).items() if key in ("width", "layers", "heads")},
         "parameters": sum(p.numel() for p in model.esm.parameters()),
         "residues_seen": seen,
         "longest_crop": args.final_crop,
@@ -204,7 +198,7 @@ def train_level(
 
 
 def assemble(args: argparse.Namespace) -> Path:
-    """The trained levels as one family without bases: what fit_bases.py starts from."""
+    """The trained levels as one family without bases: what rd-hf fit starts from."""
     levels = []
     for name in FAMILY:
         result = json.loads((args.output / name / "pretraining.json").read_text(encoding="utf-8"))
@@ -213,7 +207,7 @@ def assemble(args: argparse.Namespace) -> Path:
             {
                 "name": name,
                 "repo_id": str(args.output / name),
-                "backbone": esm_settings(FAMILY[name]),
+                "backbone": esm2_backbone(FAMILY[name]),
                 "pretraining": {key: result[key] for key in kept},
             }
         )
@@ -244,4 +238,4 @@ def train_family(args: argparse.Namespace) -> None:
         report.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(f"{name}: {result['validation_loss']:.4f} nats on held-out sequences (unigram {entropy:.4f})")
     if all((args.output / name / "pretraining.json").exists() for name in FAMILY):
-        print(f"the family is in {assemble(args)}: fit its bases with scripts/fit_bases.py --form full")
+        print(f"the family is in {assemble(args)}: fit its bases with rd-hf fit --form full")

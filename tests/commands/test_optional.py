@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -23,10 +24,9 @@ for name in json.loads(sys.argv[1]):
     sys.modules[name] = None  # as if it were not installed
 found = {}
 for command, words in json.loads(sys.argv[2]).items():
-    try:
-        found[command] = importlib.import_module(f"rd_hf.commands.{command}").main(words)
-    except BaseException as error:
-        found[command] = f"{type(error).__name__}: {error}"
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        status = importlib.import_module(f"rd_hf.commands.{command}").main(words)
+    found[command] = f"{status} {said.getvalue()}"
 print(json.dumps(found))
 """
 
@@ -42,8 +42,8 @@ def test_every_evaluation_command_says_what_to_install() -> None:
     )
     assert done.returncode == 0, done.stderr
     for command, said in json.loads(done.stdout.splitlines()[-1]).items():
-        assert said.startswith(f"{command}.py: error: this needs "), f"{command}: {said}"
-        assert said.endswith('which is not installed: pip install "rd_hf[eval]"'), f"{command}: {said}"
+        assert re.match(r"1 rd-hf evaluate \w+: error: this needs ", said), f"{command}: {said}"
+        assert said.endswith('which is not installed: pip install "rd_hf[eval]"\n'), f"{command}: {said}"
 
 
 def test_a_fault_of_our_own_is_no_missing_package() -> None:

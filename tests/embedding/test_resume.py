@@ -227,7 +227,7 @@ def test_a_second_job_on_the_same_folder_is_refused(job: list[object], tmp_path:
         first.kill()
     assert outcome.status == 1
     assert outcome.stderr == (
-        f"embed.py: error: {output} is in use by another run of an embedding job: wait for it, or choose another "
+        f"rd-hf embed: error: {output} is in use by another run of an embedding job: wait for it, or choose another "
         "--output\n"
     )
 
@@ -261,7 +261,7 @@ def test_a_full_disk_is_one_sentence_and_what_was_finished_stays(
     outcome = embed(*job, output)
     assert outcome.status == 1
     assert outcome.stderr == (
-        f"embed.py: error: {output} is full (No space left on device): free some space and give the same command "
+        f"rd-hf embed: error: {output} is full (No space left on device): free some space and give the same command "
         "again; what is finished is kept\n"
     )
     finished = {path.name: path.stat().st_mtime_ns for path in parts(output)}

@@ -131,7 +131,7 @@ def test_strict_stops_at_the_first_record_that_would_be_rejected(
 ) -> None:
     outcome = embed("--model", tiny_checkpoint, "--input", fasta, "--output", tmp_path / "out", "--strict")
     assert outcome.status == 1
-    assert outcome.stderr.startswith(f"embed.py: error: {fasta} record 4 (bad): stop codon")
+    assert outcome.stderr.startswith(f"rd-hf embed: error: {fasta} record 4 (bad): stop codon")
     assert outcome.stderr.count("\n") == 1
 
 
@@ -192,7 +192,7 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(
     outcome = embed(*defaults, *arguments)
     assert outcome.status == 1
     assert sentence in outcome.stderr
-    assert outcome.stderr.startswith("embed.py: ")
+    assert outcome.stderr.startswith("rd-hf embed: error: ")
     assert outcome.stderr.count("\n") == 1
     assert not list((tmp_path / "out").glob("*.parquet"))
 

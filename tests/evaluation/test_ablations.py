@@ -124,7 +124,7 @@ def test_the_command_reports_every_study(tiny_checkpoint: Path, tmp_path: Path) 
     fitting.write_text("".join(f">{number}\n{sequence}\n" for number, sequence in enumerate(records)))
     arguments = ["--model", tiny_checkpoint, "--assays", ASSAY_FILE, "--folds", FOLDS_FILE, "--fit-data", fitting]
     arguments += ["--output", tmp_path / "out", "--jobs", "1", "--sizes", "8", "--study", "chain", "sequences", "basis"]
-    assert main([str(argument) for argument in arguments]) is None
+    assert main([str(argument) for argument in arguments]) == 0
     report = (tmp_path / "out" / "report.md").read_text()
     results = pd.read_parquet(tmp_path / "out" / "results.parquet")
     for study in ("chain", "sequences", "basis"):
@@ -132,4 +132,4 @@ def test_the_command_reports_every_study(tiny_checkpoint: Path, tmp_path: Path) 
     for variant in ("full chain", "direct from the smallest", "raw", "all", "8"):
         rows = results[results["representation"].str.endswith(f": {variant}")]
         assert f"| {rows['spearman'].mean():.3f} |" in report
-    assert main([*map(str, arguments), "--study", "colour"]) is not None
+    assert main([*map(str, arguments), "--study", "colour"]) == 1

@@ -92,7 +92,7 @@ def test_the_command_writes_its_report(tiny_checkpoint: Path, task: ResidueTask,
     fitting = tmp_path / "fitting.fasta"
     fitting.write_text(sequences)
     arguments = ["--model", tiny_checkpoint, "--fit-data", fitting, "--secondary-structure", tmp_path]
-    assert main([str(argument) for argument in [*arguments, "--output", tmp_path / "out"]]) is None
+    assert main([str(argument) for argument in [*arguments, "--output", tmp_path / "out"]]) == 0
     text = (tmp_path / "out" / "report.md").read_text()
     table = pd.read_parquet(tmp_path / "out" / "blocks.parquet")
     assert table["block"].tolist() == ["L0", "L1", "L2", "whole", "chance"]

@@ -23,9 +23,9 @@ FITTING = ">a\nMKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKA\n>b\nACDEF
 
 @dataclass(frozen=True)
 class Finished:
-    """What a run of the command left: its exit status (a sentence where it gave up) and its error output."""
+    """What a run of the command left: its exit status and its error output."""
 
-    status: int | str
+    status: int
     errors: str
 
 
@@ -169,10 +169,11 @@ def test_worker_processes_give_the_rows_of_one_process(run, tmp_path: Path) -> N
     ],
 )
 def test_mistakes_are_one_sentence(tiny_checkpoint: Path, tmp_path: Path, arguments: tuple[str, str], words) -> None:
-    status = evaluate("--model", tiny_checkpoint, "--assays", ASSAY_FILE, "--output", tmp_path, *arguments).status
-    assert isinstance(status, str)
-    assert words in status
-    assert "\n" not in status
+    finished = evaluate("--model", tiny_checkpoint, "--assays", ASSAY_FILE, "--output", tmp_path, *arguments)
+    assert finished.status == 1
+    assert words in finished.errors
+    assert finished.errors.startswith("rd-hf evaluate dms: error: ")
+    assert finished.errors.count("\n") == 1
 
 
 def test_help_teaches() -> None:

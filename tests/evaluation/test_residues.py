@@ -208,7 +208,7 @@ def test_the_command_writes_tables_figure_and_rows_and_resumes(
     out = tmp_path / "out"
     arguments = ["--model", tiny_checkpoint, "--secondary-structure", structure, "--metal-binding", metal]
     arguments += ["--output", out, "--resamples", "20", "--representations", "raw", "rd", "one_hot"]
-    assert main([str(argument) for argument in arguments]) is None
+    assert main([str(argument) for argument in arguments]) == 0
     results = pd.read_parquet(out / "results.parquet")
     assert set(results["set"]) == {"test", "independent"}
     assert set(results["representation"]) == {"raw", "rd", "one_hot"}
@@ -217,11 +217,11 @@ def test_the_command_writes_tables_figure_and_rows_and_resumes(
     assert f"| one_hot | one-hot | 300 | {point['value'].iloc[0]:.3f} |" in report
     assert (out / "residues.png").read_bytes().startswith(b"\x89PNG")
     before = {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
-    assert main([str(argument) for argument in arguments]) is None
+    assert main([str(argument) for argument in arguments]) == 0
     assert {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()} == before
-    status = main(["--model", str(tiny_checkpoint), "--output", str(out)])
-    assert status is not None
-    assert "--secondary-structure" in status
+    capsys.readouterr()
+    assert main(["--model", str(tiny_checkpoint), "--output", str(out)]) == 1
+    assert "--secondary-structure" in capsys.readouterr().err
 
 
 def test_unlabelled_is_no_class() -> None:

@@ -134,7 +134,7 @@ def test_a_fit_that_says_little_of_a_level_is_not_published(tmp_path: Path, r2: 
 def test_mistakes_are_a_sentence(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert release_command(words) == 1
     complaint = capsys.readouterr().err
-    assert complaint.startswith("release.py: error: ")
+    assert complaint.startswith("rd-hf release: error: ")
     assert said in complaint
     assert complaint.count("\n") == 1
 

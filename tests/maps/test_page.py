@@ -234,7 +234,7 @@ def test_wrong_commands_get_one_sentence(draw: Callable[..., Outcome], tmp_path:
     ]:
         done = draw(*arguments)
         assert done.status == 1
-        assert done.stderr.startswith("map: ")
+        assert done.stderr.startswith("rd-hf map: error: ")
         assert sentence in done.stderr
         assert done.stderr.count("\n") == 1
         assert not output.exists()

@@ -1,4 +1,4 @@
-"""Reading a folder: what embed.py wrote, level by level, or one sentence that says why not."""
+"""Reading a folder: what rd-hf embed wrote, level by level, or one sentence that says why not."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     vectors, _ = clusters(10, 12)
     with pytest.raises(InputError, match=r"nowhere is no folder of embeddings"):
         read_proteins(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"is not finished: give its embed.py command again"):
+    with pytest.raises(InputError, match=r"is not finished: give its rd-hf embed command again"):
         read_proteins(write_folder(tmp_path / "a", vectors, status="running"))
     with pytest.raises(InputError, match="holds 2 proteins, and a map needs at least 3"):
         read_proteins(write_folder(tmp_path / "b", vectors[:2]))

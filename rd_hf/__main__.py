@@ -1,0 +1,98 @@
+"""Reverse-distilled, nested protein embeddings: fit, embed, search, look, publish.
+
+    rd-hf fit --config rd-esm2-650M --data uniref50.fasta.gz --num-sequences 5000 --output my-model
+    rd-hf embed --model my-model --input proteome.fasta.gz --output embeddings
+    rd-hf info my-model
+
+Several GPUs: accelerate launch --num_processes 8 -m rd_hf fit ... (on CPUs: torchrun --nproc_per_node 8 -m rd_hf ...).
+Every command teaches with examples of its own: rd-hf COMMAND --help.
+"""
+# PYTHON_ARGCOMPLETE_OK
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import os
+import sys
+
+from rd_hf import __version__
+
+# Imported one at a time, when its command is given: the list itself costs nothing.
+COMMANDS = {
+    "fit": ("rd_hf.commands.fit", "fit the bases of a family on protein sequences"),
+    "embed": ("rd_hf.commands.embed", "embed proteins: FASTA, tables or datasets in, Parquet out"),
+    "search": ("rd_hf.commands.search", "nearest neighbours and label transfer in a folder of embeddings"),
+    "map": ("rd_hf.commands.map", "draw the proteins of a folder of embeddings as a page for the browser"),
+    "convert": ("rd_hf.commands.convert", "turn embeddings of raw backbones into nested ones, without a backbone"),
+    "evaluate dms": ("rd_hf.commands.evaluate_dms", "does bigger win? probes on deep mutational scans"),
+    "evaluate residues": ("rd_hf.commands.evaluate_residues", "secondary structure and metal binding of residues"),
+    "evaluate homology": ("rd_hf.commands.evaluate_homology", "remote homologues found by similarity"),
+    "evaluate ablate": ("rd_hf.commands.ablate", "what each choice in the chain is worth"),
+    "evaluate blocks": ("rd_hf.commands.report_blocks", "what each level's block alone predicts"),
+    "push": ("rd_hf.commands.push", "push a model to the Hub, load it back, compare"),
+    "release": ("rd_hf.commands.release", "fit, evaluate and publish one level of a named family"),
+    "import-published": ("rd_hf.commands.import_published", "turn the first publication's weights into a model"),
+    "info": ("rd_hf.commands.info", "what a model or a folder of embeddings is"),
+}
+
+
+def commands() -> dict[str, tuple[str, str]]:
+    """Module and one line of help of each command that this installation has."""
+    return {name: entry for name, entry in COMMANDS.items() if importlib.util.find_spec(entry[0]) is not None}
+
+
+def build_parser(group: str | None = None) -> argparse.ArgumentParser:
+    """What lists the commands, or those of one group ("evaluate")."""
+    prefix = f"{group} " if group else ""
+    here = {name.removeprefix(prefix): words for name, (_, words) in commands().items() if name.startswith(prefix)}
+    width = max(map(len, here)) + 2
+    listed = "\n".join(f"  {name:<{width}}{words}" for name, words in here.items())
+    parser = argparse.ArgumentParser(
+        prog=f"rd-hf {prefix}".strip(),
+        usage=f"rd-hf {prefix}COMMAND ...",
+        description=f"What `rd-hf {group}` can do." if group else __doc__,
+        epilog=f"commands:\n{listed}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=list(here), metavar="COMMAND", help=argparse.SUPPRESS)
+    if not group:
+        parser.add_argument("--version", action="version", version=f"rd-hf {__version__}")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Hand the arguments after a command's name to it; its exit code, or 2 where there is no such command."""
+    given = sys.argv[1:] if argv is None else list(argv)
+    if "_ARGCOMPLETE" in os.environ:
+        _complete()
+    for words in (1, 2):
+        module, _ = commands().get(" ".join(given[:words]), (None, None))
+        if module is not None:
+            return int(importlib.import_module(module).main(given[words:]))
+    groups = {name.partition(" ")[0] for name in COMMANDS if " " in name}
+    in_group = bool(given) and given[0] in groups
+    # Ends the process: with the help that was asked for, or with what is wrong.
+    build_parser(given[0] if in_group else None).parse_args(given[in_group:])
+    return 2
+
+
+def _complete() -> None:
+    """Answer the shell's completion; only ever called by it, so that nobody else waits for it."""
+    import argcomplete
+
+    tree = argparse.ArgumentParser(prog="rd-hf")
+    branches = {"": tree.add_subparsers()}
+    for name, (module, words) in commands().items():
+        group, _, last = name.rpartition(" ")
+        if group not in branches:
+            branches[group] = branches[""].add_parser(group).add_subparsers()
+        leaf = importlib.import_module(module).build_parser()
+        branches[group].add_parser(last, help=words, parents=[leaf], conflict_handler="resolve")
+    tree.add_argument("--version", action="store_true")
+    argcomplete.autocomplete(tree)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""What all commands share on the command line: their name, the words of their help, and how much they say."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+from rd_hf.commands._main import run_command
+from rd_hf.commands.optional import what_to_install
+
+
+class MissingExtraError(ValueError):
+    """A command needs what this installation does not have."""
+
+
+def command_parser(name: str, words: str | None) -> argparse.ArgumentParser:
+    """The parser of ``rd-hf NAME``, with what every command understands.
+
+    Args:
+        name: as typed after ``rd-hf``.
+        words: the docstring of its module: what it does, with examples.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"rd-hf {name}", description=words, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    said = parser.add_argument_group("what is said").add_mutually_exclusive_group()
+    said.add_argument("--quiet", action="store_true", help="nothing but errors: no progress bar, no summary")
+    said.add_argument(
+        "--verbose", action="store_true", help="versions, time, memory, the libraries' own words; errors in full"
+    )
+    return parser
+
+
+def run_with_arguments(
+    parser: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace], int | None],
+    argv: list[str] | None,
+    *,
+    extra: str | None = None,
+    **how: Any,
+) -> int:
+    """Parse, run, and end as every command does.
+
+    Args:
+        parser: from :func:`command_parser`.
+        run: the command; its exit code, None for 0.
+        argv: arguments, the command line's by default.
+        extra: the extra of the package that the command belongs to, if any.
+        how: see :func:`rd_hf.commands._main.run_command`.
+
+    Returns:
+        The exit code.
+    """
+
+    def body() -> int | None:
+        args = parser.parse_args(argv)
+        with as_loud_as(args, extra):
+            return run(args)
+
+    return run_command(parser.prog, body, **how)
+
+
+@contextmanager
+def as_loud_as(args: argparse.Namespace, extra: str | None = None) -> Iterator[None]:
+    """Run what stands inside as quietly or loudly as ``args`` ask.
+
+    Args:
+        args: of a :func:`command_parser`.
+        extra: the extra of the package that the command belongs to, if any.
+
+    Raises:
+        MissingExtraError: a library is not installed; the message names the extra that brings it.
+    """
+    if args.quiet or args.verbose:
+        _tell_libraries("error" if args.quiet else "info")
+    started = time.monotonic()
+    try:
+        if args.quiet:
+            os.environ.update(TQDM_DISABLE="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
+            with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+                yield
+        else:
+            yield
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(what_to_install(error, extra)) from error
+    except Exception:
+        if args.verbose:
+            traceback.print_exc()
+        raise
+    finally:
+        if args.verbose:
+            print(f"rd-hf: {_circumstances()}; {time.monotonic() - started:.1f} s", file=sys.stderr)
+
+
+def _tell_libraries(level: str) -> None:
+    """Set how much transformers, datasets and the Hub client say, whether or not they are imported yet."""
+    for library in ("transformers", "datasets", "huggingface_hub"):
+        variable = {"huggingface_hub": "HF_HUB_VERBOSITY"}.get(library, f"{library.upper()}_VERBOSITY")
+        os.environ[variable] = level
+        logging.getLogger(library).setLevel(level.upper())
+
+
+def _circumstances() -> str:
+    """Versions of what matters and the largest memory so far."""
+    import platform
+    from importlib.metadata import version
+
+    from rd_hf import __version__
+
+    said = [f"rd_hf {__version__}", f"Python {platform.python_version()}"]
+    said += [f"{name} {version(name)}" for name in ("torch", "transformers") if name in sys.modules]
+    try:
+        import resource
+    except ImportError:  # Windows
+        return ", ".join(said)
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (10 if sys.platform == "darwin" else 0)
+    return ", ".join([*said, f"at most {kibibytes >> 10:,} MB of memory"])

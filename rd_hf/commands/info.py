@@ -1,0 +1,126 @@
+"""What is this? Levels and costs of a model, or how a folder of embeddings was made.
+
+    rd-hf info hub_configs/rd-esm2-mini
+    rd-hf info my-name/rd-esm2-650M          (of a Hub model, config.json and fit_report.json are fetched)
+    rd-hf info rd-esm2-3B                    (a named family, before anything is fitted)
+    rd-hf info embeddings                    (what rd-hf embed wrote)
+    rd-hf info my-model --json               (for a program)
+
+Of each level: the width of its embedding, the backbone that it adds with its commit, and the parameters, the memory of
+their weights, and the FLOP a residue of all backbones that it runs; attention comes on top and grows with the length.
+Held-out R2 is the share of the backbone's variance that the level below explains on sequences the fit never saw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rd_hf.commands._arguments import command_parser, run_with_arguments
+
+if TYPE_CHECKING:
+    from rd_hf.hub.describe import ModelFacts
+
+# The first is what is written now.
+MANIFESTS = ("_manifest.json", "manifest.json")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = command_parser("info", __doc__)
+    parser.add_argument("what", metavar="MODEL_OR_FOLDER", help="model folder, Hub id, named family, embeddings folder")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub model")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    found = [path for path in (Path(args.what) / name for name in MANIFESTS) if path.is_file()]
+    if found:
+        content = json.loads(found[0].read_text(encoding="utf-8"))
+        print(json.dumps(content, indent=1) if args.json else embeddings_text(args.what, content))
+        return
+    if Path(args.what).is_dir() and not (Path(args.what) / "config.json").is_file():
+        raise ValueError(f"{args.what} holds neither a model (config.json) nor embeddings ({MANIFESTS[0]})")
+    from rd_hf.hub.describe import describe_model
+
+    facts = describe_model(args.what, args.revision)
+    print(json.dumps(asdict(facts), indent=1) if args.json else model_text(facts))
+
+
+def model_text(facts: ModelFacts) -> str:
+    """A model in words and one table."""
+    head = f"{facts.name}{f' @ {facts.revision[:12]}' if facts.revision else ''}: {facts.form}, {facts.dtype}"
+    if facts.file_bytes is not None:
+        head += f", {_bytes(facts.file_bytes)} of weights"
+    if facts.rd_hf_version:
+        head += f", written by rd_hf {facts.rd_hf_version}"
+    rows: list[tuple[str, ...]] = [
+        ("level", "width", "parameters", "memory", "FLOP/residue", "R2 held-out", "backbone")
+    ]
+    for level in facts.levels:
+        commit = f" @ {level.revision[:12]}" if level.revision else ""
+        rows.append(
+            (
+                level.level,
+                f"{level.width:,}",
+                f"{level.parameters / 1e6:,.1f} M",
+                _bytes(level.memory_bytes),
+                f"{level.flop_per_residue:.2g}",
+                "-" if level.heldout_r2 is None else f"{level.heldout_r2:.4f}",
+                f"{level.backbone}{commit}" if level.backbone else "in this checkpoint",
+            )
+        )
+    lines = [head, _table(rows)]
+    if len(facts.levels) > 1:
+        last = facts.levels[-1]
+        lines.append(f"one backbone at a time (--window-tokens), {last.level} needs {_bytes(last.largest_bytes)}")
+    if "num_sequences" in facts.bases:
+        data = ", ".join(map(str, facts.bases.get("data", [])))
+        lines.append(f"fitted on {facts.bases['num_sequences']:,} sequences{f' of {data}' if data else ''}")
+    return "\n".join(lines)
+
+
+def embeddings_text(folder: str, manifest: dict[str, Any]) -> str:
+    """The manifest of an embedding job in words."""
+    model, job, counts = (manifest.get(name) or {} for name in ("model", "job", "counts"))
+    revision = f" @ {model['revision'][:12]}" if model.get("revision") else ""
+    columns = [f"{name}: {entry['level']}, {entry['width']:,} wide" for name, entry in manifest["columns"].items()]
+    size = sum(file.stat().st_size for file in Path(folder).glob("*.parquet"))
+    options = ("pooling", "dtype", "output_dtype", "normalize", "long", "max_length")
+    lines = [
+        f"{folder}: {manifest.get('status')}, {_bytes(size)} of Parquet",
+        f"model: {model.get('name')}{revision}, fingerprint {str(model.get('fingerprint'))[:19]}",
+        f"levels in it: {', '.join(f'{level} {width:,}' for level, width in model.get('nested_dims', {}).items())}",
+        f"columns: {'; '.join(columns)}",
+        f"options: {', '.join(f'{name} {job[name]}' for name in options if name in job)}",
+        f"inputs: {', '.join(job.get('inputs', []))}",
+    ]
+    if counts:
+        lines.append("counts: " + ", ".join(f"{value:,} {name}" for name, value in counts.items()))
+    versions = {name: value for name, value in (manifest.get("versions") or {}).items() if value}
+    return "\n".join([*lines, "written by " + ", ".join(f"{name} {value}" for name, value in versions.items())])
+
+
+def _bytes(size: int) -> str:
+    unit, scale = next(((unit, scale) for unit, scale in (("GB", 1e9), ("MB", 1e6)) if size >= scale), ("kB", 1e3))
+    return f"{size / scale:,.1f} {unit}"
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    # Numbers to the right, the backbone's name as it comes.
+    cells = [[*map(str.rjust, row[:-1], widths), row[-1]] for row in rows]
+    return "\n".join(map("  ".join, cells))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
+    return run_with_arguments(build_parser(), run, argv, prints_result=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,232 @@
+"""`rd-hf`: one name for all commands, quick to answer, the same manners everywhere."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rd_hf
+from rd_hf.__main__ import COMMANDS, commands, main
+from rd_hf.commands.optional import OPTIONAL
+from rd_hf.model.configuration_rd_esm import RD_HF_VERSION, RDEsmConfig
+from tests.conftest import EXAMPLE_FASTA, REPOSITORY, environment
+
+HERE = sorted(commands())
+# What makes a command slow to start.
+HEAVY = {
+    "torch",
+    "transformers",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "datasets",
+    "accelerate",
+    "huggingface_hub",
+    "argcomplete",
+}
+
+
+def ended(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Run in this process: exit code, standard output, standard error."""
+    try:
+        code = main(argv)
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    return code, *capsys.readouterr()
+
+
+def test_help_names_every_command_that_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = ended(["--help"], capsys)
+    assert code == 0
+    for name, (module, words) in COMMANDS.items():
+        is_there = (REPOSITORY / f"{module.replace('.', '/')}.py").exists()
+        assert bool(re.search(rf"^  {name} .*{re.escape(words)}$", out, re.MULTILINE)) == is_there, name
+    assert {"fit", "embed", "info", "push", "import-published", "evaluate dms"} <= set(HERE)
+
+
+def test_a_command_that_is_not_there_is_neither_listed_nor_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(COMMANDS, "dream", ("rd_hf.commands.dream", "of electric sheep"))
+    assert "dream" not in ended(["--help"], capsys)[1]
+    code, _, err = ended(["dream"], capsys)
+    assert code == 2
+    assert "invalid choice: 'dream'" in err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"], ["evaluate", "--help"], ["--version"]])
+def test_it_answers_at_once(arguments: list[str]) -> None:
+    """Under 0.3 s: what counts is this process's own work (a machine that others share takes as long as it likes)."""
+    code = (
+        "import sys, resource\nfrom rd_hf.__main__ import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "modules = {name.partition('.')[0] for name in sys.modules}\n"
+        "print(used.ru_utime + used.ru_stime, *modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, env=environment()
+    )
+    seconds, *modules = done.stderr.split()
+    assert not HEAVY & set(modules)
+    assert float(seconds) < 0.3
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_each_command_teaches_with_an_example_of_its_own(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = ended([*name.split(), "--help"], capsys)
+    assert code == 0
+    assert out.startswith(f"usage: rd-hf {name} ")
+    description = out.partition("\n\n")[2]
+    assert re.search(rf"^ +(\S.* )?rd-hf {name} \S", description, re.MULTILINE), "an example a user can type"
+    assert "--quiet" in out
+    assert "--verbose" in out
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_examples_name_arguments_that_exist(name: str) -> None:
+    """Every option in a command's own examples is one of its parser."""
+    module = importlib.import_module(COMMANDS[name][0])
+    options = {option for action in module.build_parser()._actions for option in action.option_strings}
+    words = (ast.get_docstring(ast.parse(Path(module.__file__ or "").read_text())) or "").replace("\\\n", " ")
+    for line in re.findall(rf"(?:rd-hf|rd_hf) {name} (.*)", words):
+        # What follows two spaces is a remark.
+        for option in re.findall(r"(?<!\S)--[a-z-]+", line.partition("  ")[0]):
+            assert option in options, f"rd-hf {name}: {option}"
+
+
+def test_every_command_runs_as_a_module_too() -> None:
+    for name in HERE:
+        path = REPOSITORY / f"{COMMANDS[name][0].replace('.', '/')}.py"
+        assert path.read_text().rstrip().endswith('if __name__ == "__main__":\n    sys.exit(main())'), path
+
+
+def test_a_wrong_input_is_one_sentence_that_begins_with_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = ended(["embed", "--model", "nowhere/", "--input", "x.fa", "--output", str(tmp_path / "o")], capsys)
+    assert (code, out) == (1, "")
+    assert err.startswith("rd-hf embed: error: ")
+    assert err.count("\n") == 1
+
+
+def test_interrupted_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rd_hf.commands.fit.run", stop)
+    code, _, err = ended(["fit", "--config", "c", "--data", "d", "--output", "o"], capsys)
+    assert code == 130
+    assert err == "rd-hf fit: interrupted; give the same command again with --resume to go on\n"
+
+
+def test_verbose_shows_the_error_in_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, _, err = ended(["info", str(tmp_path), "--verbose"], capsys)
+    assert "Traceback" in err
+    assert f"rd_hf {rd_hf.__version__}" in err
+    assert err.splitlines()[-1].startswith("rd-hf info: error: ")
+
+
+def test_quiet_prints_nothing(tmp_path: Path) -> None:
+    fasta = tmp_path / "one.fasta"
+    fasta.write_text(">a\nMKTAYIAKQR\n")
+    model = REPOSITORY / "hub_configs" / "rd-esm2-mini"
+    command = [sys.executable, "-m", "rd_hf", "embed", "--quiet", "--model", model, "--input", fasta]
+    done = subprocess.run(
+        [*command, "--output", tmp_path / "out"], capture_output=True, text=True, check=False, env=environment()
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def needs(module: str) -> None:
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    monkeypatch.setattr("rd_hf.commands.info.run", lambda _: needs("matplotlib.figure"))
+    assert ended(["info", "x"], capsys)[2].endswith(
+        'this needs matplotlib, which is not installed: pip install "rd_hf[plots]"\n'
+    )
+    # What no extra brings is a fault of ours, and shows as one.
+    monkeypatch.setattr("rd_hf.commands.info.run", lambda _: needs("rd_hf.nothing"))
+    with pytest.raises(ModuleNotFoundError):
+        main(["info", "x"])
+
+
+def test_extras_are_those_of_pyproject() -> None:
+    text = (REPOSITORY / "pyproject.toml").read_text()
+    for package, extra in OPTIONAL.values():
+        line = re.search(rf"^{extra} = \[(.*)\]$", text, re.MULTILINE)
+        assert line, extra
+        assert f'"{package}>=' in line[1], package
+
+
+def test_the_shell_completes(tmp_path: Path) -> None:
+    pytest.importorskip("argcomplete")
+
+    def answers(line: str) -> set[str]:
+        found = tmp_path / "answers"
+        shell = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_STDOUT_FILENAME": str(found), "_ARGCOMPLETE_IFS": "\n"}
+        shell |= {"COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_SUPPRESS_SPACE": "1"}
+        subprocess.run([sys.executable, "-m", "rd_hf"], check=True, env={**environment(), **shell})
+        return {word.strip() for word in found.read_text().splitlines()}
+
+    assert {"embed", "evaluate", "info"} <= answers("rd-hf e") | answers("rd-hf i")
+    assert {"dms", "residues", "ablate", "blocks"} <= answers("rd-hf evaluate ")
+    assert {"--window-tokens"} == answers("rd-hf embed --win")
+
+
+def test_one_version_everywhere(tmp_path: Path) -> None:
+    assert rd_hf.__version__ == RD_HF_VERSION
+    assert 'version = { attr = "rd_hf.__version__" }' in (REPOSITORY / "pyproject.toml").read_text()
+    changes = re.search(r"^## \[(\d\S*)\]", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert changes
+    assert changes[1] == rd_hf.__version__
+    assert f"version: {rd_hf.__version__}" in (REPOSITORY / "CITATION.cff").read_text()
+
+
+def test_what_is_written_says_which_version_wrote_it(tmp_path: Path, mini_checkpoint: Path) -> None:
+    before = RDEsmConfig.from_pretrained(mini_checkpoint)
+    assert before.rd_hf_version is None, "written before versions were recorded, and read all the same"
+    before.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["rd_hf_version"] == rd_hf.__version__
+    assert RDEsmConfig.from_pretrained(tmp_path).rd_hf_version == rd_hf.__version__
+    # One that a later version wrote and this one saves again is this one's.
+    later = RDEsmConfig.from_pretrained(tmp_path, rd_hf_version="9.0")
+    later.save_pretrained(tmp_path)
+    assert RDEsmConfig.from_pretrained(tmp_path).rd_hf_version == rd_hf.__version__
+
+
+def test_public_names_are_there_and_cost_nothing_until_used() -> None:
+    code = "import sys, rd_hf; print(len({'torch', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
+    assert done.stdout.strip() == "0"
+    for name in rd_hf.__all__:
+        assert getattr(rd_hf, name) is not None
+    assert dir(rd_hf) == sorted(rd_hf.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        rd_hf.nothing  # noqa: B018
+
+
+def test_accelerate_launches_a_command(tmp_path: Path) -> None:
+    model = REPOSITORY / "hub_configs" / "rd-esm2-mini"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    few = ["--num-sequences", "12", "--max-length", "40"]
+    done = subprocess.run(
+        [*launch, "-m", "rd_hf", "fit", "--config", model, "--data", EXAMPLE_FASTA, "--output", tmp_path / "m", *few],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment() | {"PATH": os.environ["PATH"]},
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "m" / "fit_report.json").exists()

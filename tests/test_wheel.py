@@ -1,0 +1,238 @@
+"""The wheel is the product: installed alone, with what it requires and nothing else, its commands do their work.
+
+The environment is a new one whose site-packages hold the wheel and links to what the running environment has of the
+wheel's own requirements, followed to the end; so an extra that is not asked for is really absent, and no network is
+needed.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from rd_hf import __version__
+from tests.conftest import EXAMPLE_FASTA, REPOSITORY
+
+PYPROJECT = (REPOSITORY / "pyproject.toml").read_text()
+EXTRAS = set(
+    re.findall(r"^(\w+) = \[", PYPROJECT.partition("[project.optional-dependencies]")[2].partition("\n[")[0], re.M)
+)
+
+
+@dataclass(frozen=True)
+class Installed:
+    """An environment with the wheel."""
+
+    folder: Path
+
+    @property
+    def site_packages(self) -> Path:
+        return next(self.folder.glob("lib/python*/site-packages"))
+
+    def run(self, *command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+        """A command as a user types it: nothing of this repository is on the path."""
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "RD_HF", "COV"))}
+        path = f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        return subprocess.run(
+            [str(self.folder / "bin" / str(command[0])), *map(str, command[1:])],
+            cwd=cwd,
+            env={**kept, "PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(cwd / "hf")},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+
+
+def needed(requirements: Sequence[str], extras: Sequence[str] = ()) -> dict[str, Distribution]:
+    """What is installed here of these requirements, and of theirs, to the end."""
+    found: dict[str, Distribution] = {}
+    asked: set[tuple[str, tuple[str, ...]]] = set()
+    waiting = [(text, tuple(extras)) for text in requirements]
+    while waiting:
+        text, wanted = waiting.pop()
+        requirement = Requirement(text)
+        if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in ("", *wanted)):
+            continue
+        key = (requirement.name, tuple(sorted(requirement.extras)))
+        if key in asked:
+            continue
+        asked.add(key)
+        try:
+            one = found.setdefault(requirement.name, distribution(requirement.name))
+        except PackageNotFoundError:
+            continue  # another platform's, or what its own package can do without
+        waiting += [(text, key[1]) for text in one.requires or []]
+    return found
+
+
+def link(distributions: Sequence[Distribution], site_packages: Path) -> None:
+    """Put installed packages where another environment finds them."""
+    for one in distributions:
+        tops = {file.parts[0] for file in one.files or () if file.parts[0] not in {"..", "__pycache__", "bin"}}
+        for top in tops:
+            source, target = Path(str(one.locate_file(top))), site_packages / top
+            if source.exists() and not target.exists() and source.suffix != ".pth":
+                target.symlink_to(source, target_is_directory=source.is_dir())
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy, so that nothing is left in the repository."""
+    copy, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, copy / name)
+    shutil.copytree(REPOSITORY / "rd_hf", copy / "rd_hf", ignore=shutil.ignore_patterns("__pycache__"))
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "--wheel-dir", built, copy], check=True)
+    (wheel,) = built.glob("*.whl")
+    return wheel
+
+
+def install(wheel: Path, folder: Path, extras: Sequence[str] = ()) -> Installed:
+    """A new environment with the wheel, what it requires, and these extras."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    environment = Installed(folder)
+    pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "--quiet"]
+    subprocess.run([*pip, "--no-deps", "--no-index", "--no-compile", wheel], check=True)
+    (metadata,) = environment.site_packages.glob("rd_hf-*.dist-info/METADATA")
+    requirements = re.findall(r"^Requires-Dist: (.*)$", metadata.read_text(), re.MULTILINE)
+    everything = needed(requirements, extras)
+    everything.pop("rd_hf", None)
+    link(list(everything.values()), environment.site_packages)
+    return environment
+
+
+@pytest.fixture(scope="module")
+def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """No extra."""
+    return install(wheel, tmp_path_factory.mktemp("bare") / "env")
+
+
+@pytest.fixture(scope="module")
+def work(bare: Installed, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder in which a user of the wheel has fitted a model and embedded the proteins that it carries."""
+    folder = tmp_path_factory.mktemp("work")
+    carried = bare.site_packages / "rd_hf" / "data" / "examples" / EXAMPLE_FASTA.name
+    assert carried.exists()
+    few = ["--num-sequences", "40", "--max-length", "64"]
+    with gzip.open(carried, "rt") as source:
+        records = source.read().split(">")[1:101]
+    (folder / "proteins.fasta").write_text("".join(f">{record}" for record in records))
+    mini = REPOSITORY / "hub_configs" / "rd-esm2-mini"
+    fitted = bare.run("rd-hf", "fit", "--config", mini, "--data", carried, "--output", "model", *few, cwd=folder)
+    assert fitted.returncode == 0, fitted.stderr
+    # The figure is what an extra brings; the fit itself does without, and says so.
+    assert "pip install 'rd_hf[plots]'" in fitted.stderr
+    embedded = bare.run(
+        *("rd-hf", "embed", "--model", "model", "--input", "proteins.fasta", "--output", "embeddings"),
+        *("--level", "0.3M", "--max-length", "64", "--long", "truncate"),
+        cwd=folder,
+    )
+    assert embedded.returncode == 0, embedded.stderr
+    assert "100 records: 100 written, 0 rejected" in embedded.stdout
+    return folder
+
+
+def test_it_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    import zipfile
+
+    names = zipfile.ZipFile(wheel).namelist()
+    assert wheel.name.startswith(f"rd_hf-{__version__}-")
+    assert {name.partition("/")[0] for name in names} == {"rd_hf", f"rd_hf-{__version__}.dist-info"}
+    ours = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "rd_hf").rglob("*") if path.is_file()}
+    ours = {name for name in ours if "__pycache__" not in name and not name.endswith((".md", ".png"))}
+    assert ours <= set(names), f"not in the wheel: {ours - set(names)}"
+
+
+def test_the_command_is_there(bare: Installed, tmp_path: Path) -> None:
+    assert bare.run("rd-hf", "--version", cwd=tmp_path).stdout == f"rd-hf {__version__}\n"
+    assert "commands:" in bare.run("rd-hf", "--help", cwd=tmp_path).stdout
+    assert bare.run("python", "-m", "rd_hf", "--version", cwd=tmp_path).stdout == f"rd-hf {__version__}\n"
+    # Not this repository's: else everything here would be of no worth.
+    where = bare.run("python", "-c", "import rd_hf; print(rd_hf.__file__)", cwd=tmp_path).stdout
+    assert where.startswith(str(bare.site_packages))
+
+
+def test_info_describes_what_was_made(bare: Installed, work: Path) -> None:
+    model = bare.run("rd-hf", "info", "model", cwd=work)
+    assert f"written by rd_hf {__version__}" in model.stdout, model.stderr
+    assert "100 written" in bare.run("rd-hf", "info", "embeddings", cwd=work).stdout
+
+
+def test_transformers_loads_it_without_the_package(bare: Installed, work: Path) -> None:
+    code = (
+        "import sys; from transformers import AutoModel, AutoTokenizer\n"
+        "model = AutoModel.from_pretrained('model', trust_remote_code=True)\n"
+        "tokens = AutoTokenizer.from_pretrained('model', trust_remote_code=True)(['MKTAYIAKQR'], return_tensors='pt')\n"
+        "print(tuple(model(**tokens).last_hidden_state.shape), 'rd_hf' in sys.modules)"
+    )
+    done = bare.run("python", "-c", code, cwd=work)
+    assert done.stdout == "(1, 12, 192) False\n", done.stderr
+
+
+# A command, and enough of arguments for it to reach for what it needs.
+OPTIONAL = {
+    "map": (["embeddings", "--output", "map.html"], "map"),
+    "evaluate dms": (["--model", "model", "--assays", "x.csv", "--output", "o"], "eval"),
+    "evaluate residues": (["--model", "model", "--secondary-structure", "x", "--output", "o"], "eval"),
+    "evaluate ablate": (["--model", "model", "--assays", "x.csv", "--fit-data", "x.fasta", "--output", "o"], "eval"),
+    "evaluate blocks": (
+        ["--model", "model", "--fit-data", "x.fasta", "--secondary-structure", "x", "--output", "o"],
+        "eval",
+    ),
+}
+
+
+def test_a_missing_extra_is_a_sentence(bare: Installed, work: Path) -> None:
+    """All in one process: what takes seconds is imported once."""
+    code = (
+        "import contextlib, io, json, sys\nfrom rd_hf.__main__ import main\nsaid = {}\n"
+        "for name, (arguments, _) in json.loads(sys.argv[1]).items():\n"
+        "    with contextlib.redirect_stderr(io.StringIO()) as error:\n"
+        "        said[name] = main([*name.split(), *arguments]), error.getvalue()\n"
+        "print(json.dumps(said))"
+    )
+    done = bare.run("python", "-c", code, json.dumps(OPTIONAL), cwd=work)
+    assert done.returncode == 0, done.stderr
+    for command, (status, words) in json.loads(done.stdout).items():
+        assert status == 1, command
+        assert words.startswith(f"rd-hf {command}: error: ")
+        assert words.endswith(f"pip install 'rd_hf[{OPTIONAL[command][1]}]'\n")
+        assert words.count("\n") == 1
+
+
+# What each extra is for: what it brings, and the modules of the package that then import.
+PURPOSES = {
+    "plots": ("matplotlib", "rd_hf.bases.figure"),
+    "eval": ("sklearn scipy threadpoolctl matplotlib", "rd_hf.evaluation.residues rd_hf.evaluation.plots"),
+    "map": ("plotly scipy", "rd_hf.maps.page rd_hf.maps.projection"),
+    "umap": ("umap", "rd_hf.maps.projection"),
+    "completion": ("argcomplete", "rd_hf.__main__"),
+}
+
+
+def test_each_extra_is_enough_for_what_it_names(bare: Installed, wheel: Path, tmp_path: Path) -> None:
+    assert set(PURPOSES) == EXTRAS - {"dev"}
+    absent = "import sys, importlib.util as u; print(*[name for name in sys.argv[1:] if u.find_spec(name) is None])"
+    for extra, (libraries, modules) in PURPOSES.items():
+        if any(find_spec(name) is None for name in libraries.split()):
+            continue  # not installed here either: nothing to link
+        done = bare.run("python", "-c", absent, *libraries.split(), cwd=tmp_path)
+        assert done.stdout.split() == libraries.split(), f"what {extra} brings is there without it"
+        imports = "; ".join(f"import {name}" for name in [*libraries.split(), *modules.split()])
+        done = install(wheel, tmp_path / extra, [extra]).run("python", "-c", imports, cwd=tmp_path)
+        assert done.returncode == 0, f"{extra}: {done.stderr}"
