@@ -99,7 +99,7 @@ def test_backbones_with_absolute_positions_take_no_packed_rows(tmp_path: Path) -
         write_repo(tmp_path / name, layout, Size(16))
     config = family_config([f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}"], [4])
     model = load_family(config, attn_implementation="rd_esm_packed")
-    with pytest.raises(ValueError, match="a backbone with absolute positions .* takes no packed rows"):
+    with pytest.raises(ValueError, match=r"a backbone with absolute positions .* takes no packed rows"):
         model(**pack(SEQUENCES))
 
 
