@@ -23,6 +23,7 @@ from rd_hf.evaluation.embeddings import (
     residue_states,
 )
 from tests.conftest import backbone_settings
+from tests.hub.layouts import LAYOUTS, Layout, Size, write_repo
 
 SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQ", "GSHMLEDPVDAFKLMRQ", "ACDEFGHIKLMNPQRSTVWY"]
 
@@ -131,6 +132,16 @@ def test_a_plain_esm2_is_a_family_of_one_level(tmp_path: Path) -> None:
         expected = backbone(*collate(SEQUENCES)).last_hidden_state
     # The same weights through the wrapper; attention kernels may differ in the last bits.
     torch.testing.assert_close(states, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_a_plain_model_is_read_as_its_repo_holds_it(tmp_path: Path, layout: Layout) -> None:
+    write_repo(tmp_path, layout, Size(32))
+    states, _ = residue_states(load_family(str(tmp_path)), SEQUENCES)
+    plain = EsmModel.from_pretrained(tmp_path, add_pooling_layer=False)
+    ids, mask = collate(SEQUENCES)
+    with torch.no_grad():
+        assert torch.equal(states, plain(ids, attention_mask=mask).last_hidden_state)
 
 
 def test_what_is_no_model_is_named(tmp_path: Path) -> None:

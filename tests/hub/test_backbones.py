@@ -16,6 +16,8 @@ from transformers import EsmModel
 
 from rd_hf.commands.fit import main as fit
 from rd_hf.data.fasta import InputError
+from rd_hf.embedding.checkpoint import resolve
+from rd_hf.hub import load_family, save_checkpoint
 from rd_hf.hub.backbones import BackboneSource, family_config, parse_source
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from tests.conftest import EXAMPLE_FASTA, REPOSITORY, environment
@@ -167,6 +169,19 @@ def test_a_real_fine_tuned_esm2_is_a_level_and_a_plain_model(shared_data: Path, 
     with torch.inference_mode():
         found = model.eval()(IDS, mask, output_backbone_states=True).backbone_states[-1]
         assert torch.equal(found, plain(IDS, attention_mask=mask).last_hidden_state)
+
+
+def test_other_weights_in_a_bin_are_another_fingerprint(tmp_path: Path) -> None:
+    """Stored embeddings of a family that leans on folders must not be taken for those of changed weights."""
+    for name, layout in (("a", ESM2_BIN), ("b", ESM2_SHARDS)):
+        write_repo(tmp_path / name, layout, Size(16))
+    model = load_family(family_config([f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}"], [4]))
+    folder = save_checkpoint(model, tmp_path / "model", backbones=False)
+    seen = {resolve(folder).fingerprint}
+    for name, layout in (("a", ESM2_BIN), ("b", ESM2_SHARDS)):
+        write_repo(tmp_path / name, layout, Size(16), seed=5)
+        seen.add(resolve(folder).fingerprint)
+    assert len(seen) == 3
 
 
 PEAK = """

@@ -12,8 +12,11 @@ from transformers import DataCollatorWithFlattening
 
 from rd_hf.data.batching import collate, pack
 from rd_hf.data.residues import encode
+from rd_hf.hub import load_family
+from rd_hf.hub.backbones import family_config
 from rd_hf.model.attention_rd_esm import PACKED_ATTENTION, packed_attention
 from rd_hf.model.modeling_rd_esm import RDEsmModel
+from tests.hub.layouts import ESM1B, ESM2_BIN, Size, write_repo
 
 SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQ", "M", "ACDEFGHIKLMNPQRSTVWY" * 3, "MSDKIIHLTDDSFDTDVLKADG"]
 # The first rows of a packed batch and of separate ones are products of other shapes, summed in another order: some
@@ -88,6 +91,16 @@ def test_rows_that_mean_something_else_are_refused(model: RDEsmModel) -> None:
         model(**{**packed, "input_ids": ids.masked_fill(ids == 20, 32)})
     with pytest.raises(TypeError, match="unexpected keyword argument 'cu_seqlens'"):
         model(ids, cu_seqlens=packed["cu_seq_lens_q"])
+
+
+def test_backbones_with_absolute_positions_take_no_packed_rows(tmp_path: Path) -> None:
+    """Theirs are counted from the row's start; ESM-2's are relative."""
+    for name, layout in (("a", ESM2_BIN), ("b", ESM1B)):
+        write_repo(tmp_path / name, layout, Size(16))
+    config = family_config([f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}"], [4])
+    model = load_family(config, attn_implementation="rd_esm_packed")
+    with pytest.raises(ValueError, match=r"a backbone with absolute positions .* takes no packed rows"):
+        model(**pack(SEQUENCES))
 
 
 def test_on_cuda_the_fused_kernel_is_called_with_what_it_documents(monkeypatch: pytest.MonkeyPatch) -> None:
