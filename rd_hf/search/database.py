@@ -68,7 +68,9 @@ class Database:
             job: dict[str, Any] = manifest["job"]
             self.model = Checkpoint(**manifest["model"])
             names = {field.name for field in fields(EmbeddingOptions)} & job.keys() - {"levels", "batch_tokens"}
-            chosen: dict[str, Any] = {name: tuple(job[name]) if isinstance(job[name], list) else job[name] for name in names}
+            chosen: dict[str, Any] = {
+                name: tuple(job[name]) if isinstance(job[name], list) else job[name] for name in names
+            }
             self.options = EmbeddingOptions(levels=tuple(job["levels"]), **chosen)
             self._columns = {name: (entry["level"], int(entry["width"])) for name, entry in manifest["columns"].items()}
             self.inputs = tuple(job["inputs"])
@@ -124,7 +126,9 @@ class Database:
             if records[0] <= last or (np.diff(records) <= 0).any():
                 raise InputError(f"{file}: its records are not in order: embed again")
             last = int(records[-1])
-            vectors: np.ndarray = np.asarray(values.flatten()).reshape(-1, stored)[:, :width].astype(np.float32, copy=False)
+            vectors: np.ndarray = (
+                np.asarray(values.flatten()).reshape(-1, stored)[:, :width].astype(np.float32, copy=False)
+            )
             if self.options.normalize and of != level:
                 # Each level was normalised for itself: the first dimensions of a larger one are a scaled copy.
                 length = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))[:, None]

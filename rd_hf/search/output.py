@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
-import pyarrow.csv
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rd_hf.embedding.folder import explained
@@ -28,6 +29,7 @@ class TableWriter(AbstractContextManager["TableWriter"]):
         self.path = Path(path)
         self._temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
         self._writer: Any = None
+        self._text: IO[str] | None = None
 
     def write(self, table: pa.Table) -> None:
         """Append rows.
@@ -40,22 +42,20 @@ class TableWriter(AbstractContextManager["TableWriter"]):
                 self._writer = self._writer or pq.ParquetWriter(self._temporary, table.schema)
                 self._writer.write_table(table)
                 return
-            for place, field in enumerate(table.schema):
-                if pa.types.is_list(field.type):
-                    text = [";".join(items) for items in table.column(place).to_pylist()]
-                    table = table.set_column(place, field.name, pa.array(text, pa.string()))
             if self._writer is None:
-                options = pa.csv.WriteOptions(
-                    delimiter="\t" if self.path.suffix == ".tsv" else ",", quoting_style="needed"
-                )
-                self._writer = pa.csv.CSVWriter(str(self._temporary), table.schema, write_options=options)
-            self._writer.write_table(table)
+                self._text = self._temporary.open("w", encoding="utf-8", newline="")
+                dialect = "excel-tab" if self.path.suffix == ".tsv" else "excel"
+                self._writer = csv.writer(self._text, dialect=dialect, lineterminator="\n")
+                self._writer.writerow(table.column_names)
+            self._writer.writerows(zip(*map(_as_text, table.columns), strict=True))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with explained(self.path.parent):
-            if self._writer is not None:
+            if self._text is not None:
+                self._text.close()
+            elif self._writer is not None:
                 self._writer.close()
             if kind is None:
                 with self._temporary.open("rb") as handle:
@@ -63,3 +63,10 @@ class TableWriter(AbstractContextManager["TableWriter"]):
                 os.replace(self._temporary, self.path)
         with suppress(OSError):
             self._temporary.unlink(missing_ok=True)
+
+
+def _as_text(column: pa.ChunkedArray) -> list[str]:
+    """Cells as text; Arrow writes a float32 with the digits that it has."""
+    if pa.types.is_list(column.type):
+        return [";".join(items) for items in column.to_pylist()]
+    return pc.cast(column, pa.string()).to_pylist()
