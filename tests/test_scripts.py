@@ -25,7 +25,8 @@ ALLOWED = {
     "embedding": {"embedding", "data", "model", "launch", "lazy"},
     "hub": {"hub", "bases", "data", "model", "families"},
     "evaluation": {"evaluation", "bases", "data", "model", "fitting", "hub"},
-    "commands": {"commands", "bases", "data", "fitting", "embedding", "hub", "evaluation", "families", "launch"},
+    "search": {"search", "embedding", "data", "lazy"},
+    "commands": {"commands", "bases", "data", "fitting", "embedding", "search", "hub", "evaluation", "families", "launch"},
 }
 
 

@@ -1,12 +1,14 @@
 """Search and label transfer over nested embeddings: pay for the small level first.
 
 ``search(SearchSettings(...))`` is what ``rd-hf search`` runs: queries and a folder of embeddings in, a table of hits
-out. Names are looked up on first use.
+out.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rd_hf.lazy import lazy_names
 
 if TYPE_CHECKING:
     from rd_hf.search.job import search
@@ -14,12 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["SearchSettings", "SearchSummary", "search"]
 
-_HOMES = {"SearchSettings": "settings", "SearchSummary": "settings", "search": "job"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "SearchSettings": "rd_hf.search.settings",
+        "SearchSummary": "rd_hf.search.settings",
+        "search": "rd_hf.search.job",
+    },
+)
