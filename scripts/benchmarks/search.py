@@ -49,6 +49,7 @@ def write_folder(
     path: Path,
     vectors: Iterator[np.ndarray],
     nested_dims: dict[str, int],
+    level: str | None = None,
     ids: list[str] | None = None,
     fingerprint: str = "synthetic",
     **options: object,
@@ -57,15 +58,17 @@ def write_folder(
 
     Args:
         path: a new folder.
-        vectors: one array a file, (rows, width) float32 at the largest level.
-        nested_dims: width of each level.
+        vectors: one array a file, (rows, width) float32.
+        nested_dims: width of each level of the model.
+        level: of the vectors; by default the largest.
         ids: of all rows; by default ``r1`` and so on.
         fingerprint: of the model that it is said to come from.
         **options: fields of the job other than the usual.
     """
     path.mkdir(parents=True)
     folder = OutputFolder(path)
-    level, width = list(nested_dims.items())[-1]
+    level = level or list(nested_dims)[-1]
+    width = nested_dims[level]
     parts: list[dict[str, object]] = []
     done = 0
     for index, values in enumerate(vectors):

@@ -17,6 +17,7 @@ from tests.conftest import REPOSITORY
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
 from benchmarks.search import write_folder
+
 from rd_hf.commands import embed as embed_command
 from rd_hf.commands import search as search_command
 
@@ -51,8 +52,8 @@ def folder(tmp_path: Path) -> Callable[..., Path]:
 
     def make(vectors: np.ndarray, name: str = "database", **options: object) -> Path:
         files = (vectors[start : start + 7] for start in range(0, len(vectors), 7))
-        dims = {level: width for level, width in DIMS.items() if width <= vectors.shape[1]}
-        return write_folder(tmp_path / name, files, dims, **options)  # type: ignore[arg-type]
+        (level,) = (level for level, width in DIMS.items() if width == vectors.shape[1])
+        return write_folder(tmp_path / name, files, DIMS, level, **options)  # type: ignore[arg-type]
 
     return make
 
