@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.embedding.checkpoint import Checkpoint
 from rd_hf.embedding.folder import OutputFolder
 from rd_hf.embedding.options import EmbeddingOptions

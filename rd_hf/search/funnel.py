@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.search.approximate import Approximate, open_index
 from rd_hf.search.database import Database, keep
 from rd_hf.search.neighbours import NOBODY, Hits, nearest

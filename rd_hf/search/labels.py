@@ -7,7 +7,6 @@ neighbours that have it, divided by k. There d is Euclidean; for the cosine it i
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from rd_hf.data.fasta import DAMAGED, InputError, damaged, open_text
+from rd_hf.data.records import InputError
 from rd_hf.data.sources import ID_COLUMNS
+from rd_hf.data.streams import DAMAGED, damaged, open_text
 from rd_hf.search.database import Database
 
 # Several labels in one cell.
@@ -56,26 +56,31 @@ def read_labels(path: str | Path, column: str | None = None) -> dict[str, tuple[
     number = 0
     with open_text(path) as handle:
         try:
-            for number, row in enumerate(csv.reader(handle, dialect="excel-tab"), start=1):
+            for number, line in enumerate(handle, start=1):
+                row = [_cell(text) for text in line.split("\t")]
                 if number == 1 and column is not None:
                     if column not in row:
                         raise InputError(f"{path} has no column {column!r}; its columns are {', '.join(row)}")
                     place = row.index(column)
                     continue
-                if not row or (number == 1 and row[0].strip().lower() in ID_COLUMNS):
+                if not line.strip() or (number == 1 and row[0].lower() in ID_COLUMNS):
                     continue
                 if len(row) <= place:
                     raise InputError(f"{path} line {number} has no column {place + 1}: give id, tab, label")
                 labels = [label.strip() for label in row[place].split(_BETWEEN)]
-                found.setdefault(row[0].strip(), {}).update(dict.fromkeys(filter(None, labels)))
+                found.setdefault(row[0], {}).update(dict.fromkeys(filter(None, labels)))
         except DAMAGED as error:
-            raise damaged(path, number, error) from error
-        except csv.Error as error:
-            raise InputError(f"{path} cannot be read after line {number}: {error}") from error
+            raise damaged(path, number, error, "line") from error
     labels_of = {name: tuple(labels) for name, labels in found.items() if labels}
     if not labels_of:
         raise InputError(f"{path} gives no id a label: give lines of id, tab, label")
     return labels_of
+
+
+def _cell(text: str) -> str:
+    """A cell of a tab-separated file, without the quotes that a spreadsheet may have put around it."""
+    text = text.strip()
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.search.database import Block
 
 # Rows that faiss hands over beyond those asked for: room for what float32 cannot order.

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
 from rd_hf.data.sources import is_hub_dataset, read_records
 from rd_hf.embedding import Embedder, EmbeddingOptions
@@ -133,7 +133,7 @@ class Larger:
                     continue
                 name, length = wanted[number]
                 try:
-                    sequence = clean_sequence(record.sequence)
+                    sequence = clean_sequence(record.letters())
                 except RejectedSequenceError as error:
                     raise InputError(self._unlike(f"{source} record {record.number}: {error}")) from error
                 if (record.id, len(sequence)) != (name, length):

@@ -34,7 +34,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "scripts")]
 
 from benchmarks.resident import resident_mb
-from rd_hf.data.fasta import FastaRecord, read_fasta
+from rd_hf.data.fasta import read_fasta
+from rd_hf.data.records import FastaRecord
 from rd_hf.data.residues import clean_sequence
 from rd_hf.embedding import EmbeddingOptions, JobSettings, run_job
 from rd_hf.embedding.folder import OutputFolder

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.search.labels import read_labels, transfer
 from tests.search.conftest import Outcome, protein_like, read_hits
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.search import neighbours
 from rd_hf.search.database import Block
 from rd_hf.search.neighbours import NOBODY, nearest, score
