@@ -88,10 +88,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 if hits are written, 1 with a sentence on standard error if they cannot be."""
     args = build_parser().parse_args(argv)
     # Only now what takes seconds to import: --help and typing errors are answered at once.
+    from transformers.utils import logging as transformers_logging
+
     from rd_hf.data.records import InputError
     from rd_hf.embedding.folder import JobError
     from rd_hf.search import SearchSettings, search
 
+    transformers_logging.disable_progress_bar()
     try:
         settings = SearchSettings(
             queries=args.queries,
