@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rd_hf.hub import load_family, push_folder, push_model, save_checkpoint
     from rd_hf.model.configuration_rd_esm import RDEsmConfig
     from rd_hf.model.modeling_rd_esm import RDEsmModel
+    from rd_hf.search import SearchSettings, SearchSummary, search
 
 # The one place where the version stands: pyproject.toml reads it from here. The model's code, which travels without
 # the package, has a copy that a test holds equal.
@@ -27,6 +28,7 @@ _HOMES = {
     "esm2_config": "rd_hf.families",
     **dict.fromkeys(("Embedder", "EmbeddingOptions", "JobSettings", "JobSummary", "run_job"), "rd_hf.embedding"),
     **dict.fromkeys(("FitOptions", "FitResult", "draw_sample", "fit_bases", "install_bases"), "rd_hf.fitting"),
+    **dict.fromkeys(("SearchSettings", "SearchSummary", "search"), "rd_hf.search"),
     **dict.fromkeys(("load_family", "push_folder", "push_model", "save_checkpoint"), "rd_hf.hub"),
 }
 
@@ -39,6 +41,8 @@ __all__ = [
     "JobSummary",
     "RDEsmConfig",
     "RDEsmModel",
+    "SearchSettings",
+    "SearchSummary",
     "__version__",
     "draw_sample",
     "esm2_config",
@@ -49,6 +53,7 @@ __all__ = [
     "push_model",
     "run_job",
     "save_checkpoint",
+    "search",
 ]
 
 __getattr__ = lazy_names(__name__, _HOMES)

@@ -29,6 +29,7 @@ ALLOWED = {
     "hub": {"files", "hub", "bases", "data", "model", "families"},
     "evaluation": {"files", "evaluation", "bases", "data", "model", "fitting", "hub"},
     "maps": {"maps", "data", "embedding"},
+    "search": {"files", "search", "embedding", "data", "lazy"},
     "commands": {
         "commands",
         "bases",
@@ -37,6 +38,7 @@ ALLOWED = {
         "fitting",
         "embedding",
         "maps",
+        "search",
         "hub",
         "evaluation",
         "families",

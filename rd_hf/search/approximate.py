@@ -1,0 +1,146 @@
+"""Approximate indices: faiss' inverted lists and its graph, over one byte a dimension, kept for the next search.
+
+They only pick candidates, which are then scored from the rows themselves: what an index costs is candidates it
+misses, never a wrong score.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rd_hf.search.database import Database
+from rd_hf.search.neighbours import NOBODY, need_faiss, unit
+
+# faiss asks for at least 39 rows a list to train on, and calls 4 to 16 times the root of the rows a good number of
+# lists; of them the nearest sixteenth is searched.
+_ROWS_A_LIST = 39
+_LISTS, _SEARCHED = 4, 1 / 16
+_TRAIN_ROWS = 64
+# Links of a node in the graph.
+_LINKS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Approximate:
+    """An index over a database's rows at a level.
+
+    Attributes:
+        index: of faiss, rows numbered from 0.
+        kind: ``ivf`` or ``hnsw``.
+        metric: ``cosine`` or ``euclidean``.
+        records: (rows,) int64, record of each row.
+    """
+
+    index: Any
+    kind: str
+    metric: str
+    records: np.ndarray
+
+    def candidates(
+        self, queries: np.ndarray, count: int, own: np.ndarray | None, allowed: np.ndarray | None
+    ) -> np.ndarray:
+        """(queries, count) int64 records near each query, ``NOBODY`` where fewer were found.
+
+        Args:
+            queries: (queries, width) float32.
+            count: candidates a query.
+            own: (queries,) record to leave out for each.
+            allowed: ascending records that may be returned; all for None.
+        """
+        faiss = need_faiss()
+        asked = min(len(self.records), count + (own is not None))
+        chosen: dict[str, Any] = {}
+        if allowed is not None:
+            mask = np.packbits(np.isin(self.records, allowed, assume_unique=True), bitorder="little")
+            chosen["sel"] = faiss.IDSelectorBitmap(mask)
+        if self.kind == "ivf":
+            parameters = faiss.SearchParametersIVF(nprobe=max(1, round(self.index.nlist * _SEARCHED)), **chosen)
+        else:
+            parameters = faiss.SearchParametersHNSW(efSearch=max(64, 2 * asked), **chosen)
+        prepared = unit(queries) if self.metric == "cosine" else queries
+        _, rows = self.index.search(prepared, asked, params=parameters)
+        records = np.where(rows < 0, NOBODY, self.records[rows])
+        if own is None:
+            return records
+        # A record's own row goes; where it was not found, the last of the others does.
+        records = np.where(records == own[:, None], NOBODY, records)
+        order = np.argsort(records == NOBODY, axis=1, kind="stable")
+        return np.take_along_axis(records, order, axis=1)[:, :count]
+
+
+def open_index(
+    database: Database,
+    level: str,
+    metric: str,
+    kind: str,
+    cache: Path,
+    report: Callable[[str], None],
+    on_rows: Callable[[int], object] = lambda rows: None,
+) -> Approximate:
+    """The index that an earlier search left, or a new one, kept for the next.
+
+    Args:
+        database: whose rows are indexed.
+        level: of the rows.
+        metric: ``cosine`` or ``euclidean``.
+        kind: ``ivf`` or ``hnsw``.
+        cache: folder that keeps indices.
+        report: told where the index cannot be kept.
+        on_rows: told the rows of each block that was read.
+    """
+    faiss = need_faiss()
+    what = json.dumps([database.content, level, metric, kind, _LISTS, _TRAIN_ROWS, _LINKS])
+    path = cache / f"{kind}-{hashlib.sha256(what.encode()).hexdigest()[:32]}.faiss"
+    numbers = [records for records, _, _ in database.names()]
+    records = np.concatenate(numbers) if numbers else np.empty(0, np.int64)
+    if path.is_file():
+        # A file that is damaged is made anew; faiss raises RuntimeError for all that it cannot read.
+        with suppress(RuntimeError):
+            index = faiss.read_index(str(path))
+            if index.ntotal == len(records) and index.d == database.levels[level]:
+                return Approximate(index, kind, metric, records)
+    index = _build(faiss, database, level, metric, kind, on_rows)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        faiss.write_index(index, str(temporary))
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        report(f"the index cannot be kept in {cache} ({error}): the next search makes it anew; name another --cache")
+        with suppress(OSError):
+            temporary.unlink()
+    return Approximate(index, kind, metric, records)
+
+
+def _build(faiss: Any, database: Database, level: str, metric: str, kind: str, on_rows: Callable[[int], object]) -> Any:
+    width, rows = database.levels[level], database.rows
+    lists = max(1, min(round(_LISTS * rows**0.5), rows // _ROWS_A_LIST))
+    index = faiss.index_factory(width, f"IVF{lists},SQ8" if kind == "ivf" else f"HNSW{_LINKS}_SQ8", faiss.METRIC_L2)
+    # Every n-th row: the order of a proteome says nothing about its embeddings, but the first rows may be a family.
+    every = max(1, rows // max(1, _TRAIN_ROWS * lists if kind == "ivf" else 65536))
+    sample = []
+    seen = 0
+    for block in database.blocks(level):
+        sample.append(block.vectors[-seen % every :: every].copy())
+        seen += len(block.records)
+        on_rows(len(block.records))
+    index.train(_prepared(np.concatenate(sample), metric))
+    sample.clear()
+    for block in database.blocks(level):
+        index.add(_prepared(block.vectors, metric))
+        on_rows(len(block.records))
+    return index
+
+
+def _prepared(vectors: np.ndarray, metric: str) -> np.ndarray:
+    """Vectors whose Euclidean order is the metric's: of unit length for the cosine."""
+    return unit(vectors) if metric == "cosine" else vectors

@@ -1,0 +1,285 @@
+"""Nearest neighbours in a stream of blocks: exact, with memory that does not grow with the number of rows.
+
+faiss compares a block's rows with all queries at once and in float32, which is fast and good to some digits. Which
+rows are returned, and in which order, is decided in float64: all that can be among the nearest, as far as float32 can
+tell, are scored again from their vectors. So equal proteins have equal scores, ties go to the smaller record, and the
+result does not depend on how the rows were cut into blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rd_hf.data.records import InputError
+from rd_hf.search.database import Block
+
+# Rows that faiss hands over beyond those asked for: room for what float32 cannot order.
+_MARGIN = 8
+# Pairs scored at once: 4,096 of 1,280 dimensions are 40 MB an array in float64.
+_PAIRS = 4096
+# Queries whose similarities to a whole block are looked at together.
+_TOGETHER = 64
+NOBODY = -1
+_LAST = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """The nearest rows of each query, nearest first.
+
+    Attributes:
+        records: (queries, k) int64, ``NOBODY`` where there are fewer than k.
+        closeness: (queries, k) float32: cosine similarity, or minus the Euclidean distance; -inf for ``NOBODY``.
+    """
+
+    records: np.ndarray
+    closeness: np.ndarray
+
+    @classmethod
+    def none(cls, queries: int, k: int) -> Hits:
+        """Nothing found yet."""
+        return cls(np.full((queries, k), NOBODY), np.full((queries, k), -np.inf, np.float32))
+
+    def merge(self, queries: np.ndarray, records: np.ndarray, closeness: np.ndarray) -> None:
+        """Take what is nearer out of scored pairs, ordered by query, none of which is held already."""
+        if not len(queries):
+            return
+        k = self.records.shape[1]
+        touched, starts, counts = np.unique(queries, return_index=True, return_counts=True)
+        shape = (len(touched), k + int(counts.max()))
+        all_records, all_closeness = np.full(shape, _LAST), np.full(shape, -np.inf, np.float32)
+        held = self.records[touched]
+        all_records[:, :k] = np.where(held == NOBODY, _LAST, held)
+        all_closeness[:, :k] = self.closeness[touched]
+        row = np.repeat(np.arange(len(touched)), counts)
+        place = k + np.arange(len(queries)) - np.repeat(starts, counts)
+        all_records[row, place], all_closeness[row, place] = records, closeness
+        order = np.lexsort((all_records, -all_closeness), axis=-1)[:, :k]
+        best = np.take_along_axis(all_records, order, axis=1)
+        self.records[touched] = np.where(best == _LAST, NOBODY, best)
+        self.closeness[touched] = np.take_along_axis(all_closeness, order, axis=1)
+
+
+def need_faiss() -> Any:
+    """The faiss module.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise InputError(f"a search needs faiss ({error}): install it with pip install 'rd_hf[search]'") from error
+    return faiss
+
+
+def closeness(queries: np.ndarray, rows: np.ndarray, metric: str) -> np.ndarray:
+    """Score of each query with the row beside it, formed in float64.
+
+    Sums run along each row alone and so do not depend on which pairs are scored together.
+
+    Args:
+        queries, rows: (pairs, width) float32.
+        metric: ``cosine`` or ``euclidean``.
+
+    Returns:
+        (pairs,) float32: the cosine similarity (0 with a zero vector), or minus the Euclidean distance.
+    """
+    one, other = queries.astype(np.float64), rows.astype(np.float64)
+    if metric == "euclidean":
+        return -np.sqrt(((one - other) ** 2).sum(axis=1)).astype(np.float32)
+    lengths = np.sqrt((one * one).sum(axis=1) * (other * other).sum(axis=1))
+    return ((one * other).sum(axis=1) / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """(rows, width) float32 of length one; zero vectors stay zero."""
+    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))[:, None]
+    return vectors / np.where(lengths > 0, lengths, 1)
+
+
+def nearest(
+    blocks: Iterable[Block],
+    queries: np.ndarray,
+    k: int,
+    metric: str,
+    own: np.ndarray | None = None,
+    on_block: Callable[[int], object] = lambda rows: None,
+) -> Hits:
+    """The k nearest of all rows for each query.
+
+    Args:
+        blocks: the rows, records ascending and none twice.
+        queries: (queries, width) float32.
+        k: neighbours a query.
+        metric: ``cosine`` or ``euclidean``.
+        own: (queries,) int64, record to leave out for each query.
+        on_block: told the rows of each block when it is done.
+
+    Returns:
+        The nearest, ties in order of their records.
+    """
+    found = Hits.none(len(queries), k)
+    comparison: _Comparison | None = None
+    for block in blocks:
+        comparison = comparison or _Comparison.begin(queries, metric, block.vectors)
+        _search_block(block, queries, found, comparison, metric, own)
+        on_block(len(block.records))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    """What faiss is given in place of the queries, and how far its float32 can be trusted.
+
+    Attributes:
+        faiss: the module.
+        metric: ``cosine`` or ``euclidean``.
+        centre: (width,) taken from both sides of a Euclidean distance. faiss forms it as |q|² + |x|² - 2qx, which
+            cancels badly where a few channels are large in every protein, as they are in ESM-2.
+        queries: (queries, width), centred, or of length one.
+        lengths: (queries,) of those.
+    """
+
+    faiss: Any
+    metric: str
+    centre: np.ndarray
+    queries: np.ndarray
+    lengths: np.ndarray
+
+    @classmethod
+    def begin(cls, queries: np.ndarray, metric: str, some_rows: np.ndarray) -> _Comparison:
+        centre = some_rows.mean(axis=0) if metric == "euclidean" else np.zeros(queries.shape[1], np.float32)
+        prepared = queries - centre if metric == "euclidean" else unit(queries)
+        return cls(need_faiss(), metric, centre, prepared, np.linalg.norm(prepared, axis=1))
+
+    def rows(self, vectors: np.ndarray) -> np.ndarray:
+        """Rows as they are compared with the queries."""
+        return vectors - self.centre if self.metric == "euclidean" else unit(vectors)
+
+    def top(self, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """(queries, count) float32 of :meth:`scale`, and places of the rows."""
+        if self.metric == "cosine":
+            return self.faiss.knn(self.queries, rows, count, self.faiss.METRIC_INNER_PRODUCT)
+        squares, places = self.faiss.knn(self.queries, rows, count, self.faiss.METRIC_L2)
+        return -squares, places
+
+    def all(self, chosen: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """(chosen, rows) float32 of :meth:`scale`."""
+        product = self.queries[chosen] @ rows.T
+        if self.metric == "cosine":
+            return product
+        squares = np.einsum("ij,ij->i", rows, rows)[None, :] + self.lengths[chosen, None] ** 2
+        return 2 * product - squares
+
+    def scale(self, values: np.ndarray) -> np.ndarray:
+        """Closeness on the scale that is compared here: the cosine, or minus the squared distance."""
+        return values if self.metric == "cosine" else -(values.astype(np.float64) ** 2)
+
+    def slack(self, rows: np.ndarray) -> np.ndarray:
+        """(queries,) how much two values can be off together.
+
+        The roundings of a dot product of w numbers add up to more than 8 sqrt(w) units in |q||x| once in 10^13 times
+        (Higham and Mary 2019, SIAM J. Sci. Comput. 41:A2815); the preparation adds some.
+        """
+        off = (8 * rows.shape[1] ** 0.5 + 16) * float(np.finfo(np.float32).eps) / 2
+        if self.metric == "cosine":
+            return np.full(len(self.queries), 2 * off)
+        longest = float(np.sqrt(np.einsum("ij,ij->i", rows, rows).max()))
+        return 2 * off * (self.lengths + longest) ** 2
+
+
+def _search_block(
+    block: Block, queries: np.ndarray, found: Hits, comparison: _Comparison, metric: str, own: np.ndarray | None
+) -> None:
+    """Merge what a block holds into what was found before."""
+    rows = comparison.rows(block.vectors)
+    count = min(len(rows), found.records.shape[1] + _MARGIN)
+    values, places = comparison.top(rows, count)
+    slack = comparison.slack(rows)
+
+    def offer(asked: np.ndarray, at: np.ndarray) -> None:
+        if own is not None:
+            others = block.records[at] != own[asked]
+            asked, at = asked[others], at[others]
+        scores = _score(queries, block.vectors, asked, at, metric)
+        # faiss and float32 have done their part: only what is at least as near counts.
+        near = scores >= found.closeness[asked, -1]
+        found.merge(asked[near], block.records[at[near]], scores[near])
+
+    worst = comparison.scale(found.closeness[:, -1]) - slack
+    offer(*_pairs(values >= worst[:, None], places))
+    if count == len(rows):
+        return
+    # Where even the last of faiss' rows may belong to the nearest, so may rows that it left out.
+    worst = comparison.scale(found.closeness[:, -1]) - slack
+    for chosen in _pieces(np.flatnonzero(values[:, -1] >= worst), _TOGETHER):
+        mask = comparison.all(chosen, rows) >= worst[chosen, None]
+        asked, at = np.nonzero(mask)
+        asked = chosen[asked]
+        new = (found.records[asked] != block.records[at][:, None]).all(axis=1)
+        offer(asked[new], at[new])
+
+
+def score(
+    blocks: Iterable[Block],
+    queries: np.ndarray,
+    candidates: np.ndarray,
+    k: int,
+    metric: str,
+    on_block: Callable[[int], object] = lambda rows: None,
+) -> Hits:
+    """The k nearest among each query's candidates, scored from their rows.
+
+    Args:
+        blocks: rows, among them all candidates; records ascending within a block and in one block only.
+        queries: (queries, width) float32.
+        candidates: (queries, candidates) int64 records, ``NOBODY`` where there are fewer.
+        k: neighbours a query.
+        metric: ``cosine`` or ``euclidean``.
+        on_block: told the rows of each block when it is done.
+
+    Raises:
+        InputError: a candidate's row never came.
+    """
+    asked, _ = np.nonzero(candidates != NOBODY)
+    records = candidates[candidates != NOBODY]
+    order = np.argsort(records, kind="stable")
+    asked, records = asked[order], records[order]
+    found = Hits.none(len(queries), k)
+    scored = 0
+    for block in blocks:
+        low = np.searchsorted(records, block.records[0], "left")
+        high = np.searchsorted(records, block.records[-1], "right")
+        at = np.searchsorted(block.records, records[low:high])
+        here = block.records[at] == records[low:high]
+        some, at = asked[low:high][here], at[here]
+        by_query = np.argsort(some, kind="stable")
+        some, at = some[by_query], at[by_query]
+        found.merge(some, block.records[at], _score(queries, block.vectors, some, at, metric))
+        scored += len(some)
+        on_block(len(block.records))
+    if scored != len(records):
+        raise InputError(f"{len(records) - scored:,} candidates have no row at this level: make the database again")
+    return found
+
+
+def _score(queries: np.ndarray, vectors: np.ndarray, asked: np.ndarray, at: np.ndarray, metric: str) -> np.ndarray:
+    """(pairs,) float32 closeness of query ``asked[i]`` and row ``at[i]``."""
+    result = np.empty(len(asked), np.float32)
+    for piece in _pieces(np.arange(len(asked)), _PAIRS):
+        result[piece] = closeness(queries[asked[piece]], vectors[at[piece]], metric)
+    return result
+
+
+def _pairs(mask: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Query and place of each pair that the mask lets through, ordered by query."""
+    return np.nonzero(mask)[0], places[mask]
+
+
+def _pieces(values: np.ndarray, size: int) -> Iterable[np.ndarray]:
+    return (values[start : start + size] for start in range(0, len(values), size))

@@ -1,0 +1,72 @@
+"""Hits to a file, as they come in: Parquet or text, whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import os
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rd_hf.files import explained
+
+
+class TableWriter(AbstractContextManager["TableWriter"]):
+    """Writes tables of one schema to a file, which appears when all are written.
+
+    Lists become text with ``;`` between their items where the file is text.
+
+    Args:
+        path: ends in ``.parquet``, ``.tsv`` or ``.csv``.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+        self._temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
+        self._writer: Any = None
+        self._text: IO[str] | None = None
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows.
+
+        Raises:
+            JobError: the disk is full or the folder cannot be written to.
+        """
+        with explained(self.path.parent):
+            if self.path.suffix == ".parquet":
+                self._writer = self._writer or pq.ParquetWriter(self._temporary, table.schema)
+                self._writer.write_table(table)
+                return
+            if self._writer is None:
+                self._text = self._temporary.open("w", encoding="utf-8", newline="")
+                dialect = "excel-tab" if self.path.suffix == ".tsv" else "excel"
+                self._writer = csv.writer(self._text, dialect=dialect, lineterminator="\n")
+                self._writer.writerow(table.column_names)
+            self._writer.writerows(zip(*map(_as_text, table.columns), strict=True))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with explained(self.path.parent):
+            if self._text is not None:
+                self._text.close()
+            elif self._writer is not None:
+                self._writer.close()
+            if kind is None:
+                with self._temporary.open("rb") as handle:
+                    os.fsync(handle.fileno())
+                os.replace(self._temporary, self.path)
+        with suppress(OSError):
+            self._temporary.unlink(missing_ok=True)
+
+
+def _as_text(column: pa.ChunkedArray) -> list[str]:
+    """Cells as text; Arrow writes a float32 with the digits that it has."""
+    if pa.types.is_list(column.type):
+        return [";".join(items) for items in column.to_pylist()]
+    return pc.cast(column, pa.string()).to_pylist()

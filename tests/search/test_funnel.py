@@ -1,0 +1,134 @@
+"""Shortlists by a small level or an approximate index: scored from the rows, and their recall told as it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rd_hf.search import approximate
+from tests.search.conftest import Outcome, by_hand, protein_like, read_hits, records_found
+
+
+def told(outcome: Outcome) -> tuple[int, float, float]:
+    """Queries and shares of the sentence about recall."""
+    assert outcome.status == 0, outcome.stderr
+    match = re.search(r"on (\d+) queries .*: ([\d.]+) of the nearest, ([\d.]+) of all", outcome.stdout)
+    assert match is not None
+    return int(match[1]), float(match[2]), float(match[3])
+
+
+def funnel_by_hand(queries: np.ndarray, rows: np.ndarray, k: int, shortlist: int, metric: str) -> np.ndarray:
+    """(queries, k) records: the small level's nearest, ordered by the large one."""
+    best = []
+    for query, chosen in zip(queries, by_hand(queries[:, :8], rows[:, :8], shortlist, metric), strict=True):
+        chosen = np.sort(chosen)
+        best.append(chosen[by_hand(query[None], rows[chosen - 1], k, metric)[0] - 1])
+    return np.array(best)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_the_funnel_is_its_two_steps_and_tells_its_recall(
+    run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path, metric: str
+) -> None:
+    rows, queries = protein_like(200), protein_like(30, seed=1)
+    outcome = run(
+        *("--queries", folder(queries, "queries"), "--database", folder(rows), "--metric", metric, "--k", 3),
+        *("--shortlist-level", "S", "--shortlist", 12, "--output", tmp_path / "hits.tsv"),
+    )
+    assert "shortlist: 12 candidates a query at level S (exact)" in outcome.stdout
+    found = records_found(tmp_path / "hits.tsv", 3)
+    np.testing.assert_array_equal(found, funnel_by_hand(queries, rows, 3, 12, metric))
+    assert set(read_hits(tmp_path / "hits.tsv")["level"]) == {"L"}
+    exact = by_hand(queries, rows, 3, metric)
+    first = np.mean([want[0] in have for want, have in zip(exact, found, strict=True)])
+    every = np.mean([record in have for want, have in zip(exact, found, strict=True) for record in want])
+    assert 0 < every < 1, "a recall worth telling"
+    assert told(outcome) == (30, pytest.approx(first, abs=5e-5), pytest.approx(every, abs=5e-5))
+
+
+def test_the_sample_is_of_the_size_asked_for(
+    run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    database = folder(protein_like(50))
+    arguments = ("--queries", database, "--database", database, "--shortlist-level", "S", "--shortlist", 49)
+    outcome = run(*arguments, "--recall-sample", 7, "--output", tmp_path / "hits.tsv")
+    # All others are candidates: nothing can be missed, a database's own rows being out on both sides.
+    assert told(outcome) == (7, 1, 1)
+    outcome = run(*arguments, "--recall-sample", 0, "--output", tmp_path / "hits.tsv")
+    assert outcome.status == 0
+    assert "recall" not in outcome.stdout
+
+
+@pytest.mark.parametrize("index", ["ivf", "hnsw"])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_an_approximate_index_picks_and_the_rows_score(
+    run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path, index: str, metric: str
+) -> None:
+    rows, queries = protein_like(300), protein_like(20, seed=1)
+    (tmp_path / "labels.tsv").write_text("".join(f"r{record}\tx\n" for record in range(1, 301, 2)))
+    arguments = [
+        *("--queries", folder(queries, "queries"), "--database", folder(rows), "--metric", metric, "--k", 4),
+        *("--index", index, "--output", tmp_path / "hits.tsv", "--shortlist", 150),
+    ]
+    outcome = run(*arguments)
+    found = records_found(tmp_path / "hits.tsv", 4)
+    exact = by_hand(queries, rows, 4, metric)
+    hit = [record in have for want, have in zip(exact, found, strict=True) for record in want]
+    assert told(outcome)[2] == pytest.approx(np.mean(hit), abs=5e-5)
+    scores = np.array(read_hits(tmp_path / "hits.tsv")["similarity" if metric == "cosine" else "distance"], float)
+    chosen = rows[found - 1]
+    expected = np.linalg.norm(queries[:, None] - chosen, axis=-1)
+    if metric == "cosine":
+        lengths = np.linalg.norm(chosen, axis=-1) * np.linalg.norm(queries, axis=-1)[:, None]
+        expected = (queries[:, None] * chosen).sum(-1) / lengths
+    # Of the rows' own float32, not of an index' one byte a dimension, which is off by 1e-2.
+    np.testing.assert_allclose(scores.reshape(-1, 4), expected, rtol=2e-6)
+    assert run(*arguments, "--labels", tmp_path / "labels.tsv").status == 0
+    assert (records_found(tmp_path / "hits.tsv", 4) % 2 == 1).all(), "only the labelled"
+
+
+def test_an_approximate_index_leaves_a_records_own_row_out(
+    run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    rows = protein_like(120)
+    database = folder(rows)
+    arguments = ("--queries", database, "--database", database, "--index", "hnsw", "--k", 3, "--shortlist", 60)
+    outcome = run(*arguments, "--output", tmp_path / "hits.tsv")
+    assert told(outcome)[1] > 0.99  # a graph of 120 nodes, half of them visited
+    found = records_found(tmp_path / "hits.tsv", 3)
+    assert (found != np.arange(1, 121)[:, None]).all()
+
+
+def test_an_index_is_kept_and_made_anew_where_it_is_damaged(
+    run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = folder(protein_like(100))
+    made: list[str] = []
+    build = approximate._build
+    monkeypatch.setattr(approximate, "_build", lambda *arguments: made.append(arguments[4]) or build(*arguments))
+    arguments = ("--queries", database, "--database", database, "--output", tmp_path / "hits.tsv", "--index")
+    for index in ("ivf", "ivf", "hnsw", "ivf"):
+        assert run(*arguments, index).status == 0
+    assert made == ["ivf", "hnsw"]
+    before = (tmp_path / "hits.tsv").read_text()
+    (kept,) = (database / ".search").glob("ivf-*.faiss")
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert run(*arguments, "ivf").status == 0
+    assert made == ["ivf", "hnsw", "ivf"]
+    assert (tmp_path / "hits.tsv").read_text() == before
+
+
+def test_an_index_that_cannot_be_kept_is_said_and_used(
+    run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    database = folder(protein_like(40))
+    (tmp_path / "file").write_text("")
+    arguments = ("--queries", database, "--database", database, "--output", tmp_path / "hits.tsv")
+    outcome = run(*arguments, "--index", "ivf", "--cache", tmp_path / "file" / "cache")
+    assert outcome.status == 0
+    assert "the index cannot be kept in" in outcome.stderr
+    assert (tmp_path / "hits.tsv").exists()

@@ -1,0 +1,125 @@
+"""Label transfer: reliabilities by the published formula, files as people write them."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rd_hf.data.records import InputError
+from rd_hf.search.labels import read_labels, transfer
+from tests.search.conftest import Outcome, protein_like, read_hits
+
+NAMES = st.lists(st.sampled_from("ABCDE"), unique=True).map(tuple)
+
+
+def test_one_neighbour_gives_its_labels_half_over_half_plus_distance() -> None:
+    (prediction,) = transfer([(0.5, ("GO:1",))])
+    assert (prediction.label, prediction.reliability, prediction.neighbours) == ("GO:1", 0.5, 1)
+    assert transfer([(0.0, ("GO:1",))])[0].reliability == 1
+
+
+@given(st.lists(st.tuples(st.floats(0, 100), NAMES), min_size=1, max_size=8))
+def test_over_several_neighbours_it_is_the_mean_of_those_that_have_the_label(
+    neighbours: list[tuple[float, tuple[str, ...]]],
+) -> None:
+    predictions = {one.label: one for one in transfer(neighbours)}
+    assert predictions.keys() == {label for _, labels in neighbours for label in labels}
+    for label, prediction in predictions.items():
+        # Littmann et al. 2021: RI = 1/k sum over the hits with the label of 0.5 / (0.5 + d), as a matrix product here.
+        has = np.array([label in labels for _, labels in neighbours])
+        expected = has @ (1 / (1 + 2 * np.array([distance for distance, _ in neighbours]))) / len(neighbours)
+        assert prediction.reliability == pytest.approx(expected, rel=1e-12)
+        assert prediction.neighbours == has.sum()
+    order = [(-one.reliability, one.label) for one in transfer(neighbours)]
+    assert order == sorted(order)
+
+
+def test_files_of_labels(tmp_path: Path) -> None:
+    plain = tmp_path / "labels.tsv"
+    plain.write_text("id\tlabel\na\tx; y\nb\tz\na\tw\nc\t\n")
+    assert read_labels(plain) == {"a": ("x", "y", "w"), "b": ("z",)}
+    (tmp_path / "labels.tsv.gz").write_bytes(gzip.compress(b"a\tx\nb\ty\n"))
+    assert read_labels(tmp_path / "labels.tsv.gz") == {"a": ("x",), "b": ("y",)}
+    plain.write_text("sid\tfold\tfamily\nd1\ta.1\ta.1.1.1\n")
+    assert read_labels(plain, "family") == {"d1": ("a.1.1.1",)}
+
+
+@pytest.mark.parametrize(
+    ("text", "column", "says"),
+    [
+        ("a\tx\nb\n", None, "line 2 has no column 2"),
+        ("id\tlabel\n", None, "gives no id a label"),
+        ("a\tx\n", "family", "has no column 'family'; its columns are a, x"),
+    ],
+)
+def test_odd_files_get_a_sentence(tmp_path: Path, text: str, column: str | None, says: str) -> None:
+    (tmp_path / "labels.tsv").write_text(text)
+    with pytest.raises(InputError, match=says):
+        read_labels(tmp_path / "labels.tsv", column)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_a_search_gives_each_query_the_labels_of_its_labelled_neighbours(
+    run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path, metric: str
+) -> None:
+    rows, queries = protein_like(40), protein_like(6, seed=1)
+    having = np.arange(40) % 3 != 0  # rows 1, 4, 7, ... have no label
+    labels = {f"r{row + 1}": ("even" if row % 2 == 0 else "odd", f"n{row}") for row in np.flatnonzero(having)}
+    lines = [f"{name}\t{';'.join(each)}\n" for name, each in labels.items()]
+    (tmp_path / "labels.tsv").write_text("".join([*lines, "stranger\tx\n"]))
+    outcome = run(
+        *("--queries", folder(queries, "queries"), "--database", folder(rows), "--metric", metric, "--k", 3),
+        *("--labels", tmp_path / "labels.tsv", "--output", tmp_path / "hits.parquet"),
+    )
+    assert outcome.status == 0
+    assert "14 of 40 proteins have no label and are left out ('r1', 'r4', 'r7', ...)" in outcome.stderr
+    assert "1 labelled ids are not in the database ('stranger')" in outcome.stderr
+
+    one, other = queries.astype(np.float64), rows[having].astype(np.float64)
+    distance = np.linalg.norm(one[:, None] - other[None], axis=-1)
+    if metric == "cosine":
+        distance = 1 - (one @ other.T) / np.outer(np.linalg.norm(one, axis=1), np.linalg.norm(other, axis=1))
+    nearest = np.argsort(distance, axis=1)[:, :3]
+    hits = pq.read_table(tmp_path / "hits.parquet")
+    records = np.array(hits["record"]).reshape(-1, 3)
+    np.testing.assert_array_equal(records, np.flatnonzero(having)[nearest] + 1)
+    assert hits["labels"].to_pylist() == [list(labels[name]) for name in hits["id"].to_pylist()]
+
+    given_labels = pq.read_table(tmp_path / "hits.labels.parquet").to_pylist()
+    for query in range(6):
+        expected: dict[str, float] = {}
+        for row, far in zip(records[query], distance[query, nearest[query]], strict=True):
+            for label in labels[f"r{row}"]:
+                expected[label] = expected.get(label, 0) + 0.5 / (0.5 + far) / 3
+        mine = {row["label"]: row["reliability"] for row in given_labels if row["query_record"] == query + 1}
+        # Distances are written in float32.
+        assert mine == pytest.approx(expected, abs=1e-6)
+
+
+def test_text_files_join_labels(run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "labels.tsv").write_text("r1\ta;b\nr2\tc\n")
+    database = folder(protein_like(2))
+    arguments = ("--queries", database, "--database", database, "--labels", tmp_path / "labels.tsv")
+    assert run(*arguments, "--k", 1, "--output", tmp_path / "hits.tsv").status == 0
+    assert read_hits(tmp_path / "hits.tsv")["labels"] == ["c", "a;b"]
+    assert read_hits(tmp_path / "hits.labels.tsv")["label"] == ["c", "a", "b"]
+
+
+def test_labels_of_no_protein_get_a_sentence(
+    run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "labels.tsv").write_text("P12345\tx\n")
+    database = folder(protein_like(9))
+    arguments = ("--queries", database, "--database", database, "--labels", tmp_path / "labels.tsv")
+    outcome = run(*arguments, "--output", tmp_path / "hits.tsv")
+    assert outcome.status == 1
+    assert "labels none of the 9 proteins" in outcome.stderr
+    assert "'P12345', the database's 'r1'" in outcome.stderr
+    assert not (tmp_path / "hits.tsv").exists()
