@@ -32,8 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--queries",
         required=True,
         metavar="FILE_OR_DIR",
-        help="sequences (FASTA or a table, as rd-hf embed reads them) or a folder of embeddings; the database itself may "
-        "be given, each protein's own row is then left out",
+        help="sequences (FASTA or a table, as rd-hf embed reads them) or a folder of embeddings; the database itself "
+        "may be given, each protein's own row is then left out",
     )
     parser.add_argument(
         "--database", required=True, metavar="DIR", help="folder that rd-hf embed made, one row a protein"

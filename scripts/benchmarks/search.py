@@ -67,8 +67,8 @@ def write_folder(
         fingerprint: of the model that it is said to come from.
         **options: fields of the job other than the usual.
     """
-    path.mkdir(parents=True)
     folder = OutputFolder(path)
+    folder.claim()
     level = level or list(nested_dims)[-1]
     width = nested_dims[level]
     parts: list[dict[str, object]] = []
@@ -106,6 +106,7 @@ def write_folder(
             "parts": parts,
         }
     )
+    folder.leave()
     return path
 
 

@@ -159,7 +159,7 @@ def test_choices_that_do_not_fit_get_a_sentence(
     database = folder(protein_like(20))
     outcome = run("--queries", database, "--database", database, "--output", tmp_path / "hits.tsv", *more)
     assert outcome.status == 1
-    assert outcome.stderr.startswith("search.py: ")
+    assert outcome.stderr.startswith("rd-hf search: error: ")
     assert says in outcome.stderr
     assert len(outcome.stderr.splitlines()) == 1
     assert not (tmp_path / "hits.tsv").exists()
