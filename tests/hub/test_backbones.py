@@ -184,6 +184,34 @@ def test_other_weights_in_a_bin_are_another_fingerprint(tmp_path: Path) -> None:
     assert len(seen) == 3
 
 
+QUIET = """
+import sys
+from transformers.utils import logging
+from rd_hf.hub import load_family, save_checkpoint
+from rd_hf.hub.backbones import family_config
+from rd_hf.model.modeling_rd_esm import RDEsmModel
+save_checkpoint(load_family(family_config(sys.argv[2:], "all")), sys.argv[1], backbones=True)
+RDEsmModel.from_pretrained(sys.argv[1])
+print(logging.is_progress_bar_enabled(), logging.get_verbosity())
+"""
+
+
+def test_loading_and_saving_several_backbones_says_nothing(tmp_path: Path) -> None:
+    """No bar a backbone, and no report of heads that are left out on purpose; what was on before is on again."""
+    words = [f"{name}={write_repo(tmp_path / name, ESM2_SHARDS, Size(16))}" for name in "abc"]
+    noisy = {key: value for key, value in environment().items() if key != "HF_HUB_DISABLE_PROGRESS_BARS"}
+    done = subprocess.run(
+        [sys.executable, "-c", QUIET, str(tmp_path / "full"), *words],
+        cwd=REPOSITORY,
+        env=noisy,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["True", "30"]
+
+
 PEAK = """
 import sys, torch
 sys.path.insert(0, "scripts")
