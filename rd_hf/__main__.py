@@ -26,6 +26,7 @@ COMMANDS = {
     "search": ("rd_hf.commands.search", "nearest neighbours and label transfer in a folder of embeddings"),
     "map": ("rd_hf.commands.map", "draw the proteins of a folder of embeddings as a page for the browser"),
     "convert": ("rd_hf.commands.convert", "turn embeddings of raw backbones into nested ones, without a backbone"),
+    "export": ("rd_hf.commands.export", "write a folder of embeddings as h5, for biotrainer and protspace"),
     "evaluate dms": ("rd_hf.commands.evaluate_dms", "does bigger win? probes on deep mutational scans"),
     "evaluate residues": ("rd_hf.commands.evaluate_residues", "secondary structure and metal binding of residues"),
     "evaluate homology": ("rd_hf.commands.evaluate_homology", "remote homologues found by similarity"),

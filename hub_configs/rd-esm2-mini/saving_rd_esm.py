@@ -149,7 +149,7 @@ class RDEsmSaving(PreTrainedModel):
                         f"backbones too (backbones=True), or set config.levels[...]['repo_id'] and ['revision']"
                     )
             return {None: projections}
-        if len(self.backbones) < len(self.config.levels):
+        if len(self.backbones) < len(self.config.levels) or self.first_backbone:
             raise ValueError(
                 "this model holds bases only; fetch its backbones (load_backbones) or save backbones=False"
             )

@@ -2,6 +2,7 @@
 
     rd-hf embed --model hub_configs/rd-esm2-mini --input proteome.fasta.gz --output embeddings
     rd-hf embed --model DIR --input a.fasta b.csv owner/dataset:train --output out --level S L
+    rd-hf embed --extend embeddings_650M --level 3B --output embeddings_3B    (the 3B backbone alone runs)
     zcat many.fasta.gz | rd-hf embed --model DIR --input - --output out --pooling residue
     accelerate launch --num_processes 4 -m rd_hf embed --model DIR --input proteome.fasta.gz --output out    (GPUs)
     torchrun --nproc_per_node 4 -m rd_hf embed --model DIR --input proteome.fasta.gz --output out            (CPUs)
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 
 from rd_hf.commands._arguments import command_parser, run_with_arguments
 from rd_hf.embedding.options import LONG_POLICIES, MAX_RESIDUES, MODEL_DTYPES, OUTPUT_DTYPES, OVERLAP, POOLINGS
@@ -26,17 +28,22 @@ from rd_hf.embedding.options import LONG_POLICIES, MAX_RESIDUES, MODEL_DTYPES, O
 
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser("embed", __doc__)
-    parser.add_argument("--model", required=True, metavar="ID_OR_DIR", help="reverse-distilled model: folder or Hub id")
+    parser.add_argument("--model", metavar="ID_OR_DIR", help="reverse-distilled model: folder or Hub id")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub model")
     parser.add_argument(
         "--input",
-        required=True,
         nargs="+",
         metavar="FILE_OR_DATASET",
         help="FASTA, CSV, TSV, JSON lines (each also as .gz, .bz2, .xz, .zst, .lz4) or Parquet files, a Hub dataset "
         "owner/name[:split], or - for FASTA on standard input; several are read one after the other",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder, or that of this same job")
+    parser.add_argument(
+        "--extend",
+        metavar="DIR",
+        help="a finished folder at a smaller level: only the backbones beyond it run. Model, inputs and options are "
+        "those of that folder unless given; inputs may lie elsewhere now, but must be the same records",
+    )
 
     what = parser.add_argument_group("what to compute")
     what.add_argument(
@@ -129,14 +136,23 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace, argv: list[str] | None) -> None:
+    if args.extend is None and (args.model is None or args.input is None):
+        build_parser().error("--model and --input are required, unless --extend names a folder that knows them")
     # Only now what takes seconds to import: --help and typing errors are answered at once.
     from transformers.utils import logging as transformers_logging
 
     from rd_hf.embedding import EmbeddingOptions, JobSettings, run_job
+    from rd_hf.embedding.extension import arguments, open_extendable
     from rd_hf.launch import Processes, leave, processes
 
     transformers_logging.disable_progress_bar()
+    if args.extend is not None:
+        # Parsed once more with defaults that tell themselves from what the user gave.
+        parser = build_parser()
+        parser.set_defaults(**dict.fromkeys(vars(args), absent := object()))
+        given = {name for name, value in vars(parser.parse_args(argv)).items() if value is not absent}
+        args = argparse.Namespace(**arguments(open_extendable(args.extend), vars(args), given))
     settings = JobSettings(
         model=args.model,
         inputs=tuple(args.input),
@@ -163,6 +179,7 @@ def run(args: argparse.Namespace) -> None:
         attn_implementation=args.attn_implementation,
         device=args.device,
         window_tokens=args.window_tokens,
+        extend=args.extend,
     )
     group = processes()
     joined: Processes | None = group
@@ -180,7 +197,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
-    return run_with_arguments(build_parser(), run, argv)
+    return run_with_arguments(build_parser(), partial(run, argv=argv), argv)
 
 
 if __name__ == "__main__":

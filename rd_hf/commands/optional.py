@@ -5,6 +5,7 @@ from __future__ import annotations
 # Import name: name on the package index, and the extra of this package that brings it.
 OPTIONAL = {
     "faiss": ("faiss-cpu", "search"),
+    "h5py": ("h5py", "h5"),
     "matplotlib": ("matplotlib", "plots"),
     "pandas": ("pandas", "eval"),
     "plotly": ("plotly", "map"),

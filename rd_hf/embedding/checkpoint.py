@@ -135,6 +135,7 @@ def load_model(
     attn_implementation: str | None,
     device: str,
     sequential: bool = False,
+    above: str | None = None,
 ) -> RDEsmModel:
     """The model on its device, in eval mode, loaded at most once a process.
 
@@ -149,6 +150,7 @@ def load_model(
         attn_implementation: as in transformers; None lets it choose.
         device: name of a torch device.
         sequential: hold one backbone at a time, each loaded when its turn comes.
+        above: leave out the backbones up to this level.
     """
     import torch
 
@@ -158,7 +160,7 @@ def load_model(
     extras = {key: value for key, value in extras.items() if value is not None}
     try:
         model = RDEsmModel.from_pretrained(
-            name, level=level, dtype=getattr(torch, dtype), sequential=sequential, **extras
+            name, level=level, dtype=getattr(torch, dtype), sequential=sequential, above=above, **extras
         )
     except (OSError, ValueError) as error:
         raise InputError(" ".join(str(error).split())) from error

@@ -11,6 +11,7 @@ import torch
 
 from rd_hf.data.batching import SPECIAL_TOKENS, collate, residue_mask, token_budget_batches
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
+from rd_hf.embedding.algebra import contributions
 from rd_hf.embedding.checkpoint import settle_after_fork
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.pieces import Piece, cut, merge_weights
@@ -76,6 +77,8 @@ class Engine:
         tokens: tokens a batch that fit so far.
         window_tokens: tokens that go up the levels together, in as many batches as that takes: for a model that
             loads each backbone when its turn comes. 0: one batch at a time.
+        above: with a level, what the backbones beyond it contribute is computed in place of the embedding, and no
+            smaller backbone runs; see :func:`rd_hf.embedding.algebra.contributions`.
         work: running totals.
         process: id of the process that last used it; another one was forked, and inherited it.
     """
@@ -86,6 +89,7 @@ class Engine:
     report: Callable[[str], None] = print
     tokens: int = 0
     window_tokens: int = 0
+    above: str | None = None
     work: Work = field(default_factory=Work)
     process: int = field(default_factory=os.getpid)
 
@@ -168,11 +172,8 @@ class Engine:
                 [requests[piece.owner].sequence[piece.start : piece.stop] for piece in batch]
             )
             inputs.append({"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)})
-        outputs = self.model.forward_window(inputs, self.level)
         values = []
-        for batch, given, output in zip(batches, inputs, outputs, strict=True):
-            states = output.last_hidden_state  # (batch, longest + 2, width)
-            assert states is not None
+        for batch, given, states in zip(batches, inputs, self._states(inputs), strict=True):
             lengths = [piece.length for piece in batch]
             if self.options.one_row and all(piece.whole for piece in batch):
                 rows = pool(states, lengths, self.options.pooling)
@@ -185,6 +186,13 @@ class Engine:
             self.work.padding += tokens - sum(lengths) - SPECIAL_TOKENS * len(batch)
             values.append(rows.cpu().numpy())
         return values
+
+    def _states(self, inputs: Sequence[dict[str, torch.Tensor]]) -> list[torch.Tensor]:
+        """What is pooled of each batch: (batch, longest + 2, width)."""
+        if self.above is not None:
+            return contributions(self.model, inputs, self.above, self.level)
+        states = [output.last_hidden_state for output in self.model.forward_window(inputs, self.level)]
+        return [state for state in states if state is not None]
 
     def _shrink(self, call: _Call, batches: Sequence[Sequence[Piece]]) -> None:
         """Halve the window or the budget after what did not fit; give up on a sequence that does not fit alone."""

@@ -8,11 +8,15 @@ from which parts were done before, by which process, or how often the job was ki
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rd_hf.data.fasta import InputError
 from rd_hf.data.sources import is_hub_dataset, source_size
+from rd_hf.embedding.checkpoint import Checkpoint
+from rd_hf.embedding.extension import ExtendingWorker, check, open_extendable
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry
 from rd_hf.embedding.manifest import check_digest, open_job
 from rd_hf.embedding.progress import Progress
@@ -41,9 +45,37 @@ def run_job(
     """
     group = group or Processes()
     _check_inputs(settings, group)
+    if settings.extend is None:
+        return run_worker(settings, group, Worker, {}, (), report, show_progress)
+    finished = open_extendable(settings.extend)
+    about = {"extends": settings.extend, "extends_sha256": finished.digest}
+    start = partial(ExtendingWorker, finished=finished, above=finished.level)
+    return run_worker(settings, group, start, about, [partial(check, finished, settings)], report, show_progress)
+
+
+def run_worker(
+    settings: JobSettings,
+    group: Processes,
+    start: Callable[..., Worker],
+    about: Mapping[str, Any],
+    checks: Sequence[Callable[[Checkpoint], None]],
+    report: Callable[[str], None] | None = None,
+    show_progress: bool = True,
+    total: int | None = None,
+    unit: str = "residues",
+) -> JobSummary:
+    """Run a job of any kind: claim its folder, let ``start``'s worker do the parts, complete the manifest.
+
+    Args:
+        settings, group, report, show_progress: as in :func:`run_job`.
+        start: the worker's class, or one with more arguments bound.
+        about, checks: as in :func:`rd_hf.embedding.manifest.open_job`.
+        total: what the worker's progress counts up to; by default the bytes of the inputs.
+        unit: what it tells the rate of.
+    """
     folder = OutputFolder(settings.output)
     try:
-        return _run(settings, group, folder, report, show_progress)
+        return _run(settings, group, folder, start, about, checks, report, show_progress, total, unit)
     finally:
         folder.leave()
 
@@ -52,19 +84,25 @@ def _run(
     settings: JobSettings,
     group: Processes,
     folder: OutputFolder,
+    start: Callable[..., Worker],
+    about: Mapping[str, Any],
+    checks: Sequence[Callable[[Checkpoint], None]],
     report: Callable[[str], None] | None,
     show_progress: bool,
+    total: int | None,
+    unit: str,
 ) -> JobSummary:
-    checkpoint, notes = open_job(settings, group, folder)
+    checkpoint, notes = open_job(settings, group, folder, about, checks)
     widths = checkpoint.widths(settings.options.levels)
     stages = Stages()
-    sizes = [source_size(source) for source in settings.inputs]
-    total = None if None in sizes else sum(size or 0 for size in sizes)
-    with Progress(total, shown=group.is_main and show_progress) as progress:
+    if total is None:
+        sizes = [source_size(source) for source in settings.inputs]
+        total = None if None in sizes else sum(size or 0 for size in sizes)
+    with Progress(total, shown=group.is_main and show_progress, unit=unit) as progress:
         report = report or progress.say
         for note in notes:
             report(note)
-        worker = Worker(settings, group, folder, checkpoint, widths, stages, progress, report)
+        worker = start(settings, group, folder, checkpoint, widths, stages, progress, report)
         digests, records = worker.run()
     # Only when every process has ended its parts can their number be right.
     group.all_well(True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -18,14 +19,28 @@ from rd_hf.launch import Processes
 MANIFEST_FORMAT = 2
 
 
-def open_job(settings: JobSettings, group: Processes, folder: OutputFolder) -> tuple[Checkpoint, list[str]]:
-    """Claim the folder, and begin or take up its manifest: the main process's part, the others wait for it."""
+def open_job(
+    settings: JobSettings,
+    group: Processes,
+    folder: OutputFolder,
+    about: Mapping[str, Any],
+    checks: Sequence[Callable[[Checkpoint], None]] = (),
+) -> tuple[Checkpoint, list[str]]:
+    """Claim the folder, and begin or take up its manifest: the main process's part, the others wait for it.
+
+    Args:
+        settings, group, folder: of the job.
+        about: what else decides what is written, beside the settings.
+        checks: each raises a JobError where the model is not one for this job.
+    """
     failure: Exception | None = None
     notes: list[str] = []
     if group.is_main:
         try:
             checkpoint = resolve(settings.model, settings.revision)
-            job = _describe(settings, checkpoint.widths(settings.options.levels))
+            job = {**_describe(settings, checkpoint.widths(settings.options.levels)), **about}
+            for check in checks:
+                check(checkpoint)
             # Asked before the folder is touched, and again once nobody else can change it.
             _compare(folder, checkpoint, job)
             folder.claim()

@@ -18,14 +18,16 @@ class Progress:
     Args:
         total: bytes of all inputs, None where that is not known (standard input, the Hub): no time left then.
         shown: False for the processes beside the main one.
+        unit: what is counted to tell the rate.
     """
 
-    def __init__(self, total: int | None, shown: bool = True) -> None:
+    def __init__(self, total: int | None, shown: bool = True, unit: str = "residues") -> None:
         layout = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}, {postfix}" if total else "{elapsed}, {postfix}"
         self._bar = tqdm(
             total=total, disable=None if shown else True, bar_format=layout, mininterval=0.5, maxinterval=5, leave=False
         )
         self._bar.set_postfix_str("reading", refresh=False)
+        self._unit = unit
         self._waiting = 0
         self._residues = 0
         self._started = time.perf_counter()
@@ -46,7 +48,7 @@ class Progress:
         """A batch of the part in hand is done: ``residues`` of the part's ``of``."""
         self._residues += residues
         rate = self._residues / max(1e-9, time.perf_counter() - self._started)
-        self._bar.set_postfix_str(f"{self._residues:,} residues, {rate:,.0f} residues/s", refresh=False)
+        self._bar.set_postfix_str(f"{self._residues:,} {self._unit}, {rate:,.0f} {self._unit}/s", refresh=False)
         self._bar.update(self._waiting * residues / max(1, of))
 
     def part_done(self) -> None:

@@ -28,6 +28,8 @@ class JobSettings:
         device: torch device; by default a GPU by rank, else the CPU.
         window_tokens: with a number, one backbone is held at a time, loaded anew for each window of batches of so
             many tokens: for families larger than memory. None holds all.
+        extend: finished folder of the same inputs at a smaller level, whose backbones need not run again; see
+            :mod:`rd_hf.embedding.extension`.
     """
 
     model: str
@@ -44,6 +46,7 @@ class JobSettings:
     attn_implementation: str | None = None
     device: str | None = None
     window_tokens: int | None = None
+    extend: str | None = None
 
     def __post_init__(self) -> None:
         if self.window_tokens is not None and self.window_tokens < 1:

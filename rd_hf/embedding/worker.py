@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from rd_hf.data.fasta import InputError
+from rd_hf.data.fasta import FastaRecord, InputError
 from rd_hf.data.residues import RejectedSequenceError
 from rd_hf.embedding.checkpoint import Checkpoint, load_model, pick_device
 from rd_hf.embedding.folder import OutputFolder, PartEntry, Reject
@@ -22,7 +22,7 @@ from rd_hf.embedding.settings import JobSettings
 from rd_hf.launch import Processes
 
 if TYPE_CHECKING:
-    from rd_hf.embedding.engine import Engine
+    from rd_hf.embedding.engine import Engine, Request
 
 # Rows are read back in groups of about this size.
 _ROW_GROUP_BYTES = 16 << 20
@@ -43,6 +43,27 @@ class Stages:
             self.seconds[name] += time.perf_counter() - started
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A record to be written.
+
+    Attributes:
+        place: in its part, from 0.
+        length: residues, None where that is not known.
+        positions: those asked for.
+        key: the same for records that have the same embedding.
+        long: whether it was windowed or truncated.
+        value: (widest,) or (rows, widest) float32.
+    """
+
+    place: int
+    length: int | None
+    positions: tuple[int, ...]
+    key: str
+    long: bool
+    value: np.ndarray
+
+
 @dataclass(slots=True)
 class Worker:
     """One process's share of a job."""
@@ -55,6 +76,7 @@ class Worker:
     stages: Stages
     progress: Progress
     report: Callable[[str], None]
+    above: str | None = None  # backbones up to this level need not run
     engine: Engine | None = None
     kept: int = 0
 
@@ -62,9 +84,7 @@ class Worker:
         """Do this process's parts; return the digest of every part and the number of all records."""
         digests: list[str] = []
         records = 0
-        # Every process reads everything; one of them speaks.
-        say = self.report if self.group.is_main else None
-        parts = cut_parts(read_all(self.settings, self.progress.read, say), self.settings, self.widths)
+        parts = self.parts()
         while True:
             with self.stages.stage("read"):
                 part = next(parts, None)
@@ -75,8 +95,21 @@ class Worker:
             if part.index % self.group.world != self.group.rank or self._is_finished(part):
                 self.progress.skipped()
                 continue
-            self._do(part)
+            self.do(part)
             self.progress.part_done()
+
+    def parts(self) -> Iterator[Part]:
+        """The input, cut."""
+        return cut_parts(self.records(), self.settings, self.widths)
+
+    def records(self) -> Iterator[tuple[str, FastaRecord]]:
+        """All records, with the input each comes from."""
+        return read_all(self.settings, self.progress.read, self.say)
+
+    @property
+    def say(self) -> Callable[[str], None] | None:
+        """Where news of the input goes: every process reads everything, one of them speaks."""
+        return self.report if self.group.is_main else None
 
     def _is_finished(self, part: Part) -> bool:
         """Whether an earlier run left this part whole.
@@ -104,10 +137,10 @@ class Worker:
             f"{sentence}; correct the record, or leave --strict away to have such records listed in _rejects.tsv"
         )
 
-    def _do(self, part: Part) -> None:
+    def do(self, part: Part) -> None:
         """Clean, embed and write one part."""
         from rd_hf.embedding.columns import why_not_stored
-        from rd_hf.embedding.engine import Request, embed_requests, prepare
+        from rd_hf.embedding.engine import prepare
 
         options = self.settings.options
         rejects: list[Reject] = []
@@ -126,23 +159,32 @@ class Worker:
                 places.append(place)
             except RejectedSequenceError as error:
                 reject(place, str(error))
-        results: list[np.ndarray | str] = []
-        if requests:
-            engine = self._started()
-            with self.stages.stage("embed"):
-                results = embed_requests(engine, requests, self.progress.embedded)
-        good: list[tuple[int, Request, np.ndarray]] = []
+        results = self.compute(part, places, requests)
+        rows: list[Row] = []
         for place, request, result in zip(places, requests, results, strict=True):
             reason = result if isinstance(result, str) else why_not_stored(result, self.widths, options)
             if reason is not None:
                 reject(place, reason)
             elif not isinstance(result, str):
-                good.append((place, request, result))
+                length = len(request.sequence)
+                rows.append(
+                    Row(place, length, request.positions, request.sequence, length > options.max_length, result)
+                )
         rejects.sort(key=lambda reject: reject.record)
         with self.stages.stage("write"):
-            self._write(part, good, rejects)
+            self.write(part, rows, rejects)
 
-    def _started(self) -> Engine:
+    def compute(self, part: Part, places: list[int], requests: list[Request]) -> list[np.ndarray | str]:
+        """What the model makes of the records of a part at these places, or a sentence each where it cannot."""
+        from rd_hf.embedding.engine import embed_requests
+
+        if not requests:
+            return []
+        engine = self.started()
+        with self.stages.stage("embed"):
+            return embed_requests(engine, requests, self.progress.embedded)
+
+    def started(self) -> Engine:
         """The engine, which loads the model when the first part needs it."""
         from rd_hf.embedding.engine import Engine
 
@@ -158,6 +200,7 @@ class Worker:
                     self.settings.attn_implementation,
                     self.settings.device or str(pick_device(self.group.local_rank)),
                     sequential=self.settings.window_tokens is not None,
+                    above=self.above,
                 )
                 self.engine = Engine(
                     model,
@@ -165,10 +208,11 @@ class Worker:
                     self.settings.options,
                     report=self.report,
                     window_tokens=self.settings.window_tokens or 0,
+                    above=self.above,
                 )
         return self.engine
 
-    def _write(self, part: Part, good: list[tuple[int, Any, np.ndarray]], rejects: list[Reject]) -> None:
+    def write(self, part: Part, rows: list[Row], rejects: list[Reject]) -> None:
         """The part's Parquet file, then its journal entry."""
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -176,18 +220,17 @@ class Worker:
         from rd_hf.embedding.columns import to_arrow
 
         options = self.settings.options
-        records = [part.records[place] for place, _, _ in good]
-        lengths = [len(request.sequence) for _, request, _ in good]
+        records = [part.records[row.place] for row in rows]
         columns: dict[str, pa.Array] = {
             "source": pa.array([source for source, _ in records], pa.string()),
-            "record": pa.array([part.first_record + place for place, _, _ in good], pa.int64()),
+            "record": pa.array([part.first_record + row.place for row in rows], pa.int64()),
             "id": pa.array([record.id for _, record in records], pa.string()),
             "description": pa.array([record.description for _, record in records], pa.string()),
-            "length": pa.array(lengths, pa.int32()),
+            "length": pa.array([row.length for row in rows], pa.int32()),
         }
         if options.pooling == "positions":
-            columns["positions"] = pa.array([request.positions for _, request, _ in good], pa.list_(pa.int32()))
-        values = [value for _, _, value in good]
+            columns["positions"] = pa.array([row.positions for row in rows], pa.list_(pa.int32()))
+        values = [row.value for row in rows]
         for level, width in self.widths.items():
             columns[options.column(level)] = to_arrow(values, width, options)
         about = {
@@ -203,7 +246,7 @@ class Worker:
             **{name: getattr(options, name) for name in ("pooling", "dtype", "output_dtype", "normalize", "long")},
         }
         table = pa.table(columns).replace_schema_metadata({"rd_hf": json.dumps(about)})
-        rows_a_group = max(1, _ROW_GROUP_BYTES * len(good) // max(1, table.nbytes))
+        rows_a_group = max(1, _ROW_GROUP_BYTES * len(rows) // max(1, table.nbytes))
         text = ("source", "id", "description")
 
         def fill(handle: IO[bytes]) -> None:
@@ -211,7 +254,7 @@ class Worker:
             codecs = dict.fromkeys(text, "zstd")
             with pq.ParquetWriter(handle, table.schema, compression=codecs, use_dictionary=["source"]) as writer:
                 # A group without rows stops datasets, which reads in batches of its length.
-                if len(good):
+                if rows:
                     writer.write_table(table, row_group_size=rows_a_group)
 
         self.folder.refuse_foreign_part(part.index)
@@ -221,11 +264,11 @@ class Worker:
             index=part.index,
             first_record=part.first_record,
             records=len(part.records),
-            written=len(good),
+            written=len(rows),
             rejected=len(rejects),
-            unique=len({request.sequence for _, request, _ in good}),
-            long=sum(length > options.max_length for length in lengths),
-            residues=sum(lengths),
+            unique=len({row.key for row in rows}),
+            long=sum(row.long for row in rows),
+            residues=sum(row.length or 0 for row in rows),
             digest=part.digest,
             file=path.name,
             sha256=sha256,

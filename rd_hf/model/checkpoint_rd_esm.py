@@ -42,6 +42,8 @@ class RDEsmPreTrainedModel(RDEsmSaving):
     _keys_to_ignore_on_load_unexpected = [r"^backbones\.\d+\.", r"^projections\.\d+\."]
     # Loads a backbone by position, where they are held one at a time only.
     _fetch: Callable[..., PreTrainedModel] | None = None
+    # Position of the smallest backbone that is held (or fetched in turn).
+    first_backbone = 0
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
@@ -54,6 +56,9 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         With `sequential=True` no backbone is held: each is loaded when its turn comes and released after it, so
         that a family runs where its largest backbone alone would. Give `forward_window` many batches at a time.
 
+        With `above="35M"` only the backbones of levels larger than that are fetched, for who has the smaller
+        embedding already (see `visit_backbones`); with the largest level, the bases alone.
+
         Bases are read from safetensors alone; backbones too where their repo has them, and else from `.bin` files,
         which torch's restricted reader opens: tensors only, no code.
 
@@ -64,6 +69,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         path = os.fspath(pretrained_model_name_or_path)
         wants_info = kwargs.pop("output_loading_info", False)
         sequential = kwargs.pop("sequential", False)
+        above = kwargs.pop("above", None)
         # Weights that do not fit are an error here, never a random start.
         for refused in ("ignore_mismatched_sizes", "use_safetensors", "weights_only", "variant", "key_mapping"):
             kwargs.pop(refused, None)
@@ -127,7 +133,8 @@ class RDEsmPreTrainedModel(RDEsmSaving):
             dtype = getattr(config, "dtype", None) or dtype
         model.config.backbones_in_checkpoint = full
         source = path if full else None
-        model.load_backbones(source, dtype=dtype, sequential=sequential, **weights, **hub, **(own if full else {}))
+        weights |= {"dtype": dtype, "sequential": sequential, "above": above}
+        model.load_backbones(source, **weights, **hub, **(own if full else {}))
         return (model, info) if wants_info else model
 
     def load_backbones(
@@ -140,6 +147,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         max_memory: dict[Any, Any] | None = None,
         offload_folder: str | os.PathLike | None = None,
         sequential: bool = False,
+        above: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Fetch the backbones that the config names and attach them; none is initialised first.
@@ -153,6 +161,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
                 are placed in turn, smallest first, and each projection on the device where its backbone ends.
             sequential: attach none, and load each whenever it is its turn, in the dtype of the first and on the
                 device that the model is moved to.
+            above: leave out the backbones up to this level.
             kwargs: passed to `from_pretrained` of each backbone (`token`, `cache_dir`, ...).
 
         Raises:
@@ -172,19 +181,22 @@ class RDEsmPreTrainedModel(RDEsmSaving):
                     located[index] = self._find_backbone(index, source, revision, subfolder, hub)
             return self._load_backbone(index, located[index], what, level, dtype=dtype, **placed, **kwargs)
 
+        first = 0 if above is None else self.config.level_index(above) + 1
+        self.first_backbone = first
         if sequential:
             if device_map is not None:
                 raise ValueError("sequential loading runs one backbone at a time: move the model with .to(device)")
-            found = fetch(0).dtype
+            found = fetch(first).dtype if first < len(self.config.levels) else torch.float32
             # It follows .to(): where backbones go, and in which dtype.
             self.register_buffer("placeholder", torch.empty(0, dtype=found), persistent=False)
             self._fetch = fetch
             self.backbones = nn.ModuleList()
             self.config.dtype = found
             return
-        loaded: list[PreTrainedModel] = []
+        # What is left out keeps its place, so that the others keep their names.
+        loaded: list[nn.Module] = [nn.Identity() for _ in range(first)]
         placement = Placement(device_map, max_memory)
-        for index, entry in enumerate(self.config.levels):
+        for index, entry in list(enumerate(self.config.levels))[first:]:
             placed: dict[str, Any] = {}
             if device_map is not None:
                 placed = placement.arguments(index)
@@ -195,10 +207,10 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         self.backbones = nn.ModuleList(loaded)
         self._fetch = None
         if device_map is not None:
-            for index, projection in enumerate(self.projections):
+            for index, projection in list(enumerate(self.projections))[max(first - 1, 0) :]:
                 projection.to(placement.device(index + 1))
             self.hf_device_map = placement.merged()
-        self.config.dtype = loaded[0].dtype
+        self.config.dtype = loaded[first].dtype if first < len(loaded) else torch.float32
 
     def _origin(self, index: int, source: str | os.PathLike | None) -> tuple[str, str | None]:
         """What messages call a backbone, and its level's name in its repo, where that has this project's full form."""

@@ -37,6 +37,11 @@ _COMMON_FIELDS = {
     *("torchscript", "use_bfloat16", "tf_legacy_loss", "experts_implementation", "fusion_config"),
     *("distributed_config", "kernel_config"),
 }
+# Follow from the others; written for other tools, never read back.
+_DERIVED_FIELDS = (
+    *("nested_dims", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
+    *("is_matryoshka", "matryoshka_dimensions"),
+)
 
 
 class RDEsmConfig(PretrainedConfig):
@@ -66,7 +71,8 @@ class RDEsmConfig(PretrainedConfig):
 
     Attributes that follow from these and are written to `config.json` for other tools to read: `nested_dims`
     (level name to width of its nested embedding), `hidden_size` (the widest of them), `num_hidden_layers` (of
-    all backbones), `num_attention_heads` and `vocab_size` (of the largest backbone).
+    all backbones), `num_attention_heads` and `vocab_size` (of the largest backbone); `is_matryoshka` and
+    `matryoshka_dimensions` (the widths), without which inference servers refuse a request for fewer dimensions.
 
     Fields that this version does not know, from a newer one, are dropped with a warning that names them.
 
@@ -89,7 +95,7 @@ class RDEsmConfig(PretrainedConfig):
         rd_hf_version: str | None = None,
         **kwargs: Any,
     ) -> None:
-        for derived in ("nested_dims", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
+        for derived in _DERIVED_FIELDS:
             kwargs.pop(derived, None)
         self._drop_unknown(kwargs)
         self.levels = [{"repo_id": None, "revision": None, **entry} for entry in levels or []]
@@ -195,6 +201,16 @@ class RDEsmConfig(PretrainedConfig):
         return max(self.nested_dims.values(), default=0)
 
     @property
+    def is_matryoshka(self) -> bool:
+        """Whether an embedding may be cut to fewer dimensions."""
+        return True
+
+    @property
+    def matryoshka_dimensions(self) -> list[int]:
+        """Dimensions that an embedding may be cut to."""
+        return list(self.nested_dims.values())
+
+    @property
     def num_hidden_layers(self) -> int:
         """Layers of all backbones together."""
         return sum(entry["backbone"]["num_hidden_layers"] for entry in self.levels)
@@ -248,9 +264,4 @@ class RDEsmConfig(PretrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """The fields of `config.json`, derived ones included."""
         output = super().to_dict()
-        output["nested_dims"] = self.nested_dims
-        output["hidden_size"] = self.hidden_size
-        output["num_hidden_layers"] = self.num_hidden_layers
-        output["num_attention_heads"] = self.num_attention_heads
-        output["vocab_size"] = self.vocab_size
-        return output
+        return output | {name: getattr(self, name) for name in _DERIVED_FIELDS}

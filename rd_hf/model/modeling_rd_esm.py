@@ -182,25 +182,33 @@ class RDEsmModel(RDEsmPreTrainedModel):
         tensors = chain(self.parameters(), self.buffers() if self._fetch is None else [self.get_buffer("placeholder")])
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
-    def visit_backbones(self, visit: Callable[[int, PreTrainedModel], None], last: int | None = None) -> None:
+    def visit_backbones(
+        self, visit: Callable[[int, PreTrainedModel], None], last: int | None = None, first: int = 0
+    ) -> None:
         """Call `visit(position, backbone)`, smallest first; with sequential loading each is in memory for its visit.
 
         Args:
             visit: must not keep the backbone.
             last (`int`, *optional*): position of the last one wanted.
+            first (`int`): position of the first one wanted.
 
         Raises:
-            ValueError: this model holds bases only.
+            ValueError: this model holds bases only, or (see `above`) was loaded without some of these backbones.
         """
         wanted = len(self.config.levels) if last is None else last + 1
+        if first < min(self.first_backbone, wanted):
+            held = ", ".join(self.config.level_names[self.first_backbone :]) or "none"
+            raise ValueError(
+                f"of the backbones, this model was loaded with those of {held} only: load it without above="
+            )
         if self._fetch is None:
             if len(self.backbones) < wanted:
                 raise ValueError("this model holds bases only; load it with from_pretrained to fetch its backbones")
-            for index, backbone in enumerate(self.backbones[:wanted]):
-                visit(index, backbone)
+            for index in range(first, wanted):
+                visit(index, self.backbones[index])
             return
         here = self.get_buffer("placeholder")
-        for index in range(wanted):
+        for index in range(first, wanted):
             # A backbone refers to itself (by its load hook), so that dropping it frees nothing yet.
             gc.collect()
             visit(index, self._fetch(index, dtype=here.dtype).to(here.device))

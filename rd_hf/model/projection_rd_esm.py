@@ -68,6 +68,38 @@ class RDEsmProjection(nn.Module):
             residual = centred - (prefix.to(self.regression.dtype) - self.prefix_mean) @ self.regression
             return torch.cat((prefix, residual @ self.directions), dim=-1)
 
+    def contribution(self, state: torch.Tensor) -> torch.Tensor:
+        """(h_i - mean(h_i)) V_i: what the backbone brings to its block, before what the prefix says comes off.
+
+        It is affine, as is all that follows, so that any weighted mean of it (over residues, over windows) is worth
+        as much as its rows.
+
+        Args:
+            state (`torch.Tensor` of shape `(..., k)`): hidden state of this level's backbone, any float dtype.
+
+        Returns:
+            `torch.Tensor` of shape `(..., d)`, float32.
+        """
+        state = state.to(self.directions.device)
+        with torch.autocast(device_type=state.device.type, enabled=False):
+            return (state.to(self.backbone_mean.dtype) - self.backbone_mean) @ self.directions
+
+    def append(self, prefix: torch.Tensor, contribution: torch.Tensor) -> torch.Tensor:
+        """e_i of e_(i-1) and the contribution, or means of e_i of means of both: `forward` in another order.
+
+        Args:
+            prefix (`torch.Tensor` of shape `(..., p)`): float32 embedding of the smaller level.
+            contribution (`torch.Tensor` of shape `(..., d)`): see `contribution`.
+
+        Returns:
+            `torch.Tensor` of shape `(..., p + d)`, float32; equal to `forward` up to rounding.
+        """
+        device = self.regression.device
+        prefix, contribution = prefix.to(device), contribution.to(device)
+        with torch.autocast(device_type=device.type, enabled=False):
+            known = ((prefix.to(self.regression.dtype) - self.prefix_mean) @ self.regression) @ self.directions
+            return torch.cat((prefix, contribution - known), dim=-1)
+
     def reconstruct(self, embedding: torch.Tensor) -> torch.Tensor:
         """Best reconstruction of h_i from e_i (Theorem 1): mean + (e_(i-1) - mean) W_i + (r_i V_i) V_i^T.
 

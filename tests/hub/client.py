@@ -325,6 +325,53 @@ def concurrent() -> dict[str, Any]:
     return {"equal": torch.equal(output(load("me/nested")), expected)}
 
 
+def upgrade() -> dict[str, Any]:
+    """Embed at the smallest level; then from an empty cache each time, extend that folder, and convert raw means."""
+    import shutil
+
+    import numpy as np
+    import pyarrow.parquet as pq
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from rd_hf.commands import convert, embed
+    from rd_hf.data.batching import collate
+    from rd_hf.embedding.checkpoint import load_model
+
+    work, found = Path(ARGUMENTS["work"]), {}
+    (work / "p.fasta").write_text(">a\nMKTAYIAKQR\n>b\nACDEFGHIKLMNP\n")
+
+    def rows(folder: str) -> Any:
+        return np.array(pq.read_table(work / folder / "embeddings-000000.parquet")["embedding"].to_pylist())
+
+    made = ["--model", "me/nested", "--input", str(work / "p.fasta"), "--quiet", "--output"]
+    assert embed.main([*made, str(work / "scratch")]) == 0
+    assert embed.main([*made, str(work / "L0"), "--level", "L0"]) == 0
+    raw = load_model("me/nested", None, "", None, "float32", None, "cpu")
+    means: dict[str, list[Any]] = {name: [] for name in ARGUMENTS["widths"]}
+    for sequence in ("MKTAYIAKQR", "ACDEFGHIKLMNP"):
+        ids, mask = collate([sequence])
+        with torch.inference_mode():
+            states = raw(ids, mask, output_backbone_states=True).backbone_states
+        for own, state in zip(means.values(), states, strict=True):
+            own.append(state[0, 1:-1].mean(dim=0).numpy())
+    (work / "ids.txt").write_text("a\nb\n")
+    for name, own in means.items():
+        np.save(work / f"{name}.npy", np.stack(own))
+    load_model.cache_clear()
+    for step, command in {
+        "extend": (embed, "--extend", "L0", "--level", "L2"),
+        "convert": (convert, "--model", "me/nested", "--ids", "ids.txt", "--input", *(f"{n}.npy" for n in means)),
+    }.items():
+        shutil.rmtree(HF_HUB_CACHE)
+        os.chdir(work)
+        mark(step)
+        assert command[0].main([*command[1:], "--quiet", "--output", str(work / step)]) == 0
+        mark(f"{step}-done")
+        difference = np.abs(rows(step) - rows("scratch")).max(axis=1) / np.abs(rows("scratch")).max(axis=1)
+        found[step] = float(difference.max())
+    return found
+
+
 if __name__ == "__main__":
     result = globals()[STEP]()
     print("\nRESULT " + json.dumps(result))

@@ -87,3 +87,17 @@ def test_fields_of_a_newer_version_are_left_out_with_a_warning(tmp_path: Path) -
     assert len(heard) == 2
     assert all("does not know and leaves out: whitening" in text for text in heard)
     assert not hasattr(config, "whitening")
+
+
+def test_inference_servers_read_the_dimensions_that_they_may_cut_to(tmp_path: Path) -> None:
+    """Derived like nested_dims: what an edited or older config.json says of them does not count."""
+    config = RDEsmConfig(levels=levels([32, 48, 64]))
+    config.save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert fields["is_matryoshka"] is True
+    assert fields["matryoshka_dimensions"] == list(config.nested_dims.values()) == [32, 48, 64]
+    del fields["is_matryoshka"]
+    fields["matryoshka_dimensions"] = [7]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    smaller = RDEsmConfig.from_pretrained(tmp_path, level="L1")
+    assert (smaller.is_matryoshka, smaller.matryoshka_dimensions) == (True, [32, 48])

@@ -1,0 +1,121 @@
+"""A folder of embeddings as one h5 file: a dataset a protein, as biotrainer and protspace keep them.
+
+A dataset's name is the protein's id where ids serve as names, and else the hash of its sequence that biotrainer looks
+embeddings up by, SHA-256 over ``SEQUENCE_LENGTH``; the attribute ``original_id`` is the id in both cases. The file's
+attribute ``model_name`` is what protspace calls the embedding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rd_hf.data.residues import RejectedSequenceError, clean_sequence
+from rd_hf.embedding.finished import Finished
+from rd_hf.embedding.folder import JobError
+from rd_hf.files import replacing
+
+KEYS = ("auto", "id", "hash")
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What an export wrote: datasets, rows that shared one, what names them, and the level."""
+
+    datasets: int
+    repeated: int
+    key: str
+    level: str
+    width: int
+
+
+def sequence_hash(sequence: str) -> str:
+    """Name of a sequence's dataset: hexadecimal SHA-256 of the sequence, ``_`` and its length."""
+    return hashlib.sha256(f"{sequence}_{len(sequence)}".encode()).hexdigest()
+
+
+def export_h5(
+    folder: str,
+    output: str,
+    level: str | None = None,
+    key: str = "auto",
+    inputs: tuple[str, ...] = (),
+    on_record: Callable[[int], None] = lambda count: None,
+) -> Exported:
+    """Write the embeddings of a finished folder to an h5 file.
+
+    Args:
+        folder: that ``rd-hf embed`` or ``rd-hf convert`` wrote; mean, max or cls, or a row a residue.
+        output: the file; replaced where it exists, and not before the new one is whole.
+        level: to write, by default the largest that the folder holds.
+        key: ``id``, ``hash`` (of the sequences, which are read again), or ``auto``: ids unless one repeats or cannot
+            be the name of a dataset.
+        inputs: what the folder was made of, where that lies elsewhere now.
+        on_record: told after each row.
+
+    Raises:
+        JobError: the folder is not finished, has no such level, ids that cannot be names, or inputs that changed.
+        InputError: an input cannot be read.
+        ModuleNotFoundError: h5py is not installed.
+        ValueError: an unknown ``key``.
+    """
+    import h5py
+
+    if key not in KEYS:
+        raise ValueError(f"key must be one of {', '.join(KEYS)}, not {key!r}")
+    finished = Finished.read(folder)
+    column, width, level = finished.column_of(level)
+    trouble = None if key == "hash" else _trouble(folder, finished)
+    if trouble and key == "id":
+        raise JobError(f"{trouble}: choose --key hash")
+    by_hash = bool(trouble) or key == "hash"
+    rows = _with_sequences(finished, column, inputs) if by_hash else finished.all_rows(column)
+    written = repeated = 0
+    with replacing(Path(output), kind=JobError) as temporary, h5py.File(temporary, "w") as file:
+        model = finished.manifest["model"]
+        file.attrs["model_name"] = f"{Path(model['name']).name} {level}"
+        file.attrs["revision"] = model["revision"] or model["fingerprint"]
+        for row, value in rows:
+            name = sequence_hash(row["sequence"]) if by_hash else row["id"]
+            if name in file:  # the same sequence once more, which has the same embedding
+                repeated += 1
+            else:
+                file.create_dataset(name, data=value[..., :width]).attrs["original_id"] = row["id"]
+                written += 1
+            on_record(1)
+    return Exported(written, repeated, "hash" if by_hash else "id", level, width)
+
+
+def _trouble(folder: str, finished: Finished) -> str | None:
+    """Why ids do not serve as names of datasets, or None."""
+    seen: set[str] = set()
+    for one in finished.ids():
+        if one in seen:
+            return f"{folder} has the id {one!r} more than once"
+        # A slash makes groups, a dot alone is the group itself, and C strings end at a zero.
+        if not one or "/" in one or "\0" in one or one in (".", ".."):
+            return f"{folder} has the id {one!r}, which cannot be the name of an h5 dataset"
+        seen.add(one)
+    return None
+
+
+def _with_sequences(
+    finished: Finished, column: str, inputs: tuple[str, ...]
+) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """Rows with their cleaned sequences, which are those that were embedded."""
+    rows = finished.all_rows(column)
+    pending = next(rows, None)
+    for number, (_, record) in enumerate(finished.records(inputs), start=1):
+        if pending is None or pending[0]["record"] != number:
+            continue
+        try:
+            sequence = clean_sequence(record.letters())
+        except RejectedSequenceError as error:
+            raise JobError(f"record {number:,} was embedded, but is no protein now: {error}") from error
+        yield {**pending[0], "sequence": sequence}, pending[1]
+        pending = next(rows, None)

@@ -1,0 +1,154 @@
+"""A finished folder of embeddings and the backbones that it lacks: the folder at a larger level.
+
+The sequences are read again and compared with the folder's digests: what is extended is what was embedded. The stored
+rows are means (or residues) of e_(i-1), and the larger backbones alone run; see :mod:`rd_hf.embedding.algebra`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rd_hf.data.fasta import FastaRecord
+from rd_hf.embedding.checkpoint import Checkpoint
+from rd_hf.embedding.finished import COLUMNS, OPTIONS, Finished
+from rd_hf.embedding.folder import JobError
+from rd_hf.embedding.options import EmbeddingOptions
+from rd_hf.embedding.parts import Part
+from rd_hf.embedding.settings import JobSettings
+from rd_hf.embedding.worker import Worker
+
+if TYPE_CHECKING:
+    from rd_hf.embedding.engine import Request
+
+# Rows that go through the bases together.
+_ROWS = 4096
+
+
+def open_extendable(path: str) -> Finished:
+    """A finished folder whose rows extend.
+
+    Raises:
+        JobError: there is none, or its rows do not say enough of the smaller levels.
+    """
+    finished = Finished.read(path)
+    if finished.converted:
+        raise JobError(
+            f"{path} was converted from stored embeddings, so that its sequences are not known: convert those of the "
+            "larger backbone too"
+        )
+    reason = why_not_extended(finished.settings.options)
+    if reason is not None:
+        raise JobError(f"{path} cannot be extended: {reason}; embed from scratch, without --extend")
+    return finished
+
+
+def why_not_extended(options: EmbeddingOptions) -> str | None:
+    """Why embeddings made so do not say enough of the smaller levels, or None."""
+    if options.pooling == "max":
+        return "the maximum over residues does not commute with the bases, as the mean does"
+    if options.normalize:
+        return "its vectors were normalised, and their lengths are lost"
+    if options.output_dtype != "float32":
+        return f"it was stored in {options.output_dtype}, which rounds what larger levels are computed from"
+    if options.dtype != "float32":
+        return f"it was computed in {options.dtype}, which rounds what larger levels are computed from"
+    return None
+
+
+def arguments(finished: Finished, values: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """A command's arguments, with those that the folder decides taken from it.
+
+    Args:
+        finished: the folder.
+        values: of all arguments.
+        given: names of those that the user gave, which must agree with the folder's.
+
+    Raises:
+        JobError: an argument contradicts the folder.
+    """
+    job, model = finished.manifest["job"], finished.manifest["model"]
+    taken = dict(values)
+    for name in (*OPTIONS, *COLUMNS):
+        if name in given and values[name] != job[name]:
+            raise JobError(
+                f"{finished.folder.path} was made with {name} {job[name]!r}, not {values[name]!r}: leave "
+                f"--{name.replace('_', '-')} away, or embed from scratch, without --extend"
+            )
+        taken[name] = job[name]
+    taken["model"] = values["model"] or model["name"]
+    taken["revision"] = values["revision"] or model["revision"]
+    taken["input"] = values["input"] or job["inputs"]
+    if "attn_implementation" not in given:
+        taken["attn_implementation"] = job["attn_implementation"]
+    return taken
+
+
+def check(finished: Finished, settings: JobSettings, checkpoint: Checkpoint) -> None:
+    """Raise a JobError unless the checkpoint and the levels asked for extend this folder."""
+    path, was = finished.folder.path, finished.manifest["model"]
+    if was["fingerprint"] != checkpoint.fingerprint:
+        raise JobError(
+            f"{path} was made with {was['name']} ({was['fingerprint'][:19]}), and {checkpoint.name} is another "
+            f"model or revision ({checkpoint.fingerprint[:19]}): name that one, or embed from scratch"
+        )
+    wanted = checkpoint.largest(settings.options.levels)
+    if checkpoint.nested_dims[wanted] <= finished.width:
+        raise JobError(
+            f"{path} holds level {finished.level} already, whose first {checkpoint.nested_dims[wanted]:,} dimensions "
+            f"are level {wanted}: there is nothing to extend"
+        )
+
+
+@dataclass(slots=True)
+class ExtendingWorker(Worker):
+    """Does a part from the stored rows of its records and the larger backbones."""
+
+    finished: Finished = field(kw_only=True)
+
+    def records(self) -> Iterator[tuple[str, FastaRecord]]:
+        return self.finished.records(self.settings.inputs, self.progress.read, self.say)
+
+    def compute(self, part: Part, places: list[int], requests: list[Request]) -> list[np.ndarray | str]:
+        with self.stages.stage("read"):
+            known = self.finished.rows(part.first_record, len(part.records))
+        numbers = [part.first_record + place for place in places]
+        folder = self.finished.folder
+        missing = f"{folder.path} has no embedding of it, and says why in {folder.rejects_path.name}"
+        results: list[np.ndarray | str] = [missing for _ in requests]
+        stored = [place for place, number in enumerate(numbers) if number in known]
+        # Spelled out, since super() without arguments does not find the class that slots made anew.
+        brought = Worker.compute(self, part, [places[i] for i in stored], [requests[i] for i in stored])
+        pairs: list[tuple[int, np.ndarray, np.ndarray]] = []
+        for place, value in zip(stored, brought, strict=True):
+            if isinstance(value, str):
+                results[place] = value
+            else:
+                pairs.append((place, np.atleast_2d(known[numbers[place]]), np.atleast_2d(value)))
+        with self.stages.stage("embed"):
+            for place, rows in self._extended(pairs):
+                results[place] = rows[0] if self.settings.options.one_row else rows
+        return results
+
+    def _extended(self, pairs: list[tuple[int, np.ndarray, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
+        """Stored rows and contributions of each record through the bases, as many together as make a good product."""
+        import torch
+
+        from rd_hf.embedding.algebra import extend
+
+        while pairs:
+            taken = rows = 0
+            while taken < len(pairs) and (rows < _ROWS or not taken):
+                rows += len(pairs[taken][1])
+                taken += 1
+            group, pairs = pairs[:taken], pairs[taken:]
+            known, brought = (np.concatenate([pair[which] for pair in group]) for which in (1, 2))
+            engine = self.started()
+            wide = extend(
+                engine.model, torch.from_numpy(known), torch.from_numpy(brought), self.finished.level, engine.level
+            )
+            ends = np.cumsum([len(pair[1]) for pair in group])[:-1]
+            yield from zip((pair[0] for pair in group), np.split(wide.cpu().numpy(), ends), strict=True)
