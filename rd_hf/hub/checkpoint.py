@@ -56,7 +56,7 @@ def save_checkpoint(
     model: RDEsmModel,
     folder: str | Path,
     *,
-    backbones: bool,
+    backbones: bool | None,
     report: Sequence[FitReport] | None = None,
     figure: str | Path | None = None,
     max_shard_size: int | str = "5GB",
@@ -68,7 +68,8 @@ def save_checkpoint(
     Args:
         model: with its bases set.
         folder: made where it does not exist; files of an earlier save are replaced.
-        backbones: ``True`` for the full form, each backbone in files of its own; ``False`` for the bases only.
+        backbones: ``True`` for the full form, each backbone in files of its own; ``False`` for the bases only;
+            ``None`` for what ``model.save_pretrained`` does by itself.
         report: how the fit went; ``fit_report.json`` and the card's level table come from it.
         figure: a PNG of the fit, copied to ``fit_report.png`` and shown on the card.
         max_shard_size: largest weights file ("5GB", "7MB" or bytes).
@@ -79,16 +80,10 @@ def save_checkpoint(
         The folder.
 
     Raises:
-        ValueError: bases only, but a level names no ``repo_id``; or full, but the backbones are not there.
+        ValueError: bases only, but a level names no ``repo_id`` or its backbone is no longer the one there; or
+            full, but the backbones are not there.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if backbones:
-        for entry in model.config.levels:
-            # A path of this machine means nothing in another's config.json.
-            if entry["repo_id"] is not None and Path(entry["repo_id"]).is_dir():
-                entry["repo_id"] = entry["revision"] = None
-                entry.pop("level_of_repo", None)
     model.save_pretrained(folder, backbones=backbones, max_shard_size=max_shard_size)
     save_tokenizer(folder)
     (folder / "modules.json").write_text(json.dumps(SENTENCE_TRANSFORMERS_MODULES, indent=2) + "\n")
