@@ -326,6 +326,7 @@ def _check_entry(where: str, entry: Any) -> None:
         raise ValueError(f"the backbone of level {entry['name']} is a folding model, which this version cannot build")
     if backbone["hidden_size"] % backbone["num_attention_heads"]:
         raise _wrong(
-            f"{where}.backbone.hidden_size", f"a multiple of its {backbone['num_attention_heads']} heads",
+            f"{where}.backbone.hidden_size",
+            f"a multiple of its {backbone['num_attention_heads']} heads",
             backbone["hidden_size"],
         )

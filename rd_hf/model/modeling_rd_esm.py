@@ -210,8 +210,8 @@ class RDEsmModel(RDEsmPreTrainedModel):
             NotImplementedError: always, before anything is changed.
         """
         raise NotImplementedError(
-            "the token embeddings cannot be resized: all backbones share ESM-2's vocabulary, which the bases were fitted "
-            "with; resize a backbone by itself (model.backbones[i].resize_token_embeddings), outside this model"
+            "the token embeddings cannot be resized: all backbones share ESM-2's vocabulary, which the bases were "
+            "fitted with; resize a backbone by itself (model.backbones[i].resize_token_embeddings), outside this model"
         )
 
     def forward(

@@ -79,8 +79,8 @@ def _why_not_published(model: Any, index: int, state: dict[str, torch.Tensor], t
         if trusted:
             return None
         raise ValueError(
-            f"whether the quantised backbone of level {entry['name']} still is that of {pin} cannot be told: if nothing "
-            f"was merged into it, save the bases alone (backbones=False)"
+            f"whether the quantised backbone of level {entry['name']} still is that of {pin} cannot be told: if "
+            f"nothing was merged into it, save the bases alone (backbones=False)"
         )
     try:
         files = model._find_backbone(index, None, None, "", {**model._hub, "local_files_only": True})
@@ -122,11 +122,13 @@ def check_names(model: Any, index: int, part: dict[str, torch.Tensor]) -> None:
         expected = set(EsmModel(model.config.backbone_config(index), add_pooling_layer=False).state_dict())
     wanted = {key for key in expected if not _UNUSED.search(key)}
     found = {key.split(".", 2)[2] for key in part}
-    if wanted - found:
-        raise ValueError(f"the backbone of level {name} lacks {min(wanted - found)}: give the whole state_dict, or none")
     extra = {key for key in found - expected if not _UNUSED.search(key)}
     if extra:
         raise ValueError(
             f"the backbone of level {name} holds {min(extra)}, which no ESM-2 has, and would be lost: merge an adapter "
             f"first (merge_and_unload()), or save it by itself (save_pretrained of the PeftModel)"
+        )
+    if wanted - found:
+        raise ValueError(
+            f"the backbone of level {name} lacks {min(wanted - found)}: give the whole state_dict, or none"
         )

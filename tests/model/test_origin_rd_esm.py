@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,9 +29,7 @@ def bases_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
     levels = []
     for index, width in enumerate(WIDTHS):
         publish_backbone(folder / f"L{index}", width, index)
-        levels.append(
-            {"name": f"L{index}", "backbone": backbone_settings(width), "repo_id": str(folder / f"L{index}")}
-        )
+        levels.append({"name": f"L{index}", "backbone": backbone_settings(width), "repo_id": str(folder / f"L{index}")})
     RDEsmConfig(levels=levels, backbones_in_checkpoint=False).save_pretrained(folder / "config")
     model = load_family(folder / "config")
     torch.manual_seed(0)
@@ -194,7 +193,9 @@ def test_a_full_checkpoint_that_was_trained_is_no_longer_its_repos(
 
 
 def test_a_state_dict_that_is_given_is_what_is_compared(model: RDEsmModel, tmp_path: Path) -> None:
-    state = {key: value * 2 if key.startswith("backbones.1.encoder") else value for key, value in model.state_dict().items()}
+    state = {
+        key: value * 2 if key.startswith("backbones.1.encoder") else value for key, value in model.state_dict().items()
+    }
     model.save_pretrained(tmp_path, state_dict=state)
     again = RDEsmModel.from_pretrained(tmp_path).backbones[1].state_dict()
     key = "encoder.layer.0.output.dense.weight"
@@ -251,8 +252,17 @@ class Sums(Trainer):
 
 def trainer(model: RDEsmModel, folder: Path, steps: int) -> Sums:
     settings = TrainingArguments(
-        str(folder), max_steps=steps, save_steps=2, report_to=[], use_cpu=True, per_device_train_batch_size=2, seed=0,
-        disable_tqdm=True, learning_rate=1e-3, lr_scheduler_type="constant", remove_unused_columns=False,
+        str(folder),
+        max_steps=steps,
+        save_steps=2,
+        report_to=[],
+        use_cpu=True,
+        per_device_train_batch_size=2,
+        seed=0,
+        disable_tqdm=True,
+        learning_rate=1e-3,
+        lr_scheduler_type="constant",
+        remove_unused_columns=False,
     )
     return Sums(model=model, args=settings, train_dataset=Rows())
 
@@ -276,11 +286,19 @@ def test_pushing_sends_what_is_needed(
     """The folder that would be uploaded, by the method and by the package: trained, full and trained, and untouched."""
     forms: list[bool] = []
     monkeypatch.setattr(
-        RDEsmModel, "_upload_modified_files", lambda self, folder, *args, **kwargs: forms.append(is_bases_only(Path(folder)))
+        RDEsmModel,
+        "_upload_modified_files",
+        lambda self, folder, *args, **kwargs: forms.append(is_bases_only(Path(folder))),
     )
-    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *args, **kwargs: type("Url", (), {"repo_id": "me/x"})())
-    monkeypatch.setattr("transformers.utils.hub.create_repo", lambda *args, **kwargs: type("Url", (), {"repo_id": "me/x"})(), raising=False)
-    monkeypatch.setattr("transformers.modeling_utils.create_repo", lambda *args, **kwargs: type("Url", (), {"repo_id": "me/x"})(), raising=False)
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *args, **kwargs: SimpleNamespace(repo_id="me/x"))
+    monkeypatch.setattr(
+        "transformers.utils.hub.create_repo", lambda *args, **kwargs: SimpleNamespace(repo_id="me/x"), raising=False
+    )
+    monkeypatch.setattr(
+        "transformers.modeling_utils.create_repo",
+        lambda *args, **kwargs: SimpleNamespace(repo_id="me/x"),
+        raising=False,
+    )
     monkeypatch.setattr(push, "push_folder", lambda folder, *args, **kwargs: forms.append(is_bases_only(folder)))
     untouched = RDEsmModel.from_pretrained(bases_only)
     three_steps(model)
@@ -293,7 +311,7 @@ def test_pushing_sends_what_is_needed(
     untouched.push_to_hub("me/x")
     assert forms == [False] * 5
     # As if these folders were repos: what others could fetch.
-    monkeypatch.setattr("rd_hf.model.origin_rd_esm.os.path.isdir", lambda path: False)
+    monkeypatch.setattr("rd_hf.model.origin_rd_esm.os", SimpleNamespace(path=SimpleNamespace(isdir=lambda path: False)))
     untouched.push_to_hub("me/x")
     push_model(untouched, "me/x")
     assert forms[5:] == [True, True]
