@@ -12,14 +12,23 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
+from .origin_rd_esm import check_names, decide_form
 from .weights_rd_esm import rotary_modules, without_bars, write_index
 
 # What a repo holds beside config, code and weights.
 _COMPANIONS = (
     *("README.md", "fit_report.json", "fit_report.png", "modules.json"),
-    *("vocab.txt", "tokenizer_config.json", "special_tokens_map.json"),
+    *("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"),
 )
 WEIGHT_FILE = re.compile(r"model(\..+)?(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index(\..+)?\.json")
+
+
+def _without_folder(entry: dict[str, Any]) -> dict[str, Any]:
+    """A level as others read it, who have no such folder."""
+    if not os.path.isdir(entry["repo_id"] or ""):
+        return entry
+    kept = {key: value for key, value in entry.items() if key != "level_of_repo"}
+    return kept | {"repo_id": None, "revision": None}
 
 
 class RDEsmSaving(PreTrainedModel):
@@ -44,11 +53,14 @@ class RDEsmSaving(PreTrainedModel):
             backbones: `False` writes the bases only (`model.safetensors`), for backbones that are published at
                 their `repo_id`; `True` writes the full form too, each backbone in files of its own
                 (`model.projections.safetensors`, `model.backbone-150M.safetensors`, ..., and the usual
-                `model.safetensors.index.json` over all of them). By default as the config says.
+                `model.safetensors.index.json` over all of them). By default as the config says, and in the full
+                form, with a warning, where backbones are no longer those of their repos (trained, an adapter
+                merged, ...).
             is_main_process, state_dict, push_to_hub, max_shard_size, kwargs: as in transformers.
 
         Raises:
-            ValueError: bases only, but a level names no `repo_id`; or full, but the backbones are not there.
+            ValueError: bases only, but a level names no `repo_id` or its backbone is no longer that one; or full,
+                but the backbones are not there, or hold an adapter.
         """
         for ours in ("variant", "safe_serialization", "save_original_format"):
             kwargs.pop(ours, None)
@@ -57,11 +69,16 @@ class RDEsmSaving(PreTrainedModel):
             return
         if not is_main_process:
             return
+        state = self.state_dict() if state_dict is None else state_dict
+        before, levels = self.config.backbones_in_checkpoint, self.config.levels
+        full = decide_form(self, state, backbones, full=before, push=False)
+        parts = self._parts(state, full)
         folder = os.fspath(save_directory)
         os.makedirs(folder, exist_ok=True)
-        full = self.config.backbones_in_checkpoint if backbones is None else backbones
-        parts = self._parts(self.state_dict() if state_dict is None else state_dict, full)
-        before, self.config.backbones_in_checkpoint = self.config.backbones_in_checkpoint, full
+        self.config.backbones_in_checkpoint = full
+        if full:
+            # A folder of this machine means nothing in another's config.json.
+            self.config.levels = [_without_folder(entry) for entry in levels]
         try:
             # Written beside the old files and moved over them: these may be what the model's tensors map.
             with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as staging, without_bars():
@@ -83,16 +100,19 @@ class RDEsmSaving(PreTrainedModel):
                 if WEIGHT_FILE.fullmatch(name) and name not in fresh:
                     os.remove(os.path.join(folder, name))
         finally:
-            self.config.backbones_in_checkpoint = before
+            self.config.backbones_in_checkpoint, self.config.levels = before, levels
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", os.path.basename(os.path.abspath(folder))), backbones=full, **kwargs)
 
-    def push_to_hub(self, repo_id: str, *args: Any, backbones: bool = False, **kwargs: Any) -> Any:
+    def push_to_hub(self, repo_id: str, *args: Any, backbones: bool | None = None, **kwargs: Any) -> Any:
         """As in transformers: bases only, or with `backbones=True` the backbones too.
+
+        By default bases only where every backbone still is that of its Hub repo, and else, with a warning, all.
 
         Tokenizer, fit report, figure and card come along from the folder or repo that the model was loaded
         from. `scripts/push_to_hub.py` pushes a folder, makes its card afresh, and checks what arrived.
         """
+        backbones = decide_form(self, self.state_dict(), backbones, full=False, push=True)
         before, self.config.backbones_in_checkpoint = self.config.backbones_in_checkpoint, backbones
         # A card that describes the other form stays behind.
         self._companions = _COMPANIONS if before == backbones else _COMPANIONS[1:]
@@ -126,12 +146,6 @@ class RDEsmSaving(PreTrainedModel):
         """The tensors of each file (or set of shards), by variant name."""
         projections = {key: value for key, value in state.items() if key.startswith("projections.")}
         if not full:
-            for entry in self.config.levels:
-                if entry["repo_id"] is None:
-                    raise ValueError(
-                        f"level {entry['name']} names no repo_id that its backbone could be fetched from: save the "
-                        f"backbones too (backbones=True), or set config.levels[...]['repo_id'] and ['revision']"
-                    )
             return {None: projections}
         if len(self.backbones) < len(self.config.levels):
             raise ValueError(
@@ -143,6 +157,7 @@ class RDEsmSaving(PreTrainedModel):
             part = {
                 key: value for key, value in state.items() if key.startswith(prefix) and not key.endswith("inv_freq")
             }
+            check_names(self, index, part)
             # Under the keys of releases before 5.6 (one a layer) and since (one a model): each finds its own
             # and ignores the other.
             for module in rotary_modules(backbone)[:1]:

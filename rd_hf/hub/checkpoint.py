@@ -6,7 +6,8 @@
 ``model.safetensors``                         bases only: the projections
 ``model.projections.safetensors``,            full: the projections, each backbone, and an index over all
 ``model.backbone-150M.safetensors``, ...
-``vocab.txt``, ``tokenizer_config.json``      the tokenizer
+``tokenizer.json``, ``tokenizer_config.json`` the tokenizer, which cleans sequences as the jobs do
+``vocab.txt``                                 its vocabulary, for ``EsmTokenizer``
 ``fit_report.json``, ``fit_report.png``       how the fit went, where there was one
 ``README.md``                                 the card
 ============================================  ==========================================================
@@ -18,7 +19,6 @@ import copy
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,10 @@ from typing import Any
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from transformers import EsmTokenizer
 
 from rd_hf.bases.chain import FitReport
-from rd_hf.data.residues import VOCABULARY
 from rd_hf.hub.card import GENERATED, PLACEHOLDER_OWNER, render_card
+from rd_hf.hub.tokenizer import save_tokenizer
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 
@@ -42,14 +41,6 @@ SENTENCE_TRANSFORMERS_MODULES = [
 REPORT_FILE = "fit_report.json"
 FIGURE_FILE = "fit_report.png"
 WEIGHTS_FILE = "model.safetensors"
-
-
-def save_tokenizer(folder: Path) -> None:
-    """Write ESM-2's tokenizer, built from :data:`rd_hf.data.residues.VOCABULARY`, into ``folder``."""
-    with tempfile.TemporaryDirectory() as scratch:
-        vocabulary = Path(scratch) / "vocab.txt"
-        vocabulary.write_text("\n".join(VOCABULARY))
-        EsmTokenizer(vocab_file=str(vocabulary)).save_pretrained(folder)
 
 
 def save_checkpoint(

@@ -23,7 +23,7 @@ from rd_hf.model.origin_rd_esm import decide_form
 PUSHED = (
     *("config.json", "*_rd_esm.py", "modules.json", "README.md"),
     *("model.safetensors", "model.*.safetensors", "model.safetensors.index*.json"),
-    *("vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *(REPORT_FILE, FIGURE_FILE, "LICENSE*", "*.md"),
 )
 # Weights of the other form, which an earlier push may have left there.

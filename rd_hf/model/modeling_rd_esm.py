@@ -27,13 +27,14 @@ from transformers import EsmModel, PreTrainedModel
 from .attention_rd_esm import PACKED_ATTENTION
 from .checkpoint_rd_esm import RDEsmPreTrainedModel
 from .configuration_rd_esm import RDEsmConfig
-from .outputs_rd_esm import RDEsmModelOutput, output_class
 
 # Some are not used here: releases of transformers up to 5.0 bring along only the files that this one itself names,
 # and modules.json names modeling_rd_esm.ResiduePooling.
 from .files_rd_esm import WeightFiles  # noqa: F401
+from .origin_rd_esm import decide_form  # noqa: F401
+from .outputs_rd_esm import RDEsmModelOutput, output_class
 from .placement_rd_esm import Placement  # noqa: F401
-from .pooling_rd_esm import ResiduePooling  # noqa: F401
+from .pooling_rd_esm import ResiduePooling, refuse_unknown  # noqa: F401
 from .projection_rd_esm import RDEsmProjection
 from .saving_rd_esm import RDEsmSaving  # noqa: F401
 from .weights_rd_esm import keep_float32, rotary_modules
@@ -241,10 +242,14 @@ class RDEsmModel(RDEsmPreTrainedModel):
                 `DataCollatorWithFlattening` makes too, follow from them and are not read.
 
         Raises:
-            ValueError: unknown level; the backbones are not there; or a packed row where sequences would see each
-                other: attention other than `rd_esm_packed` or flash attention, or `<mask>` tokens, which token
-                dropout counts over the whole row.
+            ValueError: unknown level; the backbones are not there; in eval mode, `<unk>` among the tokens; a sequence
+                longer than a backbone's table of positions; or a packed row where sequences would see each other:
+                attention other than `rd_esm_packed` or flash attention, or `<mask>` tokens, which token dropout
+                counts over the whole row.
         """
+        if not self.training:
+            # Training may replace residues by tokens at random.
+            refuse_unknown(input_ids)
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, **packing}
         (result,) = self.forward_window([batch], level, output_backbone_states, output_hidden_states, output_attentions)
         if return_dict is None:

@@ -18,7 +18,7 @@ from .weights_rd_esm import rotary_modules, without_bars, write_index
 # What a repo holds beside config, code and weights.
 _COMPANIONS = (
     *("README.md", "fit_report.json", "fit_report.png", "modules.json"),
-    *("vocab.txt", "tokenizer_config.json", "special_tokens_map.json"),
+    *("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"),
 )
 WEIGHT_FILE = re.compile(r"model(\..+)?(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index(\..+)?\.json")
 

@@ -67,8 +67,10 @@ def pushed(backbone: EsmModel, folder: Path) -> EsmModel:
         EsmModel.from_pretrained(working, add_pooling_layer=False)
     )
     with pytest.MonkeyPatch.context() as patch:
+        made = lambda *args, **kwargs: SimpleNamespace(repo_id="me/x")  # noqa: E731
+        patch.setattr("huggingface_hub.HfApi.create_repo", made)
         for module in ("transformers.utils.hub", "transformers.modeling_utils"):
-            patch.setattr(f"{module}.create_repo", lambda *a, **k: SimpleNamespace(repo_id="me/x"), raising=False)
+            patch.setattr(f"{module}.create_repo", made, raising=False)
         backbone.push_to_hub("me/x")
     return kept[0]
 
