@@ -324,9 +324,7 @@ def _check_entry(where: str, entry: Any) -> None:
         )
     if backbone.get("is_folding_model"):
         raise ValueError(f"the backbone of level {entry['name']} is a folding model, which this version cannot build")
-    if backbone["hidden_size"] % backbone["num_attention_heads"]:
-        raise _wrong(
-            f"{where}.backbone.hidden_size",
-            f"a multiple of its {backbone['num_attention_heads']} heads",
-            backbone["hidden_size"],
-        )
+    heads, rotary = backbone["num_attention_heads"], backbone.get("position_embedding_type") == "rotary"
+    if backbone["hidden_size"] % (heads * (2 if rotary else 1)):
+        wanted = f"a multiple of its {heads} heads{', each of even width' if rotary else ''}"
+        raise _wrong(f"{where}.backbone.hidden_size", wanted, backbone["hidden_size"])
