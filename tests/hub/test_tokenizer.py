@@ -51,7 +51,7 @@ def embedder(mini_checkpoint: Path) -> Embedder:
 
 @pytest.fixture(scope="module")
 def sentence_transformer(mini_checkpoint: Path) -> Any:
-    package = pytest.importorskip("sentence_transformers")
+    package = pytest.importorskip("sentence_transformers", exc_type=ImportError)
     return package.SentenceTransformer(
         str(mini_checkpoint), trust_remote_code=True, model_kwargs={"level": "0.3M"}, device="cpu"
     )

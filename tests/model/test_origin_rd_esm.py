@@ -11,12 +11,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModel, EsmModel, Trainer, TrainingArguments
+from transformers import AutoModel, EsmModel
 
 from rd_hf.hub import load_family, push, push_model, save_checkpoint
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
-from tests.conftest import backbone_settings
+from tests.conftest import backbone_settings, trainer_class
 from tests.hub.conftest import publish_backbone
 
 IDS = torch.tensor([[0, 20, 15, 11, 5, 19, 12, 5, 15, 2]])
@@ -243,17 +243,18 @@ class Rows(torch.utils.data.Dataset):
         return {"input_ids": IDS[0].roll(index)}
 
 
-class Sums(Trainer):
-    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):  # type: ignore[no-untyped-def]
-        outputs = model(**inputs)
-        loss = outputs.last_hidden_state.square().mean()
-        return (loss, outputs) if return_outputs else loss
+def train(model: RDEsmModel, folder: Path, resume_from: Path | None = None) -> None:
+    trainer, arguments = trainer_class()
 
+    class Sums(trainer):  # type: ignore[misc,valid-type]
+        def compute_loss(self, model, inputs, return_outputs=False, **kwargs):  # type: ignore[no-untyped-def]
+            outputs = model(**inputs)
+            loss = outputs.last_hidden_state.square().mean()
+            return (loss, outputs) if return_outputs else loss
 
-def trainer(model: RDEsmModel, folder: Path, steps: int) -> Sums:
-    settings = TrainingArguments(
+    settings = arguments(
         str(folder),
-        max_steps=steps,
+        max_steps=4,
         save_steps=2,
         report_to=[],
         use_cpu=True,
@@ -264,15 +265,17 @@ def trainer(model: RDEsmModel, folder: Path, steps: int) -> Sums:
         lr_scheduler_type="constant",
         remove_unused_columns=False,
     )
-    return Sums(model=model, args=settings, train_dataset=Rows())
+    Sums(model=model, args=settings, train_dataset=Rows()).train(
+        resume_from_checkpoint=None if resume_from is None else str(resume_from)
+    )
 
 
 def test_a_trainer_goes_on_from_its_checkpoint(bases_only: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     whole = RDEsmModel.from_pretrained(bases_only)
-    trainer(whole, tmp_path / "run", 4).train()
+    train(whole, tmp_path / "run")
     resumed = RDEsmModel.from_pretrained(bases_only)
-    trainer(resumed, tmp_path / "run", 4).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    train(resumed, tmp_path / "run", tmp_path / "run" / "checkpoint-2")
     # The same steps from the same weights: the same sums in the same order.
     assert torch.equal(output(resumed), output(whole))
     last = RDEsmModel.from_pretrained(tmp_path / "run" / "checkpoint-4")

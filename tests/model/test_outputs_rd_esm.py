@@ -12,10 +12,10 @@ import pytest
 import torch
 from accelerate.utils import concatenate, send_to_device
 from torch.utils import _pytree as pytree
-from transformers import AutoTokenizer, Trainer, TrainingArguments, pipeline
+from transformers import AutoTokenizer, pipeline
 
 from rd_hf.model.modeling_rd_esm import RDEsmModel, RDEsmModelOutput
-from tests.conftest import random_model
+from tests.conftest import random_model, trainer_class
 
 IDS = torch.tensor([[0, 20, 15, 11, 5, 19, 12, 5, 15, 2], [0, 20, 15, 11, 5, 2, 1, 1, 1, 1]])
 DIMS = {"L0": 32, "L1": 48, "L2": 64}
@@ -144,13 +144,12 @@ class Rows(torch.utils.data.Dataset):
 
 
 def test_a_trainer_predicts(model: RDEsmModel, tmp_path: Path) -> None:
-    settings = TrainingArguments(
-        str(tmp_path), report_to=[], use_cpu=True, per_device_eval_batch_size=2, disable_tqdm=True
-    )
+    trainer, arguments = trainer_class()
+    settings = arguments(str(tmp_path), report_to=[], use_cpu=True, per_device_eval_batch_size=2, disable_tqdm=True)
     before = model.config.output_hidden_states
     model.config.output_hidden_states = True
     try:
-        found = Trainer(model=model, args=settings).predict(Rows()).predictions
+        found = trainer(model=model, args=settings).predict(Rows()).predictions
     finally:
         model.config.output_hidden_states = before
     # One array, rows padded with -100 to the longest: the config says what else is left aside.
