@@ -54,7 +54,7 @@ class _Pass:
     hidden_states: tuple[torch.Tensor, ...] = ()
     attentions: tuple[torch.Tensor, ...] = ()
 
-    def advance(self, backbone: nn.Module, projection: nn.Module | None, keep_state: bool) -> None:
+    def advance(self, backbone: PreTrainedModel, projection: nn.Module | None, keep_state: bool) -> None:
         """Run one backbone and nest its final state; the first level, without a projection, is the prefix."""
         output = backbone(**self._placed(backbone), return_dict=True)
         state = output.last_hidden_state
@@ -70,7 +70,7 @@ class _Pass:
         self.hidden_states += tuple(output.hidden_states or ())
         self.attentions += tuple(output.attentions or ())
 
-    def _placed(self, backbone: nn.Module) -> dict[str, Any]:
+    def _placed(self, backbone: PreTrainedModel) -> dict[str, Any]:
         """The arguments, with positions as this backbone counts them.
 
         Raises:
@@ -254,7 +254,8 @@ class RDEsmModel(RDEsmPreTrainedModel):
         (result,) = self.forward_window([batch], level, output_backbone_states, output_hidden_states, output_attentions)
         if return_dict is None:
             # A traced graph returns tensors.
-            return_dict = getattr(self.config, "return_dict", True) and not torch.jit.is_tracing()
+            traced = torch.jit.is_tracing()  # type: ignore[attr-defined]
+            return_dict = getattr(self.config, "return_dict", True) and not traced
         return result if return_dict else result.to_tuple()
 
     def forward_window(

@@ -42,6 +42,7 @@ def decide_form(model: Any, state: dict[str, torch.Tensor], backbones: bool | No
     if full if backbones is None else backbones:
         return True
     for index, entry in enumerate(model.config.levels):
+        why: str | None
         if entry["repo_id"] is None:
             why = f"level {entry['name']} names no repo_id that its backbone could be fetched from"
             mend = "set config.levels[...]['repo_id'] and ['revision']"

@@ -13,15 +13,20 @@ UNKNOWN = 3
 FIRST_RESIDUE, LAST_RESIDUE = 4, 28
 
 
+def is_tracing() -> bool:
+    """Whether the model is being traced, compiled or exported, so that no number may be looked at."""
+    return bool(torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined]
+
+
 def refuse_unknown(input_ids: torch.Tensor) -> None:
     """Raise where a token is `<unk>`: a tokenizer met a character that stands for no residue.
 
-    A graph that is being made of the model cannot look at numbers; there nothing is refused.
+    Nothing is refused while a graph is made of the model.
 
     Raises:
         ValueError: naming the first row and position.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or input_ids.device.type == "meta":
+    if is_tracing() or input_ids.device.type == "meta":
         return
     unknown = input_ids.eq(UNKNOWN)
     if unknown.any():
@@ -49,7 +54,7 @@ class ResiduePooling(nn.Module):
         embeddings, ids = features["token_embeddings"], features["input_ids"]
         refuse_unknown(ids)
         keep = ids.ge(FIRST_RESIDUE) & ids.le(LAST_RESIDUE)
-        if not torch.compiler.is_compiling() and not torch.jit.is_tracing() and not keep.any(dim=1).all():
+        if not is_tracing() and not keep.any(dim=1).all():
             row = int(keep.any(dim=1).logical_not().nonzero()[0])
             raise ValueError(f"row {row + 1} of the batch has no residues to take a mean over")
         # In float32, since thousands of bfloat16 numbers do not add up in bfloat16. cumsum adds one residue after
