@@ -242,7 +242,8 @@ def _is_column(values: Any, several: bool = False) -> bool:
     if isinstance(values, (str, bytes, bytearray, memoryview, Mapping)) or hasattr(values, "columns"):
         return False
     dimensions = len(getattr(values, "shape", (0,)))
-    return hasattr(values, "__len__") and hasattr(values, "__getitem__") and (dimensions == 1 or several)
+    counted = hasattr(values, "__len__") and hasattr(values, "__getitem__")
+    return counted and (dimensions == 1 or (several and dimensions > 1))
 
 
 def _shown(values: Any) -> str:
