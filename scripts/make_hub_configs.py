@@ -5,7 +5,7 @@
 
 All come from one description of the family, rd_hf/families.py. Each holds a config.json alone: the backbones
 are fetched by rd-hf fit, which adds bases, code, tokenizer and card. The shipped mini family, which is a
-complete repo, gets the remote code of this version.
+complete repo, gets the remote code and the tokenizer of this version.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 
@@ -33,12 +34,17 @@ def main() -> None:
     # Imported here, so that --help and typing errors are answered at once.
     import rd_hf.model.configuration_rd_esm
     from rd_hf.families import ESM2
+    from rd_hf.hub.tokenizer import save_tokenizer
 
     stale = []
     wanted = {args.output / f"rd-esm2-{member.name}" / "config.json": config_text(member.name) for member in ESM2[1:]}
     code = Path(rd_hf.model.configuration_rd_esm.__file__).parent
     for path in sorted(code.glob("*_rd_esm.py")):
         wanted[args.output / "rd-esm2-mini" / path.name] = path.read_text(encoding="utf-8")
+    with tempfile.TemporaryDirectory() as scratch:
+        save_tokenizer(Path(scratch))
+        for path in sorted(Path(scratch).iterdir()):
+            wanted[args.output / "rd-esm2-mini" / path.name] = path.read_text(encoding="utf-8")
     for path, text in wanted.items():
         if args.check:
             if not path.exists() or path.read_text(encoding="utf-8") != text:

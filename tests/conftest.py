@@ -67,6 +67,15 @@ def random_model(
     return model
 
 
+def trainer_class() -> tuple[Any, Any]:
+    """transformers' `Trainer` and its arguments; it imports `datasets`, which needs a newer client than some have."""
+    try:
+        from transformers import Trainer, TrainingArguments
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"this release's Trainer cannot be imported here: {error}")
+    return Trainer, TrainingArguments
+
+
 @pytest.fixture
 def tiny_model() -> RDEsmModel:
     """Three levels, 32 / 48 / 64 wide."""

@@ -19,6 +19,18 @@ RD_HF_VERSION = "0.2.0"
 
 # A level's name becomes part of file names (`model.backbone-150M.safetensors`).
 _LEVEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# What a backbone may be; its `model_type` is "esm" where it names none.
+_BACKBONE_TYPES = ("esm",)
+# How its positions are counted; releases that do not know another of `EsmConfig`'s choices leave positions out.
+_POSITIONS = ("rotary", "absolute")
+# Types of a backbone's fields, where they are given: whole numbers from 1 or from 0, numbers, true or false.
+_COUNTS = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size"),
+    "max_position_embeddings",
+)
+_TOKEN_IDS = ("pad_token_id", "mask_token_id")
+_NUMBERS = ("layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
+_FLAGS = ("emb_layer_norm_before", "token_dropout")
 # Fields that some transformers release from 4.57 on writes for every model, whether or not the running one does.
 _COMMON_FIELDS = {
     *("model_type", "auto_map", "transformers_version", "name_or_path", "trust_remote_code", "transformers_weights"),
@@ -77,12 +89,14 @@ class RDEsmConfig(PretrainedConfig):
     Fields that this version does not know, from a newer one, are dropped with a warning that names them.
 
     Raises:
-        ValueError: names repeat or cannot be part of a file name, widths do not grow while `residual_directions`
-            is left to its default, a number of directions is out of range, vocabularies differ, or `level` is
-            unknown.
+        ValueError: a field is of another type than the one above, a backbone is none that this version can build,
+            names repeat or cannot be part of a file name, widths do not grow while `residual_directions` is left
+            to its default, a number of directions is out of range, vocabularies differ, or `level` is unknown.
     """
 
     model_type = "rd_esm"
+    # What `Trainer` leaves aside when it gathers predictions.
+    keys_to_ignore_at_inference = ["hidden_states", "attentions", "backbone_states"]
 
     def __init__(
         self,
@@ -98,6 +112,14 @@ class RDEsmConfig(PretrainedConfig):
         for derived in _DERIVED_FIELDS:
             kwargs.pop(derived, None)
         self._drop_unknown(kwargs)
+        _expect("levels", levels, list, "a list with an entry for each level")
+        _expect("residual_directions", residual_directions, list, "a list of whole numbers")
+        _expect("level", level, str, "the name of a level")
+        _expect("bases", bases, dict, "an object")
+        if not isinstance(backbones_in_checkpoint, bool):
+            raise _wrong("backbones_in_checkpoint", "true or false", backbones_in_checkpoint)
+        for index, entry in enumerate(levels or []):
+            _check_entry(f"levels[{index}]", entry)
         self.levels = [{"repo_id": None, "revision": None, **entry} for entry in levels or []]
         self.level = level
         self.bases = bases or {}
@@ -126,22 +148,16 @@ class RDEsmConfig(PretrainedConfig):
             )
 
     def _check_levels(self) -> None:
-        for entry in self.levels:
-            absent = {"name", "backbone"} - set(entry)
-            if absent:
-                raise ValueError(f"each level needs {sorted(absent)}; got {sorted(entry)}")
-            absent = {"hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"} - set(entry["backbone"])
-            if absent:
-                raise ValueError(f"the backbone of level {entry['name']} lacks {', '.join(sorted(absent))}")
         names = self.level_names
         for name in names:
-            if not isinstance(name, str) or not _LEVEL_NAME.fullmatch(name):
+            if not _LEVEL_NAME.fullmatch(name):
                 raise ValueError(f"level name {name!r} cannot be part of a file name; use letters, digits, . _ and -")
         if len(set(names)) != len(names):
             raise ValueError(f"level names must differ, got {names}")
-        vocabularies = {entry["backbone"].get("vocab_size") for entry in self.levels}
-        if len(vocabularies) > 1:
-            raise ValueError(f"all levels must share one vocabulary, got sizes {sorted(map(str, vocabularies))}")
+        for field, what in (("vocab_size", "sizes"), *((field, field) for field in _TOKEN_IDS)):
+            found = {str(entry["backbone"].get(field)) for entry in self.levels}
+            if len(found) > 1:
+                raise ValueError(f"all levels must share one vocabulary, got {what} {sorted(found)}")
 
     def _directions(self, given: list[int] | None) -> list[int]:
         widths = self.backbone_widths
@@ -154,6 +170,9 @@ class RDEsmConfig(PretrainedConfig):
                         f"level {names[index + 1]} ({widths[index + 1]} wide) does not grow beyond {names[index]} "
                         f"({widths[index]} wide): order levels by width, or give residual_directions"
                     )
+        for index, directions in enumerate(given):
+            if not _is_whole(directions):
+                raise _wrong(f"residual_directions[{index}]", "a whole number", directions)
         if len(given) != max(0, len(widths) - 1):
             raise ValueError(
                 f"residual_directions needs one number for each level after the first ({len(widths) - 1}), got {given}"
@@ -245,7 +264,8 @@ class RDEsmConfig(PretrainedConfig):
         """As in transformers.
 
         Raises:
-            ValueError: the checkpoint is of another model type, which transformers itself would only warn of.
+            ValueError: the checkpoint is of another model type, which transformers itself would only warn of, or it
+                has no levels.
         """
         config, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         found = config.get("model_type", cls.model_type)
@@ -253,6 +273,11 @@ class RDEsmConfig(PretrainedConfig):
             raise ValueError(
                 f"{pretrained_model_name_or_path} is a checkpoint of type {found!r}, not {cls.model_type!r}: name a "
                 f"reverse-distilled family here"
+            )
+        if not config.get("levels") and config:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: levels in its config.json must be a list with an entry for each "
+                f"level, not {config.get('levels')!r}"
             )
         return config, unused
 
@@ -265,3 +290,64 @@ class RDEsmConfig(PretrainedConfig):
         """The fields of `config.json`, derived ones included."""
         output = super().to_dict()
         return output | {name: getattr(self, name) for name in _DERIVED_FIELDS}
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _wrong(field: str, wanted: str, value: Any) -> ValueError:
+    return ValueError(f"{field} in an RDEsmConfig (config.json) must be {wanted}, not {value!r}")
+
+
+def _expect(field: str, value: Any, kind: type, wanted: str) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise _wrong(field, wanted, value)
+
+
+def _check_entry(where: str, entry: Any) -> None:
+    """Raise unless one of `levels` is what a level is described by."""
+    if not isinstance(entry, dict):
+        raise _wrong(where, "an object with name and backbone", entry)
+    absent = {"name", "backbone"} - set(entry)
+    if absent:
+        raise ValueError(f"{where}: each level needs {sorted(absent)}; got {sorted(entry)}")
+    if not isinstance(entry["name"], str):
+        raise _wrong(f"{where}.name", "a text", entry["name"])
+    for field in ("repo_id", "revision"):
+        _expect(f"{where}.{field}", entry.get(field), str, "a text or null")
+    backbone = entry["backbone"]
+    if not isinstance(backbone, dict):
+        raise _wrong(f"{where}.backbone", "an object", backbone)
+    found = backbone.get("model_type", "esm")
+    if found not in _BACKBONE_TYPES:
+        raise ValueError(
+            f"the backbone of level {entry['name']} is of model_type {found!r}, which this version cannot build; it "
+            f"builds {', '.join(_BACKBONE_TYPES)}"
+        )
+    absent = {"hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"} - set(backbone)
+    if absent:
+        raise ValueError(f"the backbone of level {entry['name']} lacks {', '.join(sorted(absent))}")
+    for field in _COUNTS:
+        if field in backbone and not (_is_whole(backbone[field]) and backbone[field] > 0):
+            raise _wrong(f"{where}.backbone.{field}", "a whole number above 0", backbone[field])
+    for field in _TOKEN_IDS:
+        value = backbone.get(field, 0)
+        if not (_is_whole(value) and 0 <= value < backbone["vocab_size"]):
+            raise _wrong(f"{where}.backbone.{field}", f"a token id below {backbone['vocab_size']}", value)
+    for field in _NUMBERS:
+        value = backbone.get(field, 0)
+        if not (_is_whole(value) or isinstance(value, float)):
+            raise _wrong(f"{where}.backbone.{field}", "a number", value)
+    for field in _FLAGS:
+        _expect(f"{where}.backbone.{field}", backbone.get(field), bool, "true or false")
+    if backbone.get("position_embedding_type", "absolute") not in _POSITIONS:
+        raise _wrong(
+            f"{where}.backbone.position_embedding_type", " or ".join(_POSITIONS), backbone["position_embedding_type"]
+        )
+    if backbone.get("is_folding_model"):
+        raise ValueError(f"the backbone of level {entry['name']} is a folding model, which this version cannot build")
+    heads, rotary = backbone["num_attention_heads"], backbone.get("position_embedding_type") == "rotary"
+    if backbone["hidden_size"] % (heads * (2 if rotary else 1)):
+        wanted = f"a multiple of its {heads} heads{', each of even width' if rotary else ''}"
+        raise _wrong(f"{where}.backbone.hidden_size", wanted, backbone["hidden_size"])

@@ -16,6 +16,7 @@ from rd_hf.files import file_sha256
 if TYPE_CHECKING:
     import torch
 
+    from rd_hf.model.configuration_rd_esm import RDEsmConfig
     from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 
@@ -70,18 +71,15 @@ def resolve(name: str | os.PathLike, revision: str | None = None) -> Checkpoint:
     else:
         folder = _fetch_config(name, revision).parent
         commit = folder.name  # the Hub's cache keeps each commit in a folder of its name
-    config = _read_config(name, folder)
+    family = _read_config(name, folder)
     fingerprint = f"commit:{commit}" if commit else _folder_fingerprint(folder)
-    for level in config["levels"]:
+    for level in family.levels:
         # A checkpoint of bases alone may lean on backbones in other folders; on the Hub their revision, which
         # is part of config.json, pins them.
-        backbone = level.get("repo_id")
-        if not config.get("backbones_in_checkpoint", True) and backbone and Path(backbone).is_dir():
+        backbone = level["repo_id"]
+        if not family.backbones_in_checkpoint and backbone and Path(backbone).is_dir():
             fingerprint += "+" + _folder_fingerprint(Path(backbone).resolve())
-    # config.json has its keys in alphabetical order; the list of levels has theirs.
-    names = [level["name"] for level in config["levels"] if level["name"] in config["nested_dims"]]
-    nested_dims = {name: config["nested_dims"][name] for name in names}
-    return Checkpoint(name, commit, fingerprint, nested_dims)
+    return Checkpoint(name, commit, fingerprint, family.nested_dims)
 
 
 def _fetch_config(name: str, revision: str | None) -> Path:
@@ -95,7 +93,7 @@ def _fetch_config(name: str, revision: str | None) -> Path:
         raise InputError(f"{name} is neither a folder here nor a model that the Hub gives us: {reason}") from error
 
 
-def _read_config(name: str, folder: Path) -> dict[str, Any]:
+def _read_config(name: str, folder: Path) -> RDEsmConfig:
     path = folder / "config.json"
     try:
         config = json.loads(path.read_bytes())
@@ -103,9 +101,15 @@ def _read_config(name: str, folder: Path) -> dict[str, Any]:
         raise InputError(f"{name} holds no config.json; give the folder or Hub id of a saved model") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no JSON ({error}); fetch the model again") from error
-    if config.get("model_type") != "rd_esm":
-        raise InputError(f"{name} is a model of type {config.get('model_type')!r}, not 'rd_esm': fit bases first")
-    return config
+    found = config.get("model_type") if isinstance(config, dict) else None
+    if found != "rd_esm":
+        raise InputError(f"{name} is a model of type {found!r}, not 'rd_esm': fit bases first")
+    from rd_hf.model.configuration_rd_esm import RDEsmConfig
+
+    try:
+        return RDEsmConfig.from_pretrained(folder)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _folder_fingerprint(folder: Path) -> str:

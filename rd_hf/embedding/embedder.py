@@ -13,10 +13,12 @@ from rd_hf.data.fasta import InputError
 from rd_hf.data.residues import RejectedSequenceError
 from rd_hf.data.values import as_list, column_names, position_numbers, sequence_text
 from rd_hf.embedding.checkpoint import is_worker, load_model, pick_device, resolve, threads_of_a_worker
-from rd_hf.embedding.columns import finish, why_not_stored
+from rd_hf.embedding.columns import finish, value_type, why_not_stored
 from rd_hf.embedding.options import EmbeddingOptions
 
 if TYPE_CHECKING:
+    from datasets import Features
+
     from rd_hf.embedding.engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,9 @@ class Embedder:
     embedder = Embedder("hub_configs/rd-esm2-mini", level=["S", "L"], pooling="mean")
     ds = ds.map(embedder, batched=True, with_rank=True, num_proc=4)  # adds embedding_S and embedding_L
     ```
+
+    With `on_reject="null"` pass `features=embedder.features(ds.features)` too: `datasets` takes a column's type from
+    the first rows it writes, and rows without an embedding, or without a reason, have none.
 
     It holds choices and no weights: each process loads the model once, on first use, on the GPU of its rank (on
     the CPU with one thread a worker, since the workers share the cores). With CUDA and `num_proc` call
@@ -100,18 +105,60 @@ class Embedder:
         Raises:
             InputError: no such column, or with `on_reject="raise"` a row that cannot be embedded.
         """
+        _check_call(batch, rank)
         names = column_names(batch)
         for column in (self.sequence_column, self.positions_column):
             if column is not None and column not in names:
                 raise InputError(f"the dataset has no column {column!r}; its columns are {', '.join(names)}")
-        asked = batch[self.positions_column] if self.positions_column else None
-        return self._embed(batch[self.sequence_column], asked, rank)
+        sequences = batch[self.sequence_column]
+        if not _is_column(sequences):
+            raise InputError(
+                f"an Embedder takes batches of rows, and column {self.sequence_column!r} is {_shown(sequences)}: pass "
+                "batched=True to map"
+            )
+        return self._embed(sequences, batch[self.positions_column] if self.positions_column else None, rank)
 
     def embed(
         self, sequences: Sequence[str], positions: Sequence[Sequence[int]] | None = None
     ) -> dict[str, list[np.ndarray]]:
-        """Embed sequences that are in memory; see [`~Embedder.__call__`]."""
+        """Embed sequences that are in memory; see [`~Embedder.__call__`].
+
+        Args:
+            sequences: a list, array or series of them.
+            positions: with pooling `"positions"`, those of each sequence.
+
+        Raises:
+            InputError: something else than sequences in order, such as one sequence alone; or a row that cannot be
+                embedded.
+        """
+        if not _is_column(sequences):
+            raise InputError(
+                f"embed() takes a list of sequences, not {_shown(sequences)}: write one sequence as [sequence], and "
+                "call the Embedder itself with a batch of columns"
+            )
+        if positions is not None and (not _is_column(positions, several=True) or len(positions) != len(sequences)):
+            raise InputError(f"positions must be a list with those of each of the {len(sequences)} sequences")
         return self._embed(sequences, positions, None)
+
+    def features(self, features: Mapping[str, Any] | None = None) -> Features:
+        """Columns and types of `map`'s result, for its argument `features`.
+
+        Args:
+            features (`datasets.Features`, *optional*): of the columns that stay: `ds.features`, less those in
+                `remove_columns`.
+
+        Returns:
+            `datasets.Features` with those and this Embedder's columns: for each level a list of floats as wide as the
+            level, or a list of such lists where there is a row a residue; with `on_reject="null"` also
+            `reject_reason`, text.
+        """
+        import pyarrow as pa
+        from datasets import Features
+
+        own = {self.options.column(level): value_type(width, self.options) for level, width in self.widths.items()}
+        if self.on_reject == "null":
+            own["reject_reason"] = pa.string()
+        return Features({**(features or {}), **Features.from_arrow_schema(pa.schema(own))})
 
     def _embed(
         self, sequences: Sequence[Any], positions: Sequence[Any] | None, rank: int | None
@@ -186,3 +233,25 @@ class Embedder:
                     f"row {row + 1} of the batch ({shown!r}...) cannot be embedded: {reason}; "
                     "correct it, or pass on_reject='null' to keep such rows without an embedding"
                 )
+
+
+def _is_column(values: Any, several: bool = False) -> bool:
+    """Whether these are values in order, one a row (or several); text and bytes are not, though both have a length."""
+    if isinstance(values, (str, bytes, bytearray, memoryview, Mapping)) or hasattr(values, "columns"):
+        return False
+    dimensions = len(getattr(values, "shape", (0,)))
+    counted = hasattr(values, "__len__") and hasattr(values, "__getitem__")
+    return counted and (dimensions == 1 or (several and dimensions > 1))
+
+
+def _shown(values: Any) -> str:
+    text = " ".join(repr(values).split())
+    return f"a value of type {type(values).__name__} ({text if len(text) <= 30 else text[:30] + '...'})"
+
+
+def _check_call(batch: Any, rank: Any) -> None:
+    """Raise unless these are a batch of columns and a rank, or none."""
+    if isinstance(batch, (str, bytes, list, tuple)):
+        raise InputError(f"an Embedder takes a batch of columns, not {_shown(batch)}: for sequences alone use embed()")
+    if rank is not None and not isinstance(rank, int):
+        raise InputError(f"the second argument is this process's rank, not {_shown(rank)}: leave out with_indices=True")

@@ -6,7 +6,8 @@
 ``model.safetensors``                         bases only: the projections
 ``model.projections.safetensors``,            full: the projections, each backbone, and an index over all
 ``model.backbone-150M.safetensors``, ...
-``vocab.txt``, ``tokenizer_config.json``      the tokenizer
+``tokenizer.json``, ``tokenizer_config.json`` the tokenizer, which cleans sequences as the jobs do
+``vocab.txt``                                 its vocabulary, for ``EsmTokenizer``
 ``fit_report.json``, ``fit_report.png``       how the fit went, where there was one
 ``README.md``                                 the card
 ============================================  ==========================================================
@@ -19,7 +20,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,12 @@ from typing import Any
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from transformers import EsmTokenizer
 
 from rd_hf.bases.chain import FitReport
-from rd_hf.data.residues import VOCABULARY
 from rd_hf.families import named_config
 from rd_hf.files import explained, replacing, write_json, write_text
 from rd_hf.hub.card import GENERATED, PLACEHOLDER_OWNER, render_card
+from rd_hf.hub.tokenizer import save_tokenizer
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from rd_hf.model.weights_rd_esm import is_own
@@ -74,19 +73,11 @@ def refuse_foreign(folder: str | Path) -> None:
             )
 
 
-def save_tokenizer(folder: Path) -> None:
-    """Write ESM-2's tokenizer, built from :data:`rd_hf.data.residues.VOCABULARY`, into ``folder``."""
-    with tempfile.TemporaryDirectory() as scratch:
-        vocabulary = Path(scratch) / "vocab.txt"
-        vocabulary.write_bytes("\n".join(VOCABULARY).encode())
-        EsmTokenizer(vocab_file=str(vocabulary)).save_pretrained(folder)
-
-
 def save_checkpoint(
     model: RDEsmModel,
     folder: str | Path,
     *,
-    backbones: bool,
+    backbones: bool | None,
     report: Sequence[FitReport] | None = None,
     figure: str | Path | None = None,
     max_shard_size: int | str = "5GB",
@@ -98,7 +89,8 @@ def save_checkpoint(
     Args:
         model: with its bases set.
         folder: made where it does not exist; files of an earlier save are replaced.
-        backbones: ``True`` for the full form, each backbone in files of its own; ``False`` for the bases only.
+        backbones: ``True`` for the full form, each backbone in files of its own; ``False`` for the bases only;
+            ``None`` for what ``model.save_pretrained`` does by itself.
         report: how the fit went; ``fit_report.json`` and the card's level table come from it.
         figure: a PNG of the fit, copied to ``fit_report.png`` and shown on the card.
         max_shard_size: largest weights file ("5GB", "7MB" or bytes).
@@ -109,17 +101,12 @@ def save_checkpoint(
         The folder.
 
     Raises:
-        ValueError: bases only, but a level names no ``repo_id``; or full, but the backbones are not there; or the
+        ValueError: bases only, but a level names no ``repo_id`` or its backbone is no
+            longer the one there; or full, but the backbones are not there; or the
             folder holds somebody else's files of the same names; or it is full or cannot be written to.
     """
     folder = Path(folder)
     refuse_foreign(folder)
-    if backbones:
-        for entry in model.config.levels:
-            # A path of this machine means nothing in another's config.json.
-            if entry["repo_id"] is not None and Path(entry["repo_id"]).is_dir():
-                entry["repo_id"] = entry["revision"] = None
-                entry.pop("level_of_repo", None)
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder, backbones=backbones, max_shard_size=max_shard_size)

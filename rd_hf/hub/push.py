@@ -17,12 +17,13 @@ from rd_hf.hub.card import is_hub_id
 from rd_hf.hub.checkpoint import FIGURE_FILE, REPORT_FILE, save_checkpoint, write_card
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
+from rd_hf.model.origin_rd_esm import decide_form
 
 # What a repo of this project is made of; anything else in the folder stays at home.
 PUSHED = (
     *("config.json", "*_rd_esm.py", "modules.json", "README.md"),
     *("model.safetensors", "model.*.safetensors", "model.safetensors.index*.json"),
-    *("vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *(REPORT_FILE, FIGURE_FILE, "LICENSE*", "*.md"),
 )
 # Weights of the other form, which an earlier push may have left there.
@@ -213,11 +214,12 @@ def push_model(
     model: RDEsmModel,
     repo_id: str,
     *,
-    backbones: bool = False,
+    backbones: bool | None = None,
     max_shard_size: int | str = "5GB",
     **push: Any,
 ) -> PushResult:
-    """Push a model in memory: bases only, or with its backbones.
+    """Push a model in memory: bases only, or with its backbones; by default bases only where its backbones still are
+    those of the Hub repos that its config names.
 
     The fit report and figure come along from the folder the model was loaded from.
 
@@ -233,5 +235,7 @@ def push_model(
         for name in (REPORT_FILE, FIGURE_FILE):
             if (source / name).is_file():
                 (folder / name).write_bytes((source / name).read_bytes())
+        if backbones is None:
+            backbones = decide_form(model, model.state_dict(), None, full=False, push=True)
         save_checkpoint(model, folder, backbones=backbones, max_shard_size=max_shard_size, repo_id=repo_id)
         return push_folder(folder, repo_id, **push)

@@ -44,6 +44,9 @@ class RDEsmPreTrainedModel(RDEsmSaving):
     _fetch: Callable[..., PreTrainedModel] | None = None
     # Position of the smallest backbone that is held (or fetched in turn).
     first_backbone = 0
+    # Where the backbones came from, if not from repos of their own; and the cache that holds those.
+    _source: str | os.PathLike | None = None
+    _hub: dict[str, Any] = {}
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
@@ -170,6 +173,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
 
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         located: dict[int, WeightFiles] = {}
+        self._source, self._hub = source, {name: hub[name] for name in ("cache_dir",) if name in hub}
 
         def fetch(index: int, dtype: str | torch.dtype = dtype, **placed: Any) -> PreTrainedModel:
             what, level = self._origin(index, source)
@@ -259,6 +263,8 @@ class RDEsmPreTrainedModel(RDEsmSaving):
                 settings["device_map"] = dict.fromkeys(("embeddings", "encoder", "contact_head"), "disk")
                 backbone, info = EsmModel.from_pretrained(files.folder, **settings)
             check_loaded(what, info)
+            # Saved by itself it is a plain ESM-2: nothing is renamed back to what its file had.
+            backbone._weight_conversions = []
             if rotary := rotary_modules(backbone):
                 # They are lost where the weights are loaded in a narrower dtype or left on disk, or with a release
                 # before 5.6 from a file that a later one wrote; a checkpoint without them gets base^(-2 j / d)

@@ -13,6 +13,7 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers.utils import cached_file
 
 # Where a download comes from and how.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -37,6 +39,17 @@ class WeightFiles:
     folder: str
     names: tuple[str, ...]
     safetensors: bool
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Each weight by its name in the files, one in memory at a time; not those of whole numbers."""
+        for name in self.names:
+            path = os.path.join(self.folder, name)
+            if not self.safetensors:
+                yield from ((key, value) for key, value in read_bin(path).items() if value.is_floating_point())
+                continue
+            for key, entry in read_header(path).items():
+                if entry["dtype"] in _FLOATS:
+                    yield key, _read_tensor(path, entry)
 
     def rotary_frequencies(self) -> torch.Tensor | None:
         """Rotary `inv_freq` as it is stored, float32 `(head width / 2,)`; `None` where there is none.
@@ -226,9 +239,8 @@ def read_header(path: str) -> dict[str, Any]:
 
 def _read_tensor(path: str, entry: dict[str, Any]) -> torch.Tensor:
     """One tensor of a safetensors file, by its entry in the header."""
-    kinds = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     start, stop = entry["data_offsets"]
     with open(path, "rb") as file:
         file.seek(8 + int.from_bytes(file.read(8), "little") + start)
         content = bytearray(file.read(stop - start))
-    return torch.frombuffer(content, dtype=kinds[entry["dtype"]]).reshape(entry["shape"])
+    return torch.frombuffer(content, dtype=_FLOATS[entry["dtype"]]).reshape(entry["shape"])

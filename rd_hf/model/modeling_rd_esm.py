@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import EsmModel, PreTrainedModel
-from transformers.utils import ModelOutput
 
 from .attention_rd_esm import PACKED_ATTENTION
 from .checkpoint_rd_esm import RDEsmPreTrainedModel
@@ -32,50 +31,13 @@ from .configuration_rd_esm import RDEsmConfig
 # Some are not used here: releases of transformers up to 5.0 bring along only the files that this one itself names,
 # and modules.json names modeling_rd_esm.ResiduePooling.
 from .files_rd_esm import WeightFiles  # noqa: F401
+from .origin_rd_esm import decide_form  # noqa: F401
+from .outputs_rd_esm import RDEsmModelOutput, output_class
 from .placement_rd_esm import Placement  # noqa: F401
-from .pooling_rd_esm import ResiduePooling  # noqa: F401
+from .pooling_rd_esm import ResiduePooling, refuse_unknown  # noqa: F401
 from .projection_rd_esm import RDEsmProjection
 from .saving_rd_esm import RDEsmSaving  # noqa: F401
 from .weights_rd_esm import keep_float32, rotary_modules
-
-
-@dataclass
-class RDEsmModelOutput(ModelOutput):
-    """
-    Output of [`RDEsmModel`].
-
-    Args:
-        last_hidden_state (`torch.FloatTensor` of shape `(batch, length, width of the level)`):
-            The nested embedding of every position (cls, eos, mask and padding included), in the backbones'
-            dtype.
-        hidden_states (`tuple(torch.FloatTensor)`, on request):
-            Those of every backbone that ran, smallest first: for each the embedding output and one tensor a
-            layer, each as wide as that backbone.
-        attentions (`tuple(torch.FloatTensor)`, on request, eager attention):
-            One tensor a layer of every backbone that ran, smallest first.
-        backbone_states (`tuple(torch.FloatTensor)`, on request):
-            The final hidden state h_i of each backbone that ran, `(batch, length, k_i)`.
-        nested_dims (`dict[str, int]`):
-            Width of each level that `last_hidden_state` holds.
-    """
-
-    last_hidden_state: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    backbone_states: tuple[torch.Tensor, ...] | None = None
-    nested_dims: dict[str, int] | None = None
-
-    def nested(self, level: str) -> torch.Tensor:
-        """The embedding of a smaller level: a view of `last_hidden_state`, `(batch, length, its width)`.
-
-        Raises:
-            ValueError: `last_hidden_state` does not hold that level.
-        """
-        dims = self.nested_dims or {}
-        if level not in dims:
-            raise ValueError(f"level {level!r} is not in this output, which holds {', '.join(dims)}")
-        assert self.last_hidden_state is not None
-        return self.last_hidden_state[..., : dims[level]]
 
 
 @dataclass
@@ -92,9 +54,9 @@ class _Pass:
     hidden_states: tuple[torch.Tensor, ...] = ()
     attentions: tuple[torch.Tensor, ...] = ()
 
-    def advance(self, backbone: nn.Module, projection: nn.Module | None, keep_state: bool) -> None:
+    def advance(self, backbone: PreTrainedModel, projection: nn.Module | None, keep_state: bool) -> None:
         """Run one backbone and nest its final state; the first level, without a projection, is the prefix."""
-        output = backbone(**self.arguments, return_dict=True)
+        output = backbone(**self._placed(backbone), return_dict=True)
         state = output.last_hidden_state
         self.dtype = state.dtype
         if projection is None:
@@ -108,14 +70,33 @@ class _Pass:
         self.hidden_states += tuple(output.hidden_states or ())
         self.attentions += tuple(output.attentions or ())
 
+    def _placed(self, backbone: PreTrainedModel) -> dict[str, Any]:
+        """The arguments, with positions as this backbone counts them.
+
+        Raises:
+            ValueError: the batch is longer than the backbone's table of positions.
+        """
+        config = backbone.config
+        if config.position_embedding_type != "absolute":
+            return self.arguments
+        # In such a table (ESM-1b) the first position is the one behind the padding's.
+        first = config.pad_token_id + 1
+        length = self.arguments.get("max_length_q") or self.arguments["input_ids"].shape[1]
+        if length > config.max_position_embeddings - first:
+            raise ValueError(
+                f"a backbone with absolute positions has {config.max_position_embeddings - first} of them, cls and eos "
+                f"included, and a sequence here has {length}: cut or window longer ones"
+            )
+        positions = self.arguments.get("position_ids")
+        return self.arguments if positions is None else {**self.arguments, "position_ids": positions + first}
+
     def output(self, dims: dict[str, int]) -> RDEsmModelOutput:
         assert self.embedding is not None
-        return RDEsmModelOutput(
+        return output_class(dims)(
             last_hidden_state=self.embedding.to(self.dtype),
             hidden_states=self.hidden_states or None,
             attentions=self.attentions or None,
             backbone_states=self.states or None,
-            nested_dims=dims,
         )
 
 
@@ -148,10 +129,17 @@ class RDEsmModel(RDEsmPreTrainedModel):
             build_backbones = config.backbones_in_checkpoint
         # A bare EsmModel(config) would ignore this model's attention implementation.
         self.backbones = nn.ModuleList(
-            EsmModel._from_config(config.backbone_config(index), attn_implementation=config._attn_implementation)
+            EsmModel._from_config(
+                config.backbone_config(index),
+                attn_implementation=config._attn_implementation,
+                add_pooling_layer=False,
+            )
             for index in range(len(config.levels) if build_backbones else 0)
         )
         widths = list(config.nested_dims.values())
+        for count in range(len(widths)):
+            # Made here, so that a compiled forward pass makes no class.
+            output_class(dict(list(config.nested_dims.items())[: count + 1]))
         self.projections = nn.ModuleList(
             RDEsmProjection(prefix_width, backbone_width, directions)
             for prefix_width, backbone_width, directions in zip(
@@ -224,6 +212,17 @@ class RDEsmModel(RDEsmPreTrainedModel):
         largest: PreTrainedModel = self.backbones[-1]
         largest.set_input_embeddings(value)
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Not possible.
+
+        Raises:
+            NotImplementedError: always, before anything is changed.
+        """
+        raise NotImplementedError(
+            "the token embeddings cannot be resized: all backbones share ESM-2's vocabulary, which the bases were "
+            "fitted with; resize a backbone by itself (model.backbones[i].resize_token_embeddings), outside this model"
+        )
+
     def forward(
         self,
         input_ids: torch.LongTensor,
@@ -251,14 +250,20 @@ class RDEsmModel(RDEsmPreTrainedModel):
                 `DataCollatorWithFlattening` makes too, follow from them and are not read.
 
         Raises:
-            ValueError: unknown level; the backbones are not there; or a packed row where sequences would see each
-                other: attention other than `rd_esm_packed` or flash attention, or `<mask>` tokens, which token
-                dropout counts over the whole row.
+            ValueError: unknown level; the backbones are not there; in eval mode, `<unk>` among the tokens; a sequence
+                longer than a backbone's table of positions; or a packed row where sequences would see each other:
+                attention other than `rd_esm_packed` or flash attention, or `<mask>` tokens, which token dropout
+                counts over the whole row.
         """
+        if not self.training:
+            # Training may replace residues by tokens at random.
+            refuse_unknown(input_ids)
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, **packing}
         (result,) = self.forward_window([batch], level, output_backbone_states, output_hidden_states, output_attentions)
         if return_dict is None:
-            return_dict = getattr(self.config, "return_dict", True)
+            # A traced graph returns tensors.
+            traced = torch.jit.is_tracing()  # type: ignore[attr-defined]
+            return_dict = getattr(self.config, "return_dict", True) and not traced
         return result if return_dict else result.to_tuple()
 
     def forward_window(

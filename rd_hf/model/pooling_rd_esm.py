@@ -8,6 +8,35 @@ from typing import Any
 import torch
 from torch import nn
 
+# ESM-2's token ids: <unk>; from L to O the residues, before them <cls>, <pad>, <eos>, behind them gaps and <mask>.
+UNKNOWN = 3
+FIRST_RESIDUE, LAST_RESIDUE = 4, 28
+
+
+def is_tracing() -> bool:
+    """Whether the model is being traced, compiled or exported, so that no number may be looked at."""
+    return bool(torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined]
+
+
+def refuse_unknown(input_ids: torch.Tensor) -> None:
+    """Raise where a token is `<unk>`: a tokenizer met a character that stands for no residue.
+
+    Nothing is refused while a graph is made of the model.
+
+    Raises:
+        ValueError: naming the first row and position.
+    """
+    if is_tracing() or input_ids.device.type == "meta":
+        return
+    unknown = input_ids.eq(UNKNOWN)
+    if unknown.any():
+        row, position = unknown.nonzero()[0].tolist()
+        raise ValueError(
+            f"input_ids hold <unk> (row {row + 1}, residue {position}): a character that is no residue, such as a stop "
+            f"codon inside the sequence, a digit or (with a tokenizer that does not clean) a lower-case letter; "
+            f"correct the sequence, or use the tokenizer that came with this model"
+        )
+
 
 class ResiduePooling(nn.Module):
     """Mean over residues, for sentence-transformers, whose own mean takes in cls and eos.
@@ -16,15 +45,18 @@ class ResiduePooling(nn.Module):
     `truncate_dim` gives exactly the pooled embedding of a smaller level.
     """
 
-    # ESM-2's token ids of <cls>, <pad>, <eos> and <mask>.
-    not_residues = (0, 1, 2, 32)
-
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Adds `sentence_embedding`, `(batch, width)`, to features with `input_ids` and `token_embeddings`."""
+        """Adds `sentence_embedding`, `(batch, width)`, to features with `input_ids` and `token_embeddings`.
+
+        Raises:
+            ValueError: a sequence with `<unk>`, or without residues.
+        """
         embeddings, ids = features["token_embeddings"], features["input_ids"]
-        keep = torch.ones_like(ids, dtype=torch.bool)
-        for token in self.not_residues:
-            keep &= ids.ne(token)
+        refuse_unknown(ids)
+        keep = ids.ge(FIRST_RESIDUE) & ids.le(LAST_RESIDUE)
+        if not is_tracing() and not keep.any(dim=1).all():
+            row = int(keep.any(dim=1).logical_not().nonzero()[0])
+            raise ValueError(f"row {row + 1} of the batch has no residues to take a mean over")
         # In float32, since thousands of bfloat16 numbers do not add up in bfloat16. cumsum adds one residue after
         # the other in every channel, where sum() takes an order that depends on the width.
         total = (embeddings.float() * keep.unsqueeze(-1)).cumsum(dim=1)[:, -1]

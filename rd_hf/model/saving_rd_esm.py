@@ -12,12 +12,13 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
+from .origin_rd_esm import check_names, decide_form
 from .weights_rd_esm import former_weights, refuse_foreign, rotary_modules, without_bars, write_index
 
 # What a repo holds beside config, code and weights.
 _COMPANIONS = (
     *("README.md", "fit_report.json", "fit_report.png", "modules.json"),
-    *("vocab.txt", "tokenizer_config.json", "special_tokens_map.json"),
+    *("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"),
 )
 
 
@@ -28,6 +29,14 @@ def _file_mode(folder: str) -> int:
         mode = os.fstat(file.fileno()).st_mode
     os.remove(path)
     return stat.S_IMODE(mode)
+
+
+def _without_folder(entry: dict[str, Any]) -> dict[str, Any]:
+    """A level as others read it, who have no such folder."""
+    if not os.path.isdir(entry["repo_id"] or ""):
+        return entry
+    kept = {key: value for key, value in entry.items() if key != "level_of_repo"}
+    return kept | {"repo_id": None, "revision": None}
 
 
 class RDEsmSaving(PreTrainedModel):
@@ -52,12 +61,15 @@ class RDEsmSaving(PreTrainedModel):
             backbones: `False` writes the bases only (`model.safetensors`), for backbones that are published at
                 their `repo_id`; `True` writes the full form too, each backbone in files of its own
                 (`model.projections.safetensors`, `model.backbone-150M.safetensors`, ..., and the usual
-                `model.safetensors.index.json` over all of them). By default as the config says.
+                `model.safetensors.index.json` over all of them). By default as the config says, and in the full
+                form, with a warning, where backbones are no longer those of their repos (trained, an adapter
+                merged, ...).
             is_main_process, state_dict, push_to_hub, max_shard_size, kwargs: as in transformers.
 
         Raises:
-            ValueError: bases only, but a level names no `repo_id`; or full, but the backbones are not there; or the
-                folder holds another model's files of the same names.
+            ValueError: bases only, but a level names no `repo_id` or its backbone is no longer that one; or full,
+                but the backbones are not there, or hold an adapter; or the folder holds another model's files of the
+                same names.
         """
         for ours in ("variant", "safe_serialization", "save_original_format"):
             kwargs.pop(ours, None)
@@ -66,15 +78,20 @@ class RDEsmSaving(PreTrainedModel):
             return
         if not is_main_process:
             return
+        state = self.state_dict() if state_dict is None else state_dict
+        before, levels = self.config.backbones_in_checkpoint, self.config.levels
+        full = decide_form(self, state, backbones, full=before, push=False)
+        parts = self._parts(state, full)
         folder = os.fspath(save_directory)
         if os.path.isdir(folder):
             # Said before gigabytes are written. Beside the full form, model.safetensors would be loaded in its place.
             certain = ("config.json", "model.safetensors")
             refuse_foreign(folder, [n for n in os.listdir(folder) if n in certain or n.endswith("_rd_esm.py")])
         os.makedirs(folder, exist_ok=True)
-        full = self.config.backbones_in_checkpoint if backbones is None else backbones
-        parts = self._parts(self.state_dict() if state_dict is None else state_dict, full)
-        before, self.config.backbones_in_checkpoint = self.config.backbones_in_checkpoint, full
+        self.config.backbones_in_checkpoint = full
+        if full:
+            # A folder of this machine means nothing in another's config.json.
+            self.config.levels = [_without_folder(entry) for entry in levels]
         try:
             # Written beside the old files and moved over them: these may be what the model's tensors map.
             with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as staging, without_bars():
@@ -99,16 +116,19 @@ class RDEsmSaving(PreTrainedModel):
             for name in former - set(fresh):
                 os.remove(os.path.join(folder, name))
         finally:
-            self.config.backbones_in_checkpoint = before
+            self.config.backbones_in_checkpoint, self.config.levels = before, levels
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", os.path.basename(os.path.abspath(folder))), backbones=full, **kwargs)
 
-    def push_to_hub(self, repo_id: str, *args: Any, backbones: bool = False, **kwargs: Any) -> Any:
+    def push_to_hub(self, repo_id: str, *args: Any, backbones: bool | None = None, **kwargs: Any) -> Any:
         """As in transformers: bases only, or with `backbones=True` the backbones too.
+
+        By default bases only where every backbone still is that of its Hub repo, and else, with a warning, all.
 
         Tokenizer, fit report, figure and card come along from the folder or repo that the model was loaded
         from. `rd-hf push` pushes a folder, makes its card afresh, and checks what arrived.
         """
+        backbones = decide_form(self, self.state_dict(), backbones, full=False, push=True)
         before, self.config.backbones_in_checkpoint = self.config.backbones_in_checkpoint, backbones
         # A card that describes the other form stays behind.
         self._companions = _COMPANIONS if before == backbones else _COMPANIONS[1:]
@@ -142,12 +162,6 @@ class RDEsmSaving(PreTrainedModel):
         """The tensors of each file (or set of shards), by variant name."""
         projections = {key: value for key, value in state.items() if key.startswith("projections.")}
         if not full:
-            for entry in self.config.levels:
-                if entry["repo_id"] is None:
-                    raise ValueError(
-                        f"level {entry['name']} names no repo_id that its backbone could be fetched from: save the "
-                        f"backbones too (backbones=True), or set config.levels[...]['repo_id'] and ['revision']"
-                    )
             return {None: projections}
         if len(self.backbones) < len(self.config.levels) or self.first_backbone:
             raise ValueError(
@@ -159,6 +173,7 @@ class RDEsmSaving(PreTrainedModel):
             part = {
                 key: value for key, value in state.items() if key.startswith(prefix) and not key.endswith("inv_freq")
             }
+            check_names(self, index, part)
             # Under the keys of releases before 5.6 (one a layer) and since (one a model): each finds its own
             # and ignores the other.
             for module in rotary_modules(backbone)[:1]:

@@ -12,7 +12,7 @@ from tests.hub.conftest import World
 BASES_ONLY = {
     *("README.md", "config.json", "modules.json"),
     *(path.name for path in (REPOSITORY / "rd_hf" / "model").glob("*_rd_esm.py")),
-    *("model.safetensors", "vocab.txt", "tokenizer_config.json", "fit_report.json", "fit_report.png"),
+    *("model.safetensors", "tokenizer.json", "vocab.txt", "tokenizer_config.json", "fit_report.json", "fit_report.png"),
 }
 
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from rd_hf.embedding.checkpoint import resolve
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
+from rd_hf.model.modeling_rd_esm import RDEsmModel
 from tests.conftest import backbone_settings
 
 
@@ -101,3 +103,94 @@ def test_inference_servers_read_the_dimensions_that_they_may_cut_to(tmp_path: Pa
     (tmp_path / "config.json").write_text(json.dumps(fields))
     smaller = RDEsmConfig.from_pretrained(tmp_path, level="L1")
     assert (smaller.is_matryoshka, smaller.matryoshka_dimensions) == (True, [32, 48])
+
+
+# -- types ------------------------------------------------------------------------------------------------------------
+
+
+def with_backbone(**changes: Any) -> dict[str, Any]:
+    return {"levels": levels([32], **changes)}
+
+
+def with_entry(**changes: Any) -> dict[str, Any]:
+    return {"levels": [{**levels([32])[0], **changes}]}
+
+
+WRONG = [
+    ({"levels": "x"}, "levels .* must be a list with an entry for each level, not 'x'"),
+    ({"levels": {"name": "L0"}}, "levels .* must be a list"),
+    ({"levels": ["x"]}, r"levels\[0\] .* must be an object with name and backbone, not 'x'"),
+    ({"levels": [None]}, r"levels\[0\] .* must be an object"),
+    (with_entry(backbone="esm2"), r"levels\[0\]\.backbone .* must be an object, not 'esm2'"),
+    (with_entry(backbone=None), r"levels\[0\]\.backbone .* must be an object, not None"),
+    (with_entry(name=8), r"levels\[0\]\.name .* must be a text, not 8"),
+    (with_entry(repo_id=8), r"levels\[0\]\.repo_id .* must be a text or null, not 8"),
+    (with_entry(revision=["a"]), r"levels\[0\]\.revision .* must be a text or null"),
+    (with_backbone(hidden_size=128.0), r"levels\[0\]\.backbone\.hidden_size .* whole number above 0, not 128\.0"),
+    (with_backbone(hidden_size="128"), r"levels\[0\]\.backbone\.hidden_size .* whole number above 0, not '128'"),
+    (with_backbone(hidden_size=True), r"levels\[0\]\.backbone\.hidden_size .* not True"),
+    (with_backbone(hidden_size=None), r"levels\[0\]\.backbone\.hidden_size .* not None"),
+    (with_backbone(hidden_size=30), r"levels\[0\]\.backbone\.hidden_size .* a multiple of its 4 heads, .* not 30"),
+    (with_backbone(hidden_size=36), r"levels\[0\]\.backbone\.hidden_size .* 4 heads, each of even width, not 36"),
+    (with_backbone(num_hidden_layers=0), r"levels\[0\]\.backbone\.num_hidden_layers .* not 0"),
+    (with_backbone(num_attention_heads=[4]), r"levels\[0\]\.backbone\.num_attention_heads .* not \[4\]"),
+    (with_backbone(vocab_size=-33), r"levels\[0\]\.backbone\.vocab_size .* not -33"),
+    (with_backbone(intermediate_size="4x"), r"levels\[0\]\.backbone\.intermediate_size .* not '4x'"),
+    (with_backbone(max_position_embeddings=1e3), r"levels\[0\]\.backbone\.max_position_embeddings .* not 1000\.0"),
+    (with_backbone(pad_token_id=33), r"levels\[0\]\.backbone\.pad_token_id .* a token id below 33, not 33"),
+    (with_backbone(mask_token_id="<mask>"), r"levels\[0\]\.backbone\.mask_token_id .* not '<mask>'"),
+    (with_backbone(layer_norm_eps="1e-5"), r"levels\[0\]\.backbone\.layer_norm_eps .* must be a number, not '1e-5'"),
+    (with_backbone(token_dropout="false"), r"levels\[0\]\.backbone\.token_dropout .* true or false, not 'false'"),
+    (with_backbone(emb_layer_norm_before=0), r"levels\[0\]\.backbone\.emb_layer_norm_before .* not 0"),
+    (with_backbone(position_embedding_type="relative_key"), "position_embedding_type .* rotary or absolute, not 'rel"),
+    ({"levels": levels([32]), "backbones_in_checkpoint": "false"}, "backbones_in_checkpoint .* true or false, not 'fa"),
+    ({"levels": levels([32]), "backbones_in_checkpoint": None}, "backbones_in_checkpoint .* true or false, not None"),
+    ({"levels": levels([32]), "backbones_in_checkpoint": 0}, "backbones_in_checkpoint .* true or false, not 0"),
+    ({"levels": levels([32, 48]), "residual_directions": "16"}, "residual_directions .* a list of whole numbers"),
+    ({"levels": levels([32, 48]), "residual_directions": [16.0]}, r"residual_directions\[0\] .* not 16\.0"),
+    ({"levels": levels([32, 48]), "residual_directions": ["16"]}, r"residual_directions\[0\] .* not '16'"),
+    ({"levels": levels([32]), "level": 0}, "level .* must be the name of a level, not 0"),
+    ({"levels": levels([32]), "bases": "pcr"}, "bases .* must be an object, not 'pcr'"),
+    (
+        with_backbone(model_type="bert"),
+        r"backbone of level L0 is of model_type 'bert', which this version cannot build",
+    ),
+    (with_backbone(model_type="esmc"), r"backbone of level L0 is of model_type 'esmc', which .*; it builds esm"),
+    (with_backbone(model_type=None), r"backbone of level L0 is of model_type None"),
+    (with_backbone(is_folding_model=True), "backbone of level L0 is a folding model"),
+]
+
+
+@pytest.mark.parametrize(("fields", "words"), WRONG, ids=[words for _, words in WRONG])
+def test_a_field_of_the_wrong_type_is_named_in_one_sentence(fields: dict[str, Any], words: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "rd_esm", **fields}))
+    for load in (
+        lambda: RDEsmConfig(**fields),
+        lambda: RDEsmConfig.from_pretrained(tmp_path),
+        lambda: RDEsmModel.from_pretrained(tmp_path),
+        lambda: resolve(tmp_path),
+    ):
+        with pytest.raises(ValueError, match=words) as raised:
+            load()
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("found", [{}, {"levels": None}, {"levels": []}], ids=str)
+def test_a_config_without_levels_describes_no_model(found: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "rd_esm", **found}))
+    for load in (RDEsmConfig.from_pretrained, RDEsmModel.from_pretrained, resolve):
+        with pytest.raises(ValueError, match=r"levels in its config\.json must be a list with an entry for each level"):
+            load(tmp_path)
+
+
+def test_levels_that_number_their_tokens_otherwise_are_refused() -> None:
+    for changes in ({"pad_token_id": 0}, {"mask_token_id": 31}, {"vocab_size": 34}):
+        one, other = levels([32, 48])
+        other["backbone"].update(changes)
+        with pytest.raises(ValueError, match="all levels must share one vocabulary, got"):
+            RDEsmConfig(levels=[one, other])
+
+
+def test_esm_is_named_or_not(tmp_path: Path) -> None:
+    config = RDEsmConfig(levels=levels([32], model_type="esm"))
+    assert config.backbone_config(0).hidden_size == 32

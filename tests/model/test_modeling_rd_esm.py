@@ -187,6 +187,17 @@ def test_embeddings_are_those_of_the_largest_backbone(tiny_model: RDEsmModel) ->
     assert isinstance(tiny_model.backbones[-1], EsmModel)
 
 
+def test_token_embeddings_are_not_resized_and_nothing_is_half_done(tiny_model: RDEsmModel) -> None:
+    before = {key: value.clone() for key, value in tiny_model.state_dict().items()}
+    for arguments in ((40,), (33,), ()):
+        with pytest.raises(NotImplementedError, match="cannot be resized: all backbones share ESM-2's vocabulary"):
+            tiny_model.resize_token_embeddings(*arguments)
+    after = tiny_model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    assert tiny_model.config.vocab_size == 33
+
+
 def test_pooling_takes_residues_only_and_no_account_of_width() -> None:
     embeddings = torch.randn(2, 10, 64)
     pooled = ResiduePooling()({"token_embeddings": embeddings, "input_ids": IDS})["sentence_embedding"]

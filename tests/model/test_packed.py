@@ -15,7 +15,9 @@ from rd_hf.data.residues import encode
 from rd_hf.hub import load_family
 from rd_hf.hub.backbones import family_config
 from rd_hf.model.attention_rd_esm import PACKED_ATTENTION, packed_attention
+from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
+from tests.conftest import backbone_settings
 from tests.hub.layouts import ESM1B, ESM2_BIN, Size, write_repo
 
 SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQ", "M", "ACDEFGHIKLMNPQRSTVWY" * 3, "MSDKIIHLTDDSFDTDVLKADG"]
@@ -136,3 +138,71 @@ def test_on_cuda_the_fused_kernel_is_called_with_what_it_documents(monkeypatch: 
     # Both round to bfloat16 at the end.
     torch.testing.assert_close(torch.Tensor(found.float()), expected.float(), atol=0.02, rtol=0.02)
     assert "torch.nn.attention.varlen" in sys.modules
+
+
+# -- absolute positions, which start behind the padding's ---------------------------------------------------------
+
+
+def family(kinds: list[str], limit: int = 1026) -> RDEsmModel:
+    """Levels with positions of each kind, as ESM-1b (absolute, a norm before the layers) and ESM-2 (rotary) have."""
+    torch.manual_seed(0)
+    levels = [
+        {
+            "name": f"L{index}",
+            "backbone": {
+                **backbone_settings(32 + 16 * index),
+                "position_embedding_type": kind,
+                "emb_layer_norm_before": kind == "absolute",
+                "max_position_embeddings": limit,
+            },
+        }
+        for index, kind in enumerate(kinds)
+    ]
+    model = RDEsmModel._from_config(RDEsmConfig(levels=levels), attn_implementation=PACKED_ATTENTION).eval()
+    with torch.no_grad():
+        for buffer in model.projections.buffers():
+            buffer.copy_(torch.randn_like(buffer) / buffer.shape[0] ** 0.5)
+        for backbone, kind in zip(model.backbones, kinds, strict=True):
+            if kind == "absolute":
+                # Positions that matter as much as the residues do.
+                torch.nn.init.normal_(backbone.embeddings.position_embeddings.weight)
+    return model
+
+
+@torch.no_grad()
+def check_rows(model: RDEsmModel, packed: dict[str, torch.Tensor]) -> None:
+    """Each sequence of a packed row as it is alone and as a row of a padded batch."""
+    whole = model(**packed).last_hidden_state[0]
+    padded = model(*collate(SEQUENCES)).last_hidden_state
+    ends = packed["cu_seq_lens_q"].tolist()
+    for row, (sequence, (start, stop)) in enumerate(zip(SEQUENCES, pairwise(ends), strict=True)):
+        alone = model(*collate([sequence])).last_hidden_state[0]
+        for other in (alone, padded[row, : stop - start]):
+            torch.testing.assert_close(whole[start:stop], other, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "kinds", [["absolute"], ["absolute", "absolute"], ["rotary", "absolute"], ["absolute", "rotary"]]
+)
+def test_positions_are_counted_as_each_backbone_counts_them(kinds: list[str]) -> None:
+    model = family(kinds)
+    check_rows(model, pack(SEQUENCES))
+    collator = DataCollatorWithFlattening(return_flash_attn_kwargs=True, return_tensors="pt")
+    batch = collator([{"input_ids": encode(sequence).tolist()} for sequence in SEQUENCES])
+    batch.pop("labels", None)
+    check_rows(model, batch)
+
+
+def test_a_row_may_be_longer_than_the_table_and_a_sequence_may_not() -> None:
+    # Positions 2 to 63: the longest of the sequences has 62 tokens.
+    model = family(["rotary", "absolute"], limit=64)
+    packed = pack(SEQUENCES)
+    assert packed["input_ids"].shape[1] > 64
+    check_rows(model, packed)
+    longer = [*SEQUENCES, SEQUENCES[2] + "M"]
+    for batch in (pack(longer), dict(zip(("input_ids", "attention_mask"), collate(longer), strict=True))):
+        with pytest.raises(
+            ValueError, match=r"absolute positions has 62 of them, cls and eos included, .* here has 63"
+        ):
+            model(**batch)
+        model(**batch, level="L0")

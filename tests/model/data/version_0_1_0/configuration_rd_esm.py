@@ -1,0 +1,244 @@
+"""Configuration of a reverse-distilled ESM-2 family.
+
+This file travels to the Hub beside ``modeling_rd_esm.py``: it imports public names of transformers only.
+"""
+
+import copy
+import itertools
+import os
+import re
+from typing import Any
+
+from transformers import EsmConfig, PretrainedConfig
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+# A level's name becomes part of file names (`model.backbone-150M.safetensors`).
+_LEVEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# Fields that some transformers release from 4.57 on writes for every model, whether or not the running one does.
+_COMMON_FIELDS = {
+    *("model_type", "auto_map", "transformers_version", "name_or_path", "trust_remote_code", "transformers_weights"),
+    *(
+        "dtype",
+        "torch_dtype",
+        "quantization_config",
+        "attn_implementation",
+        "output_attentions",
+        "output_hidden_states",
+    ),
+    *("return_dict", "use_return_dict", "use_cache", "problem_type", "num_labels", "id2label", "label2id"),
+    *("tie_word_embeddings", "is_decoder", "is_encoder_decoder", "add_cross_attention", "tokenizer_class", "prefix"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "pruned_heads"),
+    *("cross_attention_hidden_size", "tie_encoder_decoder", "finetuning_task", "task_specific_params"),
+    *("torchscript", "use_bfloat16", "tf_legacy_loss", "experts_implementation", "fusion_config"),
+    *("distributed_config", "kernel_config"),
+}
+
+
+class RDEsmConfig(PretrainedConfig):
+    r"""
+    Describes a chain of ESM-2 backbones (smallest first) and the bases that nest their embeddings.
+
+    Args:
+        levels (`list[dict]`):
+            One entry a family member, in growing width. `name` ("150M"), `backbone` (the arguments of its
+            `EsmConfig`), `repo_id` (Hub id or local folder it comes from, or `None`) and `revision` (the commit
+            of that repo that was used when the bases were fitted, or `None`).
+        residual_directions (`list[int]`, *optional*):
+            Directions of the residual that each level after the first adds. By default `k_i - k_(i-1)`, the
+            paper's choice, so that a nested embedding is as wide as its largest backbone; any number from 1 to
+            `k_i` is allowed, and with `k_i` at every level nothing of any backbone is lost.
+        level (`str`, *optional*):
+            The largest level to build. `None` means the whole family. `from_pretrained(..., level="150M")`
+            therefore loads a smaller model out of a larger checkpoint.
+        bases (`dict`, *optional*):
+            How the bases were fitted (regression, sequences, residues, seed, data): a record, never read by the
+            model. The model card is written from it.
+        backbones_in_checkpoint (`bool`):
+            `True`: the checkpoint holds backbones and bases. `False`: it holds the bases only, and each backbone
+            is fetched from its `repo_id` at its `revision`.
+
+    Attributes that follow from these and are written to `config.json` for other tools to read: `nested_dims`
+    (level name to width of its nested embedding), `hidden_size` (the widest of them), `num_hidden_layers` (of
+    all backbones), `num_attention_heads` and `vocab_size` (of the largest backbone).
+
+    Fields that this version does not know, from a newer one, are dropped with a warning that names them.
+
+    Raises:
+        ValueError: names repeat or cannot be part of a file name, widths do not grow while `residual_directions`
+            is left to its default, a number of directions is out of range, vocabularies differ, or `level` is
+            unknown.
+    """
+
+    model_type = "rd_esm"
+
+    def __init__(
+        self,
+        levels: list[dict[str, Any]] | None = None,
+        residual_directions: list[int] | None = None,
+        level: str | None = None,
+        bases: dict[str, Any] | None = None,
+        backbones_in_checkpoint: bool = True,
+        initializer_range: float = 0.02,
+        **kwargs: Any,
+    ) -> None:
+        for derived in ("nested_dims", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
+            kwargs.pop(derived, None)
+        self._drop_unknown(kwargs)
+        self.levels = [{"repo_id": None, "revision": None, **entry} for entry in levels or []]
+        self.level = level
+        self.bases = bases or {}
+        self.backbones_in_checkpoint = backbones_in_checkpoint
+        self.initializer_range = initializer_range
+        self._check_levels()
+        self.residual_directions = self._directions(residual_directions)
+        if self.levels:
+            kwargs.setdefault("pad_token_id", self.levels[0]["backbone"].get("pad_token_id", 1))
+            self.level_index(level)
+        super().__init__(**kwargs)
+
+    @staticmethod
+    def _drop_unknown(fields: dict[str, Any]) -> None:
+        """Remove what a newer version of this file may have added, and say so."""
+        known = _COMMON_FIELDS | set(vars(PretrainedConfig()))
+        unknown = sorted(name for name in fields if name not in known and not name.startswith("_"))
+        for name in unknown:
+            del fields[name]
+        if unknown:
+            logger.warning(
+                f"config.json has fields that this version of RDEsmConfig does not know and leaves out: "
+                f"{', '.join(unknown)}; if results depend on them, use the code that came with the checkpoint "
+                f"(trust_remote_code=True) or a newer rd_hf"
+            )
+
+    def _check_levels(self) -> None:
+        for entry in self.levels:
+            absent = {"name", "backbone"} - set(entry)
+            if absent:
+                raise ValueError(f"each level needs {sorted(absent)}; got {sorted(entry)}")
+            absent = {"hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"} - set(entry["backbone"])
+            if absent:
+                raise ValueError(f"the backbone of level {entry['name']} lacks {', '.join(sorted(absent))}")
+        names = self.level_names
+        for name in names:
+            if not isinstance(name, str) or not _LEVEL_NAME.fullmatch(name):
+                raise ValueError(f"level name {name!r} cannot be part of a file name; use letters, digits, . _ and -")
+        if len(set(names)) != len(names):
+            raise ValueError(f"level names must differ, got {names}")
+        vocabularies = {entry["backbone"].get("vocab_size") for entry in self.levels}
+        if len(vocabularies) > 1:
+            raise ValueError(f"all levels must share one vocabulary, got sizes {sorted(map(str, vocabularies))}")
+
+    def _directions(self, given: list[int] | None) -> list[int]:
+        widths = self.backbone_widths
+        names = self.level_names
+        if given is None:
+            given = [wide - narrow for narrow, wide in itertools.pairwise(widths)]
+            for index, directions in enumerate(given):
+                if directions < 1:
+                    raise ValueError(
+                        f"level {names[index + 1]} ({widths[index + 1]} wide) does not grow beyond {names[index]} "
+                        f"({widths[index]} wide): order levels by width, or give residual_directions"
+                    )
+        if len(given) != max(0, len(widths) - 1):
+            raise ValueError(
+                f"residual_directions needs one number for each level after the first ({len(widths) - 1}), got {given}"
+            )
+        for name, width, directions in zip(names[1:], widths[1:], given):
+            if not 1 <= directions <= width:
+                raise ValueError(f"level {name} can keep 1 to {width} residual directions, not {directions}")
+        return list(given)
+
+    @property
+    def level_names(self) -> list[str]:
+        """Names of the levels, smallest first."""
+        return [entry["name"] for entry in self.levels]
+
+    @property
+    def backbone_widths(self) -> list[int]:
+        """Hidden size k_i of each backbone."""
+        return [entry["backbone"]["hidden_size"] for entry in self.levels]
+
+    def level_index(self, level: str | None) -> int:
+        """Position of a level; `None` is the largest.
+
+        Raises:
+            ValueError: the family has no such level; the message lists those it has.
+        """
+        if level is None:
+            return len(self.levels) - 1
+        if level not in self.level_names:
+            raise ValueError(f"unknown level {level!r}: this model has {', '.join(self.level_names)}")
+        return self.level_names.index(level)
+
+    @property
+    def nested_dims(self) -> dict[str, int]:
+        """Width of each level's nested embedding, up to `level`."""
+        dims: dict[str, int] = {}
+        width = 0
+        for index in range(self.level_index(self.level) + 1):
+            width += self.backbone_widths[0] if index == 0 else self.residual_directions[index - 1]
+            dims[self.level_names[index]] = width
+        return dims
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the widest nested embedding."""
+        return max(self.nested_dims.values(), default=0)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Layers of all backbones together."""
+        return sum(entry["backbone"]["num_hidden_layers"] for entry in self.levels)
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Heads of the largest backbone."""
+        return self.levels[-1]["backbone"]["num_attention_heads"] if self.levels else 0
+
+    @property
+    def vocab_size(self) -> int:
+        """Vocabulary that all backbones share."""
+        return self.levels[-1]["backbone"]["vocab_size"] if self.levels else 0
+
+    def backbone_config(self, index: int) -> EsmConfig:
+        """`EsmConfig` of one backbone."""
+        return EsmConfig(**self.levels[index]["backbone"])
+
+    def up_to(self, level: str | None) -> "RDEsmConfig":
+        """A copy that ends at `level`, as if the larger levels did not exist."""
+        index = self.level_index(level)
+        cut = copy.deepcopy(self)
+        cut.levels = cut.levels[: index + 1]
+        cut.residual_directions = cut.residual_directions[:index]
+        cut.level = None
+        return cut
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers.
+
+        Raises:
+            ValueError: the checkpoint is of another model type, which transformers itself would only warn of.
+        """
+        config, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        found = config.get("model_type", cls.model_type)
+        if found != cls.model_type:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is a checkpoint of type {found!r}, not {cls.model_type!r}: name a "
+                f"reverse-distilled family here"
+            )
+        return config, unused
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields of `config.json`, derived ones included."""
+        output = super().to_dict()
+        output["nested_dims"] = self.nested_dims
+        output["hidden_size"] = self.hidden_size
+        output["num_hidden_layers"] = self.num_hidden_layers
+        output["num_attention_heads"] = self.num_attention_heads
+        output["vocab_size"] = self.vocab_size
+        return output

@@ -1,0 +1,60 @@
+"""Checkpoints that earlier versions wrote load with this one and compute what they did.
+
+`data/version_0_1_0` was written by version 0.1.0 with transformers 5.24: `save_checkpoint` of a random family of
+three levels in the full form, in shards of 6 kB, with the remote code of its day (two files), poolers that nothing
+used, and ESM-2's own tokenizer. `expected.safetensors` is what it computed for `IDS`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer
+
+from rd_hf.embedding import Embedder
+from rd_hf.model.modeling_rd_esm import RDEsmModel
+
+OLD = Path(__file__).parent / "data" / "version_0_1_0"
+IDS = torch.tensor([[0, 20, 15, 11, 5, 19, 12, 5, 15, 2], [0, 20, 15, 11, 5, 2, 1, 1, 1, 1]])
+
+
+@torch.no_grad()
+def output(model: Any, **settings: Any) -> Any:
+    return model(IDS, **settings)
+
+
+@pytest.mark.parametrize("level", ["L0", "L1", "L2"])
+@pytest.mark.parametrize("sequential", [False, True], ids=["held", "sequential"])
+def test_it_gives_the_same_bits_as_the_code_that_came_with_it(level: str, sequential: bool) -> None:
+    old = AutoModel.from_pretrained(OLD, trust_remote_code=True, level=level)
+    new = RDEsmModel.from_pretrained(OLD, level=level, sequential=sequential)
+    assert type(old).__module__.startswith("transformers_modules")
+    assert torch.equal(output(new).last_hidden_state, output(old).last_hidden_state)
+    assert output(new).nested_dims == output(old).nested_dims
+    expected = load_file(OLD / "expected.safetensors")["output"][..., : new.config.nested_dims[level]]
+    # Another machine's kernels arrange the same float32 sums differently: units in the last place.
+    torch.testing.assert_close(output(new).last_hidden_state, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_saved_again_it_is_of_this_version(tmp_path: Path) -> None:
+    model = RDEsmModel.from_pretrained(OLD)
+    model.save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path, trust_remote_code=True)
+    assert torch.equal(output(again).last_hidden_state, output(model).last_hidden_state)
+    assert (tmp_path / "outputs_rd_esm.py").exists()
+
+
+def test_its_tokenizer_still_does_for_clean_sequences_and_is_refused_for_others() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(OLD, trust_remote_code=True)
+    model = RDEsmModel.from_pretrained(OLD)
+    (expected,) = Embedder(OLD, device="cpu").embed(["MKTAYIAKQR"])["embedding"]
+    with torch.no_grad():
+        rows = model(**tokenizer("MKTAYIAKQR", return_tensors="pt")).last_hidden_state[0, 1:-1]
+        # A mean of ten float32 numbers, added up in another order.
+        torch.testing.assert_close(rows.mean(dim=0), torch.from_numpy(expected), atol=1e-6, rtol=1e-5)
+        with pytest.raises(ValueError, match="hold <unk>"):
+            model(**tokenizer("mktayiakqr", return_tensors="pt"))
