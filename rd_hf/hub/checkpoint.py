@@ -108,7 +108,6 @@ def save_checkpoint(
     folder = Path(folder)
     refuse_foreign(folder)
     with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder, backbones=backbones, max_shard_size=max_shard_size)
         save_tokenizer(folder)
         write_json(folder / "modules.json", SENTENCE_TRANSFORMERS_MODULES, indent=2)
