@@ -136,6 +136,9 @@ class RDEsmModel(RDEsmPreTrainedModel):
             )
             for index in range(len(config.levels) if build_backbones else 0)
         )
+        for backbone in self.backbones:
+            # As of one that is loaded: saved by itself, no key is renamed.
+            backbone._weight_conversions = []  # type: ignore[assignment]
         widths = list(config.nested_dims.values())
         for count in range(len(widths)):
             # Made here, so that a compiled forward pass makes no class.

@@ -102,6 +102,8 @@ def _difference(files: WeightFiles, weights: dict[str, torch.Tensor]) -> str | N
     left = {key for key, value in weights.items() if not _UNUSED.search(key) and value.device.type != "meta"}
     for stored_key, stored in files.tensors():
         key = re.sub(r"^(esm|backbones\.\d+)\.", "", stored_key)
+        # As some releases of transformers write the norms' weights, and all read them.
+        key = re.sub(r"(?<=LayerNorm\.)(gamma|beta)$", lambda old: {"gamma": "weight", "beta": "bias"}[old[0]], key)
         if key not in left:
             continue
         left.remove(key)

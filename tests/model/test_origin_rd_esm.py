@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModel, EsmModel
+from transformers import AutoModel, EsmConfig, EsmForMaskedLM, EsmModel
 
 from rd_hf.hub import load_family, push, push_model, save_checkpoint
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
@@ -228,6 +228,20 @@ def test_quantised_backbones_are_saved_as_bases_where_that_is_said(model: RDEsmM
         model.save_pretrained(tmp_path)
     model.save_pretrained(tmp_path, backbones=False)
     assert is_bases_only(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [EsmModel, EsmForMaskedLM])
+def test_repos_that_transformers_wrote_are_compared_with_too(kind: type, tmp_path: Path) -> None:
+    """In its own names, which differ between releases and from those of the published ESM-2."""
+    kind(EsmConfig(**backbone_settings(16))).save_pretrained(tmp_path / "L0")
+    levels = [{"name": "L0", "backbone": backbone_settings(16), "repo_id": str(tmp_path / "L0")}]
+    RDEsmConfig(levels=levels, backbones_in_checkpoint=False).save_pretrained(tmp_path / "config")
+    model = load_family(tmp_path / "config")
+    model.save_pretrained(tmp_path / "untouched", backbones=False)
+    norm = model.backbones[0].encoder.layer[1].LayerNorm
+    norm.bias.data[3] += 1e-3
+    with pytest.raises(ValueError, match=r"encoder\.layer\.1\.LayerNorm\.bias differs"):
+        model.save_pretrained(tmp_path / "changed", backbones=False)
 
 
 def test_a_word_is_no_choice(model: RDEsmModel, tmp_path: Path) -> None:
