@@ -333,8 +333,6 @@ class RDEsmModel(RDEsmPreTrainedModel):
                 f"with {attention} attention the sequences of a packed row would see each other: load the model with "
                 f"attn_implementation={PACKED_ATTENTION!r}, or with flash attention"
             )
-        if any(entry["backbone"].get("position_embedding_type") != "rotary" for entry in self.config.levels):
-            raise ValueError("a backbone with absolute positions (ESM-1b, ESM-1v) takes no packed rows; pad instead")
         length = input_ids.shape[1]
         if attention_mask is not None or input_ids.shape[0] != 1 or ends[0] != 0 or ends[-1] != length:
             raise ValueError(

@@ -95,16 +95,6 @@ def test_rows_that_mean_something_else_are_refused(model: RDEsmModel) -> None:
         model(ids, cu_seqlens=packed["cu_seq_lens_q"])
 
 
-def test_backbones_with_absolute_positions_take_no_packed_rows(tmp_path: Path) -> None:
-    """Theirs are counted from the row's start; ESM-2's are relative."""
-    for name, layout in (("a", ESM2_BIN), ("b", ESM1B)):
-        write_repo(tmp_path / name, layout, Size(16))
-    config = family_config([f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}"], [4])
-    model = load_family(config, attn_implementation="rd_esm_packed")
-    with pytest.raises(ValueError, match=r"a backbone with absolute positions .* takes no packed rows"):
-        model(**pack(SEQUENCES))
-
-
 def test_on_cuda_the_fused_kernel_is_called_with_what_it_documents(monkeypatch: pytest.MonkeyPatch) -> None:
     """An emulation of torch.nn.attention.varlen.varlen_attn, in its layout, stands in for the kernel."""
     import torch.nn.attention.varlen as varlen
@@ -206,3 +196,10 @@ def test_a_row_may_be_longer_than_the_table_and_a_sequence_may_not() -> None:
         ):
             model(**batch)
         model(**batch, level="L0")
+
+
+def test_esm1b_as_it_lies_on_the_hub_is_packed_right(tmp_path: Path) -> None:
+    for name, layout in (("a", ESM2_BIN), ("b", ESM1B)):
+        write_repo(tmp_path / name, layout, Size(16))
+    config = family_config([f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}"], [4])
+    check_rows(load_family(config, attn_implementation=PACKED_ATTENTION), pack(SEQUENCES))
