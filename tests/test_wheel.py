@@ -187,6 +187,8 @@ def test_transformers_loads_it_without_the_package(bare: Installed, work: Path) 
 # A command, and enough of arguments for it to reach for what it needs.
 OPTIONAL = {
     "map": (["embeddings", "--output", "map.html"], "map"),
+    "search": (["--queries", "embeddings", "--database", "embeddings", "--output", "hits.tsv"], "search"),
+    "export": (["embeddings", "--output", "e.h5"], "h5"),
     "evaluate dms": (["--model", "model", "--assays", "x.csv", "--output", "o"], "eval"),
     "evaluate residues": (["--model", "model", "--secondary-structure", "x", "--output", "o"], "eval"),
     "evaluate ablate": (["--model", "model", "--assays", "x.csv", "--fit-data", "x.fasta", "--output", "o"], "eval"),
@@ -221,6 +223,8 @@ PURPOSES = {
     "eval": ("sklearn scipy threadpoolctl matplotlib", "rd_hf.evaluation.residues rd_hf.evaluation.plots"),
     "map": ("plotly scipy", "rd_hf.maps.page rd_hf.maps.projection"),
     "umap": ("umap", "rd_hf.maps.projection"),
+    "search": ("faiss", "rd_hf.search.approximate rd_hf.search.job"),
+    "h5": ("h5py", "rd_hf.conversion.export"),
     "completion": ("argcomplete", "rd_hf.__main__"),
 }
 
@@ -236,3 +240,15 @@ def test_each_extra_is_enough_for_what_it_names(bare: Installed, wheel: Path, tm
         imports = "; ".join(f"import {name}" for name in [*libraries.split(), *modules.split()])
         done = install(wheel, tmp_path / extra, [extra]).run("python", "-c", imports, cwd=tmp_path)
         assert done.returncode == 0, f"{extra}: {done.stderr}"
+
+
+def test_a_search_where_its_extra_is(wheel: Path, work: Path, tmp_path: Path) -> None:
+    with_search = install(wheel, tmp_path / "env", ["search"])
+    ends = ["--k", "1", "--output", tmp_path / "hits.tsv"]
+    done = with_search.run("rd-hf", "search", "--queries", "embeddings", "--database", "embeddings", *ends, cwd=work)
+    assert done.returncode == 0, done.stderr
+    # Against itself a protein is not its own neighbour.
+    rows = [line.split("\t") for line in (tmp_path / "hits.tsv").read_text().splitlines()]
+    places = [rows[0].index(name) for name in ("query_id", "id")]
+    assert len(rows) == 101
+    assert all(row[places[0]] != row[places[1]] for row in rows[1:])

@@ -39,7 +39,7 @@ LEVELS = list(RDEsmConfig.from_pretrained(MODEL).nested_dims)[-3:]
 
 # %%
 wild_type = next(iter(read_fasta(HERE / "data" / "BLAT_ECOLX.fasta"))).sequence
-with open(HERE / "data" / "BLAT_ECOLX_part.csv", newline="") as file:
+with open(HERE / "data" / "BLAT_ECOLX_part.csv", newline="", encoding="utf-8") as file:
     rows = list(csv.DictReader(file))[:VARIANTS]
 mutants = [row["mutant"] for row in rows]
 measured = np.array([float(row["DMS_score"]) for row in rows])

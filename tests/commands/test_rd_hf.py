@@ -144,7 +144,7 @@ def test_quiet_prints_nothing(tmp_path: Path) -> None:
         [*command, "--output", tmp_path / "out"], capture_output=True, text=True, check=False, env=environment()
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert (tmp_path / "out" / "manifest.json").exists()
+    assert (tmp_path / "out" / "_manifest.json").exists()
 
 
 def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

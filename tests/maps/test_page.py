@@ -239,8 +239,9 @@ def test_wrong_commands_get_one_sentence(draw: Callable[..., Outcome], tmp_path:
         assert done.stderr.count("\n") == 1
         assert not output.exists()
     for flag, value in (("--neighbours", "-1"), ("--sample", "2")):
-        with pytest.raises(SystemExit):
-            draw(folder, flag, value, "--output", output)
+        done = draw(folder, flag, value, "--output", output)
+        assert done.status == 1
+        assert f"{flag} must be" in done.stderr
 
 
 def test_without_plotly_the_extra_is_named(
