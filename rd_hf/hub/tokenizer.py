@@ -59,5 +59,7 @@ def save_tokenizer(folder: Path) -> None:
         "model_input_names": ["input_ids", "attention_mask"],
         **SPECIAL_TOKENS,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-    (folder / "vocab.txt").write_text("\n".join(VOCABULARY))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY), encoding="utf-8")
