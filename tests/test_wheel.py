@@ -136,7 +136,7 @@ def work(bare: Installed, tmp_path_factory: pytest.TempPathFactory) -> Path:
     fitted = bare.run("rd-hf", "fit", "--config", mini, "--data", carried, "--output", "model", *few, cwd=folder)
     assert fitted.returncode == 0, fitted.stderr
     # The figure is what an extra brings; the fit itself does without, and says so.
-    assert "pip install 'rd_hf[plots]'" in fitted.stderr
+    assert "rd_hf[plots]" in fitted.stderr
     embedded = bare.run(
         *("rd-hf", "embed", "--model", "model", "--input", "proteins.fasta", "--output", "embeddings"),
         *("--level", "0.3M", "--max-length", "64", "--long", "truncate"),
@@ -213,7 +213,7 @@ def test_a_missing_extra_is_a_sentence(bare: Installed, work: Path) -> None:
     for command, (status, words) in json.loads(done.stdout).items():
         assert status == 1, command
         assert words.startswith(f"rd-hf {command}: error: ")
-        assert words.endswith(f"pip install 'rd_hf[{OPTIONAL[command][1]}]'\n")
+        assert words.endswith(f'pip install "rd_hf[{OPTIONAL[command][1]}]"\n')
         assert words.count("\n") == 1
 
 
