@@ -129,7 +129,7 @@ def draw(reports: list[FitReport], path: Path) -> Path | None:
         with replacing(path) as fresh:
             draw_fit(reports).savefig(fresh, dpi=120, format="png")
     except ImportError:
-        print("no fit_report.png: matplotlib is not installed (pip install 'rd_hf[plots]')", file=sys.stderr)
+        print('no fit_report.png: matplotlib is not installed: pip install "rd_hf[plots]"', file=sys.stderr)
         return None
     return path
 

@@ -73,7 +73,7 @@ def need_faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise InputError(f"a search needs faiss ({error}): install it with pip install 'rd_hf[search]'") from error
+        raise InputError(f'a search needs faiss ({error}): pip install "rd_hf[search]"') from error
     return faiss
 
 
