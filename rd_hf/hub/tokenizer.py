@@ -50,7 +50,8 @@ def build_tokenizer() -> Tokenizer:
 
 def save_tokenizer(folder: Path) -> None:
     """Write ``tokenizer.json``, ``tokenizer_config.json`` and, for ``EsmTokenizer``, ``vocab.txt``."""
-    build_tokenizer().save(str(folder / "tokenizer.json"))
+    # Not by its own save(), which takes no path that is not UTF-8.
+    (folder / "tokenizer.json").write_text(build_tokenizer().to_str(pretty=True), encoding="utf-8")
     settings = {
         # The name that every release knows; 5.x writes another, which 4.57 does not.
         "tokenizer_class": "PreTrainedTokenizerFast",
