@@ -192,7 +192,9 @@ def table_benchmark(args: argparse.Namespace) -> None:
         records = _drawn(args.data, args.proteins, args.queries)
         files = {"database": records[args.queries :], "queries": records[: args.queries]}
         for name, some in files.items():
-            (place / f"{name}.fasta").write_text("".join(f">{one.description}\n{one.sequence}\n" for one in some))
+            (place / f"{name}.fasta").write_text(
+                "".join(f">{one.description}\n{one.sequence}\n" for one in some), encoding="utf-8"
+            )
         seconds: dict[str, float] = {}
         for name, source, level in (
             ("small", "database", small),
@@ -245,7 +247,7 @@ def _drawn(data: Path, proteins: int, queries: int) -> list[FastaRecord]:
 
 def _parameters(model: str, level: str) -> int:
     """Numbers in the matrices of one backbone's layers, which each residue is multiplied with."""
-    config = json.loads((Path(model) / "config.json").read_text())
+    config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
     (backbone,) = (entry["backbone"] for entry in config["levels"] if entry["name"] == level)
     width, inner = backbone["hidden_size"], backbone["intermediate_size"]
     return int(backbone["num_hidden_layers"] * (4 * width * width + 2 * width * inner))
