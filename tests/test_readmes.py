@@ -61,7 +61,7 @@ def name_of(path: Path) -> str:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """What the examples speak of: the repository's own folders, a few proteins in several forms, a scan."""
-    for name in ("scripts", "hub_configs", "tests"):
+    for name in ("scripts", "hub_configs", "tests", "rd_hf"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
     proteins = ["MKTAYIAKQR", "MKTAYIAKQK", "GAVLIMFWPS", "CDEFGHIKLM", "NPQRSTVWYA", "mktayiakqr*"]
     fasta = "".join(f">p{number}\n{sequence}\n" for number, sequence in enumerate(proteins))

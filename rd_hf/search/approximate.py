@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from rd_hf.files import FolderError, replacing
 from rd_hf.search.database import Database
 from rd_hf.search.neighbours import NOBODY, need_faiss, unit
 
@@ -109,15 +109,12 @@ def open_index(
             if index.ntotal == len(records) and index.d == database.levels[level]:
                 return Approximate(index, kind, metric, records)
     index = _build(faiss, database, level, metric, kind, on_rows)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        faiss.write_index(index, str(temporary))
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
+        with replacing(path) as temporary:
+            faiss.write_index(index, str(temporary))
+    except (OSError, FolderError, RuntimeError) as error:
         report(f"the index cannot be kept in {cache} ({error}): the next search makes it anew; name another --cache")
-        with suppress(OSError):
-            temporary.unlink()
     return Approximate(index, kind, metric, records)
 
 

@@ -23,6 +23,8 @@ from rd_hf.embedding.options import EmbeddingOptions
 BLOCK_BYTES = 64 << 20
 # An id weighs little: rows of a batch of names.
 _NAMES = 65536
+# A length that the folder does not have.
+UNKNOWN = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class Database:
         folder = OutputFolder(path)
         if not folder.manifest_path.is_file():
             raise InputError(
-                f"{path} is no folder of embeddings (it has no {folder.manifest_path.name}): make one with embed.py"
+                f"{path} is no folder of embeddings (it has no {folder.manifest_path.name}): make one with rd-hf embed"
             )
         manifest = folder.manifest() or {}
         try:
@@ -136,9 +138,13 @@ class Database:
             yield Block(records, np.ascontiguousarray(vectors), batch.column("id") if with_ids else None)
 
     def names(self, wanted: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, pa.StringArray, np.ndarray]]:
-        """Stream records (ascending), ids and lengths in residues."""
+        """Stream records (ascending), ids and lengths in residues (``UNKNOWN`` where there is none)."""
         for _, batch in self._batches(["record", "id", "length"], _NAMES, wanted):
-            yield batch.column("record").to_numpy(), batch.column("id"), batch.column("length").to_numpy()
+            yield (
+                batch.column("record").to_numpy(),
+                batch.column("id"),
+                pc.fill_null(batch.column("length"), UNKNOWN).to_numpy(),
+            )
 
     def ids(self, records: np.ndarray) -> pa.StringArray:
         """Ids of ascending records."""

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from rd_hf.data.records import InputError
 from rd_hf.embedding import EmbeddingOptions, JobSettings, run_job
 from rd_hf.embedding.checkpoint import Checkpoint, resolve
+from rd_hf.embedding.folder import OutputFolder
 from rd_hf.files import explained
 from rd_hf.search.database import Block, Database, keep
 from rd_hf.search.funnel import Picker, Plan, Sample, plan
@@ -73,7 +74,7 @@ def search(
 
     Raises:
         InputError: something cannot be used as given; the message is one sentence that names it and the mend.
-        JobError: the output cannot be written.
+        FolderError: the output cannot be written.
     """
     started = time.perf_counter()
     report = report or (lambda text: tqdm.write(text, file=sys.stderr))
@@ -161,7 +162,7 @@ def _which(model: Checkpoint) -> str:
 
 
 def _tell_rejects(settings: SearchSettings, folder: Path, count: int, report: Callable[[str], None]) -> None:
-    with (folder / "rejects.tsv").open(newline="", encoding="utf-8") as handle:
+    with OutputFolder(folder).rejects_path.open(newline="", encoding="utf-8") as handle:
         first = next(csv.DictReader(handle, dialect="excel-tab"))
     report(
         f"{settings.queries}: {count:,} records could not be embedded and have no hits, the first of them record "

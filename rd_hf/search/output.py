@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import csv
 import os
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rd_hf.files import explained
+from rd_hf.files import explained, replacing
 
 
 class TableWriter(AbstractContextManager["TableWriter"]):
@@ -27,42 +27,36 @@ class TableWriter(AbstractContextManager["TableWriter"]):
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
-        self._temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
+        self._opened = ExitStack()
         self._writer: Any = None
-        self._text: IO[str] | None = None
+
+    def __enter__(self) -> TableWriter:
+        self._temporary = self._opened.enter_context(replacing(self.path))
+        return self
 
     def write(self, table: pa.Table) -> None:
         """Append rows.
 
         Raises:
-            JobError: the disk is full or the folder cannot be written to.
+            FolderError: the disk is full or the folder cannot be written to.
         """
         with explained(self.path.parent):
             if self.path.suffix == ".parquet":
-                self._writer = self._writer or pq.ParquetWriter(self._temporary, table.schema)
+                if self._writer is None:
+                    self._writer = self._opened.enter_context(pq.ParquetWriter(self._temporary, table.schema))
                 self._writer.write_table(table)
                 return
             if self._writer is None:
-                self._text = self._temporary.open("w", encoding="utf-8", newline="")
+                text = self._opened.enter_context(self._temporary.open("w", encoding="utf-8", newline=""))
                 dialect = "excel-tab" if self.path.suffix == ".tsv" else "excel"
-                self._writer = csv.writer(self._text, dialect=dialect, lineterminator="\n")
+                self._writer = csv.writer(text, dialect=dialect, lineterminator="\n")
                 self._writer.writerow(table.column_names)
             self._writer.writerows(zip(*map(_as_text, table.columns), strict=True))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with explained(self.path.parent):
-            if self._text is not None:
-                self._text.close()
-            elif self._writer is not None:
-                self._writer.close()
-            if kind is None:
-                with self._temporary.open("rb") as handle:
-                    os.fsync(handle.fileno())
-                os.replace(self._temporary, self.path)
-        with suppress(OSError):
-            self._temporary.unlink(missing_ok=True)
+        self._opened.__exit__(kind, error, trace)
 
 
 def _as_text(column: pa.ChunkedArray) -> list[str]:

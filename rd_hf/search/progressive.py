@@ -25,8 +25,8 @@ from rd_hf.data.residues import RejectedSequenceError, clean_sequence
 from rd_hf.data.sources import is_hub_dataset, read_records
 from rd_hf.embedding import Embedder, EmbeddingOptions
 from rd_hf.embedding.columns import finish
-from rd_hf.embedding.folder import OutputFolder
-from rd_hf.search.database import Block, Database
+from rd_hf.files import FolderError, replacing
+from rd_hf.search.database import UNKNOWN, Block, Database
 
 # Residues of a chunk: a minute or so of a large backbone on a GPU, and what a kill costs at most.
 CHUNK_RESIDUES = 1 << 18
@@ -136,7 +136,8 @@ class Larger:
                     sequence = clean_sequence(record.letters())
                 except RejectedSequenceError as error:
                     raise InputError(self._unlike(f"{source} record {record.number}: {error}")) from error
-                if (record.id, len(sequence)) != (name, length):
+                # What was converted from stored embeddings may not know its proteins' lengths.
+                if record.id != name or length not in (len(sequence), UNKNOWN):
                     raise InputError(
                         self._unlike(
                             f"{source} record {record.number} is {record.id!r} of {len(sequence):,} residues, where "
@@ -203,11 +204,12 @@ class Larger:
         name = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:32]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            with replacing(self.folder / f"{name}.parquet") as temporary:
+                pq.write_table(table, temporary, compression="none")
         except OSError as error:
             raise InputError(f"{self.cache} cannot be made ({error.strerror}): name another --cache") from error
-        OutputFolder(self.folder).write(
-            self.folder / f"{name}.parquet", lambda handle: pq.write_table(table, handle, compression=None)
-        )
+        except FolderError as error:
+            raise InputError(f"{error} (or another --cache)") from error
 
     def _kept(self, wanted: set[str]) -> Iterator[tuple[list[str], np.ndarray]]:
         """Keys that were kept earlier, with their vectors, each key once."""

@@ -126,7 +126,7 @@ class SearchSummary:
     def __str__(self) -> str:
         lines = [
             f"{self.queries:,} queries against {self.rows:,} proteins: {self.hits:,} hits, {self.metric} at level "
-            f"{self.level}, {self.seconds:.1f} s"
+            f"{self.level}"
         ]
         if self.shortlist is not None:
             lines.append(f"shortlist: {self.shortlist}")
