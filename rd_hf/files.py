@@ -100,7 +100,8 @@ def replacing(path: str | Path, temporary: Path | None = None, kind: type[Folder
     """
     path = Path(path)
     temporary = temporary or path.with_name(f".{secrets.token_hex(8)}.tmp")
-    with explained(path.parent, kind):
+    # Hidden folders are this project's own: what a user knows is the one around.
+    with explained(path.parent.parent if path.parent.name.startswith(".") else path.parent, kind):
         try:
             with temporary.open("xb") as handle:
                 mode = stat.S_IMODE(os.fstat(handle.fileno()).st_mode)

@@ -15,6 +15,14 @@ from typing import Any
 from rd_hf.commands._main import run_command
 from rd_hf.commands.optional import what_to_install
 
+# Where each library looks for how much to say, and what turns progress bars off.
+_LOUDNESS = {
+    "transformers": "TRANSFORMERS_VERBOSITY",
+    "datasets": "DATASETS_VERBOSITY",
+    "huggingface_hub": "HF_HUB_VERBOSITY",
+}
+_NO_BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")
+
 
 class MissingExtraError(ValueError):
     """A command needs what this installation does not have."""
@@ -78,12 +86,14 @@ def as_loud_as(args: argparse.Namespace, extra: str | None = None) -> Iterator[N
     Raises:
         MissingExtraError: a library is not installed; the message names the extra that brings it.
     """
+    before = {name: os.environ.get(name) for name in (*_LOUDNESS.values(), *_NO_BARS)}
+    levels = {library: logging.getLogger(library).level for library in _LOUDNESS}
     if args.quiet or args.verbose:
         _tell_libraries("error" if args.quiet else "info")
     started = time.monotonic()
     try:
         if args.quiet:
-            os.environ.update(TQDM_DISABLE="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
+            os.environ.update(dict.fromkeys(_NO_BARS, "1"))
             with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
                 yield
         else:
@@ -97,12 +107,19 @@ def as_loud_as(args: argparse.Namespace, extra: str | None = None) -> Iterator[N
     finally:
         if args.verbose:
             print(f"rd-hf: {_circumstances()}; {time.monotonic() - started:.1f} s", file=sys.stderr)
+        # Whoever called this in a process of their own finds it as it was.
+        for library, level in levels.items():
+            logging.getLogger(library).setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _tell_libraries(level: str) -> None:
     """Set how much transformers, datasets and the Hub client say, whether or not they are imported yet."""
-    for library in ("transformers", "datasets", "huggingface_hub"):
-        variable = {"huggingface_hub": "HF_HUB_VERBOSITY"}.get(library, f"{library.upper()}_VERBOSITY")
+    for library, variable in _LOUDNESS.items():
         os.environ[variable] = level
         logging.getLogger(library).setLevel(level.upper())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import logging
 import os
 import re
 import subprocess
@@ -145,6 +146,18 @@ def test_quiet_prints_nothing(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (tmp_path / "out" / "_manifest.json").exists()
+
+
+@pytest.mark.parametrize("how", ["--quiet", "--verbose"])
+def test_a_command_called_from_a_program_leaves_it_as_loud_as_it_was(
+    how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def loudness() -> tuple[dict[str, str], list[int]]:
+        return dict(os.environ), [logging.getLogger(name).level for name in ("transformers", "datasets")]
+
+    before = loudness()
+    ended(["info", str(tmp_path), how], capsys)
+    assert loudness() == before
 
 
 def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

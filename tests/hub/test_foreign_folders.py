@@ -106,8 +106,9 @@ def test_files_beside_the_model_stay_and_its_own_are_replaced(tmp_path: Path) ->
     assert not list(folder.glob("model.backbone-*-of-*")), "shards of the earlier save are gone"
     loaded = RDEsmModel.from_pretrained(folder)
     assert torch.equal(loaded.state_dict()["projections.0.directions"], model.state_dict()["projections.0.directions"])
-    for level in model.config.levels:
-        level["repo_id"] = "somebody/esm2"
+    for level, backbone in zip(model.config.levels, model.backbones, strict=True):
+        level["repo_id"] = str(tmp_path / level["name"])
+        backbone.save_pretrained(level["repo_id"])
     model.save_pretrained(folder, backbones=False)
     assert {path.name for path in folder.glob("model*.safetensors")} == {
         *("model.safetensors", "model.fp16.safetensors", "model.backup.safetensors")
