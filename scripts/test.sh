@@ -8,5 +8,8 @@ if [ $# -eq 0 ]; then
     ruff check .
     ruff format --check .
     mypy
+    # Two workers with a thread each: most tests wait for processes of their own. A file's tests share its fixtures.
+    export OMP_NUM_THREADS=1
+    set -- -n 2 --dist loadfile
 fi
 exec python -m pytest "$@"
