@@ -105,11 +105,11 @@ def run(args: argparse.Namespace) -> None:
                 name: residues.chain_states(family, chains, cache, args.batch_tokens)
                 for name, chains in task.splits.items()
             }
-            for how in tqdm(maps, desc=f"{task.name} with {family.label}", unit="probe"):
+            for how in tqdm(maps, desc=f"{task.name} with {family.label}", unit="probe", disable=None):
                 contender = residues.ResidueContender(family.label, family.depth, how.kind, how.level)
                 probe(task, contender, f"{family.fingerprint} {how.digest}", lambda states=states: states, how)
     if "one_hot" in kinds.representations:
-        for task in tqdm(tasks, desc="one-hot", unit="probe"):
+        for task in tqdm(tasks, desc="one-hot", unit="probe", disable=None):
 
             def windows(task=task) -> dict[str, np.ndarray]:  # type: ignore[no-untyped-def]
                 return {name: residues.window_one_hot(chains) for name, chains in task.splits.items()}

@@ -165,7 +165,7 @@ def fitting_moments(
             raise InputError(f"{path} holds no whole moments ({error}); delete it to compute them again") from error
     batches = token_budget_batches([len(sequence) for sequence in sequences], batch_tokens)
     saved = time.monotonic()
-    with tqdm(total=len(sequences), desc=f"moments of {family.label}", unit="sequence") as progress:
+    with tqdm(total=len(sequences), desc=f"moments of {family.label}", unit="sequence", disable=None) as progress:
         for number, batch in enumerate(batches):
             if number >= done:
                 states, mask = residue_states(family, [sequences[position] for position in batch])

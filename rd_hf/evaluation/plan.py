@@ -74,7 +74,7 @@ def read_assays(paths: Sequence[Path]) -> tuple[list[Assay], dict[str, str]]:
         raise InputError(f"{', '.join(map(str, paths))}: no CSV file is there; give ProteinGym assays")
     assays: dict[str, Assay] = {}
     failed: dict[str, str] = {}
-    for file in tqdm(files, desc="reading assays", unit="assay"):
+    for file in tqdm(files, desc="reading assays", unit="assay", disable=None):
         try:
             assay = read_assay(file)
         except InputError as error:
@@ -170,7 +170,7 @@ def plan_units(
     for family, contenders in zip(families, maps, strict=True):
         store = StateCache(cache, family.fingerprint)
         variants = sum(len(assay.mutants) for assay in ordered)
-        with tqdm(total=variants, desc=f"embedding with {family.label}", unit="variant") as progress:
+        with tqdm(total=variants, desc=f"embedding with {family.label}", unit="variant", disable=None) as progress:
             for assay in ordered:
                 states = embed_assay(family, assay, store, options.batch_tokens, progress)
                 for pooling in options.poolings:

@@ -53,7 +53,7 @@ def chain_states(family: Family, chains: Sequence[Chain], cache: Path, batch_tok
     """States of every residue of every chain, in order: (residues, K) float32, kept on disk chunk by chunk."""
     folder = cache / family.fingerprint
     parts = []
-    with tqdm(total=len(chains), desc=f"residues with {family.label}", unit="chain") as progress:
+    with tqdm(total=len(chains), desc=f"residues with {family.label}", unit="chain", disable=None) as progress:
         for start in range(0, len(chains), CHUNK_CHAINS):
             sequences = [chain.sequence for chain in chains[start : start + CHUNK_CHAINS]]
             digest = hashlib.sha256("\n".join(sequences).encode()).hexdigest()[:16]

@@ -194,7 +194,7 @@ def run_units(units: Iterable[Unit], folder: Path, jobs: int, total: int | None 
     if jobs > 1:
         # Spawned, not forked: a fork of a process whose torch threads run may hang.
         pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
-    progress = tqdm(total=total, desc="probes", unit="probe")
+    progress = tqdm(total=total, desc="probes", unit="probe", disable=None)
 
     def collect(done: Iterable[Future[None]]) -> None:
         for future in done:

@@ -100,5 +100,5 @@ def test_a_candidate_without_a_row_is_an_error() -> None:
 
 def test_a_missing_faiss_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(InputError, match=r"pip install 'rd_hf\[search\]'"):
+    with pytest.raises(InputError, match=r'pip install "rd_hf\[search\]"'):
         neighbours.need_faiss()
