@@ -16,7 +16,6 @@ This file and its neighbours travel to the Hub together: they import public name
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -24,80 +23,22 @@ import torch
 from torch import nn
 from transformers import EsmModel, PreTrainedModel
 
-from .attention_rd_esm import PACKED_ATTENTION
+from .attention_rd_esm import PACKED_ATTENTION  # noqa: F401
 from .checkpoint_rd_esm import RDEsmPreTrainedModel
 from .configuration_rd_esm import RDEsmConfig
 
 # Some are not used here: releases of transformers up to 5.0 bring along only the files that this one itself names,
 # and modules.json names modeling_rd_esm.ResiduePooling.
+from .fields_rd_esm import check_entry  # noqa: F401
 from .files_rd_esm import WeightFiles  # noqa: F401
 from .origin_rd_esm import decide_form  # noqa: F401
 from .outputs_rd_esm import RDEsmModelOutput, output_class
+from .passes_rd_esm import BackbonePass, backbone_arguments
 from .placement_rd_esm import Placement  # noqa: F401
 from .pooling_rd_esm import ResiduePooling, refuse_unknown  # noqa: F401
 from .projection_rd_esm import RDEsmProjection
 from .saving_rd_esm import RDEsmSaving  # noqa: F401
 from .weights_rd_esm import keep_float32, rotary_modules
-
-
-@dataclass
-class _Pass:
-    """One batch on its way up the levels.
-
-    Nothing but what is returned outlives a level: a backbone's state is gone before the next backbone runs.
-    """
-
-    arguments: dict[str, Any]
-    embedding: torch.Tensor | None = None
-    dtype: torch.dtype = torch.float32
-    states: tuple[torch.Tensor, ...] = ()
-    hidden_states: tuple[torch.Tensor, ...] = ()
-    attentions: tuple[torch.Tensor, ...] = ()
-
-    def advance(self, backbone: PreTrainedModel, projection: nn.Module | None, keep_state: bool) -> None:
-        """Run one backbone and nest its final state; the first level, without a projection, is the prefix."""
-        output = backbone(**self._placed(backbone), return_dict=True)
-        state = output.last_hidden_state
-        self.dtype = state.dtype
-        if projection is None:
-            # The prefix is copied, never centred, scaled or recomputed: widening and narrowing again returns the
-            # same bits.
-            self.embedding = state.to(torch.promote_types(state.dtype, torch.float32))
-        else:
-            self.embedding = projection(self.embedding, state)
-        if keep_state:
-            self.states += (state,)
-        self.hidden_states += tuple(output.hidden_states or ())
-        self.attentions += tuple(output.attentions or ())
-
-    def _placed(self, backbone: PreTrainedModel) -> dict[str, Any]:
-        """The arguments, with positions as this backbone counts them.
-
-        Raises:
-            ValueError: the batch is longer than the backbone's table of positions.
-        """
-        config = backbone.config
-        if config.position_embedding_type != "absolute":
-            return self.arguments
-        # In such a table (ESM-1b) the first position is the one behind the padding's.
-        first = config.pad_token_id + 1
-        length = self.arguments.get("max_length_q") or self.arguments["input_ids"].shape[1]
-        if length > config.max_position_embeddings - first:
-            raise ValueError(
-                f"a backbone with absolute positions has {config.max_position_embeddings - first} of them, cls and eos "
-                f"included, and a sequence here has {length}: cut or window longer ones"
-            )
-        positions = self.arguments.get("position_ids")
-        return self.arguments if positions is None else {**self.arguments, "position_ids": positions + first}
-
-    def output(self, dims: dict[str, int]) -> RDEsmModelOutput:
-        assert self.embedding is not None
-        return output_class(dims)(
-            last_hidden_state=self.embedding.to(self.dtype),
-            hidden_states=self.hidden_states or None,
-            attentions=self.attentions or None,
-            backbone_states=self.states or None,
-        )
 
 
 class RDEsmModel(RDEsmPreTrainedModel):
@@ -298,7 +239,7 @@ class RDEsmModel(RDEsmPreTrainedModel):
             extras["output_hidden_states"] = True
         if output_attentions:
             extras["output_attentions"] = True
-        passes = [_Pass(self._arguments(**batch) | extras) for batch in batches]
+        passes = [BackbonePass(backbone_arguments(self.config, **batch) | extras) for batch in batches]
 
         def advance(index: int, backbone: PreTrainedModel) -> None:
             for one in passes:
@@ -307,54 +248,6 @@ class RDEsmModel(RDEsmPreTrainedModel):
         self.visit_backbones(advance, last)
         dims = dict(list(self.config.nested_dims.items())[: last + 1])
         return [one.output(dims) for one in passes]
-
-    def _arguments(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        **packing: Any,
-    ) -> dict[str, Any]:
-        """What every backbone is called with."""
-        unknown = packing.keys() - {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
-        if unknown:
-            raise TypeError(f"forward() got an unexpected keyword argument {min(unknown)!r}")
-        ends = packing.get("cu_seq_lens_q")
-        if ends is None:
-            if packing or position_ids is not None:
-                # position_ids that start anew would say where sequences meet, and attention would not care.
-                raise ValueError("sequences that share a row need cu_seq_lens_q, or they would see each other")
-            if attention_mask is None:
-                attention_mask = input_ids.ne(self.config.pad_token_id).long()
-            return {"input_ids": input_ids, "attention_mask": attention_mask}
-        attention = self.config._attn_implementation
-        if attention != PACKED_ATTENTION and "flash" not in str(attention):
-            raise ValueError(
-                f"with {attention} attention the sequences of a packed row would see each other: load the model with "
-                f"attn_implementation={PACKED_ATTENTION!r}, or with flash attention"
-            )
-        length = input_ids.shape[1]
-        if attention_mask is not None or input_ids.shape[0] != 1 or ends[0] != 0 or ends[-1] != length:
-            raise ValueError(
-                f"a packed batch is one row of input_ids without attention_mask, cu_seq_lens_q from 0 to its length "
-                f"{length}; got input_ids of shape {tuple(input_ids.shape)}"
-                f"{'' if attention_mask is None else ' with attention_mask'}, cu_seq_lens_q {ends.tolist()}"
-            )
-        if input_ids.eq(self.config.backbone_config(0).mask_token_id).any():
-            raise ValueError("a packed row cannot hold <mask>: token dropout counts it over the whole row; pad instead")
-        lengths = ends.diff()
-        longest = packing.get("max_length_q") or int(lengths.max())
-        starts = ends[:-1].repeat_interleave(lengths, output_size=length)
-        return {
-            "input_ids": input_ids,
-            "attention_mask": None,
-            # Rotary positions are relative, but small numbers make exact angles.
-            "position_ids": (torch.arange(length, device=ends.device) - starts).unsqueeze(0),
-            "cu_seq_lens_q": ends,
-            "cu_seq_lens_k": packing.get("cu_seq_lens_k", ends),
-            "max_length_q": longest,
-            "max_length_k": packing.get("max_length_k") or longest,
-        }
 
 
 RDEsmConfig.register_for_auto_class()

@@ -6,49 +6,18 @@ This file travels to the Hub beside ``modeling_rd_esm.py``: it imports public na
 import copy
 import itertools
 import os
-import re
 from typing import Any
 
 from transformers import EsmConfig, PretrainedConfig
 from transformers.utils import logging
+
+from .fields_rd_esm import COMMON_FIELDS, LEVEL_NAME, TOKEN_IDS, check_entry, expect, is_whole, wrong
 
 logger = logging.get_logger(__name__)
 
 # The version that writes a checkpoint. This file travels without the package, so it cannot ask it.
 RD_HF_VERSION = "0.2.0"
 
-# A level's name becomes part of file names (`model.backbone-150M.safetensors`).
-_LEVEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-# What a backbone may be; its `model_type` is "esm" where it names none.
-_BACKBONE_TYPES = ("esm",)
-# How its positions are counted; releases that do not know another of `EsmConfig`'s choices leave positions out.
-_POSITIONS = ("rotary", "absolute")
-# Types of a backbone's fields, where they are given: whole numbers from 1 or from 0, numbers, true or false.
-_COUNTS = (
-    *("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size"),
-    "max_position_embeddings",
-)
-_TOKEN_IDS = ("pad_token_id", "mask_token_id")
-_NUMBERS = ("layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
-_FLAGS = ("emb_layer_norm_before", "token_dropout")
-# Fields that some transformers release from 4.57 on writes for every model, whether or not the running one does.
-_COMMON_FIELDS = {
-    *("model_type", "auto_map", "transformers_version", "name_or_path", "trust_remote_code", "transformers_weights"),
-    *(
-        "dtype",
-        "torch_dtype",
-        "quantization_config",
-        "attn_implementation",
-        "output_attentions",
-        "output_hidden_states",
-    ),
-    *("return_dict", "use_return_dict", "use_cache", "problem_type", "num_labels", "id2label", "label2id"),
-    *("tie_word_embeddings", "is_decoder", "is_encoder_decoder", "add_cross_attention", "tokenizer_class", "prefix"),
-    *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "pruned_heads"),
-    *("cross_attention_hidden_size", "tie_encoder_decoder", "finetuning_task", "task_specific_params"),
-    *("torchscript", "use_bfloat16", "tf_legacy_loss", "experts_implementation", "fusion_config"),
-    *("distributed_config", "kernel_config"),
-}
 # Follow from the others; written for other tools, never read back.
 _DERIVED_FIELDS = (
     *("nested_dims", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
@@ -112,14 +81,14 @@ class RDEsmConfig(PretrainedConfig):
         for derived in _DERIVED_FIELDS:
             kwargs.pop(derived, None)
         self._drop_unknown(kwargs)
-        _expect("levels", levels, list, "a list with an entry for each level")
-        _expect("residual_directions", residual_directions, list, "a list of whole numbers")
-        _expect("level", level, str, "the name of a level")
-        _expect("bases", bases, dict, "an object")
+        expect("levels", levels, list, "a list with an entry for each level")
+        expect("residual_directions", residual_directions, list, "a list of whole numbers")
+        expect("level", level, str, "the name of a level")
+        expect("bases", bases, dict, "an object")
         if not isinstance(backbones_in_checkpoint, bool):
-            raise _wrong("backbones_in_checkpoint", "true or false", backbones_in_checkpoint)
+            raise wrong("backbones_in_checkpoint", "true or false", backbones_in_checkpoint)
         for index, entry in enumerate(levels or []):
-            _check_entry(f"levels[{index}]", entry)
+            check_entry(f"levels[{index}]", entry)
         self.levels = [{"repo_id": None, "revision": None, **entry} for entry in levels or []]
         self.level = level
         self.bases = bases or {}
@@ -136,7 +105,7 @@ class RDEsmConfig(PretrainedConfig):
     @staticmethod
     def _drop_unknown(fields: dict[str, Any]) -> None:
         """Remove what a newer version of this file may have added, and say so."""
-        known = _COMMON_FIELDS | set(vars(PretrainedConfig()))
+        known = COMMON_FIELDS | set(vars(PretrainedConfig()))
         unknown = sorted(name for name in fields if name not in known and not name.startswith("_"))
         for name in unknown:
             del fields[name]
@@ -150,11 +119,11 @@ class RDEsmConfig(PretrainedConfig):
     def _check_levels(self) -> None:
         names = self.level_names
         for name in names:
-            if not _LEVEL_NAME.fullmatch(name):
+            if not LEVEL_NAME.fullmatch(name):
                 raise ValueError(f"level name {name!r} cannot be part of a file name; use letters, digits, . _ and -")
         if len(set(names)) != len(names):
             raise ValueError(f"level names must differ, got {names}")
-        for field, what in (("vocab_size", "sizes"), *((field, field) for field in _TOKEN_IDS)):
+        for field, what in (("vocab_size", "sizes"), *((field, field) for field in TOKEN_IDS)):
             found = {str(entry["backbone"].get(field)) for entry in self.levels}
             if len(found) > 1:
                 raise ValueError(f"all levels must share one vocabulary, got {what} {sorted(found)}")
@@ -171,8 +140,8 @@ class RDEsmConfig(PretrainedConfig):
                         f"({widths[index]} wide): order levels by width, or give residual_directions"
                     )
         for index, directions in enumerate(given):
-            if not _is_whole(directions):
-                raise _wrong(f"residual_directions[{index}]", "a whole number", directions)
+            if not is_whole(directions):
+                raise wrong(f"residual_directions[{index}]", "a whole number", directions)
         if len(given) != max(0, len(widths) - 1):
             raise ValueError(
                 f"residual_directions needs one number for each level after the first ({len(widths) - 1}), got {given}"
@@ -290,64 +259,3 @@ class RDEsmConfig(PretrainedConfig):
         """The fields of `config.json`, derived ones included."""
         output = super().to_dict()
         return output | {name: getattr(self, name) for name in _DERIVED_FIELDS}
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _wrong(field: str, wanted: str, value: Any) -> ValueError:
-    return ValueError(f"{field} in an RDEsmConfig (config.json) must be {wanted}, not {value!r}")
-
-
-def _expect(field: str, value: Any, kind: type, wanted: str) -> None:
-    if value is not None and not isinstance(value, kind):
-        raise _wrong(field, wanted, value)
-
-
-def _check_entry(where: str, entry: Any) -> None:
-    """Raise unless one of `levels` is what a level is described by."""
-    if not isinstance(entry, dict):
-        raise _wrong(where, "an object with name and backbone", entry)
-    absent = {"name", "backbone"} - set(entry)
-    if absent:
-        raise ValueError(f"{where}: each level needs {sorted(absent)}; got {sorted(entry)}")
-    if not isinstance(entry["name"], str):
-        raise _wrong(f"{where}.name", "a text", entry["name"])
-    for field in ("repo_id", "revision"):
-        _expect(f"{where}.{field}", entry.get(field), str, "a text or null")
-    backbone = entry["backbone"]
-    if not isinstance(backbone, dict):
-        raise _wrong(f"{where}.backbone", "an object", backbone)
-    found = backbone.get("model_type", "esm")
-    if found not in _BACKBONE_TYPES:
-        raise ValueError(
-            f"the backbone of level {entry['name']} is of model_type {found!r}, which this version cannot build; it "
-            f"builds {', '.join(_BACKBONE_TYPES)}"
-        )
-    absent = {"hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"} - set(backbone)
-    if absent:
-        raise ValueError(f"the backbone of level {entry['name']} lacks {', '.join(sorted(absent))}")
-    for field in _COUNTS:
-        if field in backbone and not (_is_whole(backbone[field]) and backbone[field] > 0):
-            raise _wrong(f"{where}.backbone.{field}", "a whole number above 0", backbone[field])
-    for field in _TOKEN_IDS:
-        value = backbone.get(field, 0)
-        if not (_is_whole(value) and 0 <= value < backbone["vocab_size"]):
-            raise _wrong(f"{where}.backbone.{field}", f"a token id below {backbone['vocab_size']}", value)
-    for field in _NUMBERS:
-        value = backbone.get(field, 0)
-        if not (_is_whole(value) or isinstance(value, float)):
-            raise _wrong(f"{where}.backbone.{field}", "a number", value)
-    for field in _FLAGS:
-        _expect(f"{where}.backbone.{field}", backbone.get(field), bool, "true or false")
-    if backbone.get("position_embedding_type", "absolute") not in _POSITIONS:
-        raise _wrong(
-            f"{where}.backbone.position_embedding_type", " or ".join(_POSITIONS), backbone["position_embedding_type"]
-        )
-    if backbone.get("is_folding_model"):
-        raise ValueError(f"the backbone of level {entry['name']} is a folding model, which this version cannot build")
-    heads, rotary = backbone["num_attention_heads"], backbone.get("position_embedding_type") == "rotary"
-    if backbone["hidden_size"] % (heads * (2 if rotary else 1)):
-        wanted = f"a multiple of its {heads} heads{', each of even width' if rotary else ''}"
-        raise _wrong(f"{where}.backbone.hidden_size", wanted, backbone["hidden_size"])

@@ -1,0 +1,101 @@
+"""What the fields of an `RDEsmConfig` may hold.
+
+This file travels to the Hub beside ``configuration_rd_esm.py``.
+"""
+
+import re
+from typing import Any
+
+# A level's name becomes part of file names (`model.backbone-150M.safetensors`).
+LEVEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# What a backbone may be; its `model_type` is "esm" where it names none.
+_BACKBONE_TYPES = ("esm",)
+# How its positions are counted; releases that do not know another of `EsmConfig`'s choices leave positions out.
+_POSITIONS = ("rotary", "absolute")
+# Types of a backbone's fields, where they are given: whole numbers from 1 or from 0, numbers, true or false.
+_COUNTS = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size"),
+    "max_position_embeddings",
+)
+TOKEN_IDS = ("pad_token_id", "mask_token_id")
+_NUMBERS = ("layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
+_FLAGS = ("emb_layer_norm_before", "token_dropout")
+# Fields that some transformers release from 4.57 on writes for every model, whether or not the running one does.
+COMMON_FIELDS = {
+    *("model_type", "auto_map", "transformers_version", "name_or_path", "trust_remote_code", "transformers_weights"),
+    *(
+        "dtype",
+        "torch_dtype",
+        "quantization_config",
+        "attn_implementation",
+        "output_attentions",
+        "output_hidden_states",
+    ),
+    *("return_dict", "use_return_dict", "use_cache", "problem_type", "num_labels", "id2label", "label2id"),
+    *("tie_word_embeddings", "is_decoder", "is_encoder_decoder", "add_cross_attention", "tokenizer_class", "prefix"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "pruned_heads"),
+    *("cross_attention_hidden_size", "tie_encoder_decoder", "finetuning_task", "task_specific_params"),
+    *("torchscript", "use_bfloat16", "tf_legacy_loss", "experts_implementation", "fusion_config"),
+    *("distributed_config", "kernel_config"),
+}
+
+
+def is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def wrong(field: str, wanted: str, value: Any) -> ValueError:
+    return ValueError(f"{field} in an RDEsmConfig (config.json) must be {wanted}, not {value!r}")
+
+
+def expect(field: str, value: Any, kind: type, wanted: str) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise wrong(field, wanted, value)
+
+
+def check_entry(where: str, entry: Any) -> None:
+    """Raise unless one of `levels` is what a level is described by."""
+    if not isinstance(entry, dict):
+        raise wrong(where, "an object with name and backbone", entry)
+    absent = {"name", "backbone"} - set(entry)
+    if absent:
+        raise ValueError(f"{where}: each level needs {sorted(absent)}; got {sorted(entry)}")
+    if not isinstance(entry["name"], str):
+        raise wrong(f"{where}.name", "a text", entry["name"])
+    for field in ("repo_id", "revision"):
+        expect(f"{where}.{field}", entry.get(field), str, "a text or null")
+    backbone = entry["backbone"]
+    if not isinstance(backbone, dict):
+        raise wrong(f"{where}.backbone", "an object", backbone)
+    found = backbone.get("model_type", "esm")
+    if found not in _BACKBONE_TYPES:
+        raise ValueError(
+            f"the backbone of level {entry['name']} is of model_type {found!r}, which this version cannot build; it "
+            f"builds {', '.join(_BACKBONE_TYPES)}"
+        )
+    absent = {"hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"} - set(backbone)
+    if absent:
+        raise ValueError(f"the backbone of level {entry['name']} lacks {', '.join(sorted(absent))}")
+    for field in _COUNTS:
+        if field in backbone and not (is_whole(backbone[field]) and backbone[field] > 0):
+            raise wrong(f"{where}.backbone.{field}", "a whole number above 0", backbone[field])
+    for field in TOKEN_IDS:
+        value = backbone.get(field, 0)
+        if not (is_whole(value) and 0 <= value < backbone["vocab_size"]):
+            raise wrong(f"{where}.backbone.{field}", f"a token id below {backbone['vocab_size']}", value)
+    for field in _NUMBERS:
+        value = backbone.get(field, 0)
+        if not (is_whole(value) or isinstance(value, float)):
+            raise wrong(f"{where}.backbone.{field}", "a number", value)
+    for field in _FLAGS:
+        expect(f"{where}.backbone.{field}", backbone.get(field), bool, "true or false")
+    if backbone.get("position_embedding_type", "absolute") not in _POSITIONS:
+        raise wrong(
+            f"{where}.backbone.position_embedding_type", " or ".join(_POSITIONS), backbone["position_embedding_type"]
+        )
+    if backbone.get("is_folding_model"):
+        raise ValueError(f"the backbone of level {entry['name']} is a folding model, which this version cannot build")
+    heads, rotary = backbone["num_attention_heads"], backbone.get("position_embedding_type") == "rotary"
+    if backbone["hidden_size"] % (heads * (2 if rotary else 1)):
+        wanted = f"a multiple of its {heads} heads{', each of even width' if rotary else ''}"
+        raise wrong(f"{where}.backbone.hidden_size", wanted, backbone["hidden_size"])
