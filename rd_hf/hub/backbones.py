@@ -62,7 +62,9 @@ def parse_source(word: str) -> BackboneSource:
     before, sharp, layer = where.rpartition("#")
     if sharp:
         if not layer.isdecimal() or not layer.isascii() or int(layer) < 1:
-            raise InputError(f"--backbones {word}: #{layer} is no number of a layer, which count from 1; write {_SYNTAX}")
+            raise InputError(
+                f"--backbones {word}: #{layer} is no number of a layer, which count from 1; write {_SYNTAX}"
+            )
         if not name:
             raise InputError(f"--backbones {word}: a layer is a level by itself, which needs a name; write {_SYNTAX}")
         return replace(parse_source(f"{name}={before}"), layer=int(layer))

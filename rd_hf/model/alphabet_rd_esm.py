@@ -17,8 +17,10 @@ from transformers.utils import cached_file
 from .families_rd_esm import family_of
 
 # Token ids of all that a level is given (Lin et al. 2023): special tokens, the twenty residues, and X, B, U, Z, O.
-TOKENS = {"<cls>": 0, "<pad>": 1, "<eos>": 2, "<mask>": 32} | {
-    residue: place for place, residue in enumerate("LAGVSERTIDPKQNFYMHWCXBUZO", start=4)
+TOKENS = {
+    **{"<cls>": 0, "<pad>": 1, "<eos>": 2},
+    **{residue: place for place, residue in enumerate("LAGVSERTIDPKQNFYMHWCXBUZO", start=4)},
+    "<mask>": 32,
 }
 
 

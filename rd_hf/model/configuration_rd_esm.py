@@ -250,8 +250,10 @@ class RDEsmConfig(PretrainedConfig):
 
     def first_backbone(self, level: int) -> int:
         """Position of the backbone of the level at a position; beyond the last level, that behind the last backbone."""
-        return next((index for index, levels in enumerate(self.backbone_groups) if level <= levels[-1]), 
-                    len(self.backbone_groups))
+        return next(
+            (index for index, levels in enumerate(self.backbone_groups) if level <= levels[-1]),
+            len(self.backbone_groups),
+        )
 
     def backbone_entry(self, index: int) -> dict[str, Any]:
         """The last of the levels of the backbone at a position."""

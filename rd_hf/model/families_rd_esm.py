@@ -65,8 +65,8 @@ class BackboneFamily:
         if self.model_type not in mapping:
             raise ValueError(
                 f"the backbone of level {level} is an {self.title} (model_type {self.model_type!r}), which transformers "
-                f"{transformers.__version__} does not have and {self.released} and later do: upgrade it, or load a "
-                f"level below {level}"
+                f"has from {self.released} on, and this is {transformers.__version__}: upgrade it, or load a level "
+                f"below {level}"
             )
         return mapping[self.model_type](**{key: value for key, value in backbone.items() if key != "model_type"})
 

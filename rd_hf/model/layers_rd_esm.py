@@ -52,14 +52,14 @@ class _Watched:
 
 
 @functools.cache
-def _watched(layer: type[nn.Module]) -> type[nn.Module]:
+def _watched(layer: Any) -> type[nn.Module]:
     # Under the layer's own name, by which device maps and checkpointing know it.
     return type(layer.__name__, (_Watched, layer), {"__module__": layer.__module__})
 
 
 def _again(layer: type[nn.Module]) -> nn.Module:
     """A layer that was pickled or copied; its state follows."""
-    return nn.Module.__new__(_watched(layer))
+    return nn.Module.__new__(_watched(layer))  # type: ignore[arg-type]
 
 
 def stack_of(backbone: PreTrainedModel) -> nn.ModuleList:
@@ -73,7 +73,7 @@ def watch_layers(backbone: PreTrainedModel) -> None:
     """Let `states_after` ask for states within; what the backbone computes for others is unchanged."""
     for number, layer in enumerate(stack_of(backbone), start=1):
         if not isinstance(layer, _Watched):
-            layer.__class__ = _watched(type(layer))
+            layer.__class__ = _watched(type(layer))  # type: ignore[arg-type]
         layer.depth = number  # type: ignore[assignment]
 
 
@@ -98,9 +98,7 @@ def states_after(
     climb = Climb(depths)
     output = backbone(**arguments, climb=climb, return_dict=True)
     norm = backbone.get_submodule(FAMILIES[backbone.config.model_type].final_norm)
-    return output, [
-        output.last_hidden_state if depth == climb.last else norm(climb.states[depth]) for depth in depths
-    ]
+    return output, [output.last_hidden_state if depth == climb.last else norm(climb.states[depth]) for depth in depths]
 
 
 def encoder_class(config: PretrainedConfig, depth: int | None = None) -> type[PreTrainedModel]:
@@ -125,7 +123,7 @@ def settle(backbone: PreTrainedModel, watch: bool) -> PreTrainedModel:
     """What a backbone is once it is built: of the library's class, and with `watch` ready for `states_after`."""
     backbone.__class__ = MODEL_MAPPING[type(backbone.config)]
     # Saved by itself it is a plain model of its family: nothing is renamed back to what its file had.
-    backbone._weight_conversions = []  # type: ignore[assignment]
+    backbone._weight_conversions = []
     if watch:
         watch_layers(backbone)
     return backbone

@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from .families_rd_esm import FAMILIES
 from .files_rd_esm import WeightFiles
 from .layers_rd_esm import encoder_class
-from .families_rd_esm import FAMILIES
 
 logger = logging.get_logger(__name__)
 
-# What a backbone's file may lack: no embedding is computed from it.
+# Before the names of an encoder's weights: where it lies in a model with a head, or in this project's full form. And
+# what a backbone's file may lack: no embedding is computed from it.
+_PREFIX = re.compile(rf"^({'|'.join(FAMILIES)}|backbones\.\d+)\.")
 _UNUSED = re.compile(r"inv_freq$|position_ids$|^contact_head\.")
 
 
@@ -103,7 +105,7 @@ def _difference(files: WeightFiles, weights: dict[str, torch.Tensor]) -> str | N
     """
     left = {key for key, value in weights.items() if not _UNUSED.search(key) and value.device.type != "meta"}
     for stored_key, stored in files.tensors():
-        key = re.sub(r"^(esm|backbones\.\d+)\.", "", stored_key)
+        key = _PREFIX.sub("", stored_key)
         # As some releases of transformers write the norms' weights, and all read them.
         key = re.sub(r"(?<=LayerNorm\.)(gamma|beta)$", lambda old: {"gamma": "weight", "beta": "bias"}[old[0]], key)
         if key not in left:
@@ -132,8 +134,8 @@ def check_names(model: Any, index: int, part: dict[str, torch.Tensor]) -> None:
     extra = {key for key in found - expected if not _UNUSED.search(key)}
     if extra:
         raise ValueError(
-            f"the backbone of level {name} holds {min(extra)}, which no {family.title} has, and would be lost: merge an adapter "
-            f"first (merge_and_unload()), or save it by itself (save_pretrained of the PeftModel)"
+            f"the backbone of level {name} holds {min(extra)}, which no {family.title} has, and would be lost: merge "
+            f"an adapter first (merge_and_unload()), or save it by itself (save_pretrained of the PeftModel)"
         )
     if wanted - found:
         raise ValueError(

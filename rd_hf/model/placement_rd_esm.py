@@ -61,7 +61,7 @@ class Placement:
         return self.serving[level] in self.maps
 
     def device(self, level: int) -> Any:
-        """Where the last layer of a level's backbone computes: what is kept in memory or on disk does on an accelerator."""
+        """Where a level's backbone ends: layers that are kept in memory or on disk compute on an accelerator."""
         if isinstance(self.device_map, dict) and f"projections.{level - 1}" in self.device_map:
             return self.device_map[f"projections.{level - 1}"]
         accelerators = [to for to in self.maps[self.serving[level]].values() if str(to) not in ("cpu", "disk")]
