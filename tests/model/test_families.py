@@ -202,10 +202,7 @@ def test_a_release_without_a_family_says_which_has_it_and_loads_below(tmp_path: 
     config = json.loads((folder / "config.json").read_text())
     config["levels"][1]["backbone"] |= {"model_type": "esmc", "vocab_size": 64}
     (folder / "config.json").write_text(json.dumps(config))
-    if HAS_ESMC:
-        run = "import transformers\ndel transformers.CONFIG_MAPPING._mapping['esmc']\n"
-    else:
-        run = ""
+    run = "import transformers\ndel transformers.CONFIG_MAPPING._mapping['esmc']\n" if HAS_ESMC else ""
     run += (
         "import sys\nfrom rd_hf.model.modeling_rd_esm import RDEsmModel\n"
         "model = RDEsmModel.from_pretrained(sys.argv[1], level='L0')\nprint(model.config.nested_dims)\n"
