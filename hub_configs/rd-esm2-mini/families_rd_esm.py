@@ -64,9 +64,9 @@ class BackboneFamily:
         mapping = transformers.CONFIG_MAPPING
         if self.model_type not in mapping:
             raise ValueError(
-                f"the backbone of level {level} is an {self.title} (model_type {self.model_type!r}), which transformers "
-                f"has from {self.released} on, and this is {transformers.__version__}: upgrade it, or load a level "
-                f"below {level}"
+                f"the backbone of level {level} is an {self.title} (model_type {self.model_type!r}), which "
+                f"transformers has from {self.released} on, and this is {transformers.__version__}: upgrade it, or "
+                f"load a level below {level}"
             )
         return mapping[self.model_type](**{key: value for key, value in backbone.items() if key != "model_type"})
 

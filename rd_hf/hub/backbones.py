@@ -3,8 +3,8 @@
 Each may be a Hub id or a folder of an encoder of a family that this project knows (ESM-2 and its like, ESM-C), with
 its own head or without. ``#LAYER`` names a layer of it: the level is then that backbone as if it ended there, and
 levels that are layers of one backbone share its weights and its forward pass. A reverse-distilled family stands for
-its levels: all of them, under their names, where no ``NAME=`` precedes it, and otherwise the one called LEVEL, or
-NAME where no LEVEL is given.
+its levels: the one called LEVEL, or else NAME, under the name NAME; and where neither names one, all of them, under
+their names, with ``NAME-`` before each where there is a NAME.
 """
 
 from __future__ import annotations
@@ -173,18 +173,22 @@ def _levels(source: BackboneSource, hub: dict[str, Any]) -> list[dict[str, Any]]
 
 
 def _levels_of_family(source: BackboneSource, commit: str | None, config: RDEsmConfig) -> list[dict[str, Any]]:
-    wanted = source.level or source.name
-    if wanted is not None and wanted not in config.level_names:
+    wanted, prefix = source.level or source.name, ""
+    if source.level is None and source.layer is None and source.name not in config.level_names:
+        wanted, prefix = None, f"{source.name}-" if source.name else ""
+    elif wanted not in config.level_names:
         raise InputError(
             f"--backbones {source.name}={source.where}: that is a reverse-distilled family without a level "
-            f"{wanted!r}; it has {', '.join(config.level_names)}"
+            f"{wanted!r}; it has {', '.join(config.level_names)}: write NAME=REPO:LEVEL, with #LAYER for a layer"
         )
     chosen = [entry for entry in config.levels if wanted in (None, entry["name"])]
     if config.backbones_in_checkpoint:
         where = str(Path(source.where).resolve()) if Path(source.where).is_dir() else source.where
         place = {"repo_id": where, "revision": commit}
         chosen = [{**entry, **place, "level_of_repo": entry.get("layers_of", entry["name"])} for entry in chosen]
-    return [{**entry, "name": source.name or entry["name"]} for entry in chosen]
+    if wanted is not None:
+        return [{**entry, "name": source.name} for entry in chosen]
+    return [{**entry, "name": prefix + entry["name"]} for entry in chosen]
 
 
 def _share(levels: list[dict[str, Any]]) -> None:

@@ -31,7 +31,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from rd_hf.bases.chain import FitReport
 from rd_hf.families import named_config
 from rd_hf.files import explained, replacing, write_json, write_text
-from rd_hf.hub.card import GENERATED, PLACEHOLDER_OWNER, render_card
+from rd_hf.hub.card import GENERATED, PLACEHOLDER_OWNER, render_card, stated_license
 from rd_hf.hub.tokenizer import save_tokenizer
 from rd_hf.model.alphabet_rd_esm import check_alphabet
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
@@ -237,6 +237,8 @@ def load_family(
         if "level_of_repo" not in own:
             what = f"{own['repo_id']}, the backbone of level {own['name']},"
             check_alphabet(what, own["repo_id"], own["revision"], own["backbone"], **hub)
+            if stated := own.get("license") or stated_license(own["repo_id"], own["revision"], **hub):
+                own["license"] = stated
     if place is not None and _holds_bases(place, revision, hub):
         return RDEsmModel.from_pretrained(place, config=config, revision=revision, **settings)
     attention = {"attn_implementation": settings.pop("attn_implementation")} if attn_implementation else {}

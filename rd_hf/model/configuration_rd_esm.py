@@ -144,7 +144,8 @@ class RDEsmConfig(PretrainedConfig):
                 if directions < 1:
                     raise ValueError(
                         f"level {names[index + 1]} ({widths[index + 1]} wide) does not grow beyond {names[index]} "
-                        f"({widths[index]} wide): order levels by width, or give residual_directions"
+                        f"({widths[index]} wide): order levels by width, or give residual_directions, how many "
+                        f"directions each level after the first adds"
                     )
         for index, directions in enumerate(given):
             if not is_whole(directions):
