@@ -185,7 +185,7 @@ class RDEsmModel(RDEsmPreTrainedModel):
             NotImplementedError: always, before anything is changed.
         """
         raise NotImplementedError(
-            "the token embeddings cannot be resized: all backbones share one vocabulary, which the bases were "
+            "the token embeddings cannot be resized: all backbones share ESM-2's vocabulary, which the bases were "
             "fitted with; resize a backbone by itself (model.backbones[i].resize_token_embeddings), outside this model"
         )
 
