@@ -5,7 +5,9 @@ Nothing heavy is imported until a config is asked for.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ class Member:
         width, layers, heads: architecture.
         commit: of the repo, to which configs are pinned; None for a model that lies nowhere.
         download: bytes of its weight files at that commit.
+        inner: width of the feed-forward half of a layer; four times the width where it is not said.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Member:
     heads: int
     commit: str | None = None
     download: int = 0
+    inner: int = 0
 
 
 # Lin et al. 2023, table S1; Hub ids by Meta AI. The first four repos hold safetensors at these commits, the last two
@@ -62,7 +66,7 @@ def esm2_backbone(member: Member) -> dict[str, Any]:
         "hidden_size": member.width,
         "num_hidden_layers": member.layers,
         "num_attention_heads": member.heads,
-        "intermediate_size": 4 * member.width,
+        "intermediate_size": member.inner or 4 * member.width,
         "hidden_act": "gelu",
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
@@ -75,26 +79,98 @@ def esm2_backbone(member: Member) -> dict[str, Any]:
     }
 
 
+# ESM Cambrian (EvolutionaryScale 2024), in the layout that transformers has itself, safetensors. Where no commit is
+# named, fitting pins the one of its day.
+ESMC = (
+    Member("300M", "biohub/ESMC-300M-hf", 960, 30, 15, None, 1_332_032_536, 2560),
+    Member(
+        "600M", "biohub/ESMC-600M-hf", 1152, 36, 18, "0fb34e7e5fe1f85d0abaa3d35e2671107c0b458c", 2_300_201_352, 3072
+    ),
+    Member("6B", "biohub/ESMC-6B-hf", 2560, 80, 40, None, 25_408_161_000, 6912),
+)
+MEMBERS = (*ESM2, *ESMC)
+
+
+def esmc_backbone(member: Member) -> dict[str, Any]:
+    """What a level says of an ESM-C model: arguments of its ``EsmcConfig``, as its config.json on the Hub has them."""
+    return {
+        "model_type": "esmc",
+        "vocab_size": 64,
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "mask_token_id": 32,
+        "hidden_size": member.width,
+        "num_hidden_layers": member.layers,
+        "num_attention_heads": member.heads,
+        "num_key_value_heads": member.heads,
+        "head_dim": member.width // member.heads,
+        "intermediate_size": member.inner,
+        "hidden_act": "silu",
+        "max_position_embeddings": 2048,
+        "initializer_range": 0.02,
+        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "mlp_bias": False,
+    }
+
+
+def _chain(levels: dict[str, Member], directions: list[int] | None = None) -> RDEsmConfig:
+    """Bases only, each backbone pinned to the commit of its repo, where one is named here."""
+    from rd_hf.model.configuration_rd_esm import RDEsmConfig
+
+    entries = [
+        {
+            "name": name,
+            "repo_id": member.repo_id,
+            "revision": member.commit,
+            "backbone": esmc_backbone(member) if member in ESMC else esm2_backbone(member),
+        }
+        for name, member in levels.items()
+    ]
+    return RDEsmConfig(levels=entries, residual_directions=directions, backbones_in_checkpoint=False)
+
+
+def _up_to(members: tuple[Member, ...], level: str, title: str) -> RDEsmConfig:
+    names = [member.name for member in members]
+    if level not in names[1:]:
+        raise ValueError(f"no reverse-distilled {title} {level}: choose {', '.join(names[1:])}")
+    return _chain({member.name: member for member in members[: names.index(level) + 1]})
+
+
 def esm2_config(level: str) -> RDEsmConfig:
     """The chain from 8M up to ``level``, bases only, each backbone pinned to a commit of its repo.
 
     Raises:
         ValueError: ESM-2 has no such level, or it is the smallest.
     """
-    from rd_hf.model.configuration_rd_esm import RDEsmConfig
+    return _up_to(ESM2, level, "ESM-2")
 
-    names = [member.name for member in ESM2]
-    if level not in names[1:]:
-        raise ValueError(f"no reverse-distilled ESM-2 {level}: choose {', '.join(names[1:])}")
-    levels = [
-        {"name": member.name, "repo_id": member.repo_id, "revision": member.commit, "backbone": esm2_backbone(member)}
-        for member in ESM2[: names.index(level) + 1]
-    ]
-    return RDEsmConfig(levels=levels, backbones_in_checkpoint=False)
+
+def esmc_config(level: str) -> RDEsmConfig:
+    """The chain of ESM-C models from 300M up to ``level``, bases only.
+
+    Raises:
+        ValueError: ESM-C has no such level, or it is the smallest.
+    """
+    return _up_to(ESMC, level, "ESM-C")
+
+
+def mixed_config() -> RDEsmConfig:
+    """ESM-2 650M, then what ESM-C 600M knows beyond it: all of its 1,152 directions, since the widths do not grow."""
+    members = {"esm2-650M": ESM2[3], "esmc-600M": ESMC[1]}
+    return _chain(members, [members["esmc-600M"].width])
+
+
+# Every named family, and how its description is made; the small mini family lies in hub_configs alone.
+NAMED: dict[str, Callable[[], RDEsmConfig]] = {
+    **{f"rd-esm2-{member.name}": partial(esm2_config, member.name) for member in ESM2[1:]},
+    **{f"rd-esmc-{member.name}": partial(esmc_config, member.name) for member in ESMC[1:]},
+    "rd-esm2-650M-esmc-600M": mixed_config,
+}
 
 
 def named_config(name: str) -> RDEsmConfig | None:
     """The description that a name such as ``rd-esm2-650M`` stands for, wherever one is; None for any other name."""
-    level = name.removeprefix("rd-esm2-")
-    known = level != name and level in [member.name for member in ESM2[1:]]
-    return esm2_config(level) if known else None
+    return NAMED[name]() if name in NAMED else None

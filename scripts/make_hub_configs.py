@@ -1,9 +1,9 @@
-"""Write hub_configs/rd-esm2-{35M,150M,650M,3B,15B}: what fitting each model, and its Hub repo, starts from.
+"""Write hub_configs/rd-esm2-650M, rd-esmc-600M, ...: what fitting each model, and its Hub repo, starts from.
 
     python scripts/make_hub_configs.py             write them all
     python scripts/make_hub_configs.py --check     say whether they are what this command would write
 
-All come from one description of the family, rd_hf/families.py. Each holds a config.json alone: the backbones
+All come from one description of the families, rd_hf/families.py. Each holds a config.json alone: the backbones
 are fetched by rd-hf fit, which adds bases, code, tokenizer and card. The shipped mini family, which is a
 complete repo, gets the remote code and the tokenizer of this version.
 """
@@ -17,11 +17,11 @@ import tempfile
 from pathlib import Path
 
 
-def config_text(level: str) -> str:
+def config_text(name: str) -> str:
     """The config.json of one model, the same from every release of transformers."""
-    from rd_hf.families import esm2_config
+    from rd_hf.families import NAMED
 
-    fields = esm2_config(level).to_diff_dict()
+    fields = NAMED[name]().to_diff_dict()
     fields.pop("transformers_version", None)
     return json.dumps(fields, indent=2, sort_keys=True) + "\n"
 
@@ -33,11 +33,11 @@ def main() -> None:
     args = parser.parse_args()
     # Imported here, so that --help and typing errors are answered at once.
     import rd_hf.model.configuration_rd_esm
-    from rd_hf.families import ESM2
+    from rd_hf.families import NAMED
     from rd_hf.hub.tokenizer import save_tokenizer
 
     stale = []
-    wanted = {args.output / f"rd-esm2-{member.name}" / "config.json": config_text(member.name) for member in ESM2[1:]}
+    wanted = {args.output / name / "config.json": config_text(name) for name in NAMED}
     code = Path(rd_hf.model.configuration_rd_esm.__file__).parent
     for path in sorted(code.glob("*_rd_esm.py")):
         wanted[args.output / "rd-esm2-mini" / path.name] = path.read_text(encoding="utf-8")

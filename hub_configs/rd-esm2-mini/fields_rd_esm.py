@@ -6,20 +6,23 @@ This file travels to the Hub beside ``configuration_rd_esm.py``.
 import re
 from typing import Any
 
+from .families_rd_esm import FAMILIES, counts_from, family_of
+
 # A level's name becomes part of file names (`model.backbone-150M.safetensors`).
 LEVEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-# What a backbone may be; its `model_type` is "esm" where it names none.
-_BACKBONE_TYPES = ("esm",)
 # How its positions are counted; releases that do not know another of `EsmConfig`'s choices leave positions out.
 _POSITIONS = ("rotary", "absolute")
 # Types of a backbone's fields, where they are given: whole numbers from 1 or from 0, numbers, true or false.
 _COUNTS = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size"),
-    "max_position_embeddings",
+    *("max_position_embeddings", "num_key_value_heads", "head_dim"),
 )
-TOKEN_IDS = ("pad_token_id", "mask_token_id")
-_NUMBERS = ("layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
-_FLAGS = ("emb_layer_norm_before", "token_dropout")
+_TOKEN_IDS = ("pad_token_id", "mask_token_id", "bos_token_id", "eos_token_id")
+_NUMBERS = (
+    *("layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range"),
+    *("attention_dropout", "rope_theta"),
+)
+_FLAGS = ("emb_layer_norm_before", "token_dropout", "attention_bias", "mlp_bias")
 # Fields that some transformers release from 4.57 on writes for every model, whether or not the running one does.
 COMMON_FIELDS = {
     *("model_type", "auto_map", "transformers_version", "name_or_path", "trust_remote_code", "transformers_weights"),
@@ -68,18 +71,18 @@ def check_entry(where: str, entry: Any) -> None:
     if not isinstance(backbone, dict):
         raise wrong(f"{where}.backbone", "an object", backbone)
     found = backbone.get("model_type", "esm")
-    if found not in _BACKBONE_TYPES:
+    if found not in FAMILIES:
         raise ValueError(
             f"the backbone of level {entry['name']} is of model_type {found!r}, which this version cannot build; it "
-            f"builds {', '.join(_BACKBONE_TYPES)}"
+            f"builds {', '.join(FAMILIES)}"
         )
-    absent = {"hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"} - set(backbone)
+    absent = set(family_of(backbone).required) - set(backbone)
     if absent:
         raise ValueError(f"the backbone of level {entry['name']} lacks {', '.join(sorted(absent))}")
     for field in _COUNTS:
         if field in backbone and not (is_whole(backbone[field]) and backbone[field] > 0):
             raise wrong(f"{where}.backbone.{field}", "a whole number above 0", backbone[field])
-    for field in TOKEN_IDS:
+    for field in _TOKEN_IDS:
         value = backbone.get(field, 0)
         if not (is_whole(value) and 0 <= value < backbone["vocab_size"]):
             raise wrong(f"{where}.backbone.{field}", f"a token id below {backbone['vocab_size']}", value)
@@ -95,7 +98,11 @@ def check_entry(where: str, entry: Any) -> None:
         )
     if backbone.get("is_folding_model"):
         raise ValueError(f"the backbone of level {entry['name']} is a folding model, which this version cannot build")
-    heads, rotary = backbone["num_attention_heads"], backbone.get("position_embedding_type") == "rotary"
+    expect(f"{where}.layers_of", entry.get("layers_of"), str, "the name of a level")
+    layer, layers = entry.get("layer", 1), backbone["num_hidden_layers"]
+    if not (is_whole(layer) and 1 <= layer <= layers):
+        raise wrong(f"{where}.layer", f"the number of one of its backbone's {layers} layers, from 1", layer)
+    heads, rotary = backbone["num_attention_heads"], not counts_from(backbone)
     if backbone["hidden_size"] % (heads * (2 if rotary else 1)):
         wanted = f"a multiple of its {heads} heads{', each of even width' if rotary else ''}"
         raise wrong(f"{where}.backbone.hidden_size", wanted, backbone["hidden_size"])

@@ -3,6 +3,7 @@
 This file travels to the Hub beside ``modeling_rd_esm.py``: it imports public names of torch and transformers only.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .alphabet_rd_esm import TOKENS
 from .attention_rd_esm import PACKED_ATTENTION
 from .configuration_rd_esm import RDEsmConfig
+from .families_rd_esm import POSITION_FIELDS, counts_from, longest_input
+from .layers_rd_esm import states_after
 from .outputs_rd_esm import RDEsmModelOutput, output_class
 
 
@@ -29,41 +33,33 @@ class BackbonePass:
     hidden_states: tuple[torch.Tensor, ...] = ()
     attentions: tuple[torch.Tensor, ...] = ()
 
-    def advance(self, backbone: PreTrainedModel, projection: nn.Module | None, keep_state: bool) -> None:
-        """Run one backbone and nest its final state; the first level, without a projection, is the prefix."""
-        output = backbone(**self._placed(backbone), return_dict=True)
-        state = output.last_hidden_state
-        self.dtype = state.dtype
-        if projection is None:
-            # The prefix is copied, never centred, scaled or recomputed: widening and narrowing again returns the
-            # same bits.
-            self.embedding = state.to(torch.promote_types(state.dtype, torch.float32))
-        else:
-            self.embedding = projection(self.embedding, state)
+    def advance(
+        self,
+        backbone: PreTrainedModel,
+        depths: Sequence[int],
+        projections: Sequence[nn.Module | None],
+        keep_state: bool,
+    ) -> None:
+        """Run one backbone and nest its final state, or those of some of its layers.
+
+        Args:
+            depths: layers after which the levels end that it serves.
+            projections: theirs; the first level of all, without one, is the prefix.
+            keep_state: also return the states.
+        """
+        output, states = run_backbone(backbone, depths, self.arguments)
+        for state, projection in zip(states, projections):
+            self.dtype = state.dtype
+            if projection is None:
+                # The prefix is copied, never centred, scaled or recomputed: widening and narrowing again returns
+                # the same bits.
+                self.embedding = state.to(torch.promote_types(state.dtype, torch.float32))
+            else:
+                self.embedding = projection(self.embedding, state)
         if keep_state:
-            self.states += (state,)
+            self.states += tuple(states)
         self.hidden_states += tuple(output.hidden_states or ())
         self.attentions += tuple(output.attentions or ())
-
-    def _placed(self, backbone: PreTrainedModel) -> dict[str, Any]:
-        """The arguments, with positions as this backbone counts them.
-
-        Raises:
-            ValueError: the batch is longer than the backbone's table of positions.
-        """
-        config = backbone.config
-        if config.position_embedding_type != "absolute":
-            return self.arguments
-        # In such a table (ESM-1b) the first position is the one behind the padding's.
-        first = config.pad_token_id + 1
-        length = self.arguments.get("max_length_q") or self.arguments["input_ids"].shape[1]
-        if length > config.max_position_embeddings - first:
-            raise ValueError(
-                f"a backbone with absolute positions has {config.max_position_embeddings - first} of them, cls and eos "
-                f"included, and a sequence here has {length}: cut or window longer ones"
-            )
-        positions = self.arguments.get("position_ids")
-        return self.arguments if positions is None else {**self.arguments, "position_ids": positions + first}
 
     def output(self, dims: dict[str, int]) -> RDEsmModelOutput:
         assert self.embedding is not None
@@ -73,6 +69,32 @@ class BackbonePass:
             attentions=self.attentions or None,
             backbone_states=self.states or None,
         )
+
+
+def run_backbone(
+    backbone: PreTrainedModel, depths: Sequence[int], arguments: dict[str, Any]
+) -> tuple[Any, list[torch.Tensor]]:
+    """`states_after`, with positions as this backbone counts them.
+
+    Args:
+        backbone, depths: as there.
+        arguments: what all backbones are called with; see `backbone_arguments`.
+
+    Raises:
+        ValueError: the batch is longer than the backbone's table of positions.
+    """
+    own = {name: getattr(backbone.config, name) for name in POSITION_FIELDS if hasattr(backbone.config, name)}
+    longest = longest_input(own)
+    length = arguments.get("max_length_q") or arguments["input_ids"].shape[1]
+    if longest is not None and length > longest:
+        raise ValueError(
+            f"a backbone with absolute positions has {longest} of them, cls and eos included, and a sequence here has "
+            f"{length}: cut or window longer ones"
+        )
+    positions = arguments.get("position_ids")
+    if longest is not None and positions is not None:
+        arguments = {**arguments, "position_ids": positions + counts_from(own)}
+    return states_after(backbone, depths, arguments)
 
 
 def backbone_arguments(
@@ -116,7 +138,7 @@ def backbone_arguments(
             f"{length}; got input_ids of shape {tuple(input_ids.shape)}"
             f"{'' if attention_mask is None else ' with attention_mask'}, cu_seq_lens_q {ends.tolist()}"
         )
-    if input_ids.eq(config.backbone_config(0).mask_token_id).any():
+    if input_ids.eq(TOKENS["<mask>"]).any():
         raise ValueError("a packed row cannot hold <mask>: token dropout counts it over the whole row; pad instead")
     lengths = ends.diff()
     longest = packing.get("max_length_q") or int(lengths.max())

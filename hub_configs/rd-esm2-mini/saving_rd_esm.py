@@ -12,6 +12,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
+from .families_rd_esm import FAMILIES
+from .layers_rd_esm import stack_of
 from .origin_rd_esm import check_names, decide_form
 from .weights_rd_esm import former_weights, refuse_foreign, rotary_modules, without_bars, write_index
 
@@ -163,12 +165,13 @@ class RDEsmSaving(PreTrainedModel):
         projections = {key: value for key, value in state.items() if key.startswith("projections.")}
         if not full:
             return {None: projections}
-        if len(self.backbones) < len(self.config.levels) or self.first_backbone:
+        if len(self.backbones) < len(self.config.backbone_groups) or self.first_backbone:
             raise ValueError(
                 "this model holds bases only; fetch its backbones (load_backbones) or save backbones=False"
             )
         parts: dict[str | None, dict[str, torch.Tensor]] = {"projections": projections}
-        for index, (entry, backbone) in enumerate(zip(self.config.levels, self.backbones)):
+        for index, backbone in enumerate(self.backbones):
+            family = FAMILIES[backbone.config.model_type]
             prefix = f"backbones.{index}."
             part = {
                 key: value for key, value in state.items() if key.startswith(prefix) and not key.endswith("inv_freq")
@@ -176,10 +179,10 @@ class RDEsmSaving(PreTrainedModel):
             check_names(self, index, part)
             # Under the keys of releases before 5.6 (one a layer) and since (one a model): each finds its own
             # and ignores the other.
-            for module in rotary_modules(backbone)[:1]:
+            for module in rotary_modules(backbone)[:1] if family.stores_frequencies else ():
                 frequencies = module.get_buffer("inv_freq")
-                layers = range(entry["backbone"]["num_hidden_layers"])
-                for place in ["", *(f"encoder.layer.{layer}.attention.self." for layer in layers)]:
+                layers = range(len(stack_of(backbone)))
+                for place in ["", *(f"{family.layers}.{layer}.attention.self." for layer in layers)]:
                     part[f"{prefix}{place}rotary_embeddings.inv_freq"] = frequencies.detach().clone()
-            parts[f"backbone-{entry['name']}"] = part
+            parts[f"backbone-{self.config.backbone_name(index)}"] = part
         return parts

@@ -177,7 +177,8 @@ def former_weights(folder: str) -> set[str]:
     if not is_own(os.path.join(folder, "config.json")):
         return set()
     with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
-        levels = [f"backbone-{entry['name']}" for entry in json.load(file).get("levels", [])]
+        entries = json.load(file).get("levels", [])
+    levels = [f"backbone-{entry.get('layers_of', entry['name'])}" for entry in entries]
     index = "model.safetensors.index.json"
     names = {"model.safetensors", "model.projections.safetensors", index}
     for level in levels:

@@ -9,9 +9,12 @@ One pass over the sequences; memory does not grow with their number. A fit that 
 stopped, goes on with the same command and --resume, and gives the same bases. With several machines, --output
 must lie on a file system that all of them see.
 
---backbones makes a chain of any ESM-2-like models, Hub ids and folders mixed, smallest first, each pinned to the
-commit it has now. A reverse-distilled family stands for its levels: "hub_configs/rd-esm2-mini 8M=my-esm2-8M" puts
-an 8M on top of the three of the mini family, and "0.3M=hub_configs/rd-esm2-mini" is one of them.
+--backbones makes a chain of any encoders of proteins that read ESM-2's tokens: ESM-2, ESM-1b, ESM-1v, DPLM, ESM-C and
+fine-tuned ones, Hub ids and folders mixed, smallest first, each pinned to the commit it has now. Where widths do not
+grow, --keep says how many directions each level adds. REPO#LAYER is that backbone as if it ended after a layer; levels
+that are layers of one backbone share its weights and its pass: "L10=R#10 L20=R#20 L33=R" costs one model. A
+reverse-distilled family stands for its levels: "hub_configs/rd-esm2-mini 8M=my-esm2-8M" puts an 8M on top of the three
+of the mini family, "0.3M=hub_configs/rd-esm2-mini" is one of them, and "a=hub_configs/rd-esm2-mini:2.7M#4" a layer.
 
 --output then holds the model (config, bases, remote code, tokenizer, card; backbones too with --form full),
 fit_report.json and fit_report.png.
@@ -37,13 +40,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command_parser("fit", __doc__)
     job = parser.add_argument_group("the job")
     family = job.add_mutually_exclusive_group(required=True)
-    family.add_argument("--config", help="the family: rd-esm2-35M, -150M, -650M, -3B or -15B, a folder or a Hub id")
+    family.add_argument(
+        "--config",
+        help="the family: rd-esm2-35M, -150M, -650M, -3B or -15B, rd-esmc-600M or -6B, rd-esm2-650M-esmc-600M, a "
+        "folder or a Hub id",
+    )
     family.add_argument(
         "--backbones",
         nargs="+",
-        metavar="NAME=REPO[@REVISION]",
-        help="the levels themselves, two or more, smallest first: Hub ids or folders of ESM-2-like models; a "
-        "reverse-distilled family, without NAME=, stands for all of its levels",
+        metavar="NAME=REPO[@REVISION][:LEVEL][#LAYER]",
+        help="the levels themselves, two or more, smallest first: Hub ids or folders of encoders, or layers of them; "
+        "a reverse-distilled family, without NAME=, stands for all of its levels",
     )
     job.add_argument(
         "--revision-of",
@@ -82,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="N",
         help="residual directions each level after the first keeps: one number a level, or 'all', which loses "
-        "nothing (default: as many as the widths grow by)",
+        "nothing (default: as many as the widths grow by; where they do not grow, it must be said)",
     )
     run = parser.add_argument_group("the run")
     run.add_argument(
@@ -153,6 +160,7 @@ def run(args: argparse.Namespace) -> None:
     from accelerate import Accelerator
     from tqdm import tqdm
 
+    from rd_hf.data.batching import SPECIAL_TOKENS
     from rd_hf.fitting import FitOptions, draw_sample, fit_bases, install_bases
     from rd_hf.fitting.state import STATE_FILES, is_state, state_workspace
     from rd_hf.hub import load_family, save_checkpoint
@@ -200,6 +208,10 @@ def run(args: argparse.Namespace) -> None:
                 f"--window-tokens saves bases only, and {args.config} does not say where the backbone of "
                 f"{', '.join(homeless)} is to be fetched from: set its repo_id in config.json"
             )
+    limit = model.config.longest_input()
+    longest = args.max_length if limit is None else limit - SPECIAL_TOKENS
+    if longest < args.max_length and accelerator.is_main_process:
+        print(f"{longest:,} residues used of a sequence: a backbone has positions for no more", file=sys.stderr)
     options = FitOptions(
         num_sequences=args.num_sequences,
         seed=args.seed,
@@ -207,7 +219,7 @@ def run(args: argparse.Namespace) -> None:
         regression=args.regression,
         ridge_alpha=args.ridge_alpha,
         residual_directions=None if keep is None else tuple(keep),
-        max_length=args.max_length,
+        max_length=min(args.max_length, longest),
         batch_tokens=args.batch_tokens,
     )
     main = accelerator.is_main_process

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
+from transformers import PreTrainedModel
 
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from rd_hf.model.projection_rd_esm import RDEsmProjection
@@ -32,9 +33,10 @@ def contributions(
     config = model.config
     parts: list[list[torch.Tensor]] = [[] for _ in batches]
 
-    def run(index: int, backbone: torch.nn.Module) -> None:
+    def run(levels: list[int], backbone: PreTrainedModel) -> None:
         for own, batch in zip(parts, batches, strict=True):
-            own.append(projection(model, index).contribution(backbone(**batch, return_dict=True).last_hidden_state))
+            for index, state in zip(levels, model.level_states(levels, backbone, batch), strict=True):
+                own.append(projection(model, index).contribution(state))
 
     model.visit_backbones(run, config.level_index(level), config.level_index(above) + 1)
     return [torch.cat([part.to(own[-1].device) for part in own], dim=-1) for own in parts]

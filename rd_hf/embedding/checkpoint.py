@@ -6,11 +6,12 @@ import functools
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rd_hf.data.fasta import InputError
+from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.files import file_sha256
 
 if TYPE_CHECKING:
@@ -29,12 +30,15 @@ class Checkpoint:
         revision: commit of a Hub model, None for a folder.
         fingerprint: changes whenever config or weights do.
         nested_dims: width of each level, smallest first.
+        longest: residues that each level takes at once, as its strictest backbone does; levels that take any number
+            are left out.
     """
 
     name: str
     revision: str | None
     fingerprint: str
     nested_dims: dict[str, int]
+    longest: dict[str, int] = field(default_factory=dict)
 
     def widths(self, levels: tuple[str, ...]) -> dict[str, int]:
         """Width of each level asked for, by default of the largest.
@@ -52,6 +56,13 @@ class Checkpoint:
         """The widest of the levels asked for: the one that is run."""
         widths = self.widths(levels)
         return max(widths, key=lambda level: widths[level])
+
+    def within(self, options: EmbeddingOptions) -> EmbeddingOptions:
+        """Options with no longer sequences than the levels that run take at once; windows shrink along."""
+        longest = self.longest.get(self.largest(options.levels), options.max_length)
+        if longest >= options.max_length:
+            return options
+        return replace(options, max_length=longest, overlap=min(options.overlap, longest // 4))
 
 
 def resolve(name: str | os.PathLike, revision: str | None = None) -> Checkpoint:
@@ -79,7 +90,11 @@ def resolve(name: str | os.PathLike, revision: str | None = None) -> Checkpoint:
         backbone = level["repo_id"]
         if not family.backbones_in_checkpoint and backbone and Path(backbone).is_dir():
             fingerprint += "+" + _folder_fingerprint(Path(backbone).resolve())
-    return Checkpoint(name, commit, fingerprint, family.nested_dims)
+    from rd_hf.data.batching import SPECIAL_TOKENS
+
+    limits = {level: family.longest_input(level) for level in family.nested_dims}
+    longest = {level: limit - SPECIAL_TOKENS for level, limit in limits.items() if limit is not None}
+    return Checkpoint(name, commit, fingerprint, family.nested_dims, longest)
 
 
 def _fetch_config(name: str, revision: str | None) -> Path:

@@ -76,6 +76,7 @@ class Embedder:
             raise ValueError(f"on_reject must be 'raise' or 'null', not {on_reject!r}")
         self.options = EmbeddingOptions(levels=levels, **options)
         self.checkpoint = resolve(model, revision)
+        self.options = self.checkpoint.within(self.options)
         self.widths = self.checkpoint.widths(levels)
         self.sequence_column = sequence_column
         self.positions_column = positions_column

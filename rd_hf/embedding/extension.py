@@ -7,7 +7,7 @@ rows are means (or residues) of e_(i-1), and the larger backbones alone run; see
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,6 +100,13 @@ def check(finished: Finished, settings: JobSettings, checkpoint: Checkpoint) -> 
         raise JobError(
             f"{path} holds level {finished.level} already, whose first {checkpoint.nested_dims[wanted]:,} dimensions "
             f"are level {wanted}: there is nothing to extend"
+        )
+    held = checkpoint.within(replace(finished.settings.options, levels=(finished.level,))).max_length
+    takes = checkpoint.within(settings.options).max_length
+    if takes != held:
+        raise JobError(
+            f"{path} holds sequences of which the model saw {held:,} residues at once, and level {wanted} takes "
+            f"{takes:,}: embed from scratch at level {wanted}"
         )
 
 

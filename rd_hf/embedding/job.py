@@ -9,6 +9,7 @@ from which parts were done before, by which process, or how often the job was ki
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ def _run(
     unit: str,
 ) -> JobSummary:
     checkpoint, notes = open_job(settings, group, folder, about, checks)
+    settings = replace(settings, options=checkpoint.within(settings.options))
     widths = checkpoint.widths(settings.options.levels)
     stages = Stages()
     if total is None:

@@ -24,6 +24,7 @@ from rd_hf.data.batching import collate, residue_mask, token_budget_batches
 from rd_hf.data.fasta import InputError
 from rd_hf.evaluation.assays import Assay
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
+from rd_hf.model.families_rd_esm import FAMILIES, describe
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 POOLINGS = ("mean", "site", "difference")
@@ -66,11 +67,14 @@ def _fingerprint(model: RDEsmModel, depth: float) -> str:
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
         values = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
         digest.update(values.numpy().tobytes())
+    for level, entry in enumerate(model.config.levels):
+        if "layer" in entry or "layers_of" in entry:
+            digest.update(f"level {level} after layer {model.config.depth(level)}".encode())
     return digest.hexdigest()[:16]
 
 
 def load_family(source: str, depth: float = 1.0, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Family:
-    """Load a reverse-distilled family, or a plain ESM-2 as a family of one level.
+    """Load a reverse-distilled family, or a plain backbone (ESM-2, ESM-C, ...) as a family of one level.
 
     Args:
         source: Hub id or folder.
@@ -85,15 +89,15 @@ def load_family(source: str, depth: float = 1.0, device: str = "cpu", dtype: tor
         config = RDEsmConfig.from_pretrained(source) if _is_rd(source) else AutoConfig.from_pretrained(source)
         if isinstance(config, RDEsmConfig):
             model = RDEsmModel.from_pretrained(source, dtype=dtype)
-        elif config.model_type == "esm":
-            settings = {key: value for key, value in config.to_dict().items() if key != "model_type"}
-            entry = {"name": "ESM", "backbone": settings, "repo_id": source}
+        elif config.model_type in FAMILIES:
+            entry = {"name": "ESM", "backbone": describe(config.to_dict()), "repo_id": source}
             model = RDEsmModel(RDEsmConfig(levels=[entry], backbones_in_checkpoint=False))
             model.load_backbones(dtype=dtype)
             parameters = sum(parameter.numel() for parameter in model.backbones.parameters())
             model.config.levels[0]["name"] = f"{parameters / 1e6:.3g}M"
         else:
-            raise InputError(f"{source} is a {config.model_type} model; give a reverse-distilled one or an ESM-2")
+            known = ", ".join(family.title for family in FAMILIES.values())
+            raise InputError(f"{source} is a {config.model_type} model; give a reverse-distilled one or one of {known}")
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -132,10 +136,10 @@ def residue_states(family: Family, sequences: Sequence[str]) -> tuple[torch.Tens
         output = model(input_ids, attention_mask, output_hidden_states=True)
         hidden = list(output.hidden_states or ())
         states = []
-        for settings in model.config.levels:
-            layers = settings["backbone"]["num_hidden_layers"]
+        for index, levels in enumerate(model.config.backbone_groups):
+            layers = model.config.backbone_depth(index)
             own, hidden = hidden[: layers + 1], hidden[layers + 1 :]  # embedding output, then one a layer
-            states.append(own[max(1, round(family.depth * layers))])
+            states += [own[max(1, round(family.depth * model.config.depth(level)))] for level in levels]
     mask = residue_mask([len(sequence) for sequence in sequences], input_ids.shape[1]).to(device)
     return torch.cat([state.float() for state in states], dim=-1), mask
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from rd_hf.bases.chain import Basis, FitReport, fit_chain
 from rd_hf.bases.moments import JointMoments, NonFiniteStatesError
@@ -57,9 +58,9 @@ def backbone_states(model: RDEsmModel, window: Sequence[Sequence[str]]) -> list[
         inputs.append({"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)})
     states: list[list[torch.Tensor]] = [[] for _ in window]
 
-    def run(_: int, backbone: torch.nn.Module) -> None:
+    def run(levels: list[int], backbone: PreTrainedModel) -> None:
         for found, arguments, rows in zip(states, inputs, kept, strict=True):
-            found.append(backbone(**arguments).last_hidden_state[rows])
+            found.extend(state[rows] for state in model.level_states(levels, backbone, arguments))
 
     model.visit_backbones(run)
     return states

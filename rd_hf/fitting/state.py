@@ -69,14 +69,18 @@ def fit_settings(sample: Sample, model: RDEsmModel, options: FitOptions) -> dict
         digest.update(sequence.encode() + b"\n")
     weights = hashlib.sha256()
 
-    def digest_weights(level: int, backbone: torch.nn.Module) -> None:
+    def digest_weights(served: list[int], backbone: torch.nn.Module) -> None:
+        level = served[0]
         for name, parameter in backbone.named_parameters():
             # A sum a parameter tells other weights apart at the cost of one read, without hashing gigabytes.
             total = float(parameter.detach().double().sum())
             weights.update(f"{level}.{name} {tuple(parameter.shape)} {parameter.dtype} {total!r}".encode())
 
     model.visit_backbones(digest_weights)
-    levels = dict(zip(model.config.level_names, model.config.backbone_widths, strict=True))
+    levels: dict[str, Any] = dict(zip(model.config.level_names, model.config.backbone_widths, strict=True))
+    for index, entry in enumerate(model.config.levels):
+        if "layer" in entry:
+            levels[entry["name"]] = f"{levels[entry['name']]} after layer {model.config.depth(index)}"
     return {
         "sequences": digest.hexdigest(),
         "heldout": hashlib.sha256(str(sorted(sample.heldout)).encode()).hexdigest(),

@@ -1,34 +1,32 @@
-"""A family put together from models that are there: ``NAME=REPO[@REVISION]``, smallest first, becomes a config.
+"""A family put together from models that are there: ``NAME=REPO[@REVISION][:LEVEL][#LAYER]`` each, becomes a config.
 
-Each may be a Hub id or a folder of an ESM-2-like model (``EsmModel`` of transformers, with its own head or without).
-A reverse-distilled family stands for its levels: all of them, under their names, where no ``NAME=`` precedes it, and
-the one called NAME otherwise.
+Each may be a Hub id or a folder of an encoder of a family that this project knows (ESM-2 and its like, ESM-C), with
+its own head or without. ``#LAYER`` names a layer of it: the level is then that backbone as if it ended there, and
+levels that are layers of one backbone share its weights and its forward pass. A reverse-distilled family stands for
+its levels: the one called LEVEL, or else NAME, under the name NAME; and where neither names one, all of them, under
+their names, with ``NAME-`` before each where there is a NAME.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import EsmConfig, PretrainedConfig
-from transformers.utils import cached_file
+from transformers import PretrainedConfig
 
 from rd_hf.data.fasta import InputError
-from rd_hf.data.residues import MASK_ID, PAD_ID, VOCABULARY
 from rd_hf.hub.card import is_hub_id
 from rd_hf.hub.checkpoint import resolve_commit
+from rd_hf.model.alphabet_rd_esm import check_alphabet
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
+from rd_hf.model.families_rd_esm import FAMILIES, describe, family_of
+from rd_hf.model.fields_rd_esm import LEVEL_NAME
 
-# What decides what an encoder computes; everything else in a config.json concerns heads, training or its history.
-_ENCODER_FIELDS = (
-    *("vocab_size", "pad_token_id", "mask_token_id", "hidden_size", "num_hidden_layers", "num_attention_heads"),
-    *("intermediate_size", "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob"),
-    *("max_position_embeddings", "initializer_range", "layer_norm_eps", "position_embedding_type"),
-    *("emb_layer_norm_before", "token_dropout"),
-)
-_SYNTAX = "NAME=REPO[@REVISION], REPO being a Hub id or a folder"
+_SYNTAX = "NAME=REPO[@REVISION][:LEVEL][#LAYER], REPO being a Hub id or a folder"
+# What tells whether two levels are of one backbone.
+_PLACE = ("repo_id", "revision", "level_of_repo", "backbone")
 
 
 @dataclass(frozen=True)
@@ -39,15 +37,19 @@ class BackboneSource:
         name: of the level; None for all levels of a reverse-distilled family.
         where: Hub id or folder.
         revision: of a Hub id, None for its main branch.
+        level: of a reverse-distilled family, None for the one called ``name``.
+        layer: number of the layer that the level ends at, None for the whole backbone.
     """
 
     name: str | None
     where: str
     revision: str | None = None
+    level: str | None = None
+    layer: int | None = None
 
 
 def parse_source(word: str) -> BackboneSource:
-    """Read ``NAME=REPO[@REVISION]`` or ``FAMILY[@REVISION]``; a folder's name may hold ``@`` and ``#``.
+    """Read ``NAME=REPO[@REVISION][:LEVEL][#LAYER]`` or ``FAMILY[@REVISION]``; a folder's name may hold any of them.
 
     Raises:
         InputError: the word is neither.
@@ -57,9 +59,18 @@ def parse_source(word: str) -> BackboneSource:
         name, where = "", word
     if where and Path(where).is_dir():
         return BackboneSource(name or None, where)
-    where, _, layer = where.partition("#")
-    if layer:
-        raise InputError(f"--backbones {word}: a level that ends at a layer (#{layer}) is not supported")
+    before, sharp, layer = where.rpartition("#")
+    if sharp:
+        if not layer.isdecimal() or not layer.isascii() or int(layer) < 1:
+            raise InputError(
+                f"--backbones {word}: #{layer} is no number of a layer, which count from 1; write {_SYNTAX}"
+            )
+        if not name:
+            raise InputError(f"--backbones {word}: a layer is a level by itself, which needs a name; write {_SYNTAX}")
+        return replace(parse_source(f"{name}={before}"), layer=int(layer))
+    before, colon, level = where.rpartition(":")
+    if colon and name and LEVEL_NAME.fullmatch(level):
+        return replace(parse_source(f"{name}={before}"), level=level)
     where, _, revision = where.partition("@")
     if not is_hub_id(where) or (equals and not name):
         raise InputError(f"--backbones {word}: no such folder, and no Hub id (owner/name); write {_SYNTAX}")
@@ -69,7 +80,7 @@ def parse_source(word: str) -> BackboneSource:
 def family_config(words: list[str], keep: list[int] | Literal["all"] | None = None, **hub: Any) -> RDEsmConfig:
     """Describe the chain of the models that ``words`` name, smallest first, each pinned to its commit of today.
 
-    Only config.json and vocab.txt are fetched.
+    Only config.json and the tokenizer's vocabulary are fetched.
 
     Args:
         words: see :func:`parse_source`.
@@ -77,15 +88,14 @@ def family_config(words: list[str], keep: list[int] | Literal["all"] | None = No
         hub: ``token``, ``cache_dir``, ``local_files_only``.
 
     Raises:
-        InputError: fewer than two levels, a model that is no ESM-2-like encoder or speaks another vocabulary, names
-            that repeat, or widths that do not grow without ``keep``.
+        InputError: fewer than two levels, a model that is no encoder of a known family or reads other tokens, a layer
+            that it does not have, names that repeat, or widths that do not grow without ``keep``.
         OSError: a config.json cannot be had.
     """
     levels = [entry for word in words for entry in _levels(parse_source(word), hub)]
     if len(levels) < 2:
         raise InputError(f"--backbones names {len(levels)} level: a chain needs two or more, smallest first")
-    for entry in levels:
-        _check_alphabet(entry, levels[0], hub)
+    _share(levels)
     try:
         directions = [entry["backbone"]["hidden_size"] for entry in levels[1:]] if keep == "all" else keep
         return RDEsmConfig(levels=levels, residual_directions=directions, backbones_in_checkpoint=False)
@@ -93,55 +103,114 @@ def family_config(words: list[str], keep: list[int] | Literal["all"] | None = No
         raise InputError(f"--backbones: {str(error).replace('residual_directions', '--keep')}") from error
 
 
+def encoder_entry(where: str, fields: dict[str, Any], commit: str | None, **hub: Any) -> dict[str, Any]:
+    """What a level says of its backbone: ``backbone``, ``repo_id``, ``revision``.
+
+    Args:
+        where: folder or Hub id of the backbone.
+        fields: of its config.json.
+        commit: of the repo.
+        hub: ``token``, ``cache_dir``, ``local_files_only``.
+
+    Raises:
+        InputError: it is no encoder of a family that this project knows, or reads other tokens than ESM-2.
+    """
+    found = fields.get("model_type")
+    known = ", ".join(f"{family.title} ({family.model_type})" for family in FAMILIES.values())
+    why = None
+    if found not in FAMILIES:
+        why = f"of type {found!r}, which is none of the families of encoders that can be a level: {known}"
+        if fields.get("auto_map"):
+            why += "; it needs code of its own (trust_remote_code), and code that comes with a backbone is never run"
+    elif fields.get("is_folding_model"):
+        why = "a folding model, of which no level can be made: name the encoder that it was built on"
+    elif fields.get("is_decoder") or fields.get("add_cross_attention"):
+        why = "a decoder, whose residues do not see those that follow: a level is an encoder"
+    else:
+        lacking = [name for name in family_of(fields).required if fields.get(name) is None]
+        if lacking:
+            why = f"without {lacking[0]} in its config.json, which decides what it computes: fetch or save it again"
+    if why is not None:
+        raise InputError(f"--backbones {where} is {why}")
+    entry: dict[str, Any] = {
+        "backbone": describe(fields),
+        "repo_id": str(Path(where).resolve()) if Path(where).is_dir() else where,
+        "revision": commit,
+    }
+    try:
+        compared = check_alphabet(f"--backbones {where}", where, commit, entry["backbone"], **hub)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if compared and entry["backbone"]["vocab_size"] not in family_of(fields).rows:
+        entry["alphabet"] = "esm2"
+    return entry
+
+
 def _levels(source: BackboneSource, hub: dict[str, Any]) -> list[dict[str, Any]]:
     commit = resolve_commit(source.where, source.revision, **hub)
     fields, _ = PretrainedConfig.get_config_dict(source.where, revision=commit, **hub)
     if fields.get("model_type") == RDEsmConfig.model_type:
-        return _levels_of_family(source, commit, RDEsmConfig.from_dict(fields))
-    if fields.get("model_type") != "esm" or fields.get("is_folding_model"):
-        kind = "a folding model" if fields.get("is_folding_model") else f"of type {fields.get('model_type')!r}"
-        raise InputError(f"--backbones {source.where} is {kind}: a level is an ESM-2-like encoder (model_type 'esm')")
-    if source.name is None:
+        levels = _levels_of_family(source, commit, RDEsmConfig.from_dict(fields))
+    elif source.name is None:
         raise InputError(f"--backbones {source.where} has no name: write {_SYNTAX}")
-    known = EsmConfig(**{name: fields[name] for name in _ENCODER_FIELDS if name in fields}).to_dict()
-    backbone = {name: known[name] for name in _ENCODER_FIELDS if known.get(name) is not None}
-    where = str(Path(source.where).resolve()) if Path(source.where).is_dir() else source.where
-    return [{"name": source.name, "backbone": backbone, "repo_id": where, "revision": commit}]
+    elif source.level is not None:
+        raise InputError(
+            f"--backbones {source.name}={source.where}:{source.level}: that is no reverse-distilled family, which "
+            f"alone has levels"
+        )
+    else:
+        levels = [{"name": source.name, **encoder_entry(source.where, fields, commit, **hub)}]
+    if source.layer is None:
+        return levels
+    (level,) = levels
+    layers = level["backbone"]["num_hidden_layers"]
+    if source.layer > layers:
+        raise InputError(
+            f"--backbones {source.name}={source.where}#{source.layer}: it has {layers} layers, so that #1 to #{layers} "
+            f"can be levels"
+        )
+    return [{**level, "layer": source.layer}]
 
 
 def _levels_of_family(source: BackboneSource, commit: str | None, config: RDEsmConfig) -> list[dict[str, Any]]:
-    if source.name is not None and source.name not in config.level_names:
+    wanted, prefix = source.level or source.name, ""
+    if source.level is None and source.layer is None and source.name not in config.level_names:
+        wanted, prefix = None, f"{source.name}-" if source.name else ""
+    elif wanted not in config.level_names:
         raise InputError(
             f"--backbones {source.name}={source.where}: that is a reverse-distilled family without a level "
-            f"{source.name!r}; it has {', '.join(config.level_names)}"
+            f"{wanted!r}; it has {', '.join(config.level_names)}: write NAME=REPO:LEVEL, with #LAYER for a layer"
         )
-    chosen = [entry for entry in config.levels if source.name in (None, entry["name"])]
-    if not config.backbones_in_checkpoint:
-        return chosen
-    where = str(Path(source.where).resolve()) if Path(source.where).is_dir() else source.where
-    return [{**entry, "repo_id": where, "revision": commit, "level_of_repo": entry["name"]} for entry in chosen]
+    chosen = [entry for entry in config.levels if wanted in (None, entry["name"])]
+    if config.backbones_in_checkpoint:
+        where = str(Path(source.where).resolve()) if Path(source.where).is_dir() else source.where
+        place = {"repo_id": where, "revision": commit}
+        chosen = [{**entry, **place, "level_of_repo": entry.get("layers_of", entry["name"])} for entry in chosen]
+    if wanted is not None:
+        return [{**entry, "name": source.name} for entry in chosen]
+    return [{**entry, "name": prefix + entry["name"]} for entry in chosen]
 
 
-def _check_alphabet(entry: dict[str, Any], first: dict[str, Any], hub: dict[str, Any]) -> None:
-    """Raise unless a model reads the tokens that are given to all levels: ESM-2's."""
-    what = f"--backbones {entry['name']}={entry['repo_id']}"
-    wanted = {"vocab_size": len(VOCABULARY), "pad_token_id": PAD_ID, "mask_token_id": MASK_ID}
-    for field, value in wanted.items():
-        found = entry["backbone"].get(field)
-        if found != value:
+def _share(levels: list[dict[str, Any]]) -> None:
+    """Let neighbouring levels that are layers of one backbone share it, under the name of the last of them.
+
+    Raises:
+        InputError: layers of one backbone that are not neighbours.
+    """
+
+    def place(entry: dict[str, Any]) -> tuple[str, ...]:
+        return tuple(repr(entry.get(key)) for key in _PLACE)
+
+    seen: dict[tuple[str, ...], str] = {}
+    for key, group in itertools.groupby(levels, place):
+        members = list(group)
+        for entry in members:
+            entry.pop("layers_of", None)
+            if entry is not members[-1]:
+                entry["layers_of"] = members[-1]["name"]
+        if key in seen:
             raise InputError(
-                f"{what} has {field} {found}, where ESM-2's tokens need {value}: all levels of a chain read the same "
-                f"tokens, so it cannot be one of them"
+                f"--backbones: {seen[key]} and {members[0]['name']} are layers of one backbone "
+                f"({members[0]['repo_id']}), which runs once: name them one after the other"
             )
-    try:
-        path = cached_file(entry["repo_id"], "vocab.txt", revision=entry["revision"], **hub)
-    except OSError:  # a model saved without its tokenizer: the numbers above are all there is to check
-        return
-    assert path is not None
-    tokens = re.split(r"\r?\n", Path(path).read_text(encoding="utf-8").strip())
-    differing = [(i, a, b) for i, (a, b) in enumerate(zip(tokens, VOCABULARY, strict=False)) if a != b]
-    if differing or len(tokens) != len(VOCABULARY):
-        place = f"token {differing[0][0]} is {differing[0][1]!r}" if differing else f"it lists {len(tokens)} tokens"
-        raise InputError(
-            f"{what} speaks another vocabulary than ESM-2 ({place} in its vocab.txt): it cannot be a level"
-        )
+        seen[key] = members[-1]["name"]

@@ -31,8 +31,9 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from rd_hf.bases.chain import FitReport
 from rd_hf.families import named_config
 from rd_hf.files import explained, replacing, write_json, write_text
-from rd_hf.hub.card import GENERATED, PLACEHOLDER_OWNER, render_card
+from rd_hf.hub.card import GENERATED, PLACEHOLDER_OWNER, render_card, stated_license
 from rd_hf.hub.tokenizer import save_tokenizer
+from rd_hf.model.alphabet_rd_esm import check_alphabet
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from rd_hf.model.weights_rd_esm import is_own
@@ -233,6 +234,11 @@ def load_family(
         if own["repo_id"] is None:
             raise ValueError(f"level {own['name']} of {place} names no repo_id to fetch its backbone from")
         own["revision"] = resolve_commit(own["repo_id"], own["revision"], **hub)
+        if "level_of_repo" not in own:
+            what = f"{own['repo_id']}, the backbone of level {own['name']},"
+            check_alphabet(what, own["repo_id"], own["revision"], own["backbone"], **hub)
+            if stated := own.get("license") or stated_license(own["repo_id"], own["revision"], **hub):
+                own["license"] = stated
     if place is not None and _holds_bases(place, revision, hub):
         return RDEsmModel.from_pretrained(place, config=config, revision=revision, **settings)
     attention = {"attn_implementation": settings.pop("attn_implementation")} if attn_implementation else {}

@@ -11,10 +11,13 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import nn
+from transformers import PreTrainedModel
 
 from rd_hf.families import named_config
 from rd_hf.hub.checkpoint import REPORT_FILE, resolve_commit
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
+from rd_hf.model.families_rd_esm import FAMILIES
+from rd_hf.model.layers_rd_esm import stack_of
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 
@@ -114,6 +117,21 @@ def _dtype(config: RDEsmConfig) -> torch.dtype:
     return found if isinstance(found, torch.dtype) else getattr(torch, str(found or "float32"))
 
 
+def _cost(backbone: PreTrainedModel, depth: int) -> tuple[int, int]:
+    """Parameters of a backbone that ends after ``depth`` layers, and FLOP a residue of its linear maps."""
+    beyond = tuple(
+        f"{FAMILIES[backbone.config.model_type].layers}.{layer}." for layer in range(depth, len(stack_of(backbone)))
+    )
+    parameters = sum(p.numel() for name, p in backbone.named_parameters() if not name.startswith(beyond))
+    # The contact head is stored, but does not run.
+    linear = [
+        module
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Linear) and "contact_head" not in name and not name.startswith(beyond)
+    ]
+    return parameters, 2 * sum(module.weight.numel() for module in linear)
+
+
 def _levels(config: RDEsmConfig, report: dict[str, dict[str, Any]]) -> list[LevelFacts]:
     # Built without memory: sizes are those of the modules that would run, whichever family they are of.
     with torch.device("meta"):
@@ -121,16 +139,20 @@ def _levels(config: RDEsmConfig, report: dict[str, dict[str, Any]]) -> list[Leve
     item = torch.empty((), dtype=_dtype(config)).element_size()
     facts: list[LevelFacts] = []
     parameters = bases = flop = largest = 0
-    for index, (entry, width) in enumerate(zip(model.config.levels, model.config.nested_dims.values(), strict=True)):
-        backbone: nn.Module = model.backbones[index]
-        # What is loaded has none: it would pool over cls, with weights that no checkpoint has.
-        setattr(backbone, "pooler", None)  # noqa: B010
-        own = sum(parameter.numel() for parameter in backbone.parameters())
-        parameters += own
+    places = [(model.backbones[index], level) for index, group in enumerate(config.backbone_groups) for level in group]
+    ran: tuple[nn.Module | None, int, int, int] = (None, 0, 0, 0)
+    for (entry, width), (backbone, index) in zip(
+        zip(model.config.levels, model.config.nested_dims.values(), strict=True), places, strict=True
+    ):
+        depth = config.depth(index)
+        own, work = _cost(backbone, depth)
+        # Of a backbone that ran for the level below, the layers beyond that one's are all that is new.
+        former = ran if ran[0] is backbone else (backbone, 0, 0, 0)
+        if depth > former[1]:
+            parameters += own - former[2]
+            flop += work - former[3]
+            ran = (backbone, depth, own, work)
         largest = max(largest, own)
-        # The contact head is stored, but does not run.
-        linear = [m for name, m in backbone.named_modules() if isinstance(m, nn.Linear) and "contact_head" not in name]
-        flop += 2 * sum(module.weight.numel() for module in linear)
         if index:
             step = dict(model.projections[index - 1].named_buffers())
             bases += sum(buffer.numel() * buffer.element_size() for buffer in step.values())

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rd_hf.families import ESM2
+from rd_hf.families import MEMBERS
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
+from rd_hf.model.families_rd_esm import counts_from, family_of
 from rd_hf.model.files_rd_esm import find_weights
 
 FLOAT32 = 4
@@ -93,9 +94,12 @@ def readable(size: float) -> str:
 def encoder_parameters(backbone: dict[str, Any]) -> int:
     """Parameters that a forward pass reads."""
     k, wide, layers = backbone["hidden_size"], backbone["intermediate_size"], backbone["num_hidden_layers"]
-    layer = 4 * (k * k + k) + k * wide + wide + wide * k + k + 4 * k
     tables = backbone["vocab_size"] * k
-    if backbone.get("position_embedding_type") == "absolute":
+    if family_of(backbone).model_type == "esmc":
+        # Maps without biases, a gated feed-forward half, norms of queries and keys.
+        return layers * (4 * k * k + 3 * k * wide + 6 * k) + tables + k
+    layer = 4 * (k * k + k) + k * wide + wide + wide * k + k + 4 * k
+    if counts_from(backbone):
         tables += backbone["max_position_embeddings"] * k
     return layers * layer + tables + 2 * k
 
@@ -104,11 +108,12 @@ def stored_bytes(entry: dict[str, Any]) -> int:
     """Size of a level's weight files: as published, and else of an encoder with its head in float32."""
     backbone = entry["backbone"]
     k = backbone["hidden_size"]
-    for member in ESM2:
+    for member in MEMBERS:
         if (member.repo_id, member.width, member.layers) == (entry["repo_id"], k, backbone["num_hidden_layers"]):
             return member.download
     head = k * k + 3 * k + backbone["vocab_size"] * (k + 1)
-    unused = 0 if backbone.get("position_embedding_type") == "absolute" else backbone["max_position_embeddings"] * k
+    rotary_esm = family_of(backbone).model_type == "esm" and not counts_from(backbone)
+    unused = backbone["max_position_embeddings"] * k if rotary_esm else 0
     return FLOAT32 * (encoder_parameters(backbone) + head + unused)
 
 
@@ -127,6 +132,14 @@ def forward_flop(backbone: dict[str, Any], tokens: int, length: float) -> float:
     return 2.0 * encoder_parameters(backbone) * tokens + 4.0 * layers * k * length * tokens
 
 
+def _backbones(config: RDEsmConfig) -> list[dict[str, Any]]:
+    """Those that run, each with the layers that its levels need."""
+    return [
+        {**config.backbone_entry(index)["backbone"], "num_hidden_layers": config.backbone_depth(index)}
+        for index in range(len(config.backbone_groups))
+    ]
+
+
 def peak_memory(config: RDEsmConfig, batch_tokens: int, window_tokens: int | None, base: int) -> int:
     """Peak of a float32 fit on a CPU: of the pass, or of the solution after it.
 
@@ -135,7 +148,7 @@ def peak_memory(config: RDEsmConfig, batch_tokens: int, window_tokens: int | Non
         window_tokens: of the largest window where one backbone is held at a time; None where all are.
         base: what the process takes without a model.
     """
-    backbones = [entry["backbone"] for entry in config.levels]
+    backbones = _backbones(config)
     weights = [FLOAT32 * encoder_parameters(backbone) for backbone in backbones]
     widths = config.backbone_widths
     total = sum(widths)
@@ -231,9 +244,10 @@ def make_plan(
     largest = max((rows * length for rows, length in batches), default=0)
     length = sum(rows * length**2 for rows, length in batches) / max(tokens, 1)
     total = sum(config.backbone_widths)
-    sizes = {entry["name"]: stored_bytes(entry) for entry in config.levels}
-    download = sum(sizes[entry["name"]] for entry in config.levels if not is_here(entry))
-    flop = sum(forward_flop(entry["backbone"], tokens, length) for entry in config.levels)
+    entries = [config.backbone_entry(index) for index in range(len(config.backbone_groups))]
+    sizes = {entry["name"]: stored_bytes(entry) for entry in entries}
+    download = sum(sizes[entry["name"]] for entry in entries if not is_here(entry))
+    flop = sum(forward_flop(backbone, tokens, length) for backbone in _backbones(config))
     # One triangle of the moments, and the eigendecompositions of the chain.
     flop += float(total) ** 2 * tokens + 25.0 * sum(float(k) ** 3 for k in config.backbone_widths)
     where = next(path for path in (Path(HF_HUB_CACHE), *Path(HF_HUB_CACHE).parents) if path.is_dir())

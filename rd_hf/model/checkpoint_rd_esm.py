@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import EsmModel, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
+from .alphabet_rd_esm import check_alphabet
 from .configuration_rd_esm import RDEsmConfig
+from .families_rd_esm import FAMILIES
 from .files_rd_esm import HUB_ARGUMENTS, WeightFiles, commit_of, find_weights
+from .layers_rd_esm import encoder_class, settle
 from .placement_rd_esm import Placement
 from .saving_rd_esm import RDEsmSaving
 from .weights_rd_esm import check_loaded, reading, refuse_links, rotary_modules, set_rotary_frequencies
@@ -33,7 +36,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     # Behind a ModuleList these are not collected from the backbones, so they are said again here.
-    _no_split_modules = ["EsmLayer", "EsmEmbeddings", "RDEsmProjection"]
+    _no_split_modules = [*(name for family in FAMILIES.values() for name in family.whole), "RDEsmProjection"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -95,6 +98,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
                 path if config is None else config, return_unused_kwargs=True, **kwargs
             )
             kwargs = dict(kwargs) | hub | own
+        config.up_to(config.level).check_release()
         if "attn_implementation" in weights:
             kwargs["attn_implementation"] = weights.pop("attn_implementation")
 
@@ -177,20 +181,22 @@ class RDEsmPreTrainedModel(RDEsmSaving):
 
         def fetch(index: int, dtype: str | torch.dtype = dtype, **placed: Any) -> PreTrainedModel:
             what, level = self._origin(index, source)
-            if source is None and self.config.levels[index]["repo_id"] is None:
-                name = self.config.levels[index]["name"]
+            entry = self.config.backbone_entry(index)
+            if source is None and entry["repo_id"] is None:
+                name = entry["name"]
                 raise ValueError(f"level {name} names no repo_id in config.json, so its backbone cannot be had")
             if index not in located:
                 with reading(what):
                     located[index] = self._find_backbone(index, source, revision, subfolder, hub)
             return self._load_backbone(index, located[index], what, level, dtype=dtype, **placed, **kwargs)
 
-        first = 0 if above is None else self.config.level_index(above) + 1
+        backbones = range(len(self.config.backbone_groups))
+        first = 0 if above is None else self.config.first_backbone(self.config.level_index(above) + 1)
         self.first_backbone = first
         if sequential:
             if device_map is not None:
                 raise ValueError("sequential loading runs one backbone at a time: move the model with .to(device)")
-            found = fetch(first).dtype if first < len(self.config.levels) else torch.float32
+            found = fetch(first).dtype if first in backbones else torch.float32
             # It follows .to(): where backbones go, and in which dtype.
             self.register_buffer("placeholder", torch.empty(0, dtype=found), persistent=False)
             self._fetch = fetch
@@ -199,52 +205,60 @@ class RDEsmPreTrainedModel(RDEsmSaving):
             return
         # What is left out keeps its place, so that the others keep their names.
         loaded: list[nn.Module] = [nn.Identity() for _ in range(first)]
-        placement = Placement(device_map, max_memory)
-        for index, entry in list(enumerate(self.config.levels))[first:]:
+        placement = Placement(device_map, max_memory, self.config.backbone_groups)
+        for index in backbones[first:]:
             placed: dict[str, Any] = {}
             if device_map is not None:
                 placed = placement.arguments(index)
                 if offload_folder is not None:
-                    placed["offload_folder"] = os.path.join(offload_folder, f"backbone-{entry['name']}")
+                    name = self.config.backbone_name(index)
+                    placed["offload_folder"] = os.path.join(offload_folder, f"backbone-{name}")
             loaded.append(fetch(index, **placed))
             placement.add(index, loaded[-1])
         self.backbones = nn.ModuleList(loaded)
         self._fetch = None
         if device_map is not None:
-            for index, projection in list(enumerate(self.projections))[max(first - 1, 0) :]:
-                projection.to(placement.device(index + 1))
+            for level, projection in enumerate(self.projections, start=1):
+                if placement.holds(level):
+                    projection.to(placement.device(level))
             self.hf_device_map = placement.merged()
         self.config.dtype = loaded[first].dtype if first < len(loaded) else torch.float32
 
     def _origin(self, index: int, source: str | os.PathLike | None) -> tuple[str, str | None]:
         """What messages call a backbone, and its level's name in its repo, where that has this project's full form."""
-        entry = self.config.levels[index]
+        entry, name = self.config.backbone_entry(index), self.config.backbone_name(index)
         if source is None:
-            return f"{entry['repo_id']}, the backbone of {entry['name']}", entry.get("level_of_repo")
-        return f"the backbone of {entry['name']} in {os.fspath(source)}", entry["name"]
+            return f"{entry['repo_id']}, the backbone of {name}", entry.get("level_of_repo")
+        return f"the backbone of {name} in {os.fspath(source)}", name
 
     def _find_backbone(
         self, index: int, source: str | os.PathLike | None, revision: str | None, subfolder: str, hub: dict[str, Any]
     ) -> WeightFiles:
         """The files of one backbone, from `source` or from its own repo."""
-        entry = self.config.levels[index]
-        _, level = self._origin(index, source)
+        entry = self.config.backbone_entry(index)
+        what, level = self._origin(index, source)
         variant = None if level is None else f"backbone-{level}"
         if source is not None:
             return find_weights(source, revision, subfolder, variant, allow_bin=False, **hub)
         where = entry["repo_id"]
         if os.path.isdir(where):
             refuse_links(where)
+        if level is None:
+            check_alphabet(what, where, entry["revision"], entry["backbone"], **hub)
         return find_weights(where, entry["revision"], variant=variant, allow_bin=variant is None, **hub)
 
     def _load_backbone(
         self, index: int, files: WeightFiles, what: str, level: str | None, **kwargs: Any
     ) -> PreTrainedModel:
         """One backbone; `kwargs` as `from_pretrained` takes them."""
+        levels = self.config.backbone_groups[index]
+        config = self.config.backbone_config(levels[0])
+        family, depth = FAMILIES[config.model_type], self.config.backbone_depth(index)
+        encoder = encoder_class(config, depth)
         settings = {
-            "config": self.config.backbone_config(index),
+            "config": config,
             "attn_implementation": self.config._attn_implementation,
-            "add_pooling_layer": False,
+            **family.arguments,
             "use_safetensors": files.safetensors,
             "ignore_mismatched_sizes": True,
             "output_loading_info": True,
@@ -255,17 +269,16 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         with reading(what, quiet=True):
             # The library's own class, so that its renamings of older checkpoints' keys apply.
             try:
-                backbone, info = EsmModel.from_pretrained(files.folder, **settings)
+                backbone, info = encoder.from_pretrained(files.folder, **settings)
             except Exception as error:
                 if "device disk is invalid" not in str(error):
                     raise
                 # Before 5.0 a whole model cannot go to disk, but all of its parts can.
-                settings["device_map"] = dict.fromkeys(("embeddings", "encoder", "contact_head"), "disk")
-                backbone, info = EsmModel.from_pretrained(files.folder, **settings)
+                settings["device_map"] = dict.fromkeys(family.parts, "disk")
+                backbone, info = encoder.from_pretrained(files.folder, **settings)
             check_loaded(what, info)
-            # Saved by itself it is a plain ESM-2: nothing is renamed back to what its file had.
-            backbone._weight_conversions = []
-            if rotary := rotary_modules(backbone):
+            settle(backbone, watch=len(levels) > 1)
+            if family.stores_frequencies and (rotary := rotary_modules(backbone)):
                 # They are lost where the weights are loaded in a narrower dtype or left on disk, or with a release
                 # before 5.6 from a file that a later one wrote; a checkpoint without them gets base^(-2 j / d)
                 # (Su et al. 2021).

@@ -1,4 +1,4 @@
-"""Configuration of a reverse-distilled ESM-2 family.
+"""Configuration of a reverse-distilled family.
 
 This file travels to the Hub beside ``modeling_rd_esm.py``: it imports public names of transformers only.
 """
@@ -8,10 +8,12 @@ import itertools
 import os
 from typing import Any
 
-from transformers import EsmConfig, PretrainedConfig
+from transformers import PretrainedConfig
 from transformers.utils import logging
 
-from .fields_rd_esm import COMMON_FIELDS, LEVEL_NAME, TOKEN_IDS, check_entry, expect, is_whole, wrong
+from .alphabet_rd_esm import check_tokens
+from .families_rd_esm import family_of, longest_input
+from .fields_rd_esm import COMMON_FIELDS, LEVEL_NAME, check_entry, expect, is_whole, wrong
 
 logger = logging.get_logger(__name__)
 
@@ -27,13 +29,16 @@ _DERIVED_FIELDS = (
 
 class RDEsmConfig(PretrainedConfig):
     r"""
-    Describes a chain of ESM-2 backbones (smallest first) and the bases that nest their embeddings.
+    Describes a chain of backbones (smallest first) and the bases that nest their embeddings.
 
     Args:
         levels (`list[dict]`):
-            One entry a family member, in growing width. `name` ("150M"), `backbone` (the arguments of its
-            `EsmConfig`), `repo_id` (Hub id or local folder it comes from, or `None`) and `revision` (the commit
-            of that repo that was used when the bases were fitted, or `None`).
+            One entry a level, smallest first. `name` ("150M"), `backbone` (its `model_type`, "esm" where there is
+            none, and the arguments of that type's config), `repo_id` (Hub id or local folder it comes from, or
+            `None`) and `revision` (the commit of that repo that was used when the bases were fitted, or `None`).
+            A level with `layer` n is its backbone as if that ended after n layers, normed by its final norm.
+            Neighbouring levels of one backbone share its weights and one forward pass: all but one of them say in
+            `layers_of` under whose name the weights lie.
         residual_directions (`list[int]`, *optional*):
             Directions of the residual that each level after the first adds. By default `k_i - k_(i-1)`, the
             paper's choice, so that a nested embedding is as wide as its largest backbone; any number from 1 to
@@ -89,6 +94,7 @@ class RDEsmConfig(PretrainedConfig):
             raise wrong("backbones_in_checkpoint", "true or false", backbones_in_checkpoint)
         for index, entry in enumerate(levels or []):
             check_entry(f"levels[{index}]", entry)
+            check_tokens(entry["name"], entry)
         self.levels = [{"repo_id": None, "revision": None, **entry} for entry in levels or []]
         self.level = level
         self.bases = bases or {}
@@ -123,10 +129,11 @@ class RDEsmConfig(PretrainedConfig):
                 raise ValueError(f"level name {name!r} cannot be part of a file name; use letters, digits, . _ and -")
         if len(set(names)) != len(names):
             raise ValueError(f"level names must differ, got {names}")
-        for field, what in (("vocab_size", "sizes"), *((field, field) for field in TOKEN_IDS)):
-            found = {str(entry["backbone"].get(field)) for entry in self.levels}
-            if len(found) > 1:
-                raise ValueError(f"all levels must share one vocabulary, got {what} {sorted(found)}")
+        for index, levels in enumerate(self.backbone_groups):
+            if self.backbone_name(index) in [self.backbone_name(other) for other in range(index)]:
+                raise ValueError(f"levels that are layers of {self.backbone_name(index)} must follow one another")
+            if any(self.levels[level]["backbone"] != self.levels[levels[0]]["backbone"] for level in levels):
+                raise ValueError(f"levels that are layers of {self.backbone_name(index)} must have one backbone")
 
     def _directions(self, given: list[int] | None) -> list[int]:
         widths = self.backbone_widths
@@ -137,7 +144,8 @@ class RDEsmConfig(PretrainedConfig):
                 if directions < 1:
                     raise ValueError(
                         f"level {names[index + 1]} ({widths[index + 1]} wide) does not grow beyond {names[index]} "
-                        f"({widths[index]} wide): order levels by width, or give residual_directions"
+                        f"({widths[index]} wide): order levels by width, or give residual_directions, how many "
+                        f"directions each level after the first adds"
                     )
         for index, directions in enumerate(given):
             if not is_whole(directions):
@@ -200,8 +208,8 @@ class RDEsmConfig(PretrainedConfig):
 
     @property
     def num_hidden_layers(self) -> int:
-        """Layers of all backbones together."""
-        return sum(entry["backbone"]["num_hidden_layers"] for entry in self.levels)
+        """Layers of all backbones together, as far as they run."""
+        return sum(self.backbone_depth(index) for index in range(len(self.backbone_groups)))
 
     @property
     def num_attention_heads(self) -> int:
@@ -211,11 +219,66 @@ class RDEsmConfig(PretrainedConfig):
     @property
     def vocab_size(self) -> int:
         """Vocabulary that all backbones share."""
-        return self.levels[-1]["backbone"]["vocab_size"] if self.levels else 0
+        return min((entry["backbone"]["vocab_size"] for entry in self.levels), default=0)
 
-    def backbone_config(self, index: int) -> EsmConfig:
-        """`EsmConfig` of one backbone."""
-        return EsmConfig(**self.levels[index]["backbone"])
+    def backbone_config(self, index: int) -> PretrainedConfig:
+        """The library's config of the backbone of the level at a position, `EsmConfig` for ESM-2.
+
+        Raises:
+            ValueError: this release of transformers does not have its family.
+        """
+        backbone = self.levels[index]["backbone"]
+        return family_of(backbone).config(backbone, self.level_names[index])
+
+    def check_release(self) -> None:
+        """Raise `ValueError` if this release of transformers lacks the family of a level."""
+        for index in range(len(self.levels)):
+            self.backbone_config(index)
+
+    @property
+    def backbone_groups(self) -> list[list[int]]:
+        """For each backbone, the positions of the levels that it serves: one, or several that are its layers."""
+        groups: list[list[int]] = []
+        before = None
+        for index, entry in enumerate(self.levels):
+            name = entry.get("layers_of", entry["name"])
+            if name == before:
+                groups[-1].append(index)
+            else:
+                groups.append([index])
+            before = name
+        return groups
+
+    def first_backbone(self, level: int) -> int:
+        """Position of the backbone of the level at a position; beyond the last level, that behind the last backbone."""
+        return next(
+            (index for index, levels in enumerate(self.backbone_groups) if level <= levels[-1]),
+            len(self.backbone_groups),
+        )
+
+    def backbone_entry(self, index: int) -> dict[str, Any]:
+        """The last of the levels of the backbone at a position."""
+        return self.levels[self.backbone_groups[index][-1]]
+
+    def backbone_name(self, index: int) -> str:
+        """Name under which the weights of the backbone at a position are kept."""
+        entry = self.backbone_entry(index)
+        return entry.get("layers_of", entry["name"])
+
+    def depth(self, level: int) -> int:
+        """Layers of its backbone that the level at a position ends after."""
+        entry = self.levels[level]
+        return entry.get("layer") or entry["backbone"]["num_hidden_layers"]
+
+    def backbone_depth(self, index: int) -> int:
+        """Layers that the backbone at a position needs."""
+        return max(self.depth(level) for level in self.backbone_groups[index])
+
+    def longest_input(self, level: str | None = None) -> int | None:
+        """Longest input of `level`, in tokens with cls and eos: that of the strictest backbone that runs for it;
+        `None` where all have rotary positions, and take any."""
+        entries = self.levels[: self.level_index(level) + 1]
+        return min(filter(None, (longest_input(entry["backbone"]) for entry in entries)), default=None)
 
     def up_to(self, level: str | None) -> "RDEsmConfig":
         """A copy that ends at `level`, as if the larger levels did not exist."""

@@ -1,4 +1,4 @@
-"""Reverse-distilled ESM-2: nested protein embeddings from a chain of backbones.
+"""Reverse distillation: nested protein embeddings from a chain of backbones.
 
 Reverse distillation (Catrina, Bepler, Sledzieski and Singh, ICLR 2026, arXiv 2603.07710) keeps a smaller
 model's embedding as it is and appends what a larger model knows beyond it (Algorithm 3):
@@ -21,19 +21,22 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import EsmModel, PreTrainedModel
+from transformers import PreTrainedModel
 
+from .alphabet_rd_esm import TOKENS  # noqa: F401
 from .attention_rd_esm import PACKED_ATTENTION  # noqa: F401
 from .checkpoint_rd_esm import RDEsmPreTrainedModel
 from .configuration_rd_esm import RDEsmConfig
 
 # Some are not used here: releases of transformers up to 5.0 bring along only the files that this one itself names,
 # and modules.json names modeling_rd_esm.ResiduePooling.
+from .families_rd_esm import family_of
 from .fields_rd_esm import check_entry  # noqa: F401
 from .files_rd_esm import WeightFiles  # noqa: F401
+from .layers_rd_esm import encoder_class, settle
 from .origin_rd_esm import decide_form  # noqa: F401
 from .outputs_rd_esm import RDEsmModelOutput, output_class
-from .passes_rd_esm import BackbonePass, backbone_arguments
+from .passes_rd_esm import BackbonePass, backbone_arguments, run_backbone
 from .placement_rd_esm import Placement  # noqa: F401
 from .pooling_rd_esm import ResiduePooling, refuse_unknown  # noqa: F401
 from .projection_rd_esm import RDEsmProjection
@@ -43,7 +46,7 @@ from .weights_rd_esm import keep_float32, rotary_modules
 
 class RDEsmModel(RDEsmPreTrainedModel):
     """
-    A stack of ESM-2 backbones whose final hidden states are nested into one embedding.
+    A stack of backbones whose final hidden states are nested into one embedding.
 
     Args:
         config ([`RDEsmConfig`]): the family. With `config.level` set, only the levels up to it are built, and
@@ -68,18 +71,10 @@ class RDEsmModel(RDEsmPreTrainedModel):
         super().__init__(config)
         if build_backbones is None:
             build_backbones = config.backbones_in_checkpoint
-        # A bare EsmModel(config) would ignore this model's attention implementation.
+        config.check_release()
         self.backbones = nn.ModuleList(
-            EsmModel._from_config(
-                config.backbone_config(index),
-                attn_implementation=config._attn_implementation,
-                add_pooling_layer=False,
-            )
-            for index in range(len(config.levels) if build_backbones else 0)
+            self._build(index) for index in range(len(config.backbone_groups) if build_backbones else 0)
         )
-        for backbone in self.backbones:
-            # As of one that is loaded: saved by itself, no key is renamed.
-            backbone._weight_conversions = []  # type: ignore[assignment]
         widths = list(config.nested_dims.values())
         for count in range(len(widths)):
             # Made here, so that a compiled forward pass makes no class.
@@ -91,6 +86,18 @@ class RDEsmModel(RDEsmPreTrainedModel):
             )
         )
         self.post_init()
+
+    def _build(self, index: int) -> PreTrainedModel:
+        """A backbone with random weights."""
+        levels = self.config.backbone_groups[index]
+        own = self.config.backbone_config(levels[0])
+        # A bare EsmModel(config) would ignore this model's attention implementation.
+        backbone = encoder_class(own, self.config.backbone_depth(index))._from_config(
+            own,
+            attn_implementation=self.config._attn_implementation,
+            **family_of(self.config.levels[levels[0]]["backbone"]).arguments,
+        )
+        return settle(backbone, watch=len(levels) > 1)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "RDEsmModel":
         # ESM-2 was trained with rotary frequencies rounded to float16; rounded once more by .to(bfloat16) they
@@ -115,36 +122,51 @@ class RDEsmModel(RDEsmPreTrainedModel):
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     def visit_backbones(
-        self, visit: Callable[[int, PreTrainedModel], None], last: int | None = None, first: int = 0
+        self, visit: Callable[[list[int], PreTrainedModel], None], last: int | None = None, first: int = 0
     ) -> None:
-        """Call `visit(position, backbone)`, smallest first; with sequential loading each is in memory for its visit.
+        """Call `visit(levels, backbone)`, smallest first; with sequential loading each is in memory for its visit.
 
         Args:
-            visit: must not keep the backbone.
-            last (`int`, *optional*): position of the last one wanted.
-            first (`int`): position of the first one wanted.
+            visit: is given the positions of the levels that the backbone serves, one or (its layers) several, as far
+                as they are wanted; `level_states` runs it. Must not keep the backbone.
+            last (`int`, *optional*): position of the last level wanted.
+            first (`int`): position of the first level wanted.
 
         Raises:
             ValueError: this model holds bases only, or (see `above`) was loaded without some of these backbones.
         """
-        wanted = len(self.config.levels) if last is None else last + 1
-        if first < min(self.first_backbone, wanted):
-            held = ", ".join(self.config.level_names[self.first_backbone :]) or "none"
+        end = len(self.config.levels) if last is None else last + 1
+        groups = [[level for level in levels if first <= level < end] for levels in self.config.backbone_groups]
+        wanted = [index for index, levels in enumerate(groups) if levels]
+        if wanted and wanted[0] < self.first_backbone:
+            levels = [level for held in self.config.backbone_groups[self.first_backbone :] for level in held]
+            held = ", ".join(self.config.level_names[level] for level in levels) or "none"
             raise ValueError(
                 f"of the backbones, this model was loaded with those of {held} only: load it without above="
             )
         if self._fetch is None:
-            if len(self.backbones) < wanted:
+            if wanted and len(self.backbones) <= wanted[-1]:
                 raise ValueError("this model holds bases only; load it with from_pretrained to fetch its backbones")
-            for index in range(first, wanted):
-                visit(index, self.backbones[index])
+            for index in wanted:
+                visit(groups[index], self.backbones[index])
             return
         here = self.get_buffer("placeholder")
-        for index in range(first, wanted):
+        for index in wanted:
             # A backbone refers to itself (by its load hook), so that dropping it frees nothing yet.
             gc.collect()
-            visit(index, self._fetch(index, dtype=here.dtype).to(here.device))
+            visit(groups[index], self._fetch(index, dtype=here.dtype).to(here.device))
         gc.collect()
+
+    def level_states(
+        self, levels: Sequence[int], backbone: PreTrainedModel, arguments: dict[str, Any]
+    ) -> list[torch.Tensor]:
+        """Final states of the levels that a backbone serves, `(batch, length, k)` each, from one pass of it.
+
+        Args:
+            levels, backbone: as `visit_backbones` gives them.
+            arguments: `input_ids` and `attention_mask`.
+        """
+        return run_backbone(backbone, [self.config.depth(level) for level in levels], arguments)[1]
 
     def get_input_embeddings(self) -> nn.Module:
         """Token embeddings of the largest backbone."""
@@ -241,9 +263,11 @@ class RDEsmModel(RDEsmPreTrainedModel):
             extras["output_attentions"] = True
         passes = [BackbonePass(backbone_arguments(self.config, **batch) | extras) for batch in batches]
 
-        def advance(index: int, backbone: PreTrainedModel) -> None:
+        def advance(levels: list[int], backbone: PreTrainedModel) -> None:
+            depths = [self.config.depth(level) for level in levels]
+            projections = [self.projections[level - 1] if level else None for level in levels]
             for one in passes:
-                one.advance(backbone, self.projections[index - 1] if index else None, output_backbone_states)
+                one.advance(backbone, depths, projections, output_backbone_states)
 
         self.visit_backbones(advance, last)
         dims = dict(list(self.config.nested_dims.items())[: last + 1])

@@ -8,14 +8,17 @@ import re
 from typing import Any
 
 import torch
-from transformers import EsmModel
 from transformers.utils import logging
 
+from .families_rd_esm import FAMILIES
 from .files_rd_esm import WeightFiles
+from .layers_rd_esm import encoder_class
 
 logger = logging.get_logger(__name__)
 
-# What a backbone's file may lack: no embedding is computed from it.
+# Before the names of an encoder's weights: where it lies in a model with a head, or in this project's full form. And
+# what a backbone's file may lack: no embedding is computed from it.
+_PREFIX = re.compile(rf"^({'|'.join(FAMILIES)}|backbones\.\d+)\.")
 _UNUSED = re.compile(r"inv_freq$|position_ids$|^contact_head\.")
 
 
@@ -41,7 +44,8 @@ def decide_form(model: Any, state: dict[str, torch.Tensor], backbones: bool | No
         raise ValueError(f"backbones must be True, False or None, not {backbones!r}")
     if full if backbones is None else backbones:
         return True
-    for index, entry in enumerate(model.config.levels):
+    for index in range(len(model.config.backbone_groups)):
+        entry = model.config.backbone_entry(index)
         why: str | None
         if entry["repo_id"] is None:
             why = f"level {entry['name']} names no repo_id that its backbone could be fetched from"
@@ -54,7 +58,7 @@ def decide_form(model: Any, state: dict[str, torch.Tensor], backbones: bool | No
             mend = "go back to the published backbones with load_backbones()"
         if why is None:
             continue
-        if backbones is None and len(model.backbones) == len(model.config.levels):
+        if backbones is None and len(model.backbones) == len(model.config.backbone_groups):
             logger.warning(f"{why}: the backbones are saved too (backbones=True), since bases alone would not do")
             return True
         raise ValueError(f"{why}: save the backbones too (backbones=True), or {mend}")
@@ -67,7 +71,7 @@ def _why_not_published(model: Any, index: int, state: dict[str, torch.Tensor], t
     Raises:
         ValueError: it is quantised, and not `trusted` to be nothing but that.
     """
-    entry = model.config.levels[index]
+    entry = model.config.backbone_entry(index)
     prefix = f"backbones.{index}."
     weights = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     if not weights and model._fetch is not None and model._source is not None:
@@ -101,7 +105,7 @@ def _difference(files: WeightFiles, weights: dict[str, torch.Tensor]) -> str | N
     """
     left = {key for key, value in weights.items() if not _UNUSED.search(key) and value.device.type != "meta"}
     for stored_key, stored in files.tensors():
-        key = re.sub(r"^(esm|backbones\.\d+)\.", "", stored_key)
+        key = _PREFIX.sub("", stored_key)
         # As some releases of transformers write the norms' weights, and all read them.
         key = re.sub(r"(?<=LayerNorm\.)(gamma|beta)$", lambda old: {"gamma": "weight", "beta": "bias"}[old[0]], key)
         if key not in left:
@@ -120,16 +124,18 @@ def check_names(model: Any, index: int, part: dict[str, torch.Tensor]) -> None:
     Raises:
         ValueError: naming one that is too much or missing.
     """
-    name = model.config.levels[index]["name"]
+    name, level = model.config.backbone_name(index), model.config.backbone_groups[index][0]
+    config = model.config.backbone_config(level)
+    family, encoder = FAMILIES[config.model_type], encoder_class(config, model.config.backbone_depth(index))
     with torch.device("meta"):
-        expected = set(EsmModel(model.config.backbone_config(index), add_pooling_layer=False).state_dict())
+        expected = set(encoder(config, **family.arguments).state_dict())
     wanted = {key for key in expected if not _UNUSED.search(key)}
     found = {key.split(".", 2)[2] for key in part}
     extra = {key for key in found - expected if not _UNUSED.search(key)}
     if extra:
         raise ValueError(
-            f"the backbone of level {name} holds {min(extra)}, which no ESM-2 has, and would be lost: merge an adapter "
-            f"first (merge_and_unload()), or save it by itself (save_pretrained of the PeftModel)"
+            f"the backbone of level {name} holds {min(extra)}, which no {family.title} has, and would be lost: merge "
+            f"an adapter first (merge_and_unload()), or save it by itself (save_pretrained of the PeftModel)"
         )
     if wanted - found:
         raise ValueError(

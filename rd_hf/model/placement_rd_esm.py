@@ -4,16 +4,23 @@ This file travels to the Hub beside ``modeling_rd_esm.py``: it imports public na
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 
 class Placement:
-    """Where backbones and projections go under a `device_map`."""
+    """Where backbones and projections go under a `device_map`.
 
-    def __init__(self, device_map: Any, max_memory: dict[Any, Any] | None) -> None:
+    Args:
+        device_map, max_memory: as in transformers.
+        groups: for each backbone, the positions of the levels that it serves.
+    """
+
+    def __init__(self, device_map: Any, max_memory: dict[Any, Any] | None, groups: Sequence[Sequence[int]]) -> None:
         self.device_map = device_map
+        self.serving = {level: index for index, levels in enumerate(groups) for level in levels}
         self.left = {device: _bytes(size) for device, size in (max_memory or {}).items()}
         self.maps: dict[int, dict[str, Any]] = {}
 
@@ -49,11 +56,15 @@ class Placement:
             if to in self.left:
                 self.left[to] = max(0, self.left[to] - size)
 
-    def device(self, index: int) -> Any:
-        """Where the backbone's last layer computes: what is kept in memory or on disk computes on an accelerator."""
-        if isinstance(self.device_map, dict) and f"projections.{index - 1}" in self.device_map:
-            return self.device_map[f"projections.{index - 1}"]
-        accelerators = [to for to in self.maps[index].values() if str(to) not in ("cpu", "disk")]
+    def holds(self, level: int) -> bool:
+        """Whether the backbone of the level at this position was placed."""
+        return self.serving[level] in self.maps
+
+    def device(self, level: int) -> Any:
+        """Where a level's backbone ends: layers that are kept in memory or on disk compute on an accelerator."""
+        if isinstance(self.device_map, dict) and f"projections.{level - 1}" in self.device_map:
+            return self.device_map[f"projections.{level - 1}"]
+        accelerators = [to for to in self.maps[self.serving[level]].values() if str(to) not in ("cpu", "disk")]
         return accelerators[-1] if accelerators else "cpu"
 
     def merged(self) -> dict[str, Any]:
@@ -63,7 +74,8 @@ class Placement:
             for index, names in self.maps.items()
             for name, to in names.items()
         }
-        return merged | {f"projections.{index - 1}": self.device(index) for index in self.maps if index}
+        levels = [level for level in self.serving if level and self.holds(level)]
+        return merged | {f"projections.{level - 1}": self.device(level) for level in levels}
 
 
 def _bytes(size: int | str) -> int:

@@ -5,13 +5,15 @@ be made with it. The facts, from the repos themselves: keys have the prefix ``es
 ``lm_head.*``, ``position_ids`` (int64), an absolute position table that rotary models do not use, and one
 ``inv_freq`` a layer, which was rounded to float16; a ``.bin`` holds ``lm_head.decoder.weight`` as a second name of
 the word embeddings, and a second copy where these lie in another shard; ESM-1v has no contact head; DPLM has no
-``position_ids``; fine-tuned models have heads of their own and no ``lm_head``.
+``position_ids``; fine-tuned models have heads of their own and no ``lm_head``. ESM-C has no biases in its layers, norms
+of queries and keys, no frequencies, 64 rows of tokens, and a tokenizer.json (:func:`write_vocabulary`) in place of
+vocab.txt.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+ESM2_TOKENS = ("<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>")
 POSITIONS = 1026
 VOCABULARY = 33
 INDEX = "pytorch_model.bin.index.json"
@@ -35,6 +38,7 @@ class Layout:
         architecture: first of ``architectures`` in config.json.
         rotary: else the absolute position table is used.
         position_ids, contact_head, lm_head, classifier, layer_norm: which tensors are there.
+        esmc: it is of another family.
         fields: of config.json, over ESM-2's.
     """
 
@@ -46,6 +50,7 @@ class Layout:
     lm_head: bool = True
     classifier: bool = False
     layer_norm: bool = False
+    esmc: bool = False
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -67,6 +72,8 @@ FINE_TUNED = Layout(
     classifier=True,
     fields={"problem_type": "single_label_classification"},
 )
+ESMC = Layout("safetensors", architecture="EsmcForMaskedLM", esmc=True)
+ESMC_ROWS = 64
 LAYOUTS = {
     "ESM-2, safetensors": ESM2_SAFETENSORS,
     "ESM-2, .bin": ESM2_BIN,
@@ -89,6 +96,18 @@ class Size:
 
 def config_fields(layout: Layout, size: Size) -> dict[str, Any]:
     """``config.json``, with the fields that those on the Hub have."""
+    if layout.esmc:
+        return {
+            "architectures": [layout.architecture],
+            **{"attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 0, "classifier_dropout": 0.1},
+            **{"dtype": "float32", "eos_token_id": 2, "head_dim": size.width // size.heads, "hidden_act": "silu"},
+            **{"hidden_size": size.width, "initializer_range": 0.02, "intermediate_size": 2 * size.width},
+            **{"mask_token_id": 32, "max_position_embeddings": 2048, "mlp_bias": False, "model_type": "esmc"},
+            **{"num_attention_heads": size.heads, "num_hidden_layers": size.layers, "num_key_value_heads": size.heads},
+            **{"pad_token_id": 1, "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}},
+            **{"tie_word_embeddings": False, "transformers_version": "5.16.0.dev0", "vocab_size": ESMC_ROWS},
+            **layout.fields,
+        }
     return {
         "architectures": [layout.architecture],
         "attention_probs_dropout_prob": 0.0,
@@ -122,6 +141,9 @@ def config_fields(layout: Layout, size: Size) -> dict[str, Any]:
 def shapes(layout: Layout, size: Size) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of every tensor, in the order of the file."""
     k = size.width
+    if layout.esmc:
+        yield from _esmc_shapes(size)
+        return
     if layout.position_ids:
         yield "esm.embeddings.position_ids", (1, POSITIONS)
     yield "esm.embeddings.word_embeddings.weight", (VOCABULARY, k)
@@ -154,6 +176,37 @@ def shapes(layout: Layout, size: Size) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield from _linear("classifier.out_proj", k, 2)
 
 
+def _esmc_shapes(size: Size) -> Iterator[tuple[str, tuple[int, ...]]]:
+    k, inner = size.width, 2 * size.width
+    yield "esmc.embed_tokens.weight", (ESMC_ROWS, k)
+    for layer in range(size.layers):
+        prefix = f"esmc.layers.{layer}"
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            yield from _norm(f"{prefix}.{name}", k)
+        for name in ("q_norm", "k_norm"):
+            yield f"{prefix}.self_attn.{name}.weight", (k,)
+        for name in "qkvo":
+            yield f"{prefix}.self_attn.{name}_proj.weight", (k, k)
+        for name in ("gate_proj", "up_proj"):
+            yield f"{prefix}.mlp.{name}.weight", (inner, k)
+        yield f"{prefix}.mlp.down_proj.weight", (k, inner)
+    yield "esmc.norm.weight", (k,)
+    yield from _linear("lm_head.dense", k, k)
+    yield from _norm("lm_head.layer_norm", k)
+    yield from _linear("lm_head.decoder", k, ESMC_ROWS)
+
+
+def write_vocabulary(folder: Path, layout: Layout, tokens: Sequence[str] = ESM2_TOKENS) -> None:
+    """The tokenizer's file of a repo: vocab.txt, or for ESM-C, whose token 31 breaks chains, tokenizer.json."""
+    if not layout.esmc:
+        (folder / "vocab.txt").write_text("\n".join(tokens))
+        return
+    vocabulary = {token.replace("<null_1>", "|"): place for place, token in enumerate(tokens)}
+    special = [{"id": vocabulary[token], "content": token} for token in ("<cls>", "<pad>", "<eos>", "<unk>", "<mask>")]
+    content = {"version": "1.0", "added_tokens": special, "model": {"type": "BPE", "vocab": vocabulary, "merges": []}}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
 def _linear(name: str, inputs: int, outputs: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield f"{name}.weight", (outputs, inputs)
     yield f"{name}.bias", (outputs,)
@@ -167,7 +220,7 @@ def _norm(name: str, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
 def shard_names(layout: Layout, size: Size) -> list[list[str]]:
     """Names of the tensors of each shard: one, or two that a layer spans, as with 3B."""
     names = [name for name, _ in shapes(layout, size)]
-    if layout.container != "shards":
+    if layout.container != "shards" or layout.esmc:
         return [names]
     # Layer 31 of 36, and as far along in any other size.
     cut = names.index(f"esm.encoder.layer.{size.layers * 31 // 36}.{CUT_AFTER}") + 1

@@ -155,7 +155,17 @@ WRONG = [
         with_backbone(model_type="bert"),
         r"backbone of level L0 is of model_type 'bert', which this version cannot build",
     ),
-    (with_backbone(model_type="esmc"), r"backbone of level L0 is of model_type 'esmc', which .*; it builds esm"),
+    (with_backbone(model_type="gpt2"), r"backbone of level L0 is of model_type 'gpt2', which .*; it builds esm, esmc$"),
+    (
+        with_backbone(model_type="esmc", intermediate_size=None),
+        r"intermediate_size .* a whole number above 0, not None",
+    ),
+    (
+        {"levels": [levels([32])[0] | {"layer": 3}]},
+        r"levels\[0\]\.layer .* one of its backbone's 2 layers, from 1, not 3",
+    ),
+    ({"levels": [levels([32])[0] | {"layer": 0}]}, r"levels\[0\]\.layer .* not 0"),
+    ({"levels": [levels([32])[0] | {"layers_of": 3}]}, r"levels\[0\]\.layers_of .* the name of a level, not 3"),
     (with_backbone(model_type=None), r"backbone of level L0 is of model_type None"),
     (with_backbone(is_folding_model=True), "backbone of level L0 is a folding model"),
 ]
@@ -184,10 +194,11 @@ def test_a_config_without_levels_describes_no_model(found: dict[str, Any], tmp_p
 
 
 def test_levels_that_number_their_tokens_otherwise_are_refused() -> None:
-    for changes in ({"pad_token_id": 0}, {"mask_token_id": 31}, {"vocab_size": 34}):
+    # Nucleotide models, SaProt and DPLM-2 are "esm" too.
+    for changes in ({"pad_token_id": 0}, {"mask_token_id": 31}, {"vocab_size": 446}, {"vocab_size": 8229}):
         one, other = levels([32, 48])
         other["backbone"].update(changes)
-        with pytest.raises(ValueError, match="all levels must share one vocabulary, got"):
+        with pytest.raises(ValueError, match=r"all levels must share one vocabulary, .* level L1"):
             RDEsmConfig(levels=[one, other])
 
 

@@ -125,7 +125,7 @@ def test_a_backbone_taken_out_is_a_plain_esm2(
 
 def test_one_that_is_visited_is_one_too(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     model = RDEsmModel.from_pretrained(checkpoints["full"], sequential=True)
-    model.visit_backbones(lambda index, backbone: saved(backbone, tmp_path / str(index)))
+    model.visit_backbones(lambda levels, backbone: saved(backbone, tmp_path / str(levels[0])))
 
 
 def test_it_is_built_as_it_is_loaded(checkpoints: dict[str, Path]) -> None:
