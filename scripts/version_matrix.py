@@ -11,7 +11,9 @@ import argparse
 import json
 from pathlib import Path
 
-WIDTHS = {"L0": 32, "L1": 48, "L2": 64}
+# The last two levels are one backbone: its first layer, and the whole.
+WIDTHS = {"L0": 32, "L1": 48, "L2": 64, "L3": 80}
+BACKBONES = {"L0": 32, "L1": 48, "L3": 64}
 # cls, residues, eos; the second row padded. No <mask>: releases before 5.5 scale token dropout otherwise there.
 IDS = [[0, 20, 15, 11, 5, 19, 12, 5, 15, 2], [0, 20, 15, 11, 5, 2, 1, 1, 1, 1]]
 
@@ -28,7 +30,7 @@ def write(folder: Path) -> None:
 
     torch.manual_seed(0)
     levels = []
-    for name, width in WIDTHS.items():
+    for name, width in BACKBONES.items():
         settings = {**esm2_backbone(Member(name, "", width, 2, 4))}
         backbone = EsmForMaskedLM(EsmConfig(**settings))
         # Written as ESM-2 was published, rotary frequencies once a layer and rounded to float16: what is computed
@@ -46,7 +48,10 @@ def write(folder: Path) -> None:
         backbone.config.save_pretrained(folder / name)
         save_file(state, folder / name / "model.safetensors", metadata={"format": "pt"})
         levels.append({"name": name, "backbone": settings, "repo_id": str(folder / name)})
-    RDEsmConfig(levels=levels, backbones_in_checkpoint=False).save_pretrained(folder / "config")
+    levels.insert(2, {**levels[2], "name": "L2", "layer": 1, "layers_of": "L3"})
+    RDEsmConfig(levels=levels, residual_directions=[16, 16, 16], backbones_in_checkpoint=False).save_pretrained(
+        folder / "config"
+    )
     model = load_family(folder / "config")
     for buffer in model.projections.buffers():
         buffer.copy_(torch.randn_like(buffer) / buffer.shape[0] ** 0.5)

@@ -160,7 +160,7 @@ def push_folder(
         delete_patterns=list(WEIGHTS),
         revision=revision,
         create_pr=create_pr,
-        commit_message=commit_message or "Reverse-distilled ESM-2",
+        commit_message=commit_message or "Reverse-distilled embeddings",
     )
     loaded_revision = commit.pr_revision or commit.oid
     checked = compare_with_hub(folder, repo_id, loaded_revision, level=check_level, token=token) if check else []

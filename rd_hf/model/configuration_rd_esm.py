@@ -13,7 +13,16 @@ from transformers.utils import logging
 
 from .alphabet_rd_esm import check_tokens
 from .families_rd_esm import family_of, longest_input
-from .fields_rd_esm import COMMON_FIELDS, LEVEL_NAME, check_entry, expect, is_whole, wrong
+from .fields_rd_esm import (
+    COMMON_FIELDS,
+    LEVEL_NAME,
+    check_entry,
+    expect,
+    is_whole,
+    stored_entries,
+    whole_entries,
+    wrong,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -92,6 +101,7 @@ class RDEsmConfig(PretrainedConfig):
         expect("bases", bases, dict, "an object")
         if not isinstance(backbones_in_checkpoint, bool):
             raise wrong("backbones_in_checkpoint", "true or false", backbones_in_checkpoint)
+        levels = whole_entries(levels)
         for index, entry in enumerate(levels or []):
             check_entry(f"levels[{index}]", entry)
             check_tokens(entry["name"], entry)
@@ -321,4 +331,5 @@ class RDEsmConfig(PretrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """The fields of `config.json`, derived ones included."""
         output = super().to_dict()
+        output["levels"] = stored_entries(output["levels"])
         return output | {name: getattr(self, name) for name in _DERIVED_FIELDS}

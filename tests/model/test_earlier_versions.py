@@ -7,16 +7,21 @@ used, and ESM-2's own tokenizer. `expected.safetensors` is what it computed for 
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
 from rd_hf.embedding import Embedder
+from rd_hf.families import Member, esmc_backbone
+from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
+from tests.conftest import backbone_settings, random_model
 
 OLD = Path(__file__).parent / "data" / "version_0_1_0"
 IDS = torch.tensor([[0, 20, 15, 11, 5, 19, 12, 5, 15, 2], [0, 20, 15, 11, 5, 2, 1, 1, 1, 1]])
@@ -58,3 +63,39 @@ def test_its_tokenizer_still_does_for_clean_sequences_and_is_refused_for_others(
         torch.testing.assert_close(rows.mean(dim=0), torch.from_numpy(expected), atol=1e-6, rtol=1e-5)
         with pytest.raises(ValueError, match="hold <unk>"):
             model(**tokenizer("mktayiakqr", return_tensors="pt"))
+
+
+def with_old_code(folder: Path) -> Path:
+    """A checkpoint of this version beside the code of 0.1.0, as its package would load it."""
+    for path in folder.glob("*_rd_esm.py"):
+        path.unlink()
+    for path in OLD.glob("*_rd_esm.py"):
+        shutil.copy(path, folder)
+    return folder
+
+
+def test_the_code_of_0_1_0_loads_esm2_as_this_version_writes_it(tmp_path: Path) -> None:
+    model = random_model([32, 48])
+    model.save_pretrained(tmp_path)
+    old = AutoModel.from_pretrained(with_old_code(tmp_path), trust_remote_code=True)
+    assert not hasattr(old, "level_states")
+    assert torch.equal(output(old).last_hidden_state, output(model).last_hidden_state)
+
+
+def test_the_code_of_0_1_0_refuses_what_it_would_take_for_something_else(tmp_path: Path) -> None:
+    """Layers it would take for whole backbones; another family's sizes for ESM-2's."""
+    settings = backbone_settings(32)
+    layers = [
+        {"name": "L1", "backbone": settings, "layer": 1, "layers_of": "L2"},
+        {"name": "L2", "backbone": settings},
+    ]
+    model = RDEsmModel(RDEsmConfig(levels=layers, residual_directions=[8]))
+    model.save_pretrained(tmp_path / "layers")
+    with pytest.raises(ValueError, match="the backbone of level L1 lacks num_hidden_layers"):
+        AutoModel.from_pretrained(with_old_code(tmp_path / "layers"), trust_remote_code=True)
+    if "esmc" not in transformers.CONFIG_MAPPING:
+        return
+    esmc = esmc_backbone(Member("", "", 32, 2, 4, inner=64))
+    RDEsmModel(RDEsmConfig(levels=[{"name": "C", "backbone": esmc}])).save_pretrained(tmp_path / "esmc")
+    with pytest.raises(ValueError, match=r"the backbone of C .* its weights are not those that config\.json describes"):
+        AutoModel.from_pretrained(with_old_code(tmp_path / "esmc"), trust_remote_code=True)
