@@ -78,6 +78,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def words_of(line: str) -> list[str]:
+    """As a shell takes them: a comment starts with a word, and `REPO#2` has none."""
+    return shlex.split(re.sub(r"(^|\s)#.*", "", line))
+
+
 def run(example: Example, folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """Its standard output. `rd-hf` and Python run in this process, where all that takes seconds is imported already;
     tests/test_wheel.py types the commands into a shell."""
@@ -86,7 +91,7 @@ def run(example: Example, folder: Path, capsys: pytest.CaptureFixture[str]) -> s
         exec(compile(example.code, "README", "exec"), {"__name__": "__main__"})
         return capsys.readouterr().out
     for line in example.code.replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
+        words = words_of(line)
         if words[0] == "rd-hf":
             assert main(words[1:]) == 0, f"{line}\n{capsys.readouterr().err}"
         else:
@@ -130,7 +135,7 @@ def check_unrun(example: Example) -> None:
         ast.parse(example.code)
         return
     for line in example.code.replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
+        words = words_of(line)
         if "rd_hf" in words:  # behind a launcher
             words = ["rd-hf", *words[words.index("rd_hf") + 1 :]]
         if words and words[0] in {"python", "bash"}:
