@@ -268,8 +268,9 @@ def _figures(
     last: FitReport,
 ) -> list[OnePassFigures]:
     """Figures of each level, on held-out residues, or where there are none without any."""
+    own = [*strengths[: len(blocks)], None]
     if on is None:
-        return [OnePassFigures(name, strength) for name, strength in zip(names, [*strengths[: len(blocks)], None])]
+        return [OnePassFigures(name, strength) for name, strength in zip(names, own, strict=True)]
     error, target, readout, both = _judge(on, fitted_on, targets, weights)
     shift = on.count * ((on.mean - fitted_on.mean) @ targets) ** 2
     figures = []
