@@ -38,8 +38,8 @@ def choose_layers(config: RDEsmConfig, asked: Sequence[int] = ()) -> tuple[int, 
         raise ValueError("--one-pass takes the place of smaller backbones, and this family has one level only")
     if len(config.backbone_groups) < 2:
         raise ValueError(
-            "--one-pass takes the place of smaller backbones, and the levels of this family are layers of one backbone, "
-            "which runs once anyway"
+            "--one-pass takes the place of smaller backbones, and the levels of this family are layers of one "
+            "backbone, which runs once anyway"
         )
     largest, count = config.levels[-1], config.depth(len(config.levels) - 1)
     if not asked:

@@ -65,7 +65,7 @@ def test_levels_are_nested_bit_for_bit_however_they_are_asked_for(
     whole = RDEsmModel.from_pretrained(checkpoint, one_pass=True, dtype=dtype)
     part = RDEsmModel.from_pretrained(checkpoint, one_pass=True, dtype=dtype, level=level)
     expected = whole(IDS).nested(level)
-    assert expected.dtype == dtype and expected.shape[-1] == DIMS[level]
+    assert (expected.dtype, expected.shape[-1]) == (dtype, DIMS[level])
     assert torch.equal(whole(IDS, level=level).last_hidden_state, expected)
     assert torch.equal(part(IDS).last_hidden_state, expected)
     assert part.config.hidden_size == DIMS[level]
@@ -80,7 +80,7 @@ def test_the_exact_levels_are_as_without_a_readout(checkpoint: Path) -> None:
     plain.backbones = exact.backbones
     assert torch.equal(exact(IDS).last_hidden_state, plain(IDS).last_hidden_state)
     smaller = RDEsmModel.from_pretrained(checkpoint, level="L1")
-    assert smaller.config.readout is None and not hasattr(smaller, "readout")
+    assert (smaller.config.readout, hasattr(smaller, "readout")) == (None, False)
 
 
 def test_it_holds_loads_and_runs_the_largest_backbone_only(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
