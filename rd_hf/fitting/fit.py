@@ -152,18 +152,19 @@ def fit_bases(
         )
     names, levels = model.config.level_names, len(widths)
     # The chain is fitted on all that is not held out, whether or not a readout chooses its ridge by some of it.
-    training, tuning, held = moments["training"], moments.get("tuning"), moments["heldout"]
-    of_levels = training.part(0, levels)
+    fitting, tuning, held = moments["training"], moments.get("tuning"), moments["heldout"]
+    of_levels = fitting.part(0, levels)
     if tuning is not None:
-        of_levels = JointMoments.from_state(of_levels.state(), device=training.device)
+        of_levels = JointMoments.from_state(of_levels.state(), device=fitting.device)
         of_levels.merge(tuning.part(0, levels))
     kind, alpha = options.regression, options.ridge_alpha
     bases, reports = fit_chain(of_levels, names, config.residual_directions, kind, alpha, held.part(0, levels))
     if tuning is None:
-        return FitResult(bases, reports, training.count, held.count)
-    readout, figures = fit_readout(training, tuning, bases, names, kind, alpha, held)
+        return FitResult(bases, reports, fitting.count, held.count)
+    # On return all residues that are not held out are in one set.
+    readout, figures = fit_readout(fitting, tuning, bases, names, kind, alpha, held)
     reports = [replace(report, one_pass=own) for report, own in zip(reports, figures, strict=True)]
-    return FitResult(bases, reports, training.count, held.count, readout)
+    return FitResult(bases, reports, fitting.count, held.count, readout)
 
 
 def _accumulate(
