@@ -73,6 +73,7 @@ def measure_costs(family: Family, sequences: Sequence[str], repeats: int = REPEA
     """
     model, config = family.model, family.model.config
     ids, mask = (tensor.to(model.device) for tensor in collate(sequences))
+    batch = [{"input_ids": ids, "attention_mask": mask}]
     residues = sum(map(len, sequences))
 
     def seconds(run: Callable[[], object]) -> float:
@@ -91,7 +92,7 @@ def measure_costs(family: Family, sequences: Sequence[str], repeats: int = REPEA
     if config.one_pass:
         linear = [model.readout.weights, model.readout.last.regression, model.readout.last.directions]
         flop = backbone_cost(model.backbones[-1], config.depth(len(family.names) - 1))[1]
-        cost = Cost(flop + 2 * sum(buffer.numel() for buffer in linear), seconds(partial(model, ids, mask)))
+        cost = Cost(flop + 2 * sum(buffer.numel() for buffer in linear), seconds(partial(model.forward_window, batch)))
         # All levels are read out whichever is wanted.
         return {("one_pass", name): cost for name in family.names}
     arguments = backbone_arguments(config, ids, mask)
@@ -109,7 +110,7 @@ def measure_costs(family: Family, sequences: Sequence[str], repeats: int = REPEA
             if level:
                 step = model.projections[level - 1]
                 bases += 2 * (step.regression.numel() + step.directions.numel())
-                nested = seconds(partial(model, ids, mask, level=name))
+                nested = seconds(partial(model.forward_window, batch, name))
                 costs["rd", name] = Cost(sum(ran.values()) + bases, nested)
     return costs
 

@@ -120,7 +120,7 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_readout(
     family: Path,
     fasta: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from rd_hf.bases import moments
 
