@@ -31,6 +31,7 @@ COMMANDS = {
     "evaluate residues": ("rd_hf.commands.evaluate_residues", "secondary structure and metal binding of residues"),
     "evaluate homology": ("rd_hf.commands.evaluate_homology", "remote homologues found by similarity"),
     "evaluate ablate": ("rd_hf.commands.ablate", "what each choice in the chain is worth"),
+    "evaluate frontier": ("rd_hf.commands.evaluate_frontier", "what an embedding is worth for what it costs"),
     "evaluate blocks": ("rd_hf.commands.report_blocks", "what each level's block alone predicts"),
     "push": ("rd_hf.commands.push", "push a model to the Hub, load it back, compare"),
     "release": ("rd_hf.commands.release", "fit, evaluate and publish one level of a named family"),

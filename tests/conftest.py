@@ -62,7 +62,8 @@ def random_model(
     ]
     model = RDEsmModel(RDEsmConfig(levels=levels, **settings)).eval()  # type: ignore[arg-type]
     with torch.no_grad():
-        for buffer in model.projections.buffers():
+        readout = model.readout.buffers() if model.config.readout is not None else ()
+        for buffer in (*model.projections.buffers(), *readout):
             buffer.copy_(torch.randn_like(buffer) / buffer.shape[0] ** 0.5)
     return model
 

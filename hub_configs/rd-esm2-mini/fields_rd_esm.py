@@ -134,3 +134,15 @@ def check_entry(where: str, entry: Any) -> None:
     if backbone["hidden_size"] % (heads * (2 if rotary else 1)):
         wanted = f"a multiple of its {heads} heads{', each of even width' if rotary else ''}"
         raise wrong(f"{where}.backbone.hidden_size", wanted, backbone["hidden_size"])
+
+
+def check_readout(readout: dict[str, Any], levels: list[dict[str, Any]]) -> None:
+    """Raise unless a readout names layers that the last of the levels has below its final state."""
+    if len(levels) < 2:
+        raise wrong("readout", "null for a family of one level", readout)
+    layers, last = readout.get("layers"), levels[-1]
+    count = last.get("layer") or last["backbone"]["num_hidden_layers"]
+    if not isinstance(layers, list) or not all(is_whole(layer) and 0 <= layer < count for layer in layers):
+        raise wrong("readout.layers", f"a list of layers of the largest backbone, from 0 to {count - 1}", layers)
+    if sorted(set(layers)) != layers:
+        raise wrong("readout.layers", "a list of layers in growing order", layers)

@@ -42,6 +42,8 @@ class _Watched:
             return super().__call__(hidden_states, *args, **kwargs)  # type: ignore[misc]
         if self.depth > climb.last:
             return hidden_states
+        if self.depth == 1 and 0 in climb.wanted:
+            climb.states[0] = hidden_states
         state = super().__call__(hidden_states, *args, **kwargs)  # type: ignore[misc]
         if self.depth in climb.wanted:
             climb.states[self.depth] = state
@@ -84,7 +86,7 @@ def states_after(
 
     Args:
         backbone: one that was built to end there, or whose layers are watched.
-        depths: numbers of layers, from 1, in any order.
+        depths: numbers of layers, from 1, in any order; 0 is what the first is given.
         arguments: of its call.
 
     Returns:

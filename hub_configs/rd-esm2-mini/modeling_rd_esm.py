@@ -33,13 +33,14 @@ from .configuration_rd_esm import RDEsmConfig
 from .families_rd_esm import family_of
 from .fields_rd_esm import check_entry  # noqa: F401
 from .files_rd_esm import WeightFiles  # noqa: F401
-from .layers_rd_esm import encoder_class, settle
+from .layers_rd_esm import encoder_class, settle, watch_layers
 from .origin_rd_esm import decide_form  # noqa: F401
 from .outputs_rd_esm import RDEsmModelOutput, output_class
 from .passes_rd_esm import BackbonePass, backbone_arguments, run_backbone
 from .placement_rd_esm import Placement  # noqa: F401
 from .pooling_rd_esm import ResiduePooling, refuse_unknown  # noqa: F401
 from .projection_rd_esm import RDEsmProjection
+from .readout_rd_esm import RDEsmReadout
 from .saving_rd_esm import RDEsmSaving  # noqa: F401
 from .weights_rd_esm import keep_float32, rotary_modules
 
@@ -65,7 +66,7 @@ class RDEsmModel(RDEsmPreTrainedModel):
     """
 
     def __init__(self, config: RDEsmConfig, build_backbones: bool | None = None) -> None:
-        config = config.up_to(config.level)
+        config = config.as_loaded()
         if not config.levels:
             raise ValueError("an RDEsmConfig without levels describes no model; give it `levels`")
         super().__init__(config)
@@ -79,12 +80,15 @@ class RDEsmModel(RDEsmPreTrainedModel):
         for count in range(len(widths)):
             # Made here, so that a compiled forward pass makes no class.
             output_class(dict(list(config.nested_dims.items())[: count + 1]))
-        self.projections = nn.ModuleList(
-            RDEsmProjection(prefix_width, backbone_width, directions)
-            for prefix_width, backbone_width, directions in zip(
-                widths, config.backbone_widths[1:], config.residual_directions
+        steps = list(zip(widths, config.backbone_widths[1:], config.residual_directions))
+        self.projections = nn.ModuleList(RDEsmProjection(*step) for step in steps if not config.one_pass)
+        if config.readout is not None:
+            self.readout = RDEsmReadout(
+                config.readout["layers"],
+                config.backbone_widths[-1],
+                config.backbone_widths[0] + sum(config.residual_directions[:-1]),
+                config.residual_directions[-1],
             )
-        )
         self.post_init()
 
     def _build(self, index: int) -> PreTrainedModel:
@@ -97,7 +101,7 @@ class RDEsmModel(RDEsmPreTrainedModel):
             attn_implementation=self.config._attn_implementation,
             **family_of(self.config.levels[levels[0]]["backbone"]).arguments,
         )
-        return settle(backbone, watch=len(levels) > 1)
+        return settle(backbone, watch=len(levels) > 1 or self.config.one_pass)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "RDEsmModel":
         # ESM-2 was trained with rotary frequencies rounded to float16; rounded once more by .to(bfloat16) they
@@ -142,7 +146,8 @@ class RDEsmModel(RDEsmPreTrainedModel):
             levels = [level for held in self.config.backbone_groups[self.first_backbone :] for level in held]
             held = ", ".join(self.config.level_names[level] for level in levels) or "none"
             raise ValueError(
-                f"of the backbones, this model was loaded with those of {held} only: load it without above="
+                f"of the backbones, this model was loaded with those of {held} only: load it without above= and "
+                f"one_pass="
             )
         if self._fetch is None:
             if wanted and len(self.backbones) <= wanted[-1]:
@@ -158,15 +163,22 @@ class RDEsmModel(RDEsmPreTrainedModel):
         gc.collect()
 
     def level_states(
-        self, levels: Sequence[int], backbone: PreTrainedModel, arguments: dict[str, Any]
+        self,
+        levels: Sequence[int],
+        backbone: PreTrainedModel,
+        arguments: dict[str, Any],
+        layers: Sequence[int] = (),
     ) -> list[torch.Tensor]:
         """Final states of the levels that a backbone serves, `(batch, length, k)` each, from one pass of it.
 
         Args:
             levels, backbone: as `visit_backbones` gives them.
             arguments: `input_ids` and `attention_mask`.
+            layers: of the backbone, whose states are wanted behind those of the levels.
         """
-        return run_backbone(backbone, [self.config.depth(level) for level in levels], arguments)[1]
+        if layers:
+            watch_layers(backbone)
+        return run_backbone(backbone, [*(self.config.depth(level) for level in levels), *layers], arguments)[1]
 
     def get_input_embeddings(self) -> nn.Module:
         """Token embeddings of the largest backbone."""
@@ -207,7 +219,7 @@ class RDEsmModel(RDEsmPreTrainedModel):
             input_ids (`torch.LongTensor` of shape `(batch, length)`): ESM-2 token ids.
             attention_mask (`torch.Tensor` of shape `(batch, length)`, *optional*): 1 for tokens, 0 for padding;
                 by default wherever `input_ids` is not the pad token.
-            level (`str`, *optional*): name of the level, by default the largest.
+            level (`str`, *optional*): name of the level, by default the largest that was loaded.
             output_backbone_states (`bool`): also return each backbone's own final hidden state.
             output_hidden_states, output_attentions, return_dict (`bool`, *optional*): as in transformers.
             packing: `cu_seq_lens_q`, `cu_seq_lens_k` (int32, `(sequences + 1,)`: where each sequence starts, and the
@@ -251,7 +263,7 @@ class RDEsmModel(RDEsmPreTrainedModel):
         Returns:
             One output a batch, the same bits as `forward` gives.
         """
-        last = self.config.level_index(level)
+        last = self.config.level_index(level or self.config.level)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
@@ -269,7 +281,14 @@ class RDEsmModel(RDEsmPreTrainedModel):
             for one in passes:
                 one.advance(backbone, depths, projections, output_backbone_states)
 
-        self.visit_backbones(advance, last)
+        def read_out(levels: list[int], backbone: PreTrainedModel) -> None:
+            for one in passes:
+                one.read_out(backbone, self.config.depth(levels[-1]), self.readout, output_backbone_states)
+
+        if self.config.one_pass:
+            self.visit_backbones(read_out, first=len(self.config.levels) - 1)
+        else:
+            self.visit_backbones(advance, last)
         dims = dict(list(self.config.nested_dims.items())[: last + 1])
         return [one.output(dims) for one in passes]
 

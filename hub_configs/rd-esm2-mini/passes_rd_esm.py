@@ -17,6 +17,7 @@ from .configuration_rd_esm import RDEsmConfig
 from .families_rd_esm import POSITION_FIELDS, counts_from, longest_input
 from .layers_rd_esm import states_after
 from .outputs_rd_esm import RDEsmModelOutput, output_class
+from .readout_rd_esm import RDEsmReadout
 
 
 @dataclass
@@ -61,10 +62,22 @@ class BackbonePass:
         self.hidden_states += tuple(output.hidden_states or ())
         self.attentions += tuple(output.attentions or ())
 
+    def read_out(self, backbone: PreTrainedModel, depth: int, readout: RDEsmReadout, keep_state: bool) -> None:
+        """Run the largest backbone, which ends after `depth` layers, and read every level out of its layers."""
+        output, states = run_backbone(backbone, [depth, *readout.layers], self.arguments)
+        self.dtype = states[0].dtype
+        self.embedding = readout(states)
+        if keep_state:
+            self.states += (states[0],)
+        self.hidden_states += tuple(output.hidden_states or ())
+        self.attentions += tuple(output.attentions or ())
+
     def output(self, dims: dict[str, int]) -> RDEsmModelOutput:
         assert self.embedding is not None
+        # In one pass all levels are there, whichever is wanted.
+        embedding = self.embedding[..., : max(dims.values())]
         return output_class(dims)(
-            last_hidden_state=self.embedding.to(self.dtype),
+            last_hidden_state=embedding.to(self.dtype),
             hidden_states=self.hidden_states or None,
             attentions=self.attentions or None,
             backbone_states=self.states or None,

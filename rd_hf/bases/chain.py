@@ -59,6 +59,32 @@ class StepFigures:
 
 
 @dataclass(frozen=True)
+class OnePassFigures:
+    """How near a level of the one-pass readout comes to the exact one, on held-out residues.
+
+    Attributes:
+        level: name.
+        strength: of the ridge that its block was read out with, on features of unit variance; None of the last level,
+            whose step is fitted as the chain's are.
+        state_r2: variance-weighted R^2 of its backbone's own final state, read out of the largest backbone's layers.
+        block_r2: the same of the columns that the level adds.
+        level_r2: the same of its whole embedding.
+        cosine: between the two embeddings' deviations from the mean, over all residues at once: the inner product of
+            the two (residues x width) matrices over their norms.
+        reconstruction_error: of the last level, share of its backbone's variance that its embedding does not
+            reconstruct.
+    """
+
+    level: str
+    strength: float | None
+    state_r2: float | None = None
+    block_r2: float | None = None
+    level_r2: float | None = None
+    cosine: float | None = None
+    reconstruction_error: float | None = None
+
+
+@dataclass(frozen=True)
 class FitReport:
     """One level of a fitted family; the first level, which is copied, has widths only.
 
@@ -73,6 +99,7 @@ class FitReport:
         training, heldout: figures on the fitting and on held-out residues.
         eigenvalues: spectrum of e_(i-1)'s covariance, descending.
         residual_eigenvalues: spectrum of the residual's covariance, descending.
+        one_pass: of a fit with a one-pass readout, how near that comes.
     """
 
     level: str
@@ -88,10 +115,14 @@ class FitReport:
     heldout: StepFigures | None = None
     eigenvalues: list[float] = field(default_factory=list)
     residual_eigenvalues: list[float] = field(default_factory=list)
+    one_pass: OnePassFigures | None = None
 
     def to_dict(self) -> dict[str, object]:
         """Plain types, for JSON."""
-        return asdict(self)
+        fields = asdict(self)
+        if self.one_pass is None:
+            del fields["one_pass"]
+        return fields
 
 
 class _Walk:

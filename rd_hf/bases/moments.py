@@ -69,6 +69,29 @@ class JointMoments:
         # Only the tiles on and above the diagonal are kept up to date; whoever reads it mirrors them.
         self._products = torch.zeros(total, total, dtype=torch.float64, device=device)
 
+    @classmethod
+    def of(cls, widths: Sequence[int], count: int, mean: torch.Tensor, scatter: torch.Tensor) -> JointMoments:
+        """Moments with this mean, (K,), and scatter, (K, K): float64, on their device."""
+        state = {"shift": mean, "sum": torch.zeros_like(mean), "products": scatter}
+        return cls.from_state(
+            {"count": torch.tensor(count), "widths": torch.tensor(list(widths)), **state}, device=mean.device
+        )
+
+    def part(self, first: int, end: int | None = None) -> JointMoments:
+        """The moments of some consecutive levels by themselves: a view of these, to read and not to update.
+
+        Args:
+            first: position of the first level.
+            end: position after the last; by default all that follow.
+        """
+        end = len(self.widths) if end is None else end
+        columns = slice(self.offsets[first], self.offsets[end])
+        moments = JointMoments([], device=self.device, product_dtype=self.product_dtype)
+        moments.widths, moments.count = self.widths[first:end], self.count
+        moments._shift, moments._sum = self._shift[columns], self._sum[columns]
+        moments._products = self._products[columns, columns]
+        return moments
+
     @property
     def offsets(self) -> list[int]:
         """Start of each level in z, and K at the end: m + 1 numbers."""

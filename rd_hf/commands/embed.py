@@ -2,6 +2,7 @@
 
     rd-hf embed --model hub_configs/rd-esm2-mini --input proteome.fasta.gz --output embeddings
     rd-hf embed --model DIR --input a.fasta b.csv owner/dataset:train --output out --level S L
+    rd-hf embed --model DIR --input proteome.fasta.gz --output out --level 8M 650M --one-pass    (650M's alone runs)
     rd-hf embed --extend embeddings_650M --level 3B --output embeddings_3B    (the 3B backbone alone runs)
     zcat many.fasta.gz | rd-hf embed --model DIR --input - --output out --pooling residue
     accelerate launch --num_processes 4 -m rd_hf embed --model DIR --input proteome.fasta.gz --output out    (GPUs)
@@ -60,6 +61,12 @@ def build_parser() -> argparse.ArgumentParser:
         default="mean",
         help="mean or max over residues (never cls, eos or padding), cls, residue (a row a residue), or positions "
         "(default mean)",
+    )
+    what.add_argument(
+        "--one-pass",
+        action="store_true",
+        help="read every level out of the largest backbone, which alone is fetched and run: an approximation, of "
+        "models fitted with rd-hf fit --one-pass, whose card says how near it comes; never mixed with exact ones",
     )
     what.add_argument("--positions", nargs="+", type=int, default=[], metavar="N", help="residues to return, from 1")
     what.add_argument("--normalize", action="store_true", help="make vectors of length one, each level for itself")
@@ -180,6 +187,7 @@ def run(args: argparse.Namespace, argv: list[str] | None) -> None:
         device=args.device,
         window_tokens=args.window_tokens,
         extend=args.extend,
+        one_pass=args.one_pass,
     )
     group = processes()
     joined: Processes | None = group

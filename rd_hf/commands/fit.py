@@ -16,6 +16,11 @@ that are layers of one backbone share its weights and its pass: "L10=R#10 L20=R#
 reverse-distilled family stands for its levels: "hub_configs/rd-esm2-mini 8M=my-esm2-8M" puts an 8M on top of the three
 of the mini family, "0.3M=hub_configs/rd-esm2-mini" is one of them, and "a=hub_configs/rd-esm2-mini:2.7M#4" a layer.
 
+--one-pass adds a readout: the nested embedding out of the largest backbone's layers alone, an approximation that
+AutoModel.from_pretrained(..., one_pass=True) and rd-hf embed --one-pass compute at the cost of that one backbone:
+
+    rd-hf fit --config rd-esm2-650M --one-pass --data uniref50.fasta.gz --num-sequences 5000 --output my-model
+
 --output then holds the model (config, bases, remote code, tokenizer, card; backbones too with --form full),
 fit_report.json and fit_report.png.
 """
@@ -91,6 +96,17 @@ def build_parser() -> argparse.ArgumentParser:
         help="residual directions each level after the first keeps: one number a level, or 'all', which loses "
         "nothing (default: as many as the widths grow by; where they do not grow, it must be said)",
     )
+    maths.add_argument(
+        "--one-pass",
+        nargs="*",
+        type=int,
+        metavar="LAYER",
+        help="also read the nested embedding out of the largest backbone alone: out of these layers of it (0 is what "
+        "the first is given) and its final state; by default four, evenly spread. Each takes a backbone's width more "
+        "of the moments, whose memory and state on disk grow with the square of all widths: four layers and all "
+        "levels take 0.5 GB a set of residues at 650M and 1.9 GB at 3B, and there are up to four sets (at most 16 GiB "
+        "in all: two layers at 15B)",
+    )
     run = parser.add_argument_group("the run")
     run.add_argument(
         "--form",
@@ -128,6 +144,20 @@ def summary(reports: list[FitReport]) -> str:
     return "\n".join(lines)
 
 
+def one_pass_summary(reports: list[FitReport]) -> str:
+    """The same of the one-pass readout: how near it comes to the levels, on held-out residues."""
+    lines = [f"{'one pass':>8} {'ridge':>7} {'R2 of state':>12} {'R2 of block':>12} {'R2 of level':>12} {'cosine':>7}"]
+    for report in reports:
+        figures = report.one_pass
+        if figures is None or figures.strength is None:
+            continue
+        found = (figures.state_r2, figures.block_r2, figures.level_r2)
+        shown = [f"{'-' if value is None else f'{value:.4f}':>12}" for value in found]
+        cosine = "-" if figures.cosine is None else f"{figures.cosine:.4f}"
+        lines.append(f"{report.level:>8} {figures.strength:>7.0e} {' '.join(shown)} {cosine:>7}")
+    return "\n".join(lines)
+
+
 def draw(reports: list[FitReport], path: Path) -> Path | None:
     """Write the figure of the fit where matplotlib is installed."""
     try:
@@ -162,6 +192,7 @@ def run(args: argparse.Namespace) -> None:
 
     from rd_hf.data.batching import SPECIAL_TOKENS
     from rd_hf.fitting import FitOptions, draw_sample, fit_bases, install_bases
+    from rd_hf.fitting.one_pass import choose_layers
     from rd_hf.fitting.state import STATE_FILES, is_state, state_workspace
     from rd_hf.hub import load_family, save_checkpoint
     from rd_hf.hub.backbones import family_config
@@ -212,6 +243,7 @@ def run(args: argparse.Namespace) -> None:
     longest = args.max_length if limit is None else limit - SPECIAL_TOKENS
     if longest < args.max_length and accelerator.is_main_process:
         print(f"{longest:,} residues used of a sequence: a backbone has positions for no more", file=sys.stderr)
+    one_pass = None if args.one_pass is None else choose_layers(model.config, args.one_pass)
     options = FitOptions(
         num_sequences=args.num_sequences,
         seed=args.seed,
@@ -221,6 +253,7 @@ def run(args: argparse.Namespace) -> None:
         residual_directions=None if keep is None else tuple(keep),
         max_length=min(args.max_length, longest),
         batch_tokens=args.batch_tokens,
+        one_pass=one_pass,
     )
     main = accelerator.is_main_process
     say = partial(tqdm.write, file=sys.stderr) if main else None
@@ -250,6 +283,8 @@ def run(args: argparse.Namespace) -> None:
         # The state goes last: while it is there, the fit counts as unfinished and --resume saves again.
         workspace.remove(*STATE_FILES)
         print(summary(result.reports))
+        if one_pass is not None:
+            print(one_pass_summary(result.reports))
         print(f"saved to {args.output}")
     accelerator.wait_for_everyone()
     accelerator.end_training()

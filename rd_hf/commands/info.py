@@ -88,12 +88,13 @@ def embeddings_text(folder: str, manifest: dict[str, Any]) -> str:
     """The manifest of an embedding job in words."""
     model, job, counts = (manifest.get(name) or {} for name in ("model", "job", "counts"))
     revision = f" @ {model['revision'][:12]}" if model.get("revision") else ""
+    one_pass = ", in one pass" if model.get("one_pass") else ""
     columns = [f"{name}: {entry['level']}, {entry['width']:,} wide" for name, entry in manifest["columns"].items()]
     size = sum(file.stat().st_size for file in Path(folder).glob("*.parquet"))
     options = ("pooling", "dtype", "output_dtype", "normalize", "long", "max_length")
     lines = [
         f"{folder}: {manifest.get('status')}, {_bytes(size)} of Parquet",
-        f"model: {model.get('name')}{revision}, fingerprint {str(model.get('fingerprint'))[:19]}",
+        f"model: {model.get('name')}{revision}{one_pass}, fingerprint {str(model.get('fingerprint'))[:19]}",
         f"levels in it: {', '.join(f'{level} {width:,}' for level, width in model.get('nested_dims', {}).items())}",
         f"columns: {'; '.join(columns)}",
         f"options: {', '.join(f'{name} {job[name]}' for name in options if name in job)}",

@@ -80,6 +80,9 @@ def export_h5(
         model = finished.manifest["model"]
         file.attrs["model_name"] = f"{Path(model['name']).name} {level}"
         file.attrs["revision"] = model["revision"] or model["fingerprint"]
+        if model.get("one_pass"):
+            # Not to be mixed with the exact embeddings of the same revision.
+            file.attrs["one_pass"] = True
         for row, value in rows:
             name = sequence_hash(row["sequence"]) if by_hash else row["id"]
             if name in file:  # the same sequence once more, which has the same embedding

@@ -32,6 +32,7 @@ class Checkpoint:
         nested_dims: width of each level, smallest first.
         longest: residues that each level takes at once, as its strictest backbone does; levels that take any number
             are left out.
+        one_pass: every level is read out of the largest backbone: other embeddings, with another fingerprint.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Checkpoint:
     fingerprint: str
     nested_dims: dict[str, int]
     longest: dict[str, int] = field(default_factory=dict)
+    one_pass: bool = False
 
     def widths(self, levels: tuple[str, ...]) -> dict[str, int]:
         """Width of each level asked for, by default of the largest.
@@ -65,7 +67,7 @@ class Checkpoint:
         return replace(options, max_length=longest, overlap=min(options.overlap, longest // 4))
 
 
-def resolve(name: str | os.PathLike, revision: str | None = None) -> Checkpoint:
+def resolve(name: str | os.PathLike, revision: str | None = None, one_pass: bool = False) -> Checkpoint:
     """Find a model; of one on the Hub only its config is fetched yet, so that a small level stays a small download.
 
     A folder's fingerprint is a hash over the contents of ``config.json``, all weight files and their indices,
@@ -73,7 +75,8 @@ def resolve(name: str | os.PathLike, revision: str | None = None) -> Checkpoint:
     the Hub the commit says the same for nothing.
 
     Raises:
-        InputError: no such model, or it is no reverse-distilled one.
+        InputError: no such model, or it is no reverse-distilled one, or (with ``one_pass``) was fitted without a
+            readout.
     """
     name = os.fspath(name)
     commit = None
@@ -90,11 +93,16 @@ def resolve(name: str | os.PathLike, revision: str | None = None) -> Checkpoint:
         backbone = level["repo_id"]
         if not family.backbones_in_checkpoint and backbone and Path(backbone).is_dir():
             fingerprint += "+" + _folder_fingerprint(Path(backbone).resolve())
+    if one_pass and family.readout is None:
+        raise InputError(f"{name} was fitted without a one-pass readout: fit it with rd-hf fit --one-pass")
     from rd_hf.data.batching import SPECIAL_TOKENS
 
+    family.one_pass = one_pass
     limits = {level: family.longest_input(level) for level in family.nested_dims}
     longest = {level: limit - SPECIAL_TOKENS for level, limit in limits.items() if limit is not None}
-    return Checkpoint(name, commit, fingerprint, family.nested_dims, longest)
+    return Checkpoint(
+        name, commit, f"one-pass:{fingerprint}" if one_pass else fingerprint, family.nested_dims, longest, one_pass
+    )
 
 
 def _fetch_config(name: str, revision: str | None) -> Path:
@@ -155,6 +163,7 @@ def load_model(
     device: str,
     sequential: bool = False,
     above: str | None = None,
+    one_pass: bool = False,
 ) -> RDEsmModel:
     """The model on its device, in eval mode, loaded at most once a process.
 
@@ -170,6 +179,7 @@ def load_model(
         device: name of a torch device.
         sequential: hold one backbone at a time, each loaded when its turn comes.
         above: leave out the backbones up to this level.
+        one_pass: load the largest backbone alone, and the readout.
     """
     import torch
 
@@ -179,7 +189,13 @@ def load_model(
     extras = {key: value for key, value in extras.items() if value is not None}
     try:
         model = RDEsmModel.from_pretrained(
-            name, level=level, dtype=getattr(torch, dtype), sequential=sequential, above=above, **extras
+            name,
+            level=level,
+            dtype=getattr(torch, dtype),
+            sequential=sequential,
+            above=above,
+            one_pass=one_pass,
+            **extras,
         )
     except (OSError, ValueError) as error:
         raise InputError(" ".join(str(error).split())) from error

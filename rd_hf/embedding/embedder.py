@@ -52,6 +52,8 @@ class Embedder:
             column `reject_reason`.
         attn_implementation (`str`, *optional*): as in transformers.
         device (`str`, *optional*): a torch device, where the choice by rank does not suit.
+        one_pass (`bool`): read every level out of the largest backbone alone, of a model that was fitted for it: an
+            approximation, to be compared with others of its kind only.
         **options: fields of [`EmbeddingOptions`]: `pooling`, `dtype`, `output_dtype`, `normalize`, `long`, ...
 
     Raises:
@@ -69,13 +71,14 @@ class Embedder:
         on_reject: str = "raise",
         attn_implementation: str | None = None,
         device: str | None = None,
+        one_pass: bool = False,
         **options: Any,
     ) -> None:
         levels = () if level is None else (level,) if isinstance(level, str) else tuple(level)
         if on_reject not in ("raise", "null"):
             raise ValueError(f"on_reject must be 'raise' or 'null', not {on_reject!r}")
         self.options = EmbeddingOptions(levels=levels, **options)
-        self.checkpoint = resolve(model, revision)
+        self.checkpoint = resolve(model, revision, one_pass)
         self.options = self.checkpoint.within(self.options)
         self.widths = self.checkpoint.widths(levels)
         self.sequence_column = sequence_column
@@ -220,6 +223,7 @@ class Embedder:
             self.options.dtype,
             self.attn_implementation,
             device,
+            one_pass=self.checkpoint.one_pass,
         )
         return Engine(model, level, self.options, report=logger.warning)
 

@@ -40,6 +40,11 @@ def open_extendable(path: str) -> Finished:
             f"{path} was converted from stored embeddings, so that its sequences are not known: convert those of the "
             "larger backbone too"
         )
+    if finished.manifest["model"].get("one_pass"):
+        raise JobError(
+            f"{path} was read out of the largest backbone in one pass, which is no beginning of a larger exact level: "
+            "embed from scratch, without --extend"
+        )
     reason = why_not_extended(finished.settings.options)
     if reason is not None:
         raise JobError(f"{path} cannot be extended: {reason}; embed from scratch, without --extend")

@@ -37,7 +37,7 @@ def open_job(
     notes: list[str] = []
     if group.is_main:
         try:
-            checkpoint = resolve(settings.model, settings.revision)
+            checkpoint = resolve(settings.model, settings.revision, settings.one_pass)
             job = {**_describe(settings, checkpoint.widths(settings.options.levels)), **about}
             for check in checks:
                 check(checkpoint)

@@ -30,6 +30,7 @@ class JobSettings:
             many tokens: for families larger than memory. None holds all.
         extend: finished folder of the same inputs at a smaller level, whose backbones need not run again; see
             :mod:`rd_hf.embedding.extension`.
+        one_pass: read every level out of the largest backbone alone, of a model that was fitted for it.
     """
 
     model: str
@@ -47,10 +48,13 @@ class JobSettings:
     device: str | None = None
     window_tokens: int | None = None
     extend: str | None = None
+    one_pass: bool = False
 
     def __post_init__(self) -> None:
         if self.window_tokens is not None and self.window_tokens < 1:
             raise ValueError(f"window_tokens must be positive, not {self.window_tokens}")
+        if self.one_pass and self.extend is not None:
+            raise ValueError("--one-pass reads all levels out of the largest backbone: there is nothing to --extend")
         if not self.inputs:
             raise ValueError("a job needs at least one input")
         if self.part_records < 1 or self.part_bytes < 1:

@@ -201,6 +201,7 @@ class Worker:
                     self.settings.device or str(pick_device(self.group.local_rank)),
                     sequential=self.settings.window_tokens is not None,
                     above=self.above,
+                    one_pass=self.checkpoint.one_pass,
                 )
                 self.engine = Engine(
                     model,

@@ -56,14 +56,18 @@ class Family:
 
     @property
     def widths(self) -> list[int]:
-        """k_i of each backbone."""
-        return self.model.config.backbone_widths
+        """k_i of each backbone; in one pass, the width of what is read out."""
+        config = self.model.config
+        return [config.hidden_size] if config.one_pass else config.backbone_widths
 
 
 def _fingerprint(model: RDEsmModel, depth: float) -> str:
-    """SHA-256 of the backbones' parameters (bases play no part), their dtype and the depth."""
+    """SHA-256 of the backbones' parameters (bases play no part, but in one pass), their dtype and the depth."""
     digest = hashlib.sha256(f"depth {depth}".encode())
-    for name, parameter in sorted(model.backbones.named_parameters()):
+    tensors: dict[str, torch.Tensor] = dict(model.backbones.named_parameters())
+    if model.config.one_pass:
+        tensors |= {f"readout.{name}": buffer for name, buffer in model.readout.named_buffers()}
+    for name, parameter in sorted(tensors.items()):
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
         values = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
         digest.update(values.numpy().tobytes())
@@ -73,12 +77,15 @@ def _fingerprint(model: RDEsmModel, depth: float) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_family(source: str, depth: float = 1.0, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Family:
+def load_family(
+    source: str, depth: float = 1.0, device: str = "cpu", dtype: torch.dtype = torch.float32, one_pass: bool = False
+) -> Family:
     """Load a reverse-distilled family, or a plain backbone (ESM-2, ESM-C, ...) as a family of one level.
 
     Args:
         source: Hub id or folder.
         depth: relative depth of the states to use.
+        one_pass: load the largest backbone alone; what is then called z is the embedding that is read out of it.
 
     Raises:
         InputError: it cannot be loaded, or is neither.
@@ -88,7 +95,7 @@ def load_family(source: str, depth: float = 1.0, device: str = "cpu", dtype: tor
     try:
         config = RDEsmConfig.from_pretrained(source) if _is_rd(source) else AutoConfig.from_pretrained(source)
         if isinstance(config, RDEsmConfig):
-            model = RDEsmModel.from_pretrained(source, dtype=dtype)
+            model = RDEsmModel.from_pretrained(source, dtype=dtype, one_pass=one_pass)
         elif config.model_type in FAMILIES:
             entry = {"name": "ESM", "backbone": describe(config.to_dict()), "repo_id": source}
             model = RDEsmModel(RDEsmConfig(levels=[entry], backbones_in_checkpoint=False))
@@ -103,7 +110,7 @@ def load_family(source: str, depth: float = 1.0, device: str = "cpu", dtype: tor
             raise
         raise InputError(f"{source} cannot be loaded as a model: {' '.join(str(error).split())}") from error
     model = model.eval().to(device)
-    label = Path(source).name if Path(source).exists() else source
+    label = (Path(source).name if Path(source).exists() else source) + (", one pass" if one_pass else "")
     return Family(label, model, depth, _fingerprint(model, depth))
 
 
@@ -129,7 +136,9 @@ def residue_states(family: Family, sequences: Sequence[str]) -> tuple[torch.Tens
     input_ids, attention_mask = collate(sequences)
     device = next(model.parameters()).device
     input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
-    if family.depth == 1:
+    if model.config.one_pass:
+        states = [model(input_ids, attention_mask).last_hidden_state]
+    elif family.depth == 1:
         output = model(input_ids, attention_mask, output_backbone_states=True)
         states = list(output.backbone_states or ())
     else:

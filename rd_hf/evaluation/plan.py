@@ -14,7 +14,7 @@ from rd_hf.data.fasta import InputError
 from rd_hf.evaluation.assays import Assay, one_hot, read_assay
 from rd_hf.evaluation.embeddings import POOLINGS, Family, StateCache, embed_assay
 from rd_hf.evaluation.probe import Features, ProbeOptions
-from rd_hf.evaluation.representations import KINDS, Representation, all_maps, model_bases
+from rd_hf.evaluation.representations import KINDS, Representation, all_maps, model_bases, one_pass_maps
 from rd_hf.evaluation.runs import SHUFFLED_LABELS, Contender, Unit
 from rd_hf.evaluation.splits import SCHEMES, Fold, FoldLabels, folds, low_n_folds
 
@@ -96,6 +96,8 @@ def family_maps(family: Family, moments: JointMoments | None, options: Evaluatio
     Raises:
         InputError: another depth, and no moments to fit on.
     """
+    if family.model.config.one_pass:
+        return one_pass_maps(family.model.config.nested_dims)
     bases: Sequence[Basis] = model_bases(family.model)
     if family.depth < 1 and len(family.names) > 1 and "rd" in options.representations:
         if moments is None:

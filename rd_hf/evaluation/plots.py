@@ -19,6 +19,7 @@ from rd_hf.evaluation.tables import short_name
 STYLES = {
     "raw": ("#000000", "o", "-"),
     "rd": ("#D55E00", "s", "-"),
+    "one_pass": ("#56B4E9", "*", "-"),
     "pca": ("#0072B2", "^", "-"),
     "concat": ("#009E73", "D", "--"),
     "rd_all": ("#CC79A7", "v", "--"),

@@ -9,7 +9,7 @@ exactly the same states.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ KINDS = {
     "rd": "reverse-distilled",
     "pca": "concatenation + PCA",
     "concat": "concatenation",
+    "one_pass": "read out in one pass",
     "rd_all": "reverse-distilled, all directions",
     "random": "random projection",
     "one_hot": "one-hot",
@@ -112,6 +113,15 @@ def chain_maps(kind: str, names: Sequence[str], widths: Sequence[int], bases: Se
         matrix, offset = np.hstack((matrix, block)), np.concatenate((offset, shift))
         maps.append(Representation(kind, names[index], matrix, offset))
     return maps
+
+
+def one_pass_maps(nested_dims: Mapping[str, int]) -> list[Representation]:
+    """Each level of an embedding that was read out in one pass, from the widest: its first columns."""
+    total = max(nested_dims.values())
+    return [
+        Representation("one_pass", name, _selection(0, width, total), np.zeros(width))
+        for name, width in nested_dims.items()
+    ]
 
 
 def model_bases(model: RDEsmModel) -> list[Basis]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,35 +20,42 @@ from transformers import PreTrainedModel
 
 from rd_hf.bases.chain import Basis, FitReport, fit_chain
 from rd_hf.bases.moments import JointMoments, NonFiniteStatesError
+from rd_hf.bases.readout import Readout, fit_readout
 from rd_hf.data.batching import collate, residue_mask
 from rd_hf.data.text import readable
-from rd_hf.fitting.sample import FitOptions, Sample, plan_batches
+from rd_hf.fitting.one_pass import tuning_positions
+from rd_hf.fitting.sample import FitOptions, Sample, SamplePart, plan_batches
 from rd_hf.fitting.state import FitProgress, fit_settings, open_state, state_workspace
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from rd_hf.model.projection_rd_esm import RDEsmProjection
+from rd_hf.model.readout_rd_esm import RDEsmReadout
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """Fitted bases, a report a level, and what they were fitted on."""
+    """Fitted bases, a report a level, what they were fitted on, and the one-pass readout where one was asked for."""
 
     bases: list[Basis]
     reports: list[FitReport]
     training_residues: int
     heldout_residues: int
+    readout: Readout | None = None
 
 
 @torch.inference_mode()
-def backbone_states(model: RDEsmModel, window: Sequence[Sequence[str]]) -> list[list[torch.Tensor]]:
+def backbone_states(
+    model: RDEsmModel, window: Sequence[Sequence[str]], layers: Sequence[int] = ()
+) -> list[list[torch.Tensor]]:
     """Final hidden states of every backbone at residues only.
 
     Args:
         window: batches of cleaned sequences. They go up the levels together, so that a model that loads each
             backbone when its turn comes loads it once a window; all their states are held until then.
+        layers: of the largest backbone, whose states are wanted too.
 
     Returns:
-        For each batch one (residues, k_i) tensor a level, in the backbone's dtype.
+        For each batch one (residues, k_i) tensor a level, in the backbone's dtype, then one a layer.
     """
     device = model.device
     inputs, kept = [], []
@@ -59,8 +66,9 @@ def backbone_states(model: RDEsmModel, window: Sequence[Sequence[str]]) -> list[
     states: list[list[torch.Tensor]] = [[] for _ in window]
 
     def run(levels: list[int], backbone: PreTrainedModel) -> None:
+        own = layers if levels[-1] == len(model.config.levels) - 1 else ()
         for found, arguments, rows in zip(states, inputs, kept, strict=True):
-            found.extend(state[rows] for state in model.level_states(levels, backbone, arguments))
+            found.extend(state[rows] for state in model.level_states(levels, backbone, arguments, own))
 
     model.visit_backbones(run)
     return states
@@ -130,27 +138,33 @@ def fit_bases(
     if accelerator.is_main_process:
         workspace.claim()
     try:
-        train_moments, held_moments = _accumulate(
+        moments = _accumulate(
             model, sample, options, state_folder, accelerator, resume, checkpoint_seconds, window_batches
         )
     finally:
         workspace.leave()
-    seen = train_moments.count + held_moments.count
+    seen = sum(part.count for part in moments.values())
     expected = sum(len(sequence) for sequence in sample.sequences)
     if seen != expected:
         raise RuntimeError(
             f"the moments hold {seen} residues where the sample has {expected}: {state_folder} is inconsistent, "
             "delete it and fit again"
         )
-    bases, reports = fit_chain(
-        train_moments,
-        model.config.level_names,
-        config.residual_directions,
-        options.regression,
-        options.ridge_alpha,
-        held_moments,
-    )
-    return FitResult(bases, reports, train_moments.count, held_moments.count)
+    names, levels = model.config.level_names, len(widths)
+    # The chain is fitted on all that is not held out, whether or not a readout chooses its ridge by some of it.
+    fitting, tuning, held = moments["training"], moments.get("tuning"), moments["heldout"]
+    of_levels = fitting.part(0, levels)
+    if tuning is not None:
+        of_levels = JointMoments.from_state(of_levels.state(), device=fitting.device)
+        of_levels.merge(tuning.part(0, levels))
+    kind, alpha = options.regression, options.ridge_alpha
+    bases, reports = fit_chain(of_levels, names, config.residual_directions, kind, alpha, held.part(0, levels))
+    if tuning is None:
+        return FitResult(bases, reports, fitting.count, held.count)
+    # On return all residues that are not held out are in one set.
+    readout, figures = fit_readout(fitting, tuning, bases, names, kind, alpha, held)
+    reports = [replace(report, one_pass=own) for report, own in zip(reports, figures, strict=True)]
+    return FitResult(bases, reports, fitting.count, held.count, readout)
 
 
 def _accumulate(
@@ -162,13 +176,19 @@ def _accumulate(
     resume: bool,
     checkpoint_seconds: float,
     window_batches: int,
-) -> tuple[JointMoments, JointMoments]:
-    """The pass itself, see :func:`fit_bases`: moments of training and of held-out residues, of all processes."""
+) -> dict[SamplePart, JointMoments]:
+    """The pass itself, see :func:`fit_bases`: moments of each part of the sample, of all processes."""
+    layers = options.one_pass or ()
+    tuning = frozenset() if options.one_pass is None else tuning_positions(sample, options.seed)
+    widths = model.config.backbone_widths
+    parts: list[SamplePart] = ["training", "heldout"]
+    if tuning:
+        parts.append("tuning")
     if accelerator.is_main_process:
         open_state(state_folder, fit_settings(sample, model, options), resume)
     accelerator.wait_for_everyone()
-    state = FitProgress(state_folder, model.config.backbone_widths, accelerator)
-    batches = plan_batches(sample, options.batch_tokens)
+    state = FitProgress(state_folder, [*widths, *[widths[-1]] * len(layers)], accelerator, parts)
+    batches = plan_batches(sample, options.batch_tokens, tuning)
     done = state.done_earlier()
     remaining = [index for index in range(len(batches)) if index not in done]
     # Every process must have listed the earlier files before one of them adds its own.
@@ -189,14 +209,17 @@ def _accumulate(
     ) as bar:
         for start in range(0, len(mine), window_batches):
             window = mine[start : start + window_batches]
-            found = backbone_states(model, [[sample.sequences[p] for p in batches[index][1]] for index in window])
+            sequences = [[sample.sequences[p] for p in batches[index][1]] for index in window]
+            found = backbone_states(model, sequences, layers)
             for index, states in zip(window, found, strict=True):
-                heldout, positions = batches[index]
+                part, positions = batches[index]
                 try:
-                    state.moments[heldout].update(states)
+                    state.moments[part].update(states)
                 except NonFiniteStatesError as error:
+                    # Behind the levels come layers of the last of them.
+                    level = model.config.level_names[min(error.level, len(widths) - 1)]
                     raise ValueError(
-                        f"{error} (level {model.config.level_names[error.level]}) on the batch that starts with record "
+                        f"{error} (level {level}) on the batch that starts with record "
                         f"{sample.ids[positions[0]]!r}: check that backbone's weights, or use --dtype float32"
                     ) from error
                 state.done.append(index)
@@ -209,7 +232,7 @@ def _accumulate(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         state.merge_earlier()
-    return reduce_moments(state.moments[False], accelerator), reduce_moments(state.moments[True], accelerator)
+    return {part: reduce_moments(moments, accelerator) for part, moments in state.moments.items()}
 
 
 def install_bases(
@@ -225,8 +248,11 @@ def install_bases(
             getattr(projection, name).copy_(value)
         projections.append(projection)
     model.projections = torch.nn.ModuleList(projections)
+    if result.readout is not None:
+        model.config.readout = {"layers": list(options.one_pass or ())}
+        model.readout = _installed(result.readout, options.one_pass or ()).to(model.device)
     model.config.bases = {
-        **asdict(options),
+        **{name: value for name, value in asdict(options).items() if name != "one_pass"},
         "num_sequences": len(sample.sequences) - len(sample.heldout),
         "num_heldout_sequences": len(sample.heldout),
         "num_residues": result.training_residues,
@@ -234,3 +260,15 @@ def install_bases(
         "fitted_on": "accumulated",
         "data": [readable(Path(source).name if Path(source).exists() else source) for source in sources],
     }
+
+
+def _installed(readout: Readout, layers: Sequence[int]) -> RDEsmReadout:
+    """A fitted readout as the model holds it, rounded to float32."""
+    prefix_width, width = readout.last.regression.shape
+    module = RDEsmReadout(layers, width, prefix_width, readout.last.directions.shape[1])
+    module.state_means.copy_(readout.feature_mean.view(-1, width))
+    module.prefix_mean.copy_(readout.embedding_mean)
+    module.weights.copy_(readout.weights.view(-1, width, prefix_width))
+    for name, value in vars(readout.last).items():
+        getattr(module.last, name).copy_(value)
+    return module

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tqdm import tqdm
 
@@ -16,6 +17,9 @@ from rd_hf.data.batching import token_budget_batches
 from rd_hf.data.fasta import InputError
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
 from rd_hf.data.sources import read_records
+
+# Fitted on, used to choose the ridge of a one-pass readout, kept out to judge by.
+SamplePart = Literal["training", "tuning", "heldout"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class FitOptions:
         residual_directions: how many each level after the first keeps; None is the paper's k_i - k_(i-1).
         max_length: residues of a sequence that are used, from its start (ESM-2 was trained on 1,022).
         batch_tokens: tokens a batch, padding included.
+        one_pass: layers of the largest backbone that the nested embedding is read out of too; None for no readout.
     """
 
     num_sequences: int | None = None
@@ -41,6 +46,7 @@ class FitOptions:
     residual_directions: tuple[int, ...] | None = None
     max_length: int = 1022
     batch_tokens: int = 4096
+    one_pass: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.num_sequences is not None and self.num_sequences < 1:
@@ -125,11 +131,21 @@ def draw_sample(
     return Sample([k[2] for k in kept], [k[3] for k in kept], heldout, records, rejected, duplicates)
 
 
-def plan_batches(sample: Sample, budget: int) -> list[tuple[bool, list[int]]]:
-    """(is held out, positions in the sample) of every batch of the pass, the same in every process."""
-    batches = []
-    for heldout in (False, True):
-        positions = [p for p in range(len(sample.sequences)) if (p in sample.heldout) == heldout]
+def plan_batches(
+    sample: Sample, budget: int, tuning: frozenset[int] = frozenset()
+) -> list[tuple[SamplePart, list[int]]]:
+    """(part of the sample, positions in it) of every batch of the pass, the same in every process.
+
+    Args:
+        sample, budget: what is batched, and tokens a batch.
+        tuning: positions that are batched by themselves.
+    """
+    parts: dict[SamplePart, list[int]] = {"training": [], "tuning": [], "heldout": []}
+    for position in range(len(sample.sequences)):
+        part: SamplePart = "tuning" if position in tuning else "training"
+        parts["heldout" if position in sample.heldout else part].append(position)
+    batches: list[tuple[SamplePart, list[int]]] = []
+    for part, positions in parts.items():
         lengths = [len(sample.sequences[p]) for p in positions]
-        batches += [(heldout, [positions[i] for i in batch]) for batch in token_budget_batches(lengths, budget)]
+        batches += [(part, [positions[i] for i in batch]) for batch in token_budget_batches(lengths, budget)]
     return batches

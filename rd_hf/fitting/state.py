@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from rd_hf.bases.moments import JointMoments, load_tensors, save_tensors
 from rd_hf.files import Workspace, write_json
-from rd_hf.fitting.sample import FitOptions, Sample
+from rd_hf.fitting.sample import FitOptions, Sample, SamplePart
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 # GPUs whose float64 runs at half the float32 rate; on the others the products are formed in float32.
@@ -23,16 +23,16 @@ _FAST_FLOAT64 = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}
 class FitProgress:
     """Moments of this process, where they are kept, and which batches they hold."""
 
-    def __init__(self, folder: Path, widths: Sequence[int], accelerator: Accelerator) -> None:
+    def __init__(
+        self, folder: Path, widths: Sequence[int], accelerator: Accelerator, parts: Sequence[SamplePart]
+    ) -> None:
         device = accelerator.device
         # MPS has no float64.
         self.device = torch.device("cpu") if device.type == "mps" else device
         product_dtype = torch.float64
         if device.type == "cuda" and torch.cuda.get_device_capability(device) not in _FAST_FLOAT64:
             product_dtype = torch.float32
-        self.moments = {
-            heldout: JointMoments(widths, device=self.device, product_dtype=product_dtype) for heldout in (False, True)
-        }
+        self.moments = {part: JointMoments(widths, device=self.device, product_dtype=product_dtype) for part in parts}
         self.done: list[int] = []
         self.workspace = state_workspace(folder)
         self.earlier = sorted(folder.glob("moments-*.safetensors"))
@@ -41,8 +41,8 @@ class FitProgress:
 
     def save(self) -> None:
         state = {"done": torch.tensor(self.done, dtype=torch.int64)}
-        for heldout, moments in self.moments.items():
-            state |= {f"{'heldout' if heldout else 'training'}.{key}": v for key, v in moments.state().items()}
+        for part, moments in self.moments.items():
+            state |= {f"{part}.{key}": value for key, value in moments.state().items()}
         save_tensors(self.path, state, self.workspace.temporary())
 
     def done_earlier(self) -> set[int]:
@@ -56,8 +56,8 @@ class FitProgress:
         """Add the moments of former runs to this process's."""
         for path in self.earlier:
             tensors = load_tensors(path)
-            for heldout, moments in self.moments.items():
-                prefix = "heldout." if heldout else "training."
+            for part, moments in self.moments.items():
+                prefix = f"{part}."
                 state = {key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)}
                 moments.merge(JointMoments.from_state(state))
 
@@ -87,6 +87,7 @@ def fit_settings(sample: Sample, model: RDEsmModel, options: FitOptions) -> dict
         "levels": levels,
         "backbone weights": weights.hexdigest(),
         "batch tokens": options.batch_tokens,
+        "one-pass layers": None if options.one_pass is None else list(options.one_pass),
     }
 
 

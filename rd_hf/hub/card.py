@@ -78,6 +78,7 @@ def render_card(
         example_shape=f"(2, 24, {rows[-1]['nested_width']})",
         figure=figure,
         training=_training_text(config.bases),
+        one_pass=_one_pass(config, report),
         pretraining=[(entry["name"], entry["pretraining"]) for entry in config.levels if entry.get("pretraining")],
         limits=_limits(config),
     )
@@ -155,6 +156,21 @@ def _made_of(config: RDEsmConfig) -> str:
     titles = " and ".join(_titles(config))
     models = f"{count} {titles} model{'s' if count > 1 else ''}"
     return models if count == len(config.levels) else f"{len(config.levels)} levels, some of them layers, of {models}"
+
+
+def _one_pass(config: RDEsmConfig, report: Sequence[dict[str, Any]] | None) -> dict[str, Any] | None:
+    """What the card says of the readout, where there is one."""
+    if config.readout is None:
+        return None
+    rows = []
+    for entry in report or []:
+        figures = entry.get("one_pass") or {}
+        if figures.get("level_r2") is not None:
+            names = ("state_r2", "block_r2", "level_r2", "cosine")
+            rows.append({"level": entry["level"], **{name: _number(figures[name]) for name in names}})
+    largest = config.levels[-1]
+    layers = [str(layer) for layer in config.readout["layers"]]
+    return {"largest": largest["name"], "layers": ", ".join(layers), "rows": rows}
 
 
 def _backbone_link(entry: dict[str, Any]) -> str:

@@ -117,7 +117,7 @@ def _dtype(config: RDEsmConfig) -> torch.dtype:
     return found if isinstance(found, torch.dtype) else getattr(torch, str(found or "float32"))
 
 
-def _cost(backbone: PreTrainedModel, depth: int) -> tuple[int, int]:
+def backbone_cost(backbone: PreTrainedModel, depth: int) -> tuple[int, int]:
     """Parameters of a backbone that ends after ``depth`` layers, and FLOP a residue of its linear maps."""
     beyond = tuple(
         f"{FAMILIES[backbone.config.model_type].layers}.{layer}." for layer in range(depth, len(stack_of(backbone)))
@@ -145,7 +145,7 @@ def _levels(config: RDEsmConfig, report: dict[str, dict[str, Any]]) -> list[Leve
         zip(model.config.levels, model.config.nested_dims.values(), strict=True), places, strict=True
     ):
         depth = config.depth(index)
-        own, work = _cost(backbone, depth)
+        own, work = backbone_cost(backbone, depth)
         # Of a backbone that ran for the level below, the layers beyond that one's are all that is new.
         former = ran if ran[0] is backbone else (backbone, 0, 0, 0)
         if depth > former[1]:

@@ -36,13 +36,17 @@ class RDEsmPreTrainedModel(RDEsmSaving):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     # Behind a ModuleList these are not collected from the backbones, so they are said again here.
-    _no_split_modules = [*(name for family in FAMILIES.values() for name in family.whole), "RDEsmProjection"]
+    _no_split_modules = [
+        *(name for family in FAMILIES.values() for name in family.whole),
+        "RDEsmProjection",
+        "RDEsmReadout",
+    ]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     # A smaller level leaves the projections of the larger ones alone.
-    _keys_to_ignore_on_load_unexpected = [r"^backbones\.\d+\.", r"^projections\.\d+\."]
+    _keys_to_ignore_on_load_unexpected = [r"^backbones\.\d+\.", r"^projections\.\d+\.", r"^readout\."]
     # Loads a backbone by position, where they are held one at a time only.
     _fetch: Callable[..., PreTrainedModel] | None = None
     # Position of the smallest backbone that is held (or fetched in turn).
@@ -64,6 +68,10 @@ class RDEsmPreTrainedModel(RDEsmSaving):
 
         With `above="35M"` only the backbones of levels larger than that are fetched, for who has the smaller
         embedding already (see `visit_backbones`); with the largest level, the bases alone.
+
+        With `one_pass=True` the largest backbone alone is fetched, held and run, and every level read out of its
+        layers: an approximation, of families that were fitted with it (`rd-hf fit --one-pass`). The card says how near
+        each level comes.
 
         Bases are read from safetensors alone; backbones too where their repo has them, and else from `.bin` files,
         which torch's restricted reader opens: tensors only, no code.
@@ -93,6 +101,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         if isinstance(config, PretrainedConfig):
             config = copy.deepcopy(config)
             config.level = kwargs.pop("level", config.level)
+            config.one_pass = kwargs.pop("one_pass", config.one_pass)
         else:
             config, kwargs = RDEsmConfig.from_pretrained(
                 path if config is None else config, return_unused_kwargs=True, **kwargs
@@ -102,8 +111,10 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         if "attn_implementation" in weights:
             kwargs["attn_implementation"] = weights.pop("attn_implementation")
 
+        if config.one_pass and above is not None:
+            raise ValueError("one_pass=True runs the largest backbone alone: leave out above=")
         full = config.backbones_in_checkpoint
-        if config.level_index(config.level) == 0:
+        if config.level_index(config.level) == 0 and not config.one_pass:
             # The first level has no basis, so there is nothing to read of this checkpoint itself.
             model = cls._from_config(
                 config, build_backbones=False, attn_implementation=kwargs.get("attn_implementation")
@@ -192,6 +203,8 @@ class RDEsmPreTrainedModel(RDEsmSaving):
 
         backbones = range(len(self.config.backbone_groups))
         first = 0 if above is None else self.config.first_backbone(self.config.level_index(above) + 1)
+        if self.config.one_pass:
+            first = len(backbones) - 1
         self.first_backbone = first
         if sequential:
             if device_map is not None:
@@ -222,6 +235,9 @@ class RDEsmPreTrainedModel(RDEsmSaving):
                 if placement.holds(level):
                     projection.to(placement.device(level))
             self.hf_device_map = placement.merged()
+            if self.config.readout is not None:
+                self.hf_device_map["readout"] = placement.device(len(self.config.levels) - 1)
+                self.readout.to(self.hf_device_map["readout"])
         self.config.dtype = loaded[first].dtype if first < len(loaded) else torch.float32
 
     def _origin(self, index: int, source: str | os.PathLike | None) -> tuple[str, str | None]:
@@ -277,7 +293,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
                 settings["device_map"] = dict.fromkeys(family.parts, "disk")
                 backbone, info = encoder.from_pretrained(files.folder, **settings)
             check_loaded(what, info)
-            settle(backbone, watch=len(levels) > 1)
+            settle(backbone, watch=len(levels) > 1 or self.config.one_pass)
             if family.stores_frequencies and (rotary := rotary_modules(backbone)):
                 # They are lost where the weights are loaded in a narrower dtype or left on disk, or with a release
                 # before 5.6 from a file that a later one wrote; a checkpoint without them gets base^(-2 j / d)
@@ -293,9 +309,11 @@ class RDEsmPreTrainedModel(RDEsmSaving):
 
 
 def _check_finite(model: RDEsmPreTrainedModel) -> None:
-    for name, projection in zip(model.config.level_names[1:], model.projections):
-        for key, buffer in projection.named_buffers():
+    names = [f"the basis of level {name}" for name in model.config.level_names[1:]]
+    parts: list[tuple[str, nn.Module]] = list(zip(names, model.projections))
+    if model.config.readout is not None:
+        parts.append(("the one-pass readout", model.readout))
+    for name, part in parts:
+        for key, buffer in part.named_buffers():
             if buffer.device.type != "meta" and not torch.isfinite(buffer).all():
-                raise ValueError(
-                    f"the basis of level {name} holds NaN or infinite numbers ({key}): fit it again, or fetch it again"
-                )
+                raise ValueError(f"{name} holds NaN or infinite numbers ({key}): fit it again, or fetch it again")

@@ -17,6 +17,7 @@ from .fields_rd_esm import (
     COMMON_FIELDS,
     LEVEL_NAME,
     check_entry,
+    check_readout,
     expect,
     is_whole,
     stored_entries,
@@ -61,6 +62,12 @@ class RDEsmConfig(PretrainedConfig):
         backbones_in_checkpoint (`bool`):
             `True`: the checkpoint holds backbones and bases. `False`: it holds the bases only, and each backbone
             is fetched from its `repo_id` at its `revision`.
+        readout (`dict`, *optional*):
+            Of a family that was fitted with a one-pass readout, what that reads: `layers`, those of the largest
+            backbone beside its final state.
+        one_pass (`bool`):
+            Run the largest backbone alone and read every level out of its layers. As `level` it is said when
+            loading: `from_pretrained(..., one_pass=True)`.
         rd_hf_version (`str`, *optional*):
             The version that wrote the checkpoint; `None` before 0.2.0. Saving writes the version that saves.
 
@@ -90,6 +97,8 @@ class RDEsmConfig(PretrainedConfig):
         backbones_in_checkpoint: bool = True,
         initializer_range: float = 0.02,
         rd_hf_version: str | None = None,
+        readout: dict[str, Any] | None = None,
+        one_pass: bool = False,
         **kwargs: Any,
     ) -> None:
         for derived in _DERIVED_FIELDS:
@@ -99,6 +108,7 @@ class RDEsmConfig(PretrainedConfig):
         expect("residual_directions", residual_directions, list, "a list of whole numbers")
         expect("level", level, str, "the name of a level")
         expect("bases", bases, dict, "an object")
+        expect("readout", readout, dict, "an object with layers")
         if not isinstance(backbones_in_checkpoint, bool):
             raise wrong("backbones_in_checkpoint", "true or false", backbones_in_checkpoint)
         levels = whole_entries(levels)
@@ -111,11 +121,15 @@ class RDEsmConfig(PretrainedConfig):
         self.backbones_in_checkpoint = backbones_in_checkpoint
         self.initializer_range = initializer_range
         self.rd_hf_version = rd_hf_version
+        self.readout = readout
+        self.one_pass = one_pass
         self._check_levels()
         self.residual_directions = self._directions(residual_directions)
         if self.levels:
             kwargs.setdefault("pad_token_id", self.levels[0]["backbone"].get("pad_token_id", 1))
             self.level_index(level)
+        if readout is not None:
+            check_readout(readout, self.levels)
         super().__init__(**kwargs)
 
     @staticmethod
@@ -241,8 +255,8 @@ class RDEsmConfig(PretrainedConfig):
         return family_of(backbone).config(backbone, self.level_names[index])
 
     def check_release(self) -> None:
-        """Raise `ValueError` if this release of transformers lacks the family of a level."""
-        for index in range(len(self.levels)):
+        """Raise `ValueError` if this release of transformers lacks the family of a level that runs."""
+        for index in range(len(self.levels) - 1 if self.one_pass else 0, len(self.levels)):
             self.backbone_config(index)
 
     @property
@@ -287,7 +301,7 @@ class RDEsmConfig(PretrainedConfig):
     def longest_input(self, level: str | None = None) -> int | None:
         """Longest input of `level`, in tokens with cls and eos: that of the strictest backbone that runs for it;
         `None` where all have rotary positions, and take any."""
-        entries = self.levels[: self.level_index(level) + 1]
+        entries = self.levels[-1:] if self.one_pass else self.levels[: self.level_index(level) + 1]
         return min(filter(None, (longest_input(entry["backbone"]) for entry in entries)), default=None)
 
     def up_to(self, level: str | None) -> "RDEsmConfig":
@@ -296,8 +310,26 @@ class RDEsmConfig(PretrainedConfig):
         cut = copy.deepcopy(self)
         cut.levels = cut.levels[: index + 1]
         cut.residual_directions = cut.residual_directions[:index]
+        if len(cut.levels) < len(self.levels):
+            # It reads the largest backbone, which is no longer one of them.
+            cut.readout = None
         cut.level = None
         return cut
+
+    def as_loaded(self) -> "RDEsmConfig":
+        """A copy that describes what a model of this config holds: the levels up to `level`, or in one pass all.
+
+        Raises:
+            ValueError: one pass, for which this family was not fitted.
+        """
+        if not self.one_pass:
+            return self.up_to(self.level)
+        if self.readout is None:
+            raise ValueError(
+                "this family was fitted without a one-pass readout: fit it with rd-hf fit --one-pass, or load it "
+                "without one_pass=True"
+            )
+        return copy.deepcopy(self)
 
     @classmethod
     def get_config_dict(
@@ -332,4 +364,8 @@ class RDEsmConfig(PretrainedConfig):
         """The fields of `config.json`, derived ones included."""
         output = super().to_dict()
         output["levels"] = stored_entries(output["levels"])
+        for name in ("readout", "one_pass"):
+            # Absent where there is none, as in every config.json of before there were any.
+            if not output.get(name):
+                output.pop(name, None)
         return output | {name: getattr(self, name) for name in _DERIVED_FIELDS}

@@ -162,7 +162,12 @@ class RDEsmSaving(PreTrainedModel):
 
     def _parts(self, state: dict[str, torch.Tensor], full: bool) -> dict[str | None, dict[str, torch.Tensor]]:
         """The tensors of each file (or set of shards), by variant name."""
-        projections = {key: value for key, value in state.items() if key.startswith("projections.")}
+        if self.config.one_pass:
+            raise ValueError(
+                "this model was loaded for one pass, without its smaller backbones and their bases: load it without "
+                "one_pass=True to save it"
+            )
+        projections = {key: value for key, value in state.items() if key.startswith(("projections.", "readout."))}
         if not full:
             return {None: projections}
         if len(self.backbones) < len(self.config.backbone_groups) or self.first_backbone:

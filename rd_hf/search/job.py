@@ -112,6 +112,7 @@ def _open_queries(
             options=EmbeddingOptions(**options),
             revision=checkpoint.revision,
             device=settings.device,
+            one_pass=checkpoint.one_pass,
         )
         summary = run_job(job, report=report, show_progress=show_progress)
         if summary.rejected:
@@ -127,7 +128,7 @@ def _model(settings: SearchSettings, database: Database) -> Checkpoint:
     name = settings.model or database.model.name
     revision = settings.revision or (None if settings.model else database.model.revision)
     try:
-        found = resolve(name, revision)
+        found = resolve(name, revision, database.model.one_pass)
     except InputError as error:
         if settings.model:
             raise
@@ -145,7 +146,8 @@ def _same_space(settings: SearchSettings, database: Database, queries: Database)
     if queries.model.fingerprint != database.model.fingerprint:
         raise InputError(
             f"{database.path} was made with {_which(database.model)} and {queries.path} with {_which(queries.model)}: "
-            "embeddings of two models cannot be compared, so embed one of them again"
+            "embeddings of two models cannot be compared, nor exact ones with those of one pass, so embed one of them "
+            "again"
         )
     names = ["pooling", *(["normalize"] if settings.metric == "euclidean" else [])]
     for name in names:
@@ -158,7 +160,7 @@ def _same_space(settings: SearchSettings, database: Database, queries: Database)
 
 
 def _which(model: Checkpoint) -> str:
-    return f"{model.name} ({model.fingerprint[:19]})"
+    return f"{model.name}{' in one pass' if model.one_pass else ''} ({model.fingerprint[:19]})"
 
 
 def _tell_rejects(settings: SearchSettings, folder: Path, count: int, report: Callable[[str], None]) -> None:

@@ -189,7 +189,12 @@ class Larger:
             options = asdict(self.options)
             del options["levels"]
             self._embedder = Embedder(
-                self.model, level=self.level, revision=self.revision, device=self.device, **options
+                self.model,
+                level=self.level,
+                revision=self.revision,
+                device=self.device,
+                one_pass=self.database.model.one_pass,
+                **options,
             )
         return np.stack(self._embedder.embed(sequences)["embedding"])
 

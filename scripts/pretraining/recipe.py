@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
-from transformers import EsmConfig, EsmForMaskedLM
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 
-from pretraining.family import FAMILY
+from pretraining.family import FAMILIES
 from rd_hf.data.fasta import read_fasta
 from rd_hf.data.residues import (
     MASK_ID,
@@ -26,10 +28,39 @@ from rd_hf.data.residues import (
     clean_sequence,
     encode,
 )
-from rd_hf.families import esm2_backbone
+from rd_hf.families import Member, esm2_backbone
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 
 STANDARD_IDS = torch.tensor([VOCABULARY.index(residue) for residue in STANDARD_RESIDUES])
+
+
+def backbone(family: str, member: Member) -> dict[str, Any]:
+    """Arguments of the config of one model, as a level's ``backbone`` has them."""
+    if family == "esm2":
+        return esm2_backbone(member)
+    # Ids as ESM-2's, on 64 rows; SwiGLU of 8/3 of the width, rounded up to 64 (960 gives 2,560 in the 300M).
+    return {
+        "model_type": family,
+        "vocab_size": 64,
+        "pad_token_id": 1,
+        "mask_token_id": 32,
+        "hidden_size": member.width,
+        "num_hidden_layers": member.layers,
+        "num_attention_heads": member.heads,
+        "intermediate_size": math.ceil(8 * member.width / 3 / 64) * 64,
+    }
+
+
+def new_model(family: str, member: Member) -> PreTrainedModel:
+    """A masked language model of random weights.
+
+    Raises:
+        ValueError: this release of transformers does not have the family.
+    """
+    fields = backbone(family, member)
+    config = AutoConfig.for_model(fields.pop("model_type", "esm"), **fields, tie_word_embeddings=family == "esm2")
+    model: PreTrainedModel = AutoModelForMaskedLM.from_config(config)
+    return model
 
 
 def load_tokens(paths: list[Path]) -> tuple[list[np.ndarray], int]:
@@ -71,7 +102,7 @@ def mask_batch(batch: torch.Tensor, generator: torch.Generator) -> tuple[torch.T
 class MaskedLoss(nn.Module):
     """Cross-entropy (nats) at the chosen positions; the head runs on those only."""
 
-    def __init__(self, model: EsmForMaskedLM, max_chosen: int) -> None:
+    def __init__(self, model: PreTrainedModel, max_chosen: int) -> None:
         super().__init__()
         self.model = model
         self.max_chosen = max_chosen
@@ -79,7 +110,7 @@ class MaskedLoss(nn.Module):
     def forward(
         self, masked: torch.Tensor, attention_mask: torch.Tensor, where: torch.Tensor, target: torch.Tensor
     ) -> torch.Tensor:
-        states = self.model.esm(masked, attention_mask=attention_mask).last_hidden_state
+        states = self.model.base_model(masked, attention_mask=attention_mask).last_hidden_state
         # Padded to a constant count so that one compiled graph serves every batch; -100 is ignored.
         logits = self.model.lm_head(states.flatten(0, 1).index_select(0, where))
         return nn.functional.cross_entropy(logits.float(), target, ignore_index=-100)
@@ -98,7 +129,7 @@ class MaskedLoss(nn.Module):
 
 
 def optimizers(model: nn.Module, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layer." in n]
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and re.search(r"\.layers?\.", n)]
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     return [
@@ -137,7 +168,8 @@ def train_level(
     rng = np.random.default_rng(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = EsmForMaskedLM(EsmConfig(**esm2_backbone(FAMILY[name]), tie_word_embeddings=True)).to(device)
+    member = FAMILIES[args.family][name]
+    model = new_model(args.family, member).to(device)
     tokens_a_batch = args.batch * args.crop
     # 15 % on average; a fifth more leaves room for the spread of the draw.
     loss = MaskedLoss(model, max_chosen=int(0.18 * tokens_a_batch))
@@ -186,8 +218,8 @@ def train_level(
     model.save_pretrained(folder)
     result: dict[str, object] = {
         "level": name,
-        **{key: value for key, value in asdict(FAMILY[name]).items() if key in ("width", "layers", "heads")},
-        "parameters": sum(p.numel() for p in model.esm.parameters()),
+        **{key: value for key, value in asdict(member).items() if key in ("width", "layers", "heads")},
+        "parameters": sum(p.numel() for p in model.base_model.parameters()),
         "residues_seen": seen,
         "longest_crop": args.final_crop,
         "seconds": round(time.perf_counter() - started, 1),
@@ -200,14 +232,14 @@ def train_level(
 def assemble(args: argparse.Namespace) -> Path:
     """The trained levels as one family without bases: what rd-hf fit starts from."""
     levels = []
-    for name in FAMILY:
+    for name, member in FAMILIES[args.family].items():
         result = json.loads((args.output / name / "pretraining.json").read_text(encoding="utf-8"))
         kept = ("validation_loss", "unigram_entropy", "residues_seen", "longest_crop", "sequences", "steps", "seed")
         levels.append(
             {
                 "name": name,
                 "repo_id": str(args.output / name),
-                "backbone": esm2_backbone(FAMILY[name]),
+                "backbone": backbone(args.family, member),
                 "pretraining": {key: result[key] for key in kept},
             }
         )
@@ -237,5 +269,5 @@ def train_family(args: argparse.Namespace) -> None:
         result |= {"unigram_entropy": entropy, "sequences": len(train), "seed": args.seed, "steps": args.steps}
         report.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(f"{name}: {result['validation_loss']:.4f} nats on held-out sequences (unigram {entropy:.4f})")
-    if all((args.output / name / "pretraining.json").exists() for name in FAMILY):
+    if all((args.output / name / "pretraining.json").exists() for name in FAMILIES[args.family]):
         print(f"the family is in {assemble(args)}: fit its bases with rd-hf fit --form full")

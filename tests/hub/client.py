@@ -56,6 +56,11 @@ def load(name: str, **settings: Any) -> Any:
     return AutoModel.from_pretrained(name, trust_remote_code=True, **settings)
 
 
+def backbones_held(model: Any) -> list[int]:
+    """Widths of the backbones in memory."""
+    return [module.config.hidden_size for module in model.modules() if type(module).__name__ == "EsmModel"]
+
+
 def message_of(action: Any, *arguments: Any, **settings: Any) -> str:
     """Type and text of the error that an action raises."""
     try:
@@ -68,20 +73,27 @@ def message_of(action: Any, *arguments: Any, **settings: Any) -> str:
 def push() -> dict[str, Any]:
     """Fit (here: draw) bases for published backbones, save, and push with the command, in every way it offers."""
     from rd_hf.hub import load_family, push_model, save_checkpoint
+    from rd_hf.model.modeling_rd_esm import RDEsmModel
+    from rd_hf.model.readout_rd_esm import RDEsmReadout
 
     work = Path(ARGUMENTS["work"])
     mark("family")
     model = load_family(ARGUMENTS["config"])
     mark("family-loaded")
     torch.manual_seed(1)
-    for buffer in model.projections.buffers():
+    model.config.readout = {"layers": [0, 1]}
+    model.readout = RDEsmReadout(
+        [0, 1], *list(ARGUMENTS["widths"].values())[:0:-1], model.config.residual_directions[-1]
+    )
+    for buffer in (*model.projections.buffers(), *model.readout.buffers()):
         buffer.copy_(torch.randn_like(buffer) / buffer.shape[0] ** 0.5)
     model.config.bases = {"regression": "pcr", "num_sequences": 90, "seed": 0, "data": ["agemagician/uniref50"]}
     folder = save_checkpoint(model, work / "model", backbones=False)
     (folder / "fit_report.json").write_text("[]\n")
     (folder / "fit_report.png").write_bytes(b"\x89PNG picture")
     (folder / "notes.txt").write_text("stays at home")
-    save_file({"output": output(model)}, str(work / "expected.safetensors"))
+    near = RDEsmModel.from_pretrained(folder, one_pass=True)
+    save_file({"output": output(model), "one_pass": output(near)}, str(work / "expected.safetensors"))
     found: dict[str, Any] = {"revisions": [entry["revision"] for entry in model.config.levels]}
 
     def command(*flags: str) -> str:
@@ -131,6 +143,13 @@ def use() -> dict[str, Any]:
     mark("all-loaded")
     found["equal"] = torch.equal(output(model), expected)
     for repo in ("me/nested", "me/full"):
+        mark(f"{repo}-one-pass")
+        near = load(
+            repo, one_pass=True, level="L1", cache_dir=os.path.join(ARGUMENTS["work"], f"cache-{repo[3:]}-near")
+        )
+        mark(f"{repo}-one-pass-loaded")
+        read_out = load_file(ARGUMENTS["expected"])["one_pass"][..., : ARGUMENTS["widths"]["L1"]]
+        found[f"{repo}-one-pass"] = [torch.equal(output(near), read_out), backbones_held(near)]
         for level, width in ARGUMENTS["widths"].items():
             # An empty cache each time, so that what is asked for is what is needed.
             mark(f"{repo}-{level}")

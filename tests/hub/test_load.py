@@ -66,6 +66,29 @@ def test_a_level_of_the_full_form_downloads_its_files_only(world: World) -> None
         assert weights_sent(requests) == wanted
 
 
+@pytest.mark.parametrize("repo", ["me/nested", "me/full"])
+def test_one_pass_fetches_and_holds_the_largest_backbone_only(world: World, used: dict[str, Any], repo: str) -> None:
+    """Whichever level is wanted: counted from an empty cache, in requests by repo and in bytes of weights."""
+    equal, held = used[f"{repo}-one-pass"]
+    assert (equal, held) == (True, [WIDTHS["L2"]])
+    requests = world.hub.between(f"{repo}-one-pass", f"{repo}-one-pass-loaded")
+
+    def content(repo_id: str, commit: str, prefix: str) -> int:
+        files = world.hub.repos[repo_id].commits[commit]
+        return sum(len(c) for name, c in files.items() if name.startswith(prefix) and name.endswith(".safetensors"))
+
+    main = world.hub.repos[repo].refs["main"]
+    if repo == "me/full":
+        assert repos_asked(requests) == {repo}
+        largest = content(repo, main, "model.backbone-L2")
+        bases = content(repo, main, "model.projections")
+    else:
+        assert repos_asked(requests) == {repo, "lab/esm-L2"}
+        largest = content("lab/esm-L2", world.pinned[-1], "model")
+        bases = content(repo, main, "model")
+    assert weights_sent(requests) == bases + largest
+
+
 def test_dtype_and_attention_reach_the_backbones(used: dict[str, Any]) -> None:
     assert used["other_dtype"] == "torch.bfloat16"
     assert used["attention"] == "eager"
