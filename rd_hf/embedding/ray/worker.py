@@ -1,0 +1,215 @@
+"""What runs on the cluster: a part checked or made, by the local job's own worker.
+
+A worker hands its finished file over under a name of its own; the driver alone gives it its place and notes it, so that
+a part is there once whatever a lost worker, or one that was thought lost, still writes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from rd_hf.data.fasta import InputError
+from rd_hf.data.sources import source_size
+from rd_hf.embedding.checkpoint import Checkpoint
+from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry
+from rd_hf.embedding.progress import Progress
+from rd_hf.embedding.ray.plan import PlannedPart, read_part
+from rd_hf.embedding.ray.staging import stage
+from rd_hf.embedding.settings import JobSettings
+from rd_hf.embedding.worker import Stages, Worker
+from rd_hf.files import file_sha256, replacing
+from rd_hf.launch import Processes
+
+
+# More machines than that are hardly lost in the midst of one and the same part.
+_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What every worker knows of the job.
+
+    Attributes:
+        settings, checkpoint, widths: of the job.
+        directory: where it was started; relative paths count from there.
+        token: of the output folder, as names of half-written files begin.
+        shared: whether there are sequences that were computed before the parts; see
+            :mod:`rd_hf.embedding.ray.duplicates`.
+    """
+
+    settings: JobSettings
+    checkpoint: Checkpoint
+    widths: dict[str, int]
+    directory: str
+    token: str
+    shared: bool = False
+
+    def enter(self) -> None:
+        """Let relative paths mean here what they mean where the job was started."""
+        with suppress(OSError):
+            os.chdir(self.directory)
+
+
+class Desk(OutputFolder):
+    """The output folder as a worker has it: what it writes is handed over, not put in its place."""
+
+    def __init__(self, path: str | os.PathLike, token: str) -> None:
+        super().__init__(path)
+        self._token = token
+        self.begun: Path | None = None
+        self.handed: Path | None = None
+        self.noted: PartEntry | None = None
+
+    def begin(self, index: int) -> None:
+        """Leave a sign that this part was begun, which only its being adopted removes.
+
+        Raises:
+            JobError: it was begun so often that it is at fault; Ray would try for ever.
+        """
+        before = len(begun(self, self._token, f"{index:06d}"))
+        if before >= _TRIES:
+            raise JobError(
+                f"part {index} ended its worker {before} times: it may need more memory than a worker has (lower "
+                "--batch-tokens or --part-records, or give workers more), or the machines' logs say why"
+            )
+        name = f"{index:06d}-{secrets.token_hex(4)}.tmp"
+        self.begun = self.journal / f"{self._token}-begun-{name}"
+        self.handed = self.journal / f"{self._token}-handed-{name}"
+        self.begun.touch()
+
+    def refuse_foreign_part(self, index: int) -> None:
+        """Left to the driver, which alone replaces files."""
+
+    def write(self, path: Path, fill: Callable[[IO[bytes]], Any]) -> tuple[str, int]:
+        """The part's file, under the name that it is handed over by."""
+        assert self.handed is not None
+        temporary = self.handed.with_name(self.handed.name.replace("-handed-", "-half-"))
+        with replacing(self.handed, temporary, JobError) as half:
+            with half.open("wb") as handle:
+                fill(handle)
+            return file_sha256(half), half.stat().st_size
+
+    def write_entry(self, entry: PartEntry) -> None:
+        """Keep the entry for the driver."""
+        self.noted = entry
+
+
+def begun(folder: OutputFolder, token: str, part: str = "*") -> list[Path]:
+    """Signs of parts (or of one, its number in six digits) that were begun and never adopted."""
+    return list(folder.journal.glob(f"{token}-begun-{part}-*.tmp"))
+
+
+class PartWorker:
+    """Checks or makes one part after the other; the model loads once, when the first part needs it."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        assignment.enter()
+        self._assignment = assignment
+        self._said: list[str] = []
+        self._desk = Desk(assignment.settings.output, assignment.token)
+        self._staged = self._desk.journal / "staged"
+        self._worker = self._start()
+        self._seen = dict[str, float]()
+
+    def _start(self) -> Worker:
+        given = self._assignment
+        bar = Progress(None, shown=False)
+        start: type[Worker] = Worker
+        return start(
+            given.settings, Processes(), self._desk, given.checkpoint, given.widths, Stages(), bar, self._said.append
+        )
+
+    def check(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Whether an earlier run left a part whole; see :meth:`__call__`."""
+        return self._answer(row, self._check)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Make a part.
+
+        Args:
+            row: ``part``, a :class:`PlannedPart` in JSON.
+
+        Returns:
+            One row: ``index``, ``digest``, ``kept``, ``entry`` (JSON), ``handed`` and ``begun`` (names in the
+            journal's folder), ``work`` (JSON: tokens, padding, seconds of each stage, device), ``notes`` (JSON) and
+            ``error``. A sentence for the user travels as a value: Ray would wrap an exception in its own words.
+        """
+        return self._answer(row, self._make)
+
+    def _answer(self, row: dict[str, Any], body: Callable[[PlannedPart], dict[str, Any]]) -> dict[str, Any]:
+        self._said.clear()
+        planned = PlannedPart.from_json(row["part"])
+        answer: dict[str, Any] = {"digest": "", "kept": False, "entry": "", "handed": "", "begun": "", "error": ""}
+        try:
+            answer |= body(planned)
+        except (InputError, JobError) as error:
+            answer["error"] = str(error)
+        return {"index": planned.index, **answer, "work": json.dumps(self._work()), "notes": json.dumps(self._said)}
+
+    def _check(self, planned: PlannedPart) -> dict[str, Any]:
+        with self._worker.stages.stage("read"):
+            part = read_part(planned, self._staged, self._assignment.settings)
+        return {"digest": part.digest, "kept": self._worker.is_finished(part)}
+
+    def _make(self, planned: PlannedPart) -> dict[str, Any]:
+        with self._worker.stages.stage("read"):
+            part = read_part(planned, self._staged, self._assignment.settings)
+        self._desk.begin(part.index)
+        self._worker.do(part)
+        desk = self._desk
+        assert desk.noted is not None
+        assert desk.begun is not None
+        assert desk.handed is not None
+        return {
+            **{"digest": part.digest, "entry": desk.noted.to_json()},
+            **{"handed": desk.handed.name, "begun": desk.begun.name},
+        }
+
+    def _work(self) -> dict[str, Any]:
+        """Since the last answer: tokens, padding, seconds of each stage."""
+        engine = self._worker.engine
+        now: dict[str, float] = dict(self._worker.stages.seconds)
+        now |= {"tokens": engine.work.tokens, "padding": engine.work.padding} if engine else {}
+        news: dict[str, Any] = {name: value - self._seen.get(name, 0) for name, value in now.items()}
+        self._seen = now
+        who = f"{socket.gethostname()}:{os.getpid()}"
+        return news | {"device": str(engine.model.device) if engine else None, "worker": who}
+
+
+def check_part(row: dict[str, Any], assignment: Assignment) -> dict[str, Any]:
+    """As :meth:`PartWorker.check`, for a task without a model."""
+    return PartWorker(assignment).check(row)
+
+
+def stage_input(batch: dict[str, Any], assignment: Assignment) -> Iterator[dict[str, list[Any]]]:
+    """Rows of :func:`rd_hf.embedding.ray.staging.stage` for an ``index``, one a block as they come."""
+    assignment.enter()
+    for index in batch["index"]:
+        for row in stage(assignment.settings, int(index), assignment.shared):
+            yield {name: [value] for name, value in row.items()}
+
+
+def installed() -> dict[str, str]:
+    """Versions on a node."""
+    from rd_hf.embedding.manifest import installed_versions
+
+    return installed_versions()
+
+
+def look_around(assignment: Assignment) -> dict[str, bool]:
+    """Whether a node sees the output folder (under the name ""), and each file that the job names."""
+    assignment.enter()
+    settings = assignment.settings
+    record = OutputFolder(settings.output).workspace.record()
+    named = [source for source in settings.inputs if source_size(source) is not None or Path(source).suffix]
+    named += [settings.model] if assignment.checkpoint.revision is None else []
+    seen = {path: Path(path).exists() for path in named if path != "-"}
+    return {"": record is not None and record["token"] == assignment.token} | seen
