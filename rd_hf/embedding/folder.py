@@ -85,7 +85,7 @@ class PartEntry:
     rejects: tuple[Reject, ...]
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> PartEntry:
+    def from_json(cls, text: str) -> PartEntry:
         """An entry from what :meth:`to_json` wrote."""
         fields = json.loads(text)
         fields["rejects"] = tuple(Reject(**reject) for reject in fields["rejects"])
@@ -178,7 +178,7 @@ class OutputFolder:
     def entry(self, index: int) -> PartEntry | None:
         """Journal entry of a part, None if it is not finished (or the entry is damaged)."""
         try:
-            return PartEntry.from_json(self.entry_path(index).read_bytes())
+            return PartEntry.from_json(self.entry_path(index).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError):

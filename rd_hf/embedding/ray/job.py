@@ -7,8 +7,8 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 from rd_hf.data.fasta import InputError
 from rd_hf.data.sources import source_size
@@ -17,14 +17,12 @@ from rd_hf.embedding.job import check_inputs, complete, counted
 from rd_hf.embedding.manifest import check_digest, open_job
 from rd_hf.embedding.progress import Progress
 from rd_hf.embedding.ray.cluster import Cluster, RaySettings, ask_every_node, joined
+from rd_hf.embedding.ray.duplicates import Shared, find_shared, first_records
 from rd_hf.embedding.ray.plan import PlannedPart, plan
 from rd_hf.embedding.ray.staging import Chunk, Staged, Staging, stage
 from rd_hf.embedding.ray.worker import Assignment, PartWorker, begun, check_part, installed, look_around, stage_input
 from rd_hf.embedding.settings import JobSettings, JobSummary
 from rd_hf.launch import Processes
-
-if TYPE_CHECKING:
-    from ray.data import Dataset
 
 
 def run_on_ray(
@@ -71,8 +69,8 @@ def _check_versions(found: dict[Any, dict[str, str]]) -> None:
     for node, versions in found.items():
         if versions["rd_hf"] != own:
             raise JobError(
-                f"the worker at {node.address} has rd_hf {versions['rd_hf']}, and here it is {own}: install the same on "
-                "all nodes"
+                f"the worker at {node.address} has rd_hf {versions['rd_hf']}, and here it is {own}: install the same "
+                "on all nodes"
             )
 
 
@@ -99,20 +97,20 @@ class _Run:
         checkpoint, notes = open_job(self.settings, Processes(), self.folder, {})
         widths = checkpoint.widths(self.settings.options.levels)
         token = (self.folder.workspace.record() or {})["token"]
-        assignment = Assignment(
-            self.settings, checkpoint, widths, os.getcwd(), token, shared=self.ray_settings.deduplicate
-        )
+        deduplicate = self.ray_settings.deduplicate
+        assignment = Assignment(self.settings, checkpoint, widths, os.getcwd(), token, keys=deduplicate)
         for note in notes:
             self.say(note)
         self._check_view(assignment)
-        staging = Staging(self.folder, self.settings, self.ray_settings.deduplicate)
+        staging = Staging(self.folder, self.settings, deduplicate)
         staged = self._stage(staging, assignment)
         parts = list(plan(staged, staging.path, self.settings, widths))
         with self._bar(sum(part.letters for part in parts), "residues") as bar:
             noted = set(self.folder.noted_parts())
             self._check([part for part in parts if part.index in noted], assignment, bar)
             left = [part for part in parts if part.index not in self.digests]
-            self._compute(left, assignment, bar)
+            shared = self._share(staged, staging, parts) if left and deduplicate else None
+            self._compute(left, assignment, bar, shared, first_records(staged))
         digests = [self.digests[part.index] for part in parts]
         entries = complete(self.folder, digests, sum(each.records for each in staged))
         staging.remove()
@@ -153,8 +151,6 @@ class _Run:
 
     def _stage(self, staging: Staging, assignment: Assignment) -> list[Staged]:
         """Every input as staged files, those of an earlier run where they are still good."""
-        import ray
-
         count = len(self.settings.inputs)
         found: dict[int, Staged] = {index: kept for index in range(count) if (kept := staging.kept(index)) is not None}
         chunks: dict[int, list[Chunk]] = {}
@@ -167,17 +163,14 @@ class _Run:
             # Standard input is this process's own.
             for index in left:
                 if self.settings.inputs[index] == "-":
-                    yield from stage(self.settings, index, assignment.shared)
+                    yield from stage(self.settings, index, assignment.keys)
             elsewhere = [{"index": index} for index in left if self.settings.inputs[index] != "-"]
-            if elsewhere:
-                data = ray.data.from_items(elsewhere, override_num_blocks=len(elsewhere))
-                # A row a block: what was read is told as it comes.
-                data.context.target_max_block_size = 1
-                yield from _rows(
-                    data.map_batches(
-                        stage_input, batch_size=None, num_cpus=1, fn_kwargs={"assignment": assignment}
-                    )
-                )
+            yield from _rows(_of_items(elsewhere, staging_of))
+
+        def staging_of(data: Any) -> Any:
+            # A row a block: what was read is told as it comes.
+            data.context.target_max_block_size = 1
+            return data.map_batches(stage_input, batch_size=None, num_cpus=1, fn_kwargs={"assignment": assignment})
 
         with self._bar(None if None in sizes else sum(size or 0 for size in sizes), "records") as bar:
             for row in rows():
@@ -195,8 +188,8 @@ class _Run:
                     continue
                 if identities[index] != staging.identity(index):
                     raise InputError(
-                        f"{self.settings.inputs[index]} has changed while it was read: give the same command again once "
-                        "it is whole"
+                        f"{self.settings.inputs[index]} has changed while it was read: give the same command again "
+                        "once it is whole"
                     )
                 ordered = tuple(sorted(chunks.get(index, []), key=lambda chunk: chunk.file))
                 found[index] = Staged(ordered, tuple(json.loads(row["notes"])))
@@ -209,7 +202,8 @@ class _Run:
     def _check(self, parts: Sequence[PlannedPart], assignment: Assignment, bar: Progress) -> None:
         """Keep the parts of an earlier run that are whole and of this input."""
         size = {part.index: part.letters for part in parts}
-        for row in _rows(_of_parts(parts, lambda data: data.map(check_part, fn_args=(assignment,), num_cpus=1))):
+        rows = [{"part": part.to_json()} for part in parts]
+        for row in _rows(_of_items(rows, lambda data: data.map(check_part, fn_args=(assignment,), num_cpus=1))):
             self._hear(row)
             entry = self.folder.entry(row["index"])
             if entry is not None:
@@ -220,34 +214,55 @@ class _Run:
                 bar.read(size[row["index"]])
                 bar.skipped()
 
-    def _compute(self, parts: Sequence[PlannedPart], assignment: Assignment, bar: Progress) -> None:
-        """Have the other parts made, and give each its place as it is handed over."""
+    def _share(self, staged: Sequence[Staged], staging: Staging, parts: Sequence[PlannedPart]) -> Shared:
+        """The sequences that several parts have."""
+        shared = find_shared(staged, staging.path, parts)
+        self.say(f"{shared.count:,} sequences of {shared.copies:,} records lie in several parts, and are computed once")
+        return shared
+
+    def _compute(
+        self,
+        parts: Sequence[PlannedPart],
+        assignment: Assignment,
+        bar: Progress,
+        shared: Shared | None,
+        chunks: Sequence[tuple[str, int]],
+    ) -> None:
+        """Have the other parts made, shared sequences first, and give each its place as it is handed over."""
         import ray
 
+        rows: list[dict[str, Any]] = [{"part": part.to_json(), "block": -1} for part in parts]
+        if shared is not None:
+            blocks = [block for block in range(shared.blocks) if not shared.block_path(block).exists()]
+            rows = [{"part": "", "block": block} for block in blocks] + rows
         strategy = ray.data.ActorPoolStrategy(
             min_size=1,
-            initial_size=max(1, min(self.cluster.actors, len(parts))),
+            initial_size=max(1, min(self.cluster.actors, len(rows))),
             max_size=self.ray_settings.workers,
             # The next part waits where it will be made.
             max_tasks_in_flight_per_actor=2,
         )
         size = {part.index: part.letters for part in parts}
 
-        def made(data: Dataset) -> Dataset:
-            # Ray starts a lost actor again, and gives what it had in hand to whoever is there.
+        def made(data: Any) -> Any:
+            # Ray starts a lost actor again, and gives what it had in hand to whoever is there. One pool does it all:
+            # a large model is loaded once.
+            given = (assignment, shared, chunks if shared is not None else ())
             cpus, gpus = self.ray_settings.cpus, self.cluster.gpus or None
-            return data.map(
-                PartWorker, fn_constructor_args=(assignment,), compute=strategy, num_cpus=cpus, num_gpus=gpus
-            )
+            return data.map(PartWorker, fn_constructor_args=given, compute=strategy, num_cpus=cpus, num_gpus=gpus)
 
-        for row in _rows(_of_parts(parts, made)):
+        for row in _rows(_of_items(rows, made)):
             self._hear(row)
-            self.folder.adopt(self.folder.journal / row["handed"], PartEntry.from_json(row["entry"]))
+            handed, letters = self.folder.journal / row["handed"], size.get(row["index"], 0)
+            if row["entry"]:
+                self.folder.adopt(handed, PartEntry.from_json(row["entry"]))
+                self.digests[row["index"]] = row["digest"]
+            elif shared is not None:
+                os.replace(handed, shared.block_path(row["block"]))
             with suppress(FileNotFoundError):
                 (self.folder.journal / row["begun"]).unlink()
-            self.digests[row["index"]] = row["digest"]
-            bar.read(size[row["index"]])
-            bar.embedded(size[row["index"]], size[row["index"]])
+            bar.read(letters)
+            bar.embedded(letters, letters)
             bar.part_done()
 
     def _hear(self, row: dict[str, Any]) -> None:
@@ -285,17 +300,14 @@ class _Run:
         )
 
 
-def _of_parts(parts: Sequence[PlannedPart], then: Callable[[Dataset], Dataset]) -> Dataset | None:
-    """A dataset of one block a part, with what is done to it."""
+def _of_items(rows: Sequence[dict[str, Any]], then: Callable[[Any], Any]) -> Any:
+    """A dataset of one block a row, with what is done to it."""
     import ray
 
-    if not parts:
-        return None
-    rows = [{"part": part.to_json()} for part in parts]
-    return then(ray.data.from_items(rows, override_num_blocks=len(rows)))
+    return then(ray.data.from_items(list(rows), override_num_blocks=len(rows))) if rows else None
 
 
-def _rows(data: Dataset | None) -> Iterator[dict[str, Any]]:
+def _rows(data: Any) -> Iterator[dict[str, Any]]:
     """Rows of a dataset as they come, in any order.
 
     Raises:
@@ -311,6 +323,6 @@ def _rows(data: Dataset | None) -> Iterator[dict[str, Any]]:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         said = lines[-1] if lines else type(error).__name__
         raise JobError(
-            f"the workers could not go on ({type(error).__name__}: {said[:300]}): look at Ray's logs, and give the same "
-            "command again to go on; what is finished is kept"
+            f"the workers could not go on ({type(error).__name__}: {said[:300]}): look at Ray's logs, and give the "
+            "same command again to go on; what is finished is kept"
         ) from error

@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +21,13 @@ from rd_hf.data.sources import source_size
 from rd_hf.embedding.checkpoint import Checkpoint
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry
 from rd_hf.embedding.progress import Progress
+from rd_hf.embedding.ray.duplicates import Shared, SharedRows, SharingWorker, sequences_of
 from rd_hf.embedding.ray.plan import PlannedPart, read_part
 from rd_hf.embedding.ray.staging import stage
 from rd_hf.embedding.settings import JobSettings
 from rd_hf.embedding.worker import Stages, Worker
 from rd_hf.files import file_sha256, replacing
 from rd_hf.launch import Processes
-
 
 # More machines than that are hardly lost in the midst of one and the same part.
 _TRIES = 5
@@ -41,8 +41,7 @@ class Assignment:
         settings, checkpoint, widths: of the job.
         directory: where it was started; relative paths count from there.
         token: of the output folder, as names of half-written files begin.
-        shared: whether there are sequences that were computed before the parts; see
-            :mod:`rd_hf.embedding.ray.duplicates`.
+        keys: whether staged records are to tell what their sequence is once cleaned.
     """
 
     settings: JobSettings
@@ -50,7 +49,7 @@ class Assignment:
     widths: dict[str, int]
     directory: str
     token: str
-    shared: bool = False
+    keys: bool = False
 
     def enter(self) -> None:
         """Let relative paths mean here what they mean where the job was started."""
@@ -68,19 +67,19 @@ class Desk(OutputFolder):
         self.handed: Path | None = None
         self.noted: PartEntry | None = None
 
-    def begin(self, index: int) -> None:
-        """Leave a sign that this part was begun, which only its being adopted removes.
+    def begin(self, what: str) -> None:
+        """Leave a sign that this part (or block of shared sequences) was begun, which only its being adopted removes.
 
         Raises:
             JobError: it was begun so often that it is at fault; Ray would try for ever.
         """
-        before = len(begun(self, self._token, f"{index:06d}"))
+        before = len(begun(self, self._token, what))
         if before >= _TRIES:
             raise JobError(
-                f"part {index} ended its worker {before} times: it may need more memory than a worker has (lower "
+                f"{what} ended its worker {before} times: it may need more memory than a worker has (lower "
                 "--batch-tokens or --part-records, or give workers more), or the machines' logs say why"
             )
-        name = f"{index:06d}-{secrets.token_hex(4)}.tmp"
+        name = f"{what}-{secrets.token_hex(4)}.tmp"
         self.begun = self.journal / f"{self._token}-begun-{name}"
         self.handed = self.journal / f"{self._token}-handed-{name}"
         self.begun.touch()
@@ -102,76 +101,106 @@ class Desk(OutputFolder):
         self.noted = entry
 
 
-def begun(folder: OutputFolder, token: str, part: str = "*") -> list[Path]:
-    """Signs of parts (or of one, its number in six digits) that were begun and never adopted."""
-    return list(folder.journal.glob(f"{token}-begun-{part}-*.tmp"))
+def begun(folder: OutputFolder, token: str, what: str = "*") -> list[Path]:
+    """Signs of parts and blocks (or of one) that were begun and never adopted."""
+    return list(folder.journal.glob(f"{token}-begun-{what}-*.tmp"))
 
 
 class PartWorker:
-    """Checks or makes one part after the other; the model loads once, when the first part needs it."""
+    """Checks or makes one part after the other; the model loads once, when the first part needs it.
 
-    def __init__(self, assignment: Assignment) -> None:
+    Args:
+        assignment: of the job.
+        shared: sequences that several parts have, if those are computed once; rows of the job may then be blocks.
+        chunks: from :func:`rd_hf.embedding.ray.duplicates.first_records`; needed for blocks.
+    """
+
+    def __init__(
+        self, assignment: Assignment, shared: Shared | None = None, chunks: Sequence[tuple[str, int]] = ()
+    ) -> None:
         assignment.enter()
-        self._assignment = assignment
+        self._settings, self._shared, self._chunks = assignment.settings, shared, chunks
         self._said: list[str] = []
         self._desk = Desk(assignment.settings.output, assignment.token)
         self._staged = self._desk.journal / "staged"
-        self._worker = self._start()
-        self._seen = dict[str, float]()
-
-    def _start(self) -> Worker:
-        given = self._assignment
+        given = (assignment.settings, Processes(), self._desk, assignment.checkpoint, assignment.widths, Stages())
         bar = Progress(None, shown=False)
-        start: type[Worker] = Worker
-        return start(
-            given.settings, Processes(), self._desk, given.checkpoint, given.widths, Stages(), bar, self._said.append
-        )
+        if shared is None:
+            self._worker = Worker(*given, bar, self._said.append)
+        else:
+            self._worker = SharingWorker(*given, bar, self._said.append, shared=SharedRows(shared))
+        self._seen = dict[str, float]()
 
     def check(self, row: dict[str, Any]) -> dict[str, Any]:
         """Whether an earlier run left a part whole; see :meth:`__call__`."""
-        return self._answer(row, self._check)
+        return self._answer(row["part"], self._check)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Make a part.
+        """Make a part, or a block of shared sequences.
 
         Args:
-            row: ``part``, a :class:`PlannedPart` in JSON.
+            row: ``part``, a :class:`PlannedPart` in JSON, or empty and ``block``, a number.
 
         Returns:
-            One row: ``index``, ``digest``, ``kept``, ``entry`` (JSON), ``handed`` and ``begun`` (names in the
-            journal's folder), ``work`` (JSON: tokens, padding, seconds of each stage, device), ``notes`` (JSON) and
-            ``error``. A sentence for the user travels as a value: Ray would wrap an exception in its own words.
+            One row: ``index`` (-1 for a block), ``block``, ``digest``, ``kept``, ``entry`` (JSON), ``handed`` and
+            ``begun`` (names in the journal's folder), ``work`` (JSON: tokens, padding, seconds of each stage, device),
+            ``notes`` (JSON) and ``error``. A sentence for the user travels as a value: Ray would wrap an exception in
+            its own words.
         """
-        return self._answer(row, self._make)
+        if row["part"]:
+            return self._answer(row["part"], self._make)
+        return self._answer("", lambda _: self._make_block(int(row["block"]))) | {"block": row["block"]}
 
-    def _answer(self, row: dict[str, Any], body: Callable[[PlannedPart], dict[str, Any]]) -> dict[str, Any]:
+    def _answer(self, part: str, body: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         self._said.clear()
-        planned = PlannedPart.from_json(row["part"])
-        answer: dict[str, Any] = {"digest": "", "kept": False, "entry": "", "handed": "", "begun": "", "error": ""}
+        planned = PlannedPart.from_json(part) if part else None
+        answer: dict[str, Any] = {"index": planned.index if planned else -1, "block": -1, "digest": "", "kept": False}
+        answer |= dict.fromkeys(("entry", "handed", "begun", "error"), "")
         try:
             answer |= body(planned)
         except (InputError, JobError) as error:
             answer["error"] = str(error)
-        return {"index": planned.index, **answer, "work": json.dumps(self._work()), "notes": json.dumps(self._said)}
+        return answer | {"work": json.dumps(self._work()), "notes": json.dumps(self._said)}
 
     def _check(self, planned: PlannedPart) -> dict[str, Any]:
         with self._worker.stages.stage("read"):
-            part = read_part(planned, self._staged, self._assignment.settings)
+            part = read_part(planned, self._staged, self._settings)
         return {"digest": part.digest, "kept": self._worker.is_finished(part)}
 
     def _make(self, planned: PlannedPart) -> dict[str, Any]:
         with self._worker.stages.stage("read"):
-            part = read_part(planned, self._staged, self._assignment.settings)
-        self._desk.begin(part.index)
+            part = read_part(planned, self._staged, self._settings)
+        self._desk.begin(f"{part.index:06d}")
         self._worker.do(part)
-        desk = self._desk
-        assert desk.noted is not None
-        assert desk.begun is not None
-        assert desk.handed is not None
-        return {
-            **{"digest": part.digest, "entry": desk.noted.to_json()},
-            **{"handed": desk.handed.name, "begun": desk.begun.name},
-        }
+        assert self._desk.noted is not None
+        return {"digest": part.digest, "entry": self._desk.noted.to_json(), **self._names()}
+
+    def _make_block(self, block: int) -> dict[str, Any]:
+        import numpy as np
+
+        from rd_hf.embedding.engine import embed_requests, prepare
+
+        assert self._shared is not None
+        self._desk.begin(f"block{block:06d}")
+        stages, options = self._worker.stages, self._settings.options
+        with stages.stage("read"):
+            raw = sequences_of(self._shared, block, self._chunks)
+            requests = [prepare(sequence, (), options) for sequence in raw]
+        engine = self._worker.started()
+        rows = np.full((len(requests), max(self._worker.widths.values())), np.nan, np.float32)
+        with stages.stage("embed"):
+            for place, value in enumerate(embed_requests(engine, requests)):
+                if not isinstance(value, str):
+                    rows[place] = value
+        with stages.stage("write"):
+            self._desk.write(self._shared.block_path(block), lambda handle: np.save(handle, rows, allow_pickle=False))
+        return self._names()
+
+    def _names(self) -> dict[str, str]:
+        """Of what was handed over, and of the sign that it was begun."""
+        assert self._desk.begun is not None
+        assert self._desk.handed is not None
+        return {"handed": self._desk.handed.name, "begun": self._desk.begun.name}
 
     def _work(self) -> dict[str, Any]:
         """Since the last answer: tokens, padding, seconds of each stage."""
@@ -193,7 +222,7 @@ def stage_input(batch: dict[str, Any], assignment: Assignment) -> Iterator[dict[
     """Rows of :func:`rd_hf.embedding.ray.staging.stage` for an ``index``, one a block as they come."""
     assignment.enter()
     for index in batch["index"]:
-        for row in stage(assignment.settings, int(index), assignment.shared):
+        for row in stage(assignment.settings, int(index), assignment.keys):
             yield {name: [value] for name, value in row.items()}
 
 
