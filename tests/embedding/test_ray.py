@@ -143,6 +143,28 @@ def test_a_changed_input_another_option_and_a_foreign_folder_are_refused(
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
+def test_a_sequence_that_several_parts_share_is_computed_once(
+    cluster: RayCluster, tiny_checkpoint: Path, tmp_path: Path, embed: Embed
+) -> None:
+    generator = random.Random(0)
+    proteins = ["".join(generator.choices("LAGVSERTIDPKQNFYMHWC", k=generator.randint(5, 90))) for _ in range(25)]
+    # Each four times, in two inputs and with other letters' case; one that no protein is, too.
+    texts = ["".join(f">{r}_{n}\n{s}\n" for r in range(2) for n, s in enumerate([*proteins, "M1"])) for _ in range(2)]
+    (tmp_path / "a.fasta").write_text(texts[0])
+    (tmp_path / "b.fasta").write_text(texts[1].lower())
+    job: list[object] = ["--model", tiny_checkpoint, "--input", tmp_path / "a.fasta", tmp_path / "b.fasta"]
+    job += ["--part-records", 10, "--output"]
+    assert embed(*job, tmp_path / "local").status == 0
+    outcome = embed(*job, tmp_path / "out", *on(cluster), "--workers", 1, "--deduplicate")
+    assert outcome.status == 0, outcome.stderr
+    assert "25 sequences of 100 records lie in several parts, and are computed once" in outcome.stderr
+    assert_same(tmp_path / "out", tmp_path / "local")
+    residues = sum(map(len, proteins))
+    tokens, padding = re.findall(r"([\d,]+) tokens computed.* ([\d.]+) % of them padding", outcome.stdout)[0]
+    computed = int(tokens.replace(",", "")) * (1 - float(padding) / 100) - 2 * len(proteins)
+    assert computed == pytest.approx(residues, rel=0.01), "of 100 records 25 went through the model"
+
+
 class Loss:
     """A job that is under way, and ways to take something from it.
 
@@ -359,4 +381,7 @@ def test_nothing_of_a_cluster_of_its_own_is_left(job: list[object], local: Path,
     assert process.returncode == 0, process.communicate()[1]
     assert started
     assert content_hashes(tmp_path / "out") == content_hashes(local)
-    assert not {pid for pid in started - before if psutil.pid_exists(pid)}
+    deadline = time.monotonic() + 30
+    while left := {pid for pid in started - before if psutil.pid_exists(pid)}:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)

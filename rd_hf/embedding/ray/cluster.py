@@ -102,6 +102,7 @@ def joined(settings: RaySettings) -> Iterator[Cluster]:
 
 def _join(settings: RaySettings) -> None:
     import ray
+    from ray.exceptions import RayError
 
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     address = settings.address
@@ -119,7 +120,7 @@ def _join(settings: RaySettings) -> None:
         _ask(address)
     try:
         ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, RayError) as error:
         said = " ".join(str(error).split()) or type(error).__name__
         raise JobError(
             f"no Ray cluster can be joined at {address} ({said[:200]}): start one (ray start --head), or leave "

@@ -257,8 +257,6 @@ class _Run:
             if row["entry"]:
                 self.folder.adopt(handed, PartEntry.from_json(row["entry"]))
                 self.digests[row["index"]] = row["digest"]
-            elif shared is not None:
-                os.replace(handed, shared.block_path(row["block"]))
             with suppress(FileNotFoundError):
                 (self.folder.journal / row["begun"]).unlink()
             bar.read(letters)

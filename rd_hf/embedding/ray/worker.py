@@ -192,8 +192,12 @@ class PartWorker:
             for place, value in enumerate(embed_requests(engine, requests)):
                 if not isinstance(value, str):
                     rows[place] = value
+        path = self._shared.block_path(block)
         with stages.stage("write"):
-            self._desk.write(self._shared.block_path(block), lambda handle: np.save(handle, rows, allow_pickle=False))
+            self._desk.write(path, lambda handle: np.save(handle, rows, allow_pickle=False))
+            # Needs no driver: what another worker may write there is as good. The next part here asks for it already.
+            assert self._desk.handed is not None
+            os.replace(self._desk.handed, path)
         return self._names()
 
     def _names(self) -> dict[str, str]:
