@@ -32,6 +32,7 @@ BENCHMARKS = {
     "levels": "benchmarks.levels",
     "packed": "benchmarks.packed",
     "growth": "benchmarks.growth",
+    "ray": "benchmarks.cluster",
     "start": "benchmarks.start",
 }
 

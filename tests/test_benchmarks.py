@@ -15,7 +15,7 @@ from tests.conftest import REPOSITORY, random_model
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
 import benchmark
-from benchmarks import common, forward, growth, precision, published, start
+from benchmarks import common, forward, growth, precision, published, simulate, start
 from benchmarks.common import Ratio
 
 
@@ -84,7 +84,7 @@ def test_a_random_family_is_the_same_at_every_call() -> None:
         assert torch.equal(value, same), name
 
 
-@pytest.mark.parametrize("name", ["forward", "precision", "start", "growth"])
+@pytest.mark.parametrize("name", ["forward", "precision", "start", "growth", "ray"])
 def test_each_benchmark_is_registered_and_states_its_floor(name: str) -> None:
     module = importlib.import_module(benchmark.BENCHMARKS[name])
     assert callable(module.run)
@@ -207,3 +207,38 @@ def test_the_figure_is_small(tmp_path: Path) -> None:
     assert 5_000 < (tmp_path / "growth.png").stat().st_size < 120_000
     ratios = growth._ratios("fit", some)
     assert [ratio.value for ratio in ratios] == pytest.approx([1.0, 6.0, 9.0 / 7.0])
+
+
+def test_the_simulated_job_takes_what_can_be_reckoned() -> None:
+    costs = simulate.Costs(start=10, token=0.01, part=1, adopt=0.5, stage=0.1)
+    one = simulate.simulate([100.0] * 6, 1, costs, records=20, files=1)
+    # Staged in 2 s, ready 10 s later, six parts of 2 s, the last adopted half a second after it was handed over.
+    assert one.seconds == pytest.approx(2 + 10 + 6 * 2 + 0.5)
+    assert one.busy == pytest.approx(12 / 24.5)
+    three = simulate.simulate([100.0] * 6, 3, costs, records=20, files=2)
+    # Two files: two of three stage. Each worker has two parts; three are handed over at once, and adopted in turn.
+    assert three.seconds == pytest.approx(1 + 10 + 2 * 2 + 3 * 0.5)
+    # A driver that is slower than the workers is what the job waits for.
+    slow = simulate.simulate([100.0] * 6, 3, simulate.Costs(0, 0.01, adopt=5), records=0, files=1)
+    assert slow.seconds == pytest.approx(1 + 6 * 5)
+
+
+def test_losses_cost_what_was_in_hand_and_the_way_back() -> None:
+    costs = simulate.Costs(start=30, token=1e-3)
+    parts = [60_000.0] * 200
+    well = simulate.simulate(parts, 4, costs, records=0, files=1)
+    lossy = simulate.simulate(parts, 4, costs, records=0, files=1, between_losses=1200, seed=1)
+    assert well.lost == 0
+    # 200 minutes of work at a loss every 20 minutes of a worker: about ten.
+    assert 4 <= lossy.lost <= 20
+    assert well.seconds < lossy.seconds < well.seconds + lossy.lost * (60 + 30) / 4 + 120
+    again = simulate.simulate(parts, 4, costs, records=0, files=1, between_losses=1200, seed=1)
+    assert again == lossy
+
+
+def test_simulated_parts_are_those_of_the_job() -> None:
+    parts = simulate.parts_of(40_000, [98], padding=0.5, largest=2048)
+    # Each record 100 tokens, half of all padding; the first part has 1,024 records, and none more than 2,048.
+    assert parts[0] == 1024 * 200
+    assert sum(parts) == pytest.approx(40_000 * 200)
+    assert max(parts) <= 2048 * 200

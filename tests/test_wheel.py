@@ -189,6 +189,7 @@ OPTIONAL = {
     "map": (["embeddings", "--output", "map.html"], "map"),
     "search": (["--queries", "embeddings", "--database", "embeddings", "--output", "hits.tsv"], "search"),
     "export": (["embeddings", "--output", "e.h5"], "h5"),
+    "embed": (["--model", "model", "--input", "proteins.fasta", "--output", "o", "--engine", "ray"], "ray"),
     "evaluate dms": (["--model", "model", "--assays", "x.csv", "--output", "o"], "eval"),
     "evaluate residues": (["--model", "model", "--secondary-structure", "x", "--output", "o"], "eval"),
     "evaluate ablate": (["--model", "model", "--assays", "x.csv", "--fit-data", "x.fasta", "--output", "o"], "eval"),
@@ -225,6 +226,7 @@ PURPOSES = {
     "umap": ("umap", "rd_hf.maps.projection"),
     "search": ("faiss", "rd_hf.search.approximate rd_hf.search.job"),
     "h5": ("h5py", "rd_hf.conversion.export"),
+    "ray": ("ray", "rd_hf.embedding.ray.job"),
     "completion": ("argcomplete", "rd_hf.__main__"),
 }
 

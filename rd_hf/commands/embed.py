@@ -7,6 +7,7 @@
     zcat many.fasta.gz | rd-hf embed --model DIR --input - --output out --pooling residue
     accelerate launch --num_processes 4 -m rd_hf embed --model DIR --input proteome.fasta.gz --output out    (GPUs)
     torchrun --nproc_per_node 4 -m rd_hf embed --model DIR --input proteome.fasta.gz --output out            (CPUs)
+    rd-hf embed --engine ray --address auto --model DIR --input shards/*.fasta.gz --output out    (a Ray cluster)
 
 Interrupted, by whatever? Give the same command again: finished parts are verified and kept, the rest is done, and
 the result is the same as that of an uninterrupted run.
@@ -140,6 +141,35 @@ def build_parser() -> argparse.ArgumentParser:
     machine.add_argument(
         "--part-megabytes", type=int, default=256, metavar="N", help="embeddings a file at most (default 256 MB)"
     )
+
+    cluster = parser.add_argument_group("cluster")
+    cluster.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="local: this process, or those of accelerate launch (default); ray: workers of Ray Data, on this machine "
+        "or with --address on a cluster. Either takes up what the other left off: the folder is the same",
+    )
+    cluster.add_argument(
+        "--address",
+        metavar="A",
+        help="of a Ray cluster: auto for the one this machine belongs to, or host:port (default: this machine alone)",
+    )
+    cluster.add_argument(
+        "--workers", type=int, metavar="N", help="most Ray workers at once (default: as many as the cluster holds)"
+    )
+    cluster.add_argument(
+        "--cpus-per-worker", type=int, default=1, metavar="N", help="and threads of each, on CPUs (default 1)"
+    )
+    cluster.add_argument(
+        "--gpus-per-worker", type=float, metavar="N", help="(default: one where the cluster has any, else none)"
+    )
+    cluster.add_argument(
+        "--deduplicate",
+        action="store_true",
+        help="compute a sequence that repeats anywhere in the input once (by a shuffle over the cluster), not only "
+        "where it repeats within a file of the output",
+    )
     return parser
 
 
@@ -189,6 +219,17 @@ def run(args: argparse.Namespace, argv: list[str] | None) -> None:
         extend=args.extend,
         one_pass=args.one_pass,
     )
+    if args.engine == "ray":
+        # Before anything is read: it may not be installed.
+        import ray  # noqa: F401
+
+        from rd_hf.embedding.ray import RaySettings, run_on_ray
+
+        cluster = RaySettings(
+            args.address, args.workers, args.cpus_per_worker, args.gpus_per_worker, deduplicate=args.deduplicate
+        )
+        print(f"{run_on_ray(settings, cluster, show_progress=not args.quiet)}\nwritten to {args.output}")
+        return
     group = processes()
     joined: Processes | None = group
     try:

@@ -9,6 +9,7 @@ OPTIONAL = {
     "matplotlib": ("matplotlib", "plots"),
     "pandas": ("pandas", "eval"),
     "plotly": ("plotly", "map"),
+    "ray": ("ray", "ray"),
     "scipy": ("scipy", "eval"),
     "sklearn": ("scikit-learn", "eval"),
     "threadpoolctl": ("threadpoolctl", "eval"),

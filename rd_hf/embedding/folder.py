@@ -84,6 +84,17 @@ class PartEntry:
     bytes: int
     rejects: tuple[Reject, ...]
 
+    @classmethod
+    def from_json(cls, text: str) -> PartEntry:
+        """An entry from what :meth:`to_json` wrote."""
+        fields = json.loads(text)
+        fields["rejects"] = tuple(Reject(**reject) for reject in fields["rejects"])
+        return cls(**fields)
+
+    def to_json(self) -> str:
+        """As the journal has it."""
+        return json.dumps(asdict(self), indent=1)
+
 
 class OutputFolder:
     """A job's folder; see the module for what is in it."""
@@ -147,14 +158,27 @@ class OutputFolder:
 
     def write_entry(self, entry: PartEntry) -> None:
         """Note a part as finished."""
-        self._write_json(self.entry_path(entry.index), asdict(entry))
+        self.write(self.entry_path(entry.index), lambda handle: handle.write((entry.to_json() + "\n").encode()))
+
+    def adopt(self, written: str | os.PathLike, entry: PartEntry) -> None:
+        """Put a part that another process wrote in its place, and note it as finished.
+
+        Args:
+            written: its whole file, somewhere on the folder's file system.
+            entry: of the part.
+
+        Raises:
+            JobError: it would replace a file of somebody else's, or the folder cannot be written to.
+        """
+        self.refuse_foreign_part(entry.index)
+        with explained(self.path, JobError):
+            os.replace(written, self.part_path(entry.index))
+        self.write_entry(entry)
 
     def entry(self, index: int) -> PartEntry | None:
         """Journal entry of a part, None if it is not finished (or the entry is damaged)."""
         try:
-            fields = json.loads(self.entry_path(index).read_bytes())
-            fields["rejects"] = tuple(Reject(**reject) for reject in fields["rejects"])
-            return PartEntry(**fields)
+            return PartEntry.from_json(self.entry_path(index).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError):

@@ -45,7 +45,7 @@ def run_job(
         JobError: the folder cannot be used, belongs to another job, or is full.
     """
     group = group or Processes()
-    _check_inputs(settings, group)
+    check_inputs(settings, group)
     if settings.extend is None:
         return run_worker(settings, group, Worker, {}, (), report, show_progress)
     finished = open_extendable(settings.extend)
@@ -108,12 +108,21 @@ def _run(
         digests, records = worker.run()
     # Only when every process has ended its parts can their number be right.
     group.all_well(True)
-    summary = _finish(settings, group, folder, digests, records, worker)
+    entries = complete(folder, digests, records, books=group.is_main)
     group.all_well(True)
-    return summary
+    work = worker.engine.work if worker.engine else None
+    return JobSummary(
+        **counted(entries),
+        parts=len(entries),
+        parts_kept=worker.kept,
+        tokens=work.tokens if work else 0,
+        padding=work.padding if work else 0,
+        seconds=worker.stages.seconds,
+        device=str(worker.engine.model.device) if worker.engine else None,
+    )
 
 
-def _check_inputs(settings: JobSettings, group: Processes) -> None:
+def check_inputs(settings: JobSettings, group: Processes) -> None:
     """Look at every input before the first is read: a typing error in the last one should not cost a night."""
     for source in settings.inputs:
         if source == "-":
@@ -125,10 +134,27 @@ def _check_inputs(settings: JobSettings, group: Processes) -> None:
         raise InputError("standard input ('-') can be read once only")
 
 
-def _finish(
-    settings: JobSettings, group: Processes, folder: OutputFolder, digests: list[str], records: int, worker: Worker
-) -> JobSummary:
-    """Check that nothing is missing or too many, and complete the manifest (the main process's part)."""
+def counted(entries: Sequence[PartEntry]) -> dict[str, int]:
+    """Sums over parts: ``records``, ``written``, ``rejected``, ``unique``, ``long``, ``residues``."""
+    names = ("records", "written", "rejected", "unique", "long", "residues")
+    return {name: sum(getattr(entry, name) for entry in entries) for name in names}
+
+
+def complete(folder: OutputFolder, digests: Sequence[str], records: int, books: bool = True) -> list[PartEntry]:
+    """Check that nothing is missing or too many, and complete the manifest.
+
+    Args:
+        folder: of the job.
+        digests: of every part of the input.
+        records: that were read.
+        books: whether this process writes the manifest and the rejects.
+
+    Returns:
+        The journal's entry of every part.
+
+    Raises:
+        JobError: something is missing or too many.
+    """
     entries: list[PartEntry] = []
     for index, digest in enumerate(digests):
         entry = folder.entry(index)
@@ -142,16 +168,13 @@ def _finish(
             f"{folder.path} holds {len(extra)} parts beyond the end of the input, which was longer when the job was "
             "begun: give the same input as before, or choose another --output"
         )
-    counts = {
-        name: sum(getattr(entry, name) for entry in entries)
-        for name in ("records", "written", "rejected", "unique", "long", "residues")
-    }
+    counts = counted(entries)
     if counts["records"] != records or counts["written"] + counts["rejected"] != records:
         raise JobError(
             f"{folder.path}: {records:,} records were read, but {counts['written']:,} were written and "
             f"{counts['rejected']:,} rejected; please report this, it should be impossible"
         )
-    if group.is_main:
+    if books:
         folder.write_rejects(reject for entry in entries for reject in entry.rejects)
         manifest = folder.manifest() or {}
         manifest["status"] = "complete"
@@ -159,13 +182,4 @@ def _finish(
         names = ("file", "sha256", "bytes", "first_record", "records", "written", "rejected")
         manifest["parts"] = [{name: getattr(entry, name) for name in names} for entry in entries]
         folder.write_manifest(manifest)
-    work = worker.engine.work if worker.engine else None
-    return JobSummary(
-        **counts,
-        parts=len(entries),
-        parts_kept=worker.kept,
-        tokens=work.tokens if work else 0,
-        padding=work.padding if work else 0,
-        seconds=worker.stages.seconds,
-        device=str(worker.engine.model.device) if worker.engine else None,
-    )
+    return entries

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from rd_hf.data.fasta import FastaRecord
 from rd_hf.data.sources import read_records
 from rd_hf.data.text import readable
+from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.settings import JobSettings
 
 # Parts start small and grow with what lies before them, so that many processes find work in a small input and a
@@ -50,33 +51,71 @@ def part_limit(before: int, largest: int) -> int:
     return min(largest, max(FIRST_PART_RECORDS, before // PART_SHARE))
 
 
-def cut_parts(
-    stream: Iterator[tuple[str, FastaRecord]], settings: JobSettings, widths: dict[str, int]
-) -> Iterator[Part]:
-    """Cut the stream where a limit is reached; the cuts follow from the records as read, and nothing else."""
-    # Float32 until it is written, whatever the output's dtype.
-    row_bytes = 4 * max(widths.values())
-    part = Part(0, 1, [], "")
-    used = letters = 0
+@dataclass(slots=True)
+class Cut:
+    """Says, of one record after the other, whether it begins a new part; asks nothing but their sizes.
+
+    Attributes:
+        settings: the job's limits.
+        row_bytes: of one embedding.
+        first_record: number of the part in hand's first record.
+        records, used, letters: of the part in hand so far; ``used`` are bytes of embeddings.
+    """
+
+    settings: JobSettings
+    row_bytes: int
+    first_record: int = 1
+    records: int = 0
+    used: int = 0
+    letters: int = 0
+
+    def begins(self, rows: int, letters: int) -> bool:
+        """Count a record of ``rows`` embeddings and ``letters``, and say whether a new part begins with it."""
+        full = self.used + rows * self.row_bytes > self.settings.part_bytes or self.letters + letters > _PART_LETTERS
+        full |= self.records == part_limit(self.first_record - 1, self.settings.part_records)
+        begins = bool(self.records) and full
+        if begins:
+            self.first_record += self.records
+            self.records = self.used = self.letters = 0
+        self.records += 1
+        self.used += rows * self.row_bytes
+        self.letters += letters
+        return begins
+
+
+def rows_of(record: FastaRecord, options: EmbeddingOptions) -> int:
+    """Embeddings that a record may become."""
+    return 1 if options.one_row else len(record.positions or options.positions) or len(record.sequence)
+
+
+def digest(records: Iterable[tuple[str, FastaRecord]]) -> str:
+    """Hash of records and the inputs that they come from."""
     hasher = hashlib.sha256()
-    for source, record in stream:
-        options = settings.options
-        rows = 1 if options.one_row else len(record.positions or options.positions) or len(record.sequence)
-        full = used + rows * row_bytes > settings.part_bytes or letters + len(record.sequence) > _PART_LETTERS
-        full |= len(part.records) == part_limit(part.first_record - 1, settings.part_records)
-        if part.records and full:
-            part.digest = hasher.hexdigest()
-            yield part
-            part = Part(part.index + 1, part.first_record + len(part.records), [], "")
-            used = letters = 0
-            hasher = hashlib.sha256()
-        part.records.append((source, record))
-        used += rows * row_bytes
-        letters += len(record.sequence)
+    for source, record in records:
         # JSON keeps the fields apart whatever characters they hold.
         fields = [source, record.id, record.description, record.sequence, record.positions]
         fields += [record.problem] if record.problem else []
         hasher.update(json.dumps(fields).encode())
+    return hasher.hexdigest()
+
+
+def cut_parts(
+    stream: Iterator[tuple[str, FastaRecord]], settings: JobSettings, widths: dict[str, int]
+) -> Iterator[Part]:
+    """Cut the stream where a limit is reached; the cuts follow from the records as read, and nothing else."""
+    cut = Cut(settings, row_bytes(widths))
+    part = Part(0, 1, [], "")
+    for source, record in stream:
+        if cut.begins(rows_of(record, settings.options), len(record.sequence)):
+            part.digest = digest(part.records)
+            yield part
+            part = Part(part.index + 1, cut.first_record, [], "")
+        part.records.append((source, record))
     if part.records:
-        part.digest = hasher.hexdigest()
+        part.digest = digest(part.records)
         yield part
+
+
+def row_bytes(widths: dict[str, int]) -> int:
+    """Bytes of one embedding in memory: float32 until it is written, whatever the output's dtype."""
+    return 4 * max(widths.values())

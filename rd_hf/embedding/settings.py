@@ -73,6 +73,8 @@ class JobSummary:
         tokens, padding: what this process gave the model in this run, and how much of that was padding.
         seconds: of each stage, in this process and run.
         device: that this process used, None if nothing was left to compute.
+        lost: parts that were begun and lost with a worker, a machine or a driver, and so begun again; only a job on
+            Ray knows.
     """
 
     records: int
@@ -87,6 +89,7 @@ class JobSummary:
     padding: int
     seconds: dict[str, float]
     device: str | None
+    lost: int = 0
 
     def __str__(self) -> str:
         share = 100 * self.padding / self.tokens if self.tokens else 0.0
@@ -99,4 +102,6 @@ class JobSummary:
             f"{self.tokens:,} tokens computed on {self.device or 'no device'}, {share:.1f} % of them padding",
             f"seconds: {spent}",
         ]
+        if self.lost:
+            lines.insert(3, f"{self.lost:,} parts were begun again after a worker or the job itself was lost")
         return "\n".join(lines)

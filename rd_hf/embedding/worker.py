@@ -92,7 +92,7 @@ class Worker:
                 return digests, records
             digests.append(part.digest)
             records += len(part.records)
-            if part.index % self.group.world != self.group.rank or self._is_finished(part):
+            if part.index % self.group.world != self.group.rank or self.is_finished(part):
                 self.progress.skipped()
                 continue
             self.do(part)
@@ -111,7 +111,7 @@ class Worker:
         """Where news of the input goes: every process reads everything, one of them speaks."""
         return self.report if self.group.is_main else None
 
-    def _is_finished(self, part: Part) -> bool:
+    def is_finished(self, part: Part) -> bool:
         """Whether an earlier run left this part whole.
 
         Raises:
