@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 # The last two levels are one backbone: its first layer, and the whole.
 WIDTHS = {"L0": 32, "L1": 48, "L2": 64, "L3": 80}
@@ -29,7 +30,7 @@ def write(folder: Path) -> None:
     from rd_hf.model.configuration_rd_esm import RDEsmConfig
 
     torch.manual_seed(0)
-    levels = []
+    levels: list[dict[str, Any]] = []
     for name, width in BACKBONES.items():
         settings = {**esm2_backbone(Member(name, "", width, 2, 4))}
         backbone = EsmForMaskedLM(EsmConfig(**settings))
