@@ -157,6 +157,17 @@ def esmc_config(level: str) -> RDEsmConfig:
     return _up_to(ESMC, level, "ESM-C")
 
 
+def lossless_config(level: str) -> RDEsmConfig:
+    """As :func:`esm2_config`, with all directions of every level kept: as wide as the backbones together.
+
+    Raises:
+        ValueError: as there.
+    """
+    config = esm2_config(level)
+    config.residual_directions = config.backbone_widths[1:]
+    return config
+
+
 def mixed_config() -> RDEsmConfig:
     """ESM-2 650M, then what ESM-C 600M knows beyond it: all of its 1,152 directions, since the widths do not grow."""
     members = {"esm2-650M": ESM2[3], "esmc-600M": ESMC[1]}
@@ -166,6 +177,7 @@ def mixed_config() -> RDEsmConfig:
 # Every named family, and how its description is made; the small mini family lies in hub_configs alone.
 NAMED: dict[str, Callable[[], RDEsmConfig]] = {
     **{f"rd-esm2-{member.name}": partial(esm2_config, member.name) for member in ESM2[1:]},
+    **{f"rd-esm2-{member.name}-lossless": partial(lossless_config, member.name) for member in ESM2[1:]},
     **{f"rd-esmc-{member.name}": partial(esmc_config, member.name) for member in ESMC[1:]},
     "rd-esm2-650M-esmc-600M": mixed_config,
 }

@@ -30,7 +30,7 @@ ALLOWED = {
     "hub": {"files", "hub", "bases", "data", "model", "families"},
     "evaluation": {"files", "evaluation", "bases", "data", "model", "fitting", "hub"},
     "maps": {"maps", "data", "embedding"},
-    "search": {"files", "search", "embedding", "data", "lazy"},
+    "search": {"files", "search", "embedding", "bases", "data", "lazy"},
     "commands": {
         "commands",
         "bases",

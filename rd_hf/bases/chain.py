@@ -125,7 +125,7 @@ class FitReport:
         return fields
 
 
-class _Walk:
+class ChainWalk:
     """Second-order statistics of e_(i-1) and of the levels still to come, for one set of residues.
 
     Of S it takes what a step needs when the step comes: the largest matrices at hand are those of one level.
@@ -239,9 +239,9 @@ def fit_chain(
             f"{moments.count} residues are too few to fit on: the first level ({names[0]}) is {widths[0]} wide, "
             f"so that its covariance needs more than {widths[0]} residues; give more sequences"
         )
-    walk = _Walk(moments)
+    walk = ChainWalk(moments)
     # Held-out figures need variance to compare with, hence two residues.
-    check = _Walk(heldout) if heldout is not None and heldout.count > 1 else None
+    check = ChainWalk(heldout) if heldout is not None and heldout.count > 1 else None
     bases: list[Basis] = []
     reports = [FitReport(names[0], widths[0], widths[0])]
     for name, directions in zip(names[1:], residual_directions, strict=True):

@@ -57,6 +57,19 @@ def build_parser() -> argparse.ArgumentParser:
         "first dimensions of larger ones, so one level is enough unless --normalize is given",
     )
     what.add_argument(
+        "--width",
+        type=int,
+        metavar="N",
+        help="the first N dimensions alone, of --level or of the whole family: only the backbones up to the smallest "
+        "level that has so many run",
+    )
+    what.add_argument(
+        "--whiten",
+        action="store_true",
+        help="centre, scale and weigh each level's block by the statistics that came with the bases, before anything "
+        "is cut or normalised; the folder is never mixed with a plain one",
+    )
+    what.add_argument(
         "--pooling",
         choices=POOLINGS,
         default="mean",
@@ -205,6 +218,8 @@ def run(args: argparse.Namespace, argv: list[str] | None) -> None:
             max_length=args.max_length,
             overlap=args.overlap,
             batch_tokens=args.batch_tokens,
+            width=args.width,
+            whiten=args.whiten,
         ),
         revision=args.revision,
         sequence_column=args.sequence_column,

@@ -94,7 +94,15 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="N",
         help="residual directions each level after the first keeps: one number a level, or 'all', which loses "
-        "nothing (default: as many as the widths grow by; where they do not grow, it must be said)",
+        "nothing (default: as --config says, or as the widths grow by; where they do not grow, it must be said)",
+    )
+    maths.add_argument(
+        "--block-weights",
+        nargs="+",
+        type=float,
+        metavar="W",
+        help="what each level's block is multiplied by where embeddings are whitened (--whiten of embed and search), "
+        "one number a level (default: chosen without labels, so that each level judges as its backbone does)",
     )
     maths.add_argument(
         "--one-pass",
@@ -254,6 +262,7 @@ def run(args: argparse.Namespace) -> None:
         max_length=min(args.max_length, longest),
         batch_tokens=args.batch_tokens,
         one_pass=one_pass,
+        block_weights=None if args.block_weights is None else tuple(args.block_weights),
     )
     main = accelerator.is_main_process
     say = partial(tqdm.write, file=sys.stderr) if main else None

@@ -78,6 +78,14 @@ def model_text(facts: ModelFacts) -> str:
     if len(facts.levels) > 1:
         last = facts.levels[-1]
         lines.append(f"one backbone at a time (--window-tokens), {last.level} needs {_bytes(last.largest_bytes)}")
+    if facts.lossless:
+        lines.append(
+            f"lossless: all directions of every backbone are kept, and any number of dimensions up to "
+            f"{facts.levels[-1].width:,} can be asked for (--width N)"
+        )
+    if facts.whitening is not None:
+        weights = ", ".join(f"{weight:.3g}" for weight in facts.whitening["weights"])
+        lines.append(f"whitening (--whiten): by {facts.whitening.get('of', 'statistics')}, blocks weighed {weights}")
     if "num_sequences" in facts.bases:
         data = ", ".join(map(str, facts.bases.get("data", [])))
         lines.append(f"fitted on {facts.bases['num_sequences']:,} sequences{f' of {data}' if data else ''}")
@@ -91,7 +99,7 @@ def embeddings_text(folder: str, manifest: dict[str, Any]) -> str:
     one_pass = ", in one pass" if model.get("one_pass") else ""
     columns = [f"{name}: {entry['level']}, {entry['width']:,} wide" for name, entry in manifest["columns"].items()]
     size = sum(file.stat().st_size for file in Path(folder).glob("*.parquet"))
-    options = ("pooling", "dtype", "output_dtype", "normalize", "long", "max_length")
+    options = ("pooling", "dtype", "output_dtype", "normalize", "long", "max_length", "width", "whiten")
     lines = [
         f"{folder}: {manifest.get('status')}, {_bytes(size)} of Parquet",
         f"model: {model.get('name')}{revision}{one_pass}, fingerprint {str(model.get('fingerprint'))[:19]}",

@@ -23,7 +23,7 @@ import argparse
 import sys
 
 from rd_hf.commands._arguments import command_parser, run_with_arguments
-from rd_hf.search.settings import INDICES, METRICS, NEIGHBOURS, RECALL_SAMPLE
+from rd_hf.search.settings import INDICES, METRICS, NEIGHBOURS, RECALL_SAMPLE, WHITENINGS
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,6 +52,22 @@ def build_parser() -> argparse.ArgumentParser:
         "shortlist alone",
     )
 
+    parser.add_argument(
+        "--whiten",
+        choices=WHITENINGS,
+        default="auto",
+        help="centre and scale each level's block before vectors are compared: by the database's own proteins, by what "
+        "came with the model, or not at all (default auto: by cosine the database where it has enough proteins, else "
+        "the model; by Euclidean distance not)",
+    )
+    parser.add_argument(
+        "--block-weights",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="W",
+        help="what each level's whitened block is multiplied by (default: as the model says)",
+    )
     less = parser.add_argument_group("pay for less")
     less.add_argument("--shortlist-level", metavar="L", help="smaller level that picks candidates")
     less.add_argument("--shortlist", type=int, metavar="N", help="candidates a query")
@@ -111,6 +127,8 @@ def run(args: argparse.Namespace) -> None:
         cache=args.cache,
         recall_sample=args.recall_sample,
         device=args.device,
+        whiten=args.whiten,
+        block_weights=tuple(args.block_weights),
     )
     summary = search(settings, show_progress=not args.quiet)
     print(f"{summary}\nwritten to {args.output}")

@@ -281,6 +281,8 @@ def convert(
     """
     if settings.options.pooling not in POOLINGS:
         raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, not {settings.options.pooling!r}")
+    if settings.options.whiten or settings.options.width is not None:
+        raise ValueError("embeddings are converted plain and whole: rd-hf search whitens by the database itself")
     checkpoint = resolve(settings.model, settings.revision)
     checkpoint.widths(settings.options.levels)
     config = RDEsmConfig.from_pretrained(checkpoint.name, revision=checkpoint.revision)

@@ -33,6 +33,7 @@ class Checkpoint:
         longest: residues that each level takes at once, as its strictest backbone does; levels that take any number
             are left out.
         one_pass: every level is read out of the largest backbone: other embeddings, with another fingerprint.
+        block_weights: of each level's block where it is whitened; None where the model has nothing to whiten by.
     """
 
     name: str
@@ -41,27 +42,60 @@ class Checkpoint:
     nested_dims: dict[str, int]
     longest: dict[str, int] = field(default_factory=dict)
     one_pass: bool = False
+    block_weights: list[float] | None = None
 
-    def widths(self, levels: tuple[str, ...]) -> dict[str, int]:
+    def widths(self, levels: tuple[str, ...], width: int | None = None) -> dict[str, int]:
         """Width of each level asked for, by default of the largest.
 
+        Args:
+            levels: names.
+            width: dimensions wanted of one of them; the level is then the smallest that has so many.
+
         Raises:
-            InputError: the model has no such level.
+            InputError: the model has no such level, or the level not so many dimensions.
         """
         unknown = [level for level in levels if level not in self.nested_dims]
         if unknown:
             raise InputError(f"{self.name} has no level {unknown[0]!r}; its levels are {', '.join(self.nested_dims)}")
         chosen = levels or (list(self.nested_dims)[-1],)
-        return {level: self.nested_dims[level] for level in chosen}
+        if width is None:
+            return {level: self.nested_dims[level] for level in chosen}
+        (most,) = chosen
+        if width > self.nested_dims[most]:
+            raise InputError(
+                f"width {width:,} is more than the {self.nested_dims[most]:,} dimensions of level {most} of "
+                f"{self.name}: ask for at most so many{' or leave the level out' if levels else ''}"
+            )
+        return {next(level for level, dims in self.nested_dims.items() if dims >= width): width}
 
-    def largest(self, levels: tuple[str, ...]) -> str:
+    def refuse_to_whiten(self) -> None:
+        """Raise an InputError where the model has nothing to whiten by."""
+        if self.block_weights is None:
+            from rd_hf.model.outputs_rd_esm import NO_WHITENING
+
+            raise InputError(f"{self.name}: {NO_WHITENING}")
+
+    def held(self, widest: int) -> dict[str, int]:
+        """Levels that an embedding of this model has within its first dimensions, the last perhaps cut.
+
+        Args:
+            widest: dimensions of the embedding.
+        """
+        held: dict[str, int] = {}
+        for level, dims in self.nested_dims.items():
+            held[level] = min(dims, widest)
+            if dims >= widest:
+                break
+        return held
+
+    def largest(self, levels: tuple[str, ...], width: int | None = None) -> str:
         """The widest of the levels asked for: the one that is run."""
-        widths = self.widths(levels)
+        widths = self.widths(levels, width)
         return max(widths, key=lambda level: widths[level])
 
     def within(self, options: EmbeddingOptions) -> EmbeddingOptions:
         """Options with no longer sequences than the levels that run take at once; windows shrink along."""
-        longest = self.longest.get(self.largest(options.levels), options.max_length)
+        longest = self.longest.get(self.largest(options.levels, options.width), options.max_length)
         if longest >= options.max_length:
             return options
         return replace(options, max_length=longest, overlap=min(options.overlap, longest // 4))
@@ -100,9 +134,9 @@ def resolve(name: str | os.PathLike, revision: str | None = None, one_pass: bool
     family.one_pass = one_pass
     limits = {level: family.longest_input(level) for level in family.nested_dims}
     longest = {level: limit - SPECIAL_TOKENS for level, limit in limits.items() if limit is not None}
-    return Checkpoint(
-        name, commit, f"one-pass:{fingerprint}" if one_pass else fingerprint, family.nested_dims, longest, one_pass
-    )
+    fingerprint = f"one-pass:{fingerprint}" if one_pass else fingerprint
+    weights = family.whitening["weights"] if family.whitening else None
+    return Checkpoint(name, commit, fingerprint, family.nested_dims, longest, one_pass, weights)
 
 
 def _fetch_config(name: str, revision: str | None) -> Path:

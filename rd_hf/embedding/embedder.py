@@ -54,7 +54,8 @@ class Embedder:
         device (`str`, *optional*): a torch device, where the choice by rank does not suit.
         one_pass (`bool`): read every level out of the largest backbone alone, of a model that was fitted for it: an
             approximation, to be compared with others of its kind only.
-        **options: fields of [`EmbeddingOptions`]: `pooling`, `dtype`, `output_dtype`, `normalize`, `long`, ...
+        **options: fields of [`EmbeddingOptions`]: `pooling`, `width`, `whiten`, `dtype`, `output_dtype`, `normalize`,
+            `long`, ...
 
     Raises:
         InputError: no such model or level.
@@ -80,7 +81,9 @@ class Embedder:
         self.options = EmbeddingOptions(levels=levels, **options)
         self.checkpoint = resolve(model, revision, one_pass)
         self.options = self.checkpoint.within(self.options)
-        self.widths = self.checkpoint.widths(levels)
+        self.widths = self.checkpoint.widths(levels, self.options.width)
+        if self.options.whiten:
+            self.checkpoint.refuse_to_whiten()
         self.sequence_column = sequence_column
         self.positions_column = positions_column
         self.on_reject = on_reject
@@ -214,7 +217,7 @@ class Embedder:
         if device == "cpu" and is_worker():
             # As many workers as cores is the fastest way to use them.
             torch.set_num_threads(threads_of_a_worker())
-        level = self.checkpoint.largest(self.options.levels)
+        level = self.checkpoint.largest(self.options.levels, self.options.width)
         model = load_model(
             self.checkpoint.name,
             self.checkpoint.revision,

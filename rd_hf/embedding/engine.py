@@ -16,6 +16,7 @@ from rd_hf.embedding.checkpoint import settle_after_fork
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.pieces import Piece, cut, merge_weights
 from rd_hf.model.modeling_rd_esm import RDEsmModel
+from rd_hf.model.pooling_rd_esm import mean_over_residues
 
 # On a CPU a batch should stay in the caches: 2,048 tokens beat 4,096 and 1,024 when measured at 8M + 35M.
 CPU_BATCH_TOKENS = 2048
@@ -192,7 +193,8 @@ class Engine:
         if self.above is not None:
             return contributions(self.model, inputs, self.above, self.level)
         states = [output.last_hidden_state for output in self.model.forward_window(inputs, self.level)]
-        return [state for state in states if state is not None]
+        found = [state for state in states if state is not None]
+        return [self.model.whiten(state) for state in found] if self.options.whiten else found
 
     def _shrink(self, call: _Call, batches: Sequence[Sequence[Piece]]) -> None:
         """Halve the window or the budget after what did not fit; give up on a sequence that does not fit alone."""
@@ -256,7 +258,10 @@ class Engine:
             return rows[[position - 1 for position in request.positions]]
         if pooling == "residue":
             return rows.copy()
-        return torch.from_numpy(rows).mean(dim=0).numpy() if pooling == "mean" else rows.max(axis=0)
+        if pooling == "max":
+            return rows.max(axis=0)
+        whole = torch.from_numpy(rows)[None]
+        return mean_over_residues(whole, torch.ones(whole.shape[:2], dtype=torch.bool))[0].numpy()
 
 
 _TOO_LARGE = "does not fit in this device's memory even alone: lower --max-length or use a larger device"
@@ -325,9 +330,7 @@ def pool(states: torch.Tensor, lengths: Sequence[int], pooling: str) -> torch.Te
     mask = residue_mask(lengths, states.shape[1]).to(states.device)
     if pooling == "max":
         return states.masked_fill(~mask[:, :, None], -torch.inf).amax(dim=1)
-    counts = torch.tensor(lengths, device=states.device, dtype=torch.float32)[:, None]
-    # A product with the mask: one pass over the states, where masking and summing would take two.
-    return torch.bmm(mask[:, None, :].float(), states)[:, 0] / counts
+    return mean_over_residues(states, mask)
 
 
 def default_batch_tokens(model: RDEsmModel) -> int:

@@ -55,6 +55,10 @@ def why_not_extended(options: EmbeddingOptions) -> str | None:
     """Why embeddings made so do not say enough of the smaller levels, or None."""
     if options.pooling == "max":
         return "the maximum over residues does not commute with the bases, as the mean does"
+    if options.width is not None:
+        return f"it was cut to {options.width:,} dimensions, and larger levels are computed from all of a level's"
+    if options.whiten:
+        return "its vectors were whitened, and larger levels are computed from plain ones"
     if options.normalize:
         return "its vectors were normalised, and their lengths are lost"
     if options.output_dtype != "float32":
@@ -78,12 +82,14 @@ def arguments(finished: Finished, values: Mapping[str, Any], given: Collection[s
     job, model = finished.manifest["job"], finished.manifest["model"]
     taken = dict(values)
     for name in (*OPTIONS, *COLUMNS):
-        if name in given and values[name] != job[name]:
+        # A manifest that does not say whether it was whitened is of one that was not.
+        was = job.get(name, False) if name == "whiten" else job[name]
+        if name in given and values[name] != was:
             raise JobError(
-                f"{finished.folder.path} was made with {name} {job[name]!r}, not {values[name]!r}: leave "
+                f"{finished.folder.path} was made with {name} {was!r}, not {values[name]!r}: leave "
                 f"--{name.replace('_', '-')} away, or embed from scratch, without --extend"
             )
-        taken[name] = job[name]
+        taken[name] = was
     taken["model"] = values["model"] or model["name"]
     taken["revision"] = values["revision"] or model["revision"]
     taken["input"] = values["input"] or job["inputs"]
@@ -100,7 +106,9 @@ def check(finished: Finished, settings: JobSettings, checkpoint: Checkpoint) -> 
             f"{path} was made with {was['name']} ({was['fingerprint'][:19]}), and {checkpoint.name} is another "
             f"model or revision ({checkpoint.fingerprint[:19]}): name that one, or embed from scratch"
         )
-    wanted = checkpoint.largest(settings.options.levels)
+    if settings.options.whiten:
+        raise JobError(f"{path} is extended by plain vectors: leave whiten away, or embed from scratch to whiten")
+    wanted = checkpoint.largest(settings.options.levels, settings.options.width)
     if checkpoint.nested_dims[wanted] <= finished.width:
         raise JobError(
             f"{path} holds level {finished.level} already, whose first {checkpoint.nested_dims[wanted]:,} dimensions "

@@ -20,7 +20,7 @@ from rd_hf.embedding.parts import cut_parts, read_all
 from rd_hf.embedding.settings import JobSettings
 
 # What the manifest says of a job under the names of an embedding's options, and of its tables' columns.
-OPTIONS = ("pooling", "positions", "normalize", "dtype", "output_dtype", "long", "max_length", "overlap")
+OPTIONS = ("pooling", "positions", "normalize", "dtype", "output_dtype", "long", "max_length", "overlap", "whiten")
 COLUMNS = ("sequence_column", "id_column", "positions_column")
 
 
@@ -63,7 +63,8 @@ class Finished:
         if not folder.noted_parts():
             raise JobError(f"{path} has lost its journal (the folder .job): copy the folder whole")
         column, widest = max(manifest["columns"].items(), key=lambda item: item[1]["width"])
-        options: dict[str, Any] = {name: job[name] for name in OPTIONS} | {"positions": tuple(job["positions"])}
+        options: dict[str, Any] = {name: job[name] for name in OPTIONS if name in job}
+        options |= {"positions": tuple(job["positions"]), "width": job.get("width")}
         settings = JobSettings(
             model=manifest["model"]["name"],
             inputs=tuple(job["inputs"]),

@@ -95,7 +95,7 @@ def _run(
 ) -> JobSummary:
     checkpoint, notes = open_job(settings, group, folder, about, checks)
     settings = replace(settings, options=checkpoint.within(settings.options))
-    widths = checkpoint.widths(settings.options.levels)
+    widths = checkpoint.widths(settings.options.levels, settings.options.width)
     stages = Stages()
     if total is None:
         sizes = [source_size(source) for source in settings.inputs]

@@ -38,7 +38,9 @@ def open_job(
     if group.is_main:
         try:
             checkpoint = resolve(settings.model, settings.revision, settings.one_pass)
-            job = {**_describe(settings, checkpoint.widths(settings.options.levels)), **about}
+            if settings.options.whiten:
+                checkpoint.refuse_to_whiten()
+            job = {**_describe(settings, checkpoint.widths(settings.options.levels, settings.options.width)), **about}
             for check in checks:
                 check(checkpoint)
             # Asked before the folder is touched, and again once nobody else can change it.
@@ -57,6 +59,8 @@ def _describe(settings: JobSettings, widths: dict[str, int]) -> dict[str, Any]:
     """Everything that decides what is written, apart from the weights."""
     options = asdict(settings.options)
     del options["levels"]
+    # Said where they are asked for: manifests of versions without them mean their defaults.
+    options = {name: value for name, value in options.items() if value or name not in ("width", "whiten")}
     return {
         "inputs": [readable(source) for source in settings.inputs],
         "levels": list(widths),
@@ -105,7 +109,7 @@ def _begin(settings: JobSettings, folder: OutputFolder, checkpoint: Checkpoint, 
     """
     before = _compare(folder, checkpoint, job)
     if before is None:
-        widths = checkpoint.widths(settings.options.levels)
+        widths = checkpoint.widths(settings.options.levels, settings.options.width)
         content = {
             "format": MANIFEST_FORMAT,
             "status": "running",

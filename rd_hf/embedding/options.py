@@ -32,6 +32,10 @@ class EmbeddingOptions:
         max_length: longest sequence, in residues, that the model sees at once.
         overlap: least number of residues that neighbouring windows share.
         batch_tokens: tokens a batch, padding included; by default what suits the device.
+        width: dimensions to return, the first of the embedding: of the level given, or of the whole family. No backbone
+            beyond the smallest level that has so many runs.
+        whiten: scale and weigh each level's block by the statistics that the model holds, see
+            :mod:`rd_hf.model.whitening_rd_esm`; before anything is cut or normalised.
 
     Raises:
         ValueError: an unknown choice, or numbers that do not fit together.
@@ -47,6 +51,8 @@ class EmbeddingOptions:
     max_length: int = MAX_RESIDUES
     overlap: int = OVERLAP
     batch_tokens: int | None = None
+    width: int | None = None
+    whiten: bool = False
 
     def __post_init__(self) -> None:
         if self.output_dtype == "bfloat16":
@@ -68,6 +74,13 @@ class EmbeddingOptions:
             raise ValueError(f"overlap must be at least 0 and below max_length {self.max_length}, not {self.overlap}")
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise ValueError(f"batch_tokens must be positive, not {self.batch_tokens}")
+        if self.width is not None and self.width < 1:
+            raise ValueError(f"width must be positive, not {self.width}")
+        if self.width is not None and len(self.levels) > 1:
+            raise ValueError(
+                f"width {self.width} cuts one embedding, and levels {', '.join(self.levels)} are several: give one "
+                "level or none"
+            )
         if any(position < 1 for position in self.positions):
             raise ValueError(f"positions count residues from 1, got {min(self.positions)}")
         if self.positions and self.pooling != "positions":

@@ -190,7 +190,7 @@ class Worker:
 
         if self.engine is None:
             with self.stages.stage("load"):
-                level = self.checkpoint.largest(self.settings.options.levels)
+                level = self.checkpoint.largest(self.settings.options.levels, self.settings.options.width)
                 model = load_model(
                     self.checkpoint.name,
                     self.checkpoint.revision,
@@ -239,11 +239,7 @@ class Worker:
             "revision": self.checkpoint.revision,
             "fingerprint": self.checkpoint.fingerprint,
             "levels": list(self.widths),
-            "nested_dims": {
-                level: width
-                for level, width in self.checkpoint.nested_dims.items()
-                if width <= max(self.widths.values())
-            },
+            "nested_dims": self.checkpoint.held(max(self.widths.values())),
             **{name: getattr(options, name) for name in ("pooling", "dtype", "output_dtype", "normalize", "long")},
         }
         table = pa.table(columns).replace_schema_metadata({"rd_hf": json.dumps(about)})

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from transformers import PreTrainedModel
 from rd_hf.bases.chain import Basis, FitReport, fit_chain
 from rd_hf.bases.moments import JointMoments, NonFiniteStatesError
 from rd_hf.bases.readout import Readout, fit_readout
+from rd_hf.bases.whitening import Whitening, chain_whitening
 from rd_hf.data.batching import collate, residue_mask
 from rd_hf.data.text import readable
 from rd_hf.fitting.one_pass import tuning_positions
@@ -30,17 +32,20 @@ from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from rd_hf.model.projection_rd_esm import RDEsmProjection
 from rd_hf.model.readout_rd_esm import RDEsmReadout
+from rd_hf.model.whitening_rd_esm import RDEsmWhitening
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """Fitted bases, a report a level, what they were fitted on, and the one-pass readout where one was asked for."""
+    """Fitted bases, a report a level, what they were fitted on, the one-pass readout where one was asked for, and what
+    the blocks are whitened by."""
 
     bases: list[Basis]
     reports: list[FitReport]
     training_residues: int
     heldout_residues: int
     readout: Readout | None = None
+    whitening: Whitening | None = None
 
 
 @torch.inference_mode()
@@ -123,8 +128,13 @@ def fit_bases(
     # Built anew so that widths and directions are checked before hours of work, not after.
     config = RDEsmConfig(
         levels=model.config.levels,
-        residual_directions=list(options.residual_directions) if options.residual_directions else None,
+        residual_directions=list(options.residual_directions or model.config.residual_directions),
     )
+    if options.block_weights is not None and len(options.block_weights) != len(config.levels):
+        raise ValueError(
+            f"{len(options.block_weights)} block weights for {len(config.levels)} levels "
+            f"({', '.join(config.level_names)}): give one a level"
+        )
     widths = config.backbone_widths
     training = sample.residues(heldout=False)
     if training <= widths[0]:
@@ -159,12 +169,13 @@ def fit_bases(
         of_levels.merge(tuning.part(0, levels))
     kind, alpha = options.regression, options.ridge_alpha
     bases, reports = fit_chain(of_levels, names, config.residual_directions, kind, alpha, held.part(0, levels))
+    whitening = chain_whitening(of_levels, bases, options.block_weights)
     if tuning is None:
-        return FitResult(bases, reports, fitting.count, held.count)
+        return FitResult(bases, reports, fitting.count, held.count, whitening=whitening)
     # On return all residues that are not held out are in one set.
     readout, figures = fit_readout(fitting, tuning, bases, names, kind, alpha, held)
     reports = [replace(report, one_pass=own) for report, own in zip(reports, figures, strict=True)]
-    return FitResult(bases, reports, fitting.count, held.count, readout)
+    return FitResult(bases, reports, fitting.count, held.count, readout, whitening)
 
 
 def _accumulate(
@@ -251,8 +262,13 @@ def install_bases(
     if result.readout is not None:
         model.config.readout = {"layers": list(options.one_pass or ())}
         model.readout = _installed(result.readout, options.one_pass or ()).to(model.device)
+    if result.whitening is not None:
+        criterion = "given" if options.block_weights else "each level's backbone"
+        install_whitening(model, result.whitening, of="residues", criterion=criterion)
+    # Said with what came of them.
+    aside = ("one_pass", "block_weights")
     model.config.bases = {
-        **{name: value for name, value in asdict(options).items() if name != "one_pass"},
+        **{name: value for name, value in asdict(options).items() if name not in aside},
         "num_sequences": len(sample.sequences) - len(sample.heldout),
         "num_heldout_sequences": len(sample.heldout),
         "num_residues": result.training_residues,
@@ -272,3 +288,31 @@ def _installed(readout: Readout, layers: Sequence[int]) -> RDEsmReadout:
     for name, value in vars(readout.last).items():
         getattr(module.last, name).copy_(value)
     return module
+
+
+def install_whitening(model: RDEsmModel, whitening: Whitening, **record: str | float) -> None:
+    """Put what blocks are whitened by into a model (rounded to float32), and where it comes from into its config.
+
+    For bases that came without: whiten by a set of your own, then save the model.
+
+    Args:
+        model: with its bases set.
+        whitening: of its blocks, a level each; its weights are kept beside its maps.
+        record: where the statistics come from: ``of`` ("residues", "proteins"), ``criterion`` of the weights.
+
+    Raises:
+        ValueError: its blocks are not those of the model.
+    """
+    dims = list(model.config.nested_dims.values())
+    widths = [wide - narrow for narrow, wide in pairwise([0, *dims])]
+    if whitening.widths != widths:
+        raise ValueError(
+            f"a whitening of blocks {whitening.widths} does not fit a model whose blocks are {widths} wide"
+        )
+    module = RDEsmWhitening(widths, whitening.weights).to(model.device)
+    for block, mean, turned, weight in zip(module, whitening.means, whitening.maps, whitening.weights, strict=True):
+        block.get_buffer("mean").copy_(mean)
+        # A weight of nothing leaves nothing of its map.
+        block.get_buffer("map").copy_(turned / weight if weight else turned)
+    model.whitening = module
+    model.config.whitening = {"weights": list(whitening.weights), **record}

@@ -32,10 +32,13 @@ class FitOptions:
         heldout_fraction: share of the sampled sequences kept out of the fit, to judge it.
         regression: "pcr" (the paper's), "ols" or "ridge".
         ridge_alpha: penalty of "ridge".
-        residual_directions: how many each level after the first keeps; None is the paper's k_i - k_(i-1).
+        residual_directions: how many each level after the first keeps; None is what the family's config says, by
+            default the paper's k_i - k_(i-1).
         max_length: residues of a sequence that are used, from its start (ESM-2 was trained on 1,022).
         batch_tokens: tokens a batch, padding included.
         one_pass: layers of the largest backbone that the nested embedding is read out of too; None for no readout.
+        block_weights: what each level's whitened block is multiplied by; None chooses them without labels, see
+            :func:`rd_hf.bases.whitening.chain_whitening`.
     """
 
     num_sequences: int | None = None
@@ -47,6 +50,7 @@ class FitOptions:
     max_length: int = 1022
     batch_tokens: int = 4096
     one_pass: tuple[int, ...] | None = None
+    block_weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.num_sequences is not None and self.num_sequences < 1:
@@ -55,6 +59,9 @@ class FitOptions:
             raise ValueError(f"the held-out fraction must lie in [0, 1), got {self.heldout_fraction}")
         if self.max_length < 1 or self.batch_tokens < 1:
             raise ValueError("the maximal length and the token budget must be positive")
+        for weight in self.block_weights or ():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"weights of blocks must be finite and not below 0, got {weight}")
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,8 @@ class ModelFacts:
         file_bytes: of the weights in a folder; None elsewhere.
         bases: how they were fitted, as the config records it.
         levels: smallest first.
+        lossless: all directions of every backbone are kept.
+        whitening: what blocks can be whitened by, as the config records it; None for nothing.
     """
 
     name: str
@@ -72,6 +74,8 @@ class ModelFacts:
     file_bytes: int | None
     bases: dict[str, Any]
     levels: list[LevelFacts]
+    lossless: bool = False
+    whitening: dict[str, Any] | None = None
 
 
 def describe_model(source: str, revision: str | None = None) -> ModelFacts:
@@ -95,6 +99,8 @@ def describe_model(source: str, revision: str | None = None) -> ModelFacts:
         file_bytes=sum(file.stat().st_size for file in files) if files else None,
         bases=config.bases,
         levels=_levels(config, {entry["level"]: entry for entry in report}),
+        lossless=config.is_lossless and len(config.levels) > 1,
+        whitening=config.whitening,
     )
 
 

@@ -46,7 +46,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
     _supports_flex_attn = True
     _supports_attention_backend = True
     # A smaller level leaves the projections of the larger ones alone.
-    _keys_to_ignore_on_load_unexpected = [r"^backbones\.\d+\.", r"^projections\.\d+\.", r"^readout\."]
+    _keys_to_ignore_on_load_unexpected = [r"^(backbones|projections|whitening)\.\d+\.", r"^readout\."]
     # Loads a backbone by position, where they are held one at a time only.
     _fetch: Callable[..., PreTrainedModel] | None = None
     # Position of the smallest backbone that is held (or fetched in turn).
@@ -114,8 +114,8 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         if config.one_pass and above is not None:
             raise ValueError("one_pass=True runs the largest backbone alone: leave out above=")
         full = config.backbones_in_checkpoint
-        if config.level_index(config.level) == 0 and not config.one_pass:
-            # The first level has no basis, so there is nothing to read of this checkpoint itself.
+        if config.level_index(config.level) == 0 and not config.one_pass and not config.whitening:
+            # The first level has no basis, so without whitening there is nothing to read of this checkpoint itself.
             model = cls._from_config(
                 config, build_backbones=False, attn_implementation=kwargs.get("attn_implementation")
             )
@@ -313,6 +313,8 @@ def _check_finite(model: RDEsmPreTrainedModel) -> None:
     parts: list[tuple[str, nn.Module]] = list(zip(names, model.projections))
     if model.config.readout is not None:
         parts.append(("the one-pass readout", model.readout))
+    whitened = [f"what level {name} is whitened by" for name in model.config.level_names]
+    parts += list(zip(whitened, model.whitening or ()))
     for name, part in parts:
         for key, buffer in part.named_buffers():
             if buffer.device.type != "meta" and not torch.isfinite(buffer).all():

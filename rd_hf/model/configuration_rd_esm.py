@@ -18,6 +18,7 @@ from .fields_rd_esm import (
     LEVEL_NAME,
     check_entry,
     check_readout,
+    check_whitening,
     expect,
     is_whole,
     stored_entries,
@@ -59,6 +60,10 @@ class RDEsmConfig(PretrainedConfig):
         bases (`dict`, *optional*):
             How the bases were fitted (regression, sequences, residues, seed, data): a record, never read by the
             model. The model card is written from it.
+        whitening (`dict`, *optional*):
+            `None`: the checkpoint holds no statistics to whiten by. Otherwise they are there, with `weights`, a number
+            a level that its whitened block is multiplied by, and a record of where both come from (`of`,
+            `criterion`).
         backbones_in_checkpoint (`bool`):
             `True`: the checkpoint holds backbones and bases. `False`: it holds the bases only, and each backbone
             is fetched from its `repo_id` at its `revision`.
@@ -94,6 +99,7 @@ class RDEsmConfig(PretrainedConfig):
         residual_directions: list[int] | None = None,
         level: str | None = None,
         bases: dict[str, Any] | None = None,
+        whitening: dict[str, Any] | None = None,
         backbones_in_checkpoint: bool = True,
         initializer_range: float = 0.02,
         rd_hf_version: str | None = None,
@@ -118,6 +124,8 @@ class RDEsmConfig(PretrainedConfig):
         self.levels = [{"repo_id": None, "revision": None, **entry} for entry in levels or []]
         self.level = level
         self.bases = bases or {}
+        check_whitening(whitening, len(self.levels))
+        self.whitening = whitening or None
         self.backbones_in_checkpoint = backbones_in_checkpoint
         self.initializer_range = initializer_range
         self.rd_hf_version = rd_hf_version
@@ -221,6 +229,11 @@ class RDEsmConfig(PretrainedConfig):
         return max(self.nested_dims.values(), default=0)
 
     @property
+    def is_lossless(self) -> bool:
+        """Whether all directions of every backbone are kept, so that each one's state follows from the embedding."""
+        return bool(self.levels) and self.residual_directions == self.backbone_widths[1:]
+
+    @property
     def is_matryoshka(self) -> bool:
         """Whether an embedding may be cut to fewer dimensions."""
         return True
@@ -313,6 +326,8 @@ class RDEsmConfig(PretrainedConfig):
         if len(cut.levels) < len(self.levels):
             # It reads the largest backbone, which is no longer one of them.
             cut.readout = None
+        if cut.whitening:
+            cut.whitening["weights"] = cut.whitening["weights"][: index + 1]
         cut.level = None
         return cut
 
@@ -364,7 +379,7 @@ class RDEsmConfig(PretrainedConfig):
         """The fields of `config.json`, derived ones included."""
         output = super().to_dict()
         output["levels"] = stored_entries(output["levels"])
-        for name in ("readout", "one_pass"):
+        for name in ("readout", "one_pass", "whitening"):
             # Absent where there is none, as in every config.json of before there were any.
             if not output.get(name):
                 output.pop(name, None)

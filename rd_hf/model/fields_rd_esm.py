@@ -84,6 +84,15 @@ def whole_entries(levels: Any) -> Any:
     return whole
 
 
+def check_whitening(whitening: Any, levels: int) -> None:
+    """Raise unless this says how blocks are whitened, or is none."""
+    expect("whitening", whitening, dict, "an object with the weights of the levels")
+    weights = [] if not whitening else whitening.get("weights")
+    numbers = isinstance(weights, list) and all(is_whole(one) or isinstance(one, float) for one in weights)
+    if whitening and not (numbers and len(weights) == levels and all(0 <= one < float("inf") for one in weights)):
+        raise wrong("whitening.weights", f"{levels} finite numbers not below 0, one a level", weights)
+
+
 def check_entry(where: str, entry: Any) -> None:
     """Raise unless one of `levels` is what a level is described by."""
     if not isinstance(entry, dict):

@@ -35,7 +35,7 @@ from .fields_rd_esm import check_entry  # noqa: F401
 from .files_rd_esm import WeightFiles  # noqa: F401
 from .layers_rd_esm import encoder_class, settle, watch_layers
 from .origin_rd_esm import decide_form  # noqa: F401
-from .outputs_rd_esm import RDEsmModelOutput, output_class
+from .outputs_rd_esm import NO_WHITENING, RDEsmModelOutput, output_class
 from .passes_rd_esm import BackbonePass, backbone_arguments, run_backbone
 from .placement_rd_esm import Placement  # noqa: F401
 from .pooling_rd_esm import ResiduePooling, refuse_unknown  # noqa: F401
@@ -43,6 +43,7 @@ from .projection_rd_esm import RDEsmProjection
 from .readout_rd_esm import RDEsmReadout
 from .saving_rd_esm import RDEsmSaving  # noqa: F401
 from .weights_rd_esm import keep_float32, rotary_modules
+from .whitening_rd_esm import RDEsmWhitening
 
 
 class RDEsmModel(RDEsmPreTrainedModel):
@@ -89,6 +90,10 @@ class RDEsmModel(RDEsmPreTrainedModel):
                 config.backbone_widths[0] + sum(config.residual_directions[:-1]),
                 config.residual_directions[-1],
             )
+        self.whitening = None
+        if config.whitening:
+            sizes = [wide - narrow for narrow, wide in zip([0, *widths], widths)]
+            self.whitening = RDEsmWhitening(sizes, config.whitening["weights"])
         self.post_init()
 
     def _build(self, index: int) -> PreTrainedModel:
@@ -290,7 +295,28 @@ class RDEsmModel(RDEsmPreTrainedModel):
         else:
             self.visit_backbones(advance, last)
         dims = dict(list(self.config.nested_dims.items())[: last + 1])
-        return [one.output(dims) for one in passes]
+        outputs = [one.output(dims) for one in passes]
+        if self.whitening is not None:
+            for output in outputs:
+                output.whitening = self.whitening  # type: ignore[misc]
+        return outputs
+
+    def whiten(self, embedding: torch.Tensor) -> torch.Tensor:
+        """Whiten an embedding of any level, of residues or means of them: see [`RDEsmWhitening`].
+
+        Args:
+            embedding (`torch.Tensor` of shape `(..., width of the level)`): as `forward` returns it.
+
+        Returns:
+            `torch.Tensor` of the same shape, float32; its first dimensions are the whitened smaller level.
+
+        Raises:
+            ValueError: the checkpoint has no statistics to whiten by, or the width is that of no level.
+        """
+        if self.whitening is None:
+            raise ValueError(NO_WHITENING)
+        whitened: torch.Tensor = self.whitening(embedding)
+        return whitened
 
 
 RDEsmConfig.register_for_auto_class()

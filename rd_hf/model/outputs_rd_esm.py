@@ -9,6 +9,12 @@ from typing import Any, ClassVar
 import torch
 from transformers.utils import ModelOutput
 
+NO_WHITENING = (
+    "there is nothing to whiten by: this checkpoint holds no statistics of its blocks, as those imported or fitted "
+    "before rd_hf 0.2 do not; fit again with `rd-hf fit`, or whiten by a set of your own (rd_hf.bases.whitening; "
+    "`rd-hf search` does by the database)"
+)
+
 
 @dataclass
 class RDEsmModelOutput(ModelOutput):
@@ -38,20 +44,36 @@ class RDEsmModelOutput(ModelOutput):
     backbone_states: tuple[torch.Tensor, ...] | None = None
 
     nested_dims: ClassVar[dict[str, int]] = {}
+    # Set on outputs of a model that can: no field either, and the same for all of that model's outputs.
+    whitening: ClassVar[Any] = None
 
-    def nested(self, level: str) -> torch.Tensor:
+    def nested(self, level: str, whiten: bool = False) -> torch.Tensor:
         """The embedding of a smaller level: a view of `last_hidden_state`, `(batch, length, its width)`.
 
+        Args:
+            level (`str`): its name.
+            whiten (`bool`): whiten each block of it by the statistics that came with the bases: not a view, float32.
+
         Raises:
-            ValueError: `last_hidden_state` does not hold that level.
+            ValueError: `last_hidden_state` does not hold that level, or there is nothing to whiten by.
         """
         if level not in self.nested_dims:
             raise ValueError(f"level {level!r} is not in this output, which holds {', '.join(self.nested_dims)}")
         assert self.last_hidden_state is not None
-        return self.last_hidden_state[..., : self.nested_dims[level]]
+        cut = self.last_hidden_state[..., : self.nested_dims[level]]
+        if not whiten:
+            return cut
+        if self.whitening is None:
+            raise ValueError(
+                f"{NO_WHITENING}; where the model has them, this output was taken apart and put together since: call "
+                f"model.whiten(embedding)"
+            )
+        whitened: torch.Tensor = self.whitening(cut)
+        return whitened
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (dict(self.nested_dims), tuple(getattr(self, field.name) for field in fields(self)))
+        values = tuple(getattr(self, field.name) for field in fields(self))
+        return _again, (dict(self.nested_dims), values, self.whitening)
 
 
 # By the widths of the levels.
@@ -71,6 +93,13 @@ def output_class(dims: dict[str, int]) -> type[RDEsmModelOutput]:
     return _CLASSES[key]
 
 
-def _again(dims: dict[str, int], values: tuple[Any, ...]) -> RDEsmModelOutput:
+def _again(
+    dims: dict[str, int],
+    values: tuple[Any, ...],
+    whitening: Any = None,
+) -> RDEsmModelOutput:
     """An output that was pickled or copied."""
-    return output_class(dims)(*values)
+    output = output_class(dims)(*values)
+    if whitening is not None:
+        output.whitening = whitening  # type: ignore[misc]
+    return output

@@ -167,7 +167,8 @@ class RDEsmSaving(PreTrainedModel):
                 "this model was loaded for one pass, without its smaller backbones and their bases: load it without "
                 "one_pass=True to save it"
             )
-        projections = {key: value for key, value in state.items() if key.startswith(("projections.", "readout."))}
+        ours = ("projections.", "readout.", "whitening.")
+        projections = {key: value for key, value in state.items() if key.startswith(ours)}
         if not full:
             return {None: projections}
         if len(self.backbones) < len(self.config.backbone_groups) or self.first_backbone:

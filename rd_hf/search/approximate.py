@@ -98,8 +98,10 @@ def open_index(
         on_rows: told the rows of each block that was read.
     """
     faiss = need_faiss()
-    what = json.dumps([database.content, level, metric, kind, _LISTS, _TRAIN_ROWS, _LINKS])
-    path = cache / f"{kind}-{hashlib.sha256(what.encode()).hexdigest()[:32]}.faiss"
+    what = [database.content, level, metric, kind, _LISTS, _TRAIN_ROWS, _LINKS]
+    if database.transform is not None:
+        what.append(database.transform.digest)
+    path = cache / f"{kind}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]}.faiss"
     numbers = [records for records, _, _ in database.names()]
     records = np.concatenate(numbers) if numbers else np.empty(0, np.int64)
     if path.is_file():

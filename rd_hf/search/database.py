@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +42,17 @@ class Block:
     ids: pa.StringArray | None = None
 
 
+class Transform(Protocol):
+    """What rows go through when they are read."""
+
+    @property
+    def digest(self) -> str:
+        """Changes whenever its result does."""
+
+    def __call__(self, vectors: np.ndarray) -> np.ndarray:
+        """(rows, width) float32 to the same shape."""
+
+
 class Database:
     """A finished folder of an embedding job with one row a protein.
 
@@ -49,9 +60,11 @@ class Database:
         path: the folder.
         model: that made it.
         options: with which it was made.
-        levels: width of each level that its rows hold, smallest first.
+        levels: width of each level that its rows hold, smallest first; the largest may be cut.
         rows: number of rows.
         inputs: what the job read.
+        transform: what rows of any level go through when they are read, where it is set; its result depends on the
+            row alone.
         columns_of_inputs: the job's sequence, id and positions columns, for reading those inputs again.
 
     Raises:
@@ -60,6 +73,7 @@ class Database:
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
+        self.transform: Transform | None = None
         folder = OutputFolder(path)
         if not folder.manifest_path.is_file():
             raise InputError(
@@ -90,7 +104,7 @@ class Database:
         if manifest.get("status") != "complete":
             raise InputError(f"{path} is not finished: give its embed command again")
         widest = max(width for _, width in self._columns.values())
-        self.levels = {level: width for level, width in self.model.nested_dims.items() if width <= widest}
+        self.levels = self.model.held(widest)
         self.rows = sum(part["written"] for part in self.parts)
         for part in self.parts:
             file = self.path / part["file"]
@@ -102,13 +116,16 @@ class Database:
         """Hash of each file: equal for copies of one folder."""
         return tuple(part["sha256"] for part in self.parts)
 
-    def blocks(self, level: str, wanted: np.ndarray | None = None, with_ids: bool = False) -> Iterator[Block]:
+    def blocks(
+        self, level: str, wanted: np.ndarray | None = None, with_ids: bool = False, plain: bool = False
+    ) -> Iterator[Block]:
         """Stream the rows at a level, reading one block ahead.
 
         Args:
             level: one of ``levels``: its own column, or the first dimensions of the next larger one.
             wanted: ascending records; what cannot hold any of them is not read. Blocks still hold others too.
             with_ids: read ids as well.
+            plain: as they are stored, even where ``transform`` is set.
 
         Raises:
             InputError: a file is not what the manifest says.
@@ -135,7 +152,10 @@ class Database:
                 # Each level was normalised for itself: the first dimensions of a larger one are a scaled copy.
                 length = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))[:, None]
                 vectors = vectors / np.where(length > 0, length, 1)
-            yield Block(records, np.ascontiguousarray(vectors), batch.column("id") if with_ids else None)
+            vectors = np.ascontiguousarray(vectors)
+            if self.transform is not None and not plain:
+                vectors = self.transform(vectors)
+            yield Block(records, vectors, batch.column("id") if with_ids else None)
 
     def names(self, wanted: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, pa.StringArray, np.ndarray]]:
         """Stream records (ascending), ids and lengths in residues (``UNKNOWN`` where there is none)."""

@@ -28,6 +28,7 @@ from rd_hf.search.neighbours import NOBODY, Hits, nearest, need_faiss, score
 from rd_hf.search.output import TableWriter
 from rd_hf.search.progressive import Larger
 from rd_hf.search.settings import SearchSettings, SearchSummary
+from rd_hf.search.whitening import Blockwise, whitened, whitening
 
 # Queries searched together, each time in one pass of the database: as many as their vectors and candidates allow.
 _QUERIES = 16384
@@ -86,8 +87,13 @@ def search(
         queries, aim = _open_queries(settings, database, stack, report, show_progress)
         with explained(Path(settings.output).parent):
             Path(settings.output).parent.mkdir(parents=True, exist_ok=True)
-        run = _Run(settings, database, queries, aim, report, _Bars(show_progress, database.rows))
-        return run.run(started)
+        bars = _Bars(show_progress, database.rows)
+        cache = Path(settings.cache) if settings.cache else database.path / ".search"
+        with ExitStack() as passes:
+            on_rows = bars.pass_(passes, "statistics")
+            by = whitening(settings, database, aim.level, lambda: _model(settings, database), cache, report, on_rows)
+        database.transform = queries.transform = by
+        return _Run(settings, database, queries, aim, by, cache, report, bars).run(started)
 
 
 def _open_queries(
@@ -100,11 +106,19 @@ def _open_queries(
         if settings.model is not None:
             _model(settings, database)
         aim = plan(settings, database, queries.levels)
+        if queries.levels[aim.level] != database.levels.get(aim.level, queries.levels[aim.level]):
+            raise InputError(
+                f"{database.path} holds {database.levels[aim.level]:,} dimensions of level {aim.level} and "
+                f"{queries.path} {queries.levels[aim.level]:,}: embed the queries with --width "
+                f"{database.levels[aim.level]}, or give a smaller --level"
+            )
     else:
         checkpoint = _model(settings, database)
         aim = plan(settings, database, checkpoint.nested_dims)
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rd_hf-queries-"))
-        options = asdict(database.options) | {"levels": (aim.level,), "output_dtype": "float32"}
+        held = database.levels.get(aim.level)
+        width = None if held == database.model.nested_dims[aim.level] else held
+        options = asdict(database.options) | {"levels": (aim.level,), "width": width, "output_dtype": "float32"}
         job = JobSettings(
             model=checkpoint.name,
             inputs=(settings.queries,),
@@ -149,7 +163,7 @@ def _same_space(settings: SearchSettings, database: Database, queries: Database)
             "embeddings of two models cannot be compared, nor exact ones with those of one pass, so embed one of them "
             "again"
         )
-    names = ["pooling", *(["normalize"] if settings.metric == "euclidean" else [])]
+    names = ["pooling", "whiten", *(["normalize"] if settings.metric == "euclidean" else [])]
     for name in names:
         one, other = getattr(database.options, name), getattr(queries.options, name)
         if one != other:
@@ -180,6 +194,8 @@ class _Run:
     database: Database
     queries: Database
     plan: Plan
+    by: Blockwise | None
+    cache: Path
     report: Callable[[str], None]
     bars: _Bars
 
@@ -194,9 +210,8 @@ class _Run:
             allowed = having.records
             if having.note:
                 self.report(having.note)
-        cache = Path(settings.cache) if settings.cache else self.database.path / ".search"
-        picker = Picker(settings, self.database, aim, cache, allowed, self.report)
-        larger = self._larger(cache) if aim.progressive else None
+        picker = Picker(settings, self.database, aim, self.cache, allowed, self.report)
+        larger = self._larger() if aim.progressive else None
         # What a shortlist misses at a level that the database lacks would take computing all of it.
         sampled = settings.recall_sample if aim.candidates and not aim.progressive else 0
         sample = Sample.draw(self.queries.rows, sampled)
@@ -234,9 +249,10 @@ class _Run:
             residues=larger.residues if larger else 0,
             predictions=predicted if labels is not None else None,
             seconds=time.perf_counter() - started,
+            whitening=self.by.words if self.by else None,
         )
 
-    def _larger(self, cache: Path) -> Larger:
+    def _larger(self) -> Larger:
         settings = self.settings
         checkpoint = _model(settings, self.database)
         return Larger(
@@ -245,7 +261,7 @@ class _Run:
             checkpoint.name,
             checkpoint.revision,
             settings.sequences or self.database.inputs,
-            cache,
+            self.cache,
             settings.device,
         )
 
@@ -283,7 +299,8 @@ class _Run:
         with ExitStack() as stack:
             if larger is not None:
                 on_rows = self.bars.pass_(stack, f"level {aim.level}", len(wanted))
-                return score(larger.blocks(wanted), queries, candidates, settings.k, settings.metric, on_rows)
+                computed = (whitened(block, self.by) for block in larger.blocks(wanted))
+                return score(computed, queries, candidates, settings.k, settings.metric, on_rows)
             rows = self.database.blocks(aim.level, wanted=wanted)
             on_rows = self.bars.pass_(stack, "rescore")
             return score(rows, queries, candidates, settings.k, settings.metric, on_rows)

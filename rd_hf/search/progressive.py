@@ -65,7 +65,7 @@ class Larger:
     @property
     def options(self) -> EmbeddingOptions:
         """As the database was made, at the larger level."""
-        fields = asdict(self.database.options) | {"levels": (self.level,), "output_dtype": "float32"}
+        fields = asdict(self.database.options) | {"levels": (self.level,), "width": None, "output_dtype": "float32"}
         return EmbeddingOptions(**fields)
 
     @property
@@ -156,7 +156,8 @@ class Larger:
         """(records, width) float32: what the database holds of ascending records."""
         level = list(self.database.levels)[-1]
         found = [
-            block.vectors[np.isin(block.records, records)] for block in self.database.blocks(level, wanted=records)
+            block.vectors[np.isin(block.records, records)]
+            for block in self.database.blocks(level, wanted=records, plain=True)
         ]
         return np.concatenate(found)
 

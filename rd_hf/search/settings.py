@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 METRICS = ("cosine", "euclidean")
 INDICES = ("exact", "ivf", "hnsw")
+WHITENINGS = ("auto", "database", "model", "none")
 FORMATS = (".parquet", ".tsv", ".csv")
 NEIGHBOURS = 10
 RECALL_SAMPLE = 100
@@ -39,6 +40,11 @@ class SearchSettings:
             ``.search`` in the database.
         recall_sample: queries whose shortlist is held against an exact search; 0 for none.
         device: torch device for the model.
+        whiten: what each level's block is centred and scaled by before vectors are compared: ``database`` (its own
+            proteins), ``model`` (the residues of its fit), ``none``, or ``auto``: by cosine the database where it holds
+            the level and enough proteins, else the model where that can, and by Euclidean distance nothing.
+        block_weights: what each level's whitened block is multiplied by, a number a level of the model; by default
+            those that came with it, and 1 where none did.
 
     Raises:
         ValueError: an unknown choice, or numbers that do not fit together.
@@ -61,14 +67,18 @@ class SearchSettings:
     cache: str | None = None
     recall_sample: int = RECALL_SAMPLE
     device: str | None = None
+    whiten: str = "auto"
+    block_weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, allowed in (("metric", METRICS), ("index", INDICES)):
+        for name, allowed in (("metric", METRICS), ("index", INDICES), ("whiten", WHITENINGS)):
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f"--{name} must be one of {', '.join(allowed)}, not {value!r}")
         if not self.output.endswith(FORMATS):
             raise ValueError(f"--output {self.output} must end in one of {', '.join(FORMATS)}")
+        if not all(0 <= weight < float("inf") for weight in self.block_weights):
+            raise ValueError(f"--block-weights must be finite and not below 0, got {list(self.block_weights)}")
         if self.k < 1:
             raise ValueError(f"--k must be positive, not {self.k}")
         if self.shortlist is not None and self.shortlist < self.k:
@@ -102,6 +112,7 @@ class SearchSummary:
         queries, rows, hits: that were searched with, searched in, written.
         level: at which hits were scored.
         metric: of their scores.
+        whitening: how vectors were whitened, in words; None where they were compared as they are.
         shortlist: how candidates were picked, in words; None where every row was compared.
         recall: of the shortlist, None where there was none or it cannot be known.
         computed, reused, residues: proteins whose larger level was computed in this run, was found in the cache, and
@@ -122,12 +133,15 @@ class SearchSummary:
     residues: int
     predictions: int | None
     seconds: float
+    whitening: str | None = None
 
     def __str__(self) -> str:
         lines = [
             f"{self.queries:,} queries against {self.rows:,} proteins: {self.hits:,} hits, {self.metric} at level "
             f"{self.level}"
         ]
+        if self.whitening is not None:
+            lines.append(f"whitened {self.whitening}")
         if self.shortlist is not None:
             lines.append(f"shortlist: {self.shortlist}")
         if self.recall is not None:

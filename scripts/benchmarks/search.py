@@ -162,6 +162,7 @@ def rows_benchmark(args: argparse.Namespace) -> None:
         funnel = {"shortlist_level": "small", "shortlist": 200}
         ways: list[tuple[str, dict[str, object]]] = [
             ("exact, cosine", {}),
+            ("exact, cosine, whitened by the database", {"whiten": "database"}),
             ("exact, euclidean", {"metric": "euclidean"}),
             (f"funnel, 200 candidates at {dims['small']} dimensions", funnel),
             (f"ivf, 200 candidates at {dims['small']} dimensions, index made", {**funnel, "index": "ivf"}),
@@ -174,6 +175,7 @@ def rows_benchmark(args: argparse.Namespace) -> None:
         )
         for name, chosen in ways:
             settings = {"queries": str(queries), "database": str(database), "output": str(place / "hits.parquet")}
+            settings["whiten"] = "none"
             command = [sys.executable, __file__, "measure", json.dumps({**settings, **chosen})]
             answer = answer_of(command)
             shares = [f"{share:.4f}" for share in answer["recall"] or []] or ["exact", "exact"]
@@ -208,14 +210,18 @@ def table_benchmark(args: argparse.Namespace) -> None:
         cost = {level: _parameters(args.model, level) for level in levels}
         whole = residues * sum(cost.values())
         queries, database = str(place / "q"), str(place / "small")
-        exact = _found(SearchSettings(queries, str(place / "large"), str(place / "exact.parquet"), k=args.k))
+        exact = _found(
+            SearchSettings(queries, str(place / "large"), str(place / "exact.parquet"), k=args.k, whiten="none")
+        )
         print(
             f"{len(files['database']):,} proteins ({residues:,} residues) of {Path(args.data).name}, {args.queries:,} "
             f"queries, k = {args.k}, cosine; {small} embedded in {seconds['small']:.0f} s, {large} in "
             f"{seconds['large']:.0f} s\n\n| search | proteins with {large} | compute | recall of the nearest | "
             f"of the {args.k} nearest |\n|---|---|---|---|---|"
         )
-        only_small = _found(SearchSettings(queries, database, str(place / "s.parquet"), k=args.k, level=small))
+        only_small = _found(
+            SearchSettings(queries, database, str(place / "s.parquet"), k=args.k, level=small, whiten="none")
+        )
         rows = [(f"{small} alone", 0, residues * cost[small], only_small[0])]
         for size in args.shortlists:
             found, summary = _found(
@@ -227,6 +233,7 @@ def table_benchmark(args: argparse.Namespace) -> None:
                     level=large,
                     shortlist=size,
                     cache=str(place / f"cache-{size}"),
+                    whiten="none",
                 )
             )
             paid = residues * cost[small] + summary.residues * sum(cost.values())

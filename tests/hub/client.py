@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import re
 import sys
 import threading
@@ -37,6 +38,7 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(_watch)
+PROTEINS = ["MKTAYIAKQR", "GSHMAS"]
 IDS = torch.tensor([[0, 20, 15, 11, 5, 19, 32, 5, 15, 2], [0, 20, 15, 11, 5, 2, 1, 1, 1, 1]])
 
 
@@ -120,7 +122,38 @@ def push() -> dict[str, Any]:
     found["model"] = [result.revision, result.checked]
     result = push_model(model, "me/full", backbones=True, max_shard_size=ARGUMENTS["shard"], check_level="L0")
     found["full"] = [result.revision, result.checked]
+    found["lossless"] = push_lossless(model.config.levels, work)
     return found
+
+
+def push_lossless(levels: list[dict[str, Any]], work: Path) -> bool:
+    """All directions of the same backbones, with statistics to whiten by; whether it arrived as it was."""
+    from rd_hf.bases.whitening import fit_whitening, moments_of_rows
+    from rd_hf.embedding import Embedder
+    from rd_hf.fitting import install_whitening
+    from rd_hf.hub import load_family, push_model, save_checkpoint
+    from rd_hf.model.configuration_rd_esm import RDEsmConfig
+
+    widths = [entry["backbone"]["hidden_size"] for entry in levels]
+    config = RDEsmConfig(levels=levels, residual_directions=widths[1:], backbones_in_checkpoint=False)
+    model = load_family(config)
+    torch.manual_seed(2)
+    for buffer in model.projections.buffers():
+        buffer.copy_(torch.randn_like(buffer) / buffer.shape[0] ** 0.5)
+    rows = torch.randn(500, sum(widths), dtype=torch.float64) @ torch.randn(sum(widths), sum(widths)).double()
+    weights = [0.5 + place for place in range(len(widths))]
+    install_whitening(model, fit_whitening(moments_of_rows(rows, widths), weights), of="proteins")
+    folder = save_checkpoint(model, work / "lossless", backbones=False)
+    with torch.inference_mode():
+        result = model(IDS)
+    expected = {"whitened": result.nested(config.level_names[-1], whiten=True)}
+    for width in random.Random(0).sample(range(1, sum(widths)), 5) + list(config.nested_dims.values()):
+        for place, protein in enumerate(PROTEINS):
+            # One at a time, as sentence-transformers is asked to: a batch's padding changes last digits.
+            (mean,) = Embedder(folder, width=width).embed([protein])["embedding"]
+            expected[f"mean {width} {place}"] = torch.from_numpy(mean)
+    save_file(expected, str(work / "lossless.safetensors"))
+    return push_model(model, "me/lossless", backbones=False).checked is not None
 
 
 def use() -> dict[str, Any]:
@@ -160,6 +193,12 @@ def use() -> dict[str, Any]:
                 len(small.backbones),
                 list(small.config.nested_dims),
             ]
+    whitened = load_file(str(Path(ARGUMENTS["expected"]).with_name("lossless.safetensors")))["whitened"]
+    for level in ARGUMENTS["widths"]:
+        lossless = load("me/lossless", level=level)
+        with torch.inference_mode():
+            part = lossless(IDS).nested(level, whiten=True)
+        found[f"whitened-{level}"] = torch.equal(part, whitened[..., : part.shape[-1]])
     found["other_dtype"] = str(load("me/nested", dtype=torch.bfloat16).dtype)
     found["attention"] = load("me/nested", attn_implementation="eager").backbones[0].config._attn_implementation
     # The library says of all remote code, on first download, that it is new.
@@ -181,7 +220,7 @@ def neighbours() -> dict[str, Any]:
 
     from sentence_transformers import SentenceTransformer
 
-    proteins = ["MKTAYIAKQR", "GSHMAS"]
+    proteins = PROTEINS
     wide = SentenceTransformer("me/nested", trust_remote_code=True).encode(proteins, convert_to_tensor=True)
     for level, width in ARGUMENTS["widths"].items():
         cut = SentenceTransformer("me/nested", trust_remote_code=True, truncate_dim=width)
@@ -189,6 +228,13 @@ def neighbours() -> dict[str, Any]:
         found[f"truncated-{level}"] = torch.equal(
             cut.encode(proteins, convert_to_tensor=True), small.encode(proteins, convert_to_tensor=True)
         )
+    found["any_width"] = {}
+    for name, mean in load_file(str(Path(ARGUMENTS["expected"]).with_name("lossless.safetensors"))).items():
+        if name.startswith("mean"):
+            _, width, place = name.split()
+            cut = SentenceTransformer("me/lossless", trust_remote_code=True, truncate_dim=int(width))
+            one = cut.encode([PROTEINS[int(place)]], convert_to_tensor=True)[0]
+            found["any_width"][name] = torch.equal(one.cpu(), mean)
     batch = tokenizer(proteins, padding=True, return_tensors="pt")
     with torch.inference_mode():
         states = model(**batch).last_hidden_state

@@ -48,6 +48,16 @@ def test_a_folder_loads_as_the_family_up_to_its_level(level: str) -> None:
     )
 
 
+@pytest.mark.parametrize("level", [member.name for member in ESM2[1:]])
+def test_a_lossless_folder_is_as_wide_as_its_backbones_together(level: str) -> None:
+    config = RDEsmConfig.from_pretrained(REPOSITORY / "hub_configs" / f"rd-esm2-{level}-lossless")
+    assert config.is_lossless
+    assert config.hidden_size == sum(config.backbone_widths)
+    plain = RDEsmConfig.from_pretrained(REPOSITORY / "hub_configs" / f"rd-esm2-{level}")
+    assert not plain.is_lossless
+    assert config.levels == plain.levels
+
+
 @pytest.mark.parametrize("index", range(len(ESM2)), ids=[member.name for member in ESM2])
 def test_the_backbones_have_esm2s_sizes(index: int) -> None:
     config = esm2_config("15B").backbone_config(index)

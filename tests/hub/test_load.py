@@ -31,6 +31,11 @@ def test_a_level_is_the_prefix_of_the_whole(used: dict[str, Any], repo: str, lev
     assert (equal, backbones, names) == (True, len(wanted), wanted)
 
 
+@pytest.mark.parametrize("level", WIDTHS)
+def test_what_blocks_are_whitened_by_comes_along_with_every_level(used: dict[str, Any], level: str) -> None:
+    assert used[f"whitened-{level}"]
+
+
 @pytest.mark.usefixtures("used")
 def test_a_level_downloads_its_backbones_only(world: World) -> None:
     """Counted from an empty cache, in requests by repo and in bytes of weights."""

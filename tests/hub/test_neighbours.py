@@ -27,6 +27,12 @@ def test_truncation_in_sentence_transformers_is_exactly_the_smaller_level(found:
     assert found[f"truncated-{level}"]
 
 
+def test_truncation_at_any_width_is_exactly_the_embedder_at_that_width(found: dict[str, Any]) -> None:
+    """Of the lossless form: five widths drawn at random and those of the levels, two proteins."""
+    assert len(found["any_width"]) == 2 * (5 + len(WIDTHS))
+    assert all(found["any_width"].values()), found["any_width"]
+
+
 def test_sentence_embeddings_are_means_over_residues(found: dict[str, Any]) -> None:
     # float32 sums of at most ten numbers against float64: a few times 2^-24, relative to the largest.
     assert found["mean_over_residues"] < 1e-6

@@ -75,7 +75,7 @@ def test_what_cannot_be_is_said_in_one_sentence(settings: dict[str, Any], words:
 def test_fields_of_a_newer_version_are_left_out_with_a_warning(tmp_path: Path) -> None:
     RDEsmConfig(levels=levels([32])).save_pretrained(tmp_path)
     fields = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**fields, "whitening": "zca"}))
+    (tmp_path / "config.json").write_text(json.dumps({**fields, "quantile_map": "zca"}))
     heard: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
@@ -87,8 +87,8 @@ def test_fields_of_a_newer_version_are_left_out_with_a_warning(tmp_path: Path) -
     finally:
         logger.removeHandler(handler)
     assert len(heard) == 2
-    assert all("does not know and leaves out: whitening" in text for text in heard)
-    assert not hasattr(config, "whitening")
+    assert all("does not know and leaves out: quantile_map" in text for text in heard)
+    assert not hasattr(config, "quantile_map")
 
 
 def test_inference_servers_read_the_dimensions_that_they_may_cut_to(tmp_path: Path) -> None:

@@ -35,9 +35,11 @@ class Outcome:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """The search command in this process."""
+    """The search command in this process, on vectors as they are unless it is told to whiten."""
 
     def call(*arguments: object) -> Outcome:
+        if "--whiten" not in arguments:
+            arguments += ("--whiten", "none")
         capsys.readouterr()
         status = search_command.main([str(argument) for argument in arguments])
         said = capsys.readouterr()

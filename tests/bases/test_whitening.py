@@ -1,0 +1,135 @@
+"""Whitening a block at a time: against scikit-learn's, in closed form against data, and nested to the last bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.covariance import oas
+from sklearn.decomposition import PCA
+
+from rd_hf.bases.chain import fit_chain
+from rd_hf.bases.whitening import (
+    Whitening,
+    fit_whitening,
+    moments_of_chain,
+    moments_of_rows,
+    oracle_shrinkage,
+)
+from tests.bases.test_chain import KEEP, NAMES, apply, family, moments_of
+
+BLOCKS = [12, 8, 13]
+
+
+def rows(count: int, seed: int = 0) -> torch.Tensor:
+    """Correlated rows of the blocks' widths, with means, in float32 as embeddings are."""
+    generator = np.random.default_rng(seed)
+    mixed = generator.standard_normal((count, sum(BLOCKS))) @ np.random.default_rng(5).standard_normal((33, 33))
+    return torch.from_numpy((mixed * np.geomspace(10, 0.1, 33) + 3).astype(np.float32))
+
+
+def test_each_block_is_whitened_as_scikit_learn_does() -> None:
+    data = rows(500)
+    found = fit_whitening(moments_of_rows(data, BLOCKS), shrinkage=0.0)(data.double())
+    start = 0
+    for width in BLOCKS:
+        block = slice(start, start + width)
+        expected = PCA(whiten=True).fit_transform(data[:, block].double().numpy())
+        # Axes are the same up to their sign.
+        assert np.allclose(np.abs(found[:, block].numpy()), np.abs(expected), rtol=1e-6, atol=1e-6)
+        start += width
+
+
+def test_without_rotation_each_direction_is_divided_by_its_own_deviation() -> None:
+    data = rows(500).double()
+    found = fit_whitening(moments_of_rows(data, BLOCKS), rotate=False, shrinkage=0.0)(data)
+    assert torch.allclose(found, (data - data.mean(0)) / data.std(0), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("count", [40, 400, 40_000])
+def test_shrinkage_is_scikit_learns_up_to_what_it_leaves_out(count: int) -> None:
+    """It has the formula without 2 / d, and the covariance over n."""
+    data = rows(count).double()[:, :20]
+    found = oracle_shrinkage(torch.cov(data.T), count)
+    assert found == pytest.approx(oas(data.numpy())[1], rel=0.15)
+    assert 0 < found < 1
+
+
+def test_the_moments_of_states_give_those_of_every_block() -> None:
+    levels = family(4000)
+    moments = moments_of(levels)
+    bases, _ = fit_chain(moments, NAMES, KEEP)
+    blocks = moments_of_chain(moments, bases)
+    assert [block.width for block in blocks] == BLOCKS
+    embedding = apply(levels, bases)[-1]
+    for found, expected in zip(blocks, moments_of_rows(embedding, BLOCKS), strict=True):
+        scale = expected.covariance.diagonal().max()
+        assert torch.allclose(found.mean, expected.mean, atol=1e-9)
+        # Scatters of some thousand terms, cancelled once: ten digits are left.
+        assert torch.allclose(found.covariance / scale, expected.covariance / scale, atol=1e-10)
+
+
+def test_weights_scale_their_blocks_and_nothing_else() -> None:
+    data = rows(200)
+    blocks = moments_of_rows(data, BLOCKS)
+    plain, weighted = fit_whitening(blocks)(data), fit_whitening(blocks, [0.25, 1.0, 3.0])(data)
+    scale = torch.tensor(np.repeat([0.25, 1.0, 3.0], BLOCKS), dtype=torch.float32)
+    assert torch.allclose(weighted, plain * scale, rtol=1e-5, atol=1e-5)
+
+
+def test_full_shrinkage_turns_and_centres_only() -> None:
+    data = rows(200).double()
+    (block,) = moments_of_rows(data[:, :12], [12])
+    found = fit_whitening([block], shrinkage=1.0)(data[:, :12])
+    centred, mean_variance = data[:, :12] - block.mean, block.covariance.diagonal().mean()
+    assert torch.allclose(found @ found.T * mean_variance, centred @ centred.T, rtol=1e-9, atol=1e-6)
+
+
+def test_a_direction_without_variance_becomes_zero_and_not_infinite() -> None:
+    data = rows(100)
+    data[:, 3] = 7.0
+    data[:, 20:] = 0.0
+    found = fit_whitening(moments_of_rows(data, BLOCKS))(data)
+    assert torch.isfinite(found).all()
+    assert found[:, 20:].abs().max() == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    leading=st.lists(st.integers(1, 5), max_size=2),
+    seed=st.integers(0, 1000),
+    weights=st.lists(st.floats(0, 4), min_size=3, max_size=3),
+    rotate=st.booleans(),
+)
+def test_the_prefix_is_the_whitened_smaller_embedding_bit_for_bit(
+    leading: list[int], seed: int, weights: list[float], rotate: bool
+) -> None:
+    whitening = fit_whitening(moments_of_rows(rows(60, seed), BLOCKS), weights, rotate)
+    data = rows(int(np.prod(leading)), seed + 1).reshape(*leading, 33)
+    whole = whitening(data)
+    for count, width in ((1, 12), (2, 20), (3, 33)):
+        assert torch.equal(whitening(data[..., :width]), whole[..., :width])
+        assert torch.equal(whitening.up_to(count)(data[..., :width]), whole[..., :width])
+
+
+def test_the_whitened_mean_is_the_mean_of_the_whitened() -> None:
+    data = rows(300).double()
+    whitening = fit_whitening(moments_of_rows(data, BLOCKS), [1, 2, 3])
+    assert torch.allclose(whitening(data).mean(0), whitening(data.mean(0)), atol=1e-9)
+
+
+def test_what_does_not_fit_is_said() -> None:
+    blocks = moments_of_rows(rows(50), BLOCKS)
+    with pytest.raises(ValueError, match="2 weights for 3 blocks"):
+        fit_whitening(blocks, [1, 2])
+    with pytest.raises(ValueError, match="finite and not below 0"):
+        fit_whitening(blocks, [1, -1, float("nan")])
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        fit_whitening(blocks, shrinkage=1.5)
+    with pytest.raises(ValueError, match="does not end at a block"):
+        fit_whitening(blocks)(rows(5)[:, :13])
+    with pytest.raises(ValueError, match="two are needed"):
+        moments_of_rows(rows(1), BLOCKS)
+    assert isinstance(fit_whitening(blocks), Whitening)
