@@ -152,7 +152,6 @@ def test_the_command_writes_tables_figure_and_numbers(
     assert table["frontier"].any()
     assert (tmp_path / "o" / "frontier.png").read_bytes().startswith(b"\x89PNG")
     assert "## chain, one pass" in capsys.readouterr().out
-    assert main(arguments) == 0
 
 
 def test_two_models_of_one_name_are_refused(

@@ -118,7 +118,7 @@ def test_no_held_out_sequence_chooses_the_ridge(fasta: Path) -> None:
 
 def test_a_fit_that_was_stopped_goes_on_to_the_same_readout(
     family: Path,
-    fasta: Path,  # noqa: F811
+    fasta: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
