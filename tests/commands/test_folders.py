@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rd_hf.commands import ablate, embed, evaluate_dms, evaluate_residues, fit, import_published, report_blocks
+from rd_hf.commands import (
+    ablate,
+    embed,
+    evaluate_dms,
+    evaluate_frontier,
+    evaluate_residues,
+    fit,
+    import_published,
+    report_blocks,
+)
 from tests.conftest import EXAMPLE_FASTA, REPOSITORY
 from tests.embedding.test_folder import snapshot
 
@@ -23,6 +32,7 @@ COMMANDS: dict[str, tuple[Main, Sequence[str]]] = {
     "fit": (fit.main, ["--config", "MODEL", "--data", str(EXAMPLE_FASTA), "--num-sequences", "30"]),
     "import": (import_published.main, ["--weights", "NOWHERE", "--level", "35M"]),
     "evaluate_dms": (evaluate_dms.main, ["--model", "MODEL", "--assays", str(ASSAY)]),
+    "evaluate_frontier": (evaluate_frontier.main, ["--model", "MODEL", "--assays", str(ASSAY)]),
     "evaluate_residues": (evaluate_residues.main, ["--model", "MODEL", "--secondary-structure", "NOWHERE"]),
     "ablate": (ablate.main, ["--model", "MODEL", "--assays", str(ASSAY), "--fit-data", str(EXAMPLE_FASTA)]),
     "report_blocks": (
@@ -36,7 +46,7 @@ TELLING = (
     *("manifest.json", "_manifest.json", "rejects.tsv", "embeddings-000000.parquet", "report.md", "results.parquet"),
     *(".job/lock", ".job/000000.json", ".job/rd_hf.json", ".fit/settings.json", ".fit/moments-0000-0000.safetensors"),
     *(".rd_hf/rd_hf.json", "cache/states-0.safetensors", "runs/0.parquet", "notes.tmp", ".notes.tmp", "cache.tmp/x"),
-    *("modeling_rd_esm.py", "win_rates.png", "blocks.parquet", "spectra.png", "proteins.tmp"),
+    *("modeling_rd_esm.py", "win_rates.png", "frontier.parquet", "blocks.parquet", "spectra.png", "proteins.tmp"),
 )
 NAMES = st.sampled_from(TELLING) | st.text(
     st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=20

@@ -19,22 +19,12 @@ from safetensors.torch import load_file, save_file
 
 from rd_hf.bases.chain import fit_chain
 from rd_hf.bases.moments import JointMoments
-from rd_hf.data.fasta import InputError, read_fasta
+from rd_hf.data.fasta import InputError
 from rd_hf.fitting import FitOptions, backbone_states, draw_sample, fit_bases, install_bases
 from rd_hf.fitting.state import state_workspace
-from tests.conftest import EXAMPLE_FASTA, REPOSITORY, TWO_PROCESSES, environment, kill, random_model
+from tests.conftest import REPOSITORY, TWO_PROCESSES, environment, kill, random_model
 
 FIT = str(REPOSITORY / "scripts" / "fit_bases.py")
-
-
-@pytest.fixture(scope="module")
-def fasta(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """120 real proteins of up to 300 residues, one of them twice and one record without residues."""
-    records = [record for record in read_fasta(EXAMPLE_FASTA) if len(record.sequence) <= 300][:120]
-    path = tmp_path_factory.mktemp("fasta") / "proteins.fasta"
-    text = "".join(f">{record.id}\n{record.sequence}\n" for record in records)
-    path.write_text(text + f">again\n{records[0].sequence.lower()}*\n>empty\n")
-    return path
 
 
 def run(*arguments: str | Path, processes: int = 1) -> subprocess.CompletedProcess[str]:

@@ -19,7 +19,7 @@ from rd_hf.hub import load_family
 from rd_hf.hub.checkpoint import write_card
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from tests.conftest import EXAMPLE_FASTA, random_model
-from tests.fitting.test_fitting import bases_of, fasta  # noqa: F401
+from tests.fitting.test_fitting import bases_of
 
 IDS = torch.tensor([[0, 20, 15, 11, 5, 19, 12, 5, 15, 2]])
 
@@ -32,14 +32,14 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def fitted(family: Path, fasta: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def fitted(family: Path, fasta: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fitted") / "model"
     status = main(["--config", str(family), "--data", str(fasta), "--output", str(folder), "--one-pass", "2", "0", "4"])
     assert status == 0
     return folder
 
 
-def test_the_exact_chain_is_what_it_is_without(family: Path, fitted: Path, fasta: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_exact_chain_is_what_it_is_without(family: Path, fitted: Path, fasta: Path, tmp_path: Path) -> None:
     assert main(["--config", str(family), "--data", str(fasta), "--output", str(tmp_path / "plain")]) == 0
     plain, beside = bases_of(tmp_path / "plain"), bases_of(fitted)
     for key, value in plain.items():
@@ -79,7 +79,7 @@ def test_the_card_says_how_near_each_level_comes(fitted: Path) -> None:
     assert write_card(fitted) == text
 
 
-def test_figures_are_those_of_the_embeddings_themselves(family: Path, fasta: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_figures_are_those_of_the_embeddings_themselves(family: Path, fasta: Path, tmp_path: Path) -> None:
     """R^2 of each level by running both models over the held-out sequences."""
     options = FitOptions(num_sequences=60, heldout_fraction=0.3, one_pass=(1, 2))
     sample = draw_sample([str(fasta)], options)
@@ -103,7 +103,7 @@ def test_figures_are_those_of_the_embeddings_themselves(family: Path, fasta: Pat
     assert result.reports[1].one_pass.level_r2 == pytest.approx(float(r2), abs=1e-4)
 
 
-def test_no_held_out_sequence_chooses_the_ridge(fasta: Path) -> None:  # noqa: F811
+def test_no_held_out_sequence_chooses_the_ridge(fasta: Path) -> None:
     sample = draw_sample([str(fasta)], FitOptions(heldout_fraction=0.25))
     tuning = tuning_positions(sample, seed=0)
     assert len(tuning) == 9
@@ -118,7 +118,7 @@ def test_no_held_out_sequence_chooses_the_ridge(fasta: Path) -> None:  # noqa: F
 
 def test_a_fit_that_was_stopped_goes_on_to_the_same_readout(
     family: Path,
-    fasta: Path,  # noqa: F811
+    fasta: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
