@@ -229,6 +229,7 @@ def test_losses_cost_what_was_in_hand_and_the_way_back() -> None:
     well = simulate.simulate(parts, 4, costs, records=0, files=1)
     lossy = simulate.simulate(parts, 4, costs, records=0, files=1, between_losses=1200, seed=1)
     assert well.lost == 0
+    assert lossy.busy * lossy.seconds * 4 == pytest.approx(200 * 60), "every part is done in the end"
     # 200 minutes of work at a loss every 20 minutes of a worker: about ten.
     assert 4 <= lossy.lost <= 20
     assert well.seconds < lossy.seconds < well.seconds + lossy.lost * (60 + 30) / 4 + 120
