@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command_parser("evaluate dms", __doc__)
     what = parser.add_argument_group("what is evaluated")
     what.add_argument(
-        "--model", required=True, nargs="+", help="reverse-distilled families or plain ESM-2 models: folders or Hub ids"
+        "--model", required=True, nargs="+", help="reverse-distilled families or plain backbones: folders or Hub ids"
     )
     what.add_argument(
         "--assays",

@@ -26,7 +26,7 @@ from rd_hf.evaluation.arguments import add_chain_arguments, add_fit_arguments, a
 
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser("evaluate residues", __doc__)
-    parser.add_argument("--model", required=True, nargs="+", help="families or plain ESM-2 models: folders or Hub ids")
+    parser.add_argument("--model", required=True, nargs="+", help="families or plain backbones: folders or Hub ids")
     parser.add_argument("--secondary-structure", type=Path, help="folder of FLIP's splits.zip")
     parser.add_argument("--metal-binding", type=Path, help="folder of bindPredict's development and independent sets")
     parser.add_argument("--output", required=True, type=Path, help="folder for the report and its data")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -98,20 +99,29 @@ def open_levels(settings: JobSettings, config: RDEsmConfig, ids: str | None = No
     Raises:
         InputError: an input cannot be read, is of no backbone's width, or a level or id is missing or there twice.
     """
-    layers = {
-        width: entry["backbone"]["num_hidden_layers"]
-        for width, entry in zip(config.backbone_widths, config.levels, strict=True)
-    }
+    depths: dict[int, set[int]] = {}
+    for index, width in enumerate(config.backbone_widths):
+        depths.setdefault(width, set()).add(config.depth(index))
     sources: dict[str, list[Raw]] = {}
     for text in settings.inputs:
         named, _, path = text.rpartition("=")
         if named not in config.level_names:
             named, path = "", text
+        # Of a width that several levels have, what was named says which it is.
+        layers = {width: found.pop() for width, found in deepcopy(depths).items() if len(found) == 1}
+        if named:
+            index = config.level_index(named)
+            layers[config.backbone_widths[index]] = config.depth(index)
         for source in open_raw(path, settings.options.pooling, layers, settings.id_column, ids):
             sources.setdefault(_level_of(source, named, config), []).append(source)
     wanted = settings.options.levels or (max(sources, key=config.level_index),)
     top = max(config.level_index(level) for level in wanted)
     for index, name in enumerate(config.level_names[: top + 1]):
+        if config.depth(index) < config.levels[index]["backbone"]["num_hidden_layers"]:
+            raise InputError(
+                f"level {name} is layer {config.depth(index)} of a backbone under its final norm, and stored states of "
+                f"a layer are without it: embed the sequences instead, or convert to a level below {name}"
+            )
         if name not in sources:
             raise InputError(
                 f"no input is {config.backbone_widths[index]:,} wide: level {config.level_names[top]} needs the raw "

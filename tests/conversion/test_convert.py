@@ -20,7 +20,9 @@ from rd_hf.commands.embed import main as embed
 from rd_hf.data.batching import collate
 from rd_hf.data.fasta import read_fasta
 from rd_hf.embedding.folder import OutputFolder
+from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
+from tests.conftest import backbone_settings
 from tests.embedding.conftest import content_hashes, parts, random_fasta, read
 
 # Of a vector's largest number. The same sums are taken in another order: measured 2e-7 to 2e-6.
@@ -346,3 +348,25 @@ def test_without_h5py_it_says_what_to_install(
     (path := tmp_path / "a.h5").write_bytes(b"")
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
     assert 'pip install "rd_hf[h5]"' in convert("--input", path, "--output", tmp_path / "out")
+
+
+def test_a_level_that_is_a_layer_is_not_made_of_stored_states(convert: Callable[..., str], tmp_path: Path) -> None:
+    """Tools store what a layer gives, and the level is that under the final norm."""
+    settings = backbone_settings(48)
+    levels = [
+        {"name": "S", "backbone": backbone_settings(32)},
+        {"name": "L1", "backbone": settings, "layer": 1, "layers_of": "L2"},
+        {"name": "L2", "backbone": settings},
+    ]
+    RDEsmModel(RDEsmConfig(levels=levels, residual_directions=[16, 16])).save_pretrained(tmp_path / "model")
+    words = []
+    for level, width in (("S", 32), ("L1", 48), ("L2", 48)):
+        np.save(tmp_path / f"{level}.npy", np.zeros((2, width), dtype=np.float32))
+        words.append(f"{level}={tmp_path / level}.npy")
+    (tmp_path / "ids").write_text("a\nb\n")
+    said = convert("--input", *words, "--ids", tmp_path / "ids", "--output", tmp_path / "out", model=tmp_path / "model")
+    assert "level L1 is layer 1 of a backbone under its final norm, and stored states of a layer are without it" in said
+    said = convert(
+        "--input", words[1][3:], "--ids", tmp_path / "ids", "--output", tmp_path / "out", model=tmp_path / "model"
+    )
+    assert "L1.npy may be of level L1 or L2: write LEVEL=path" in said

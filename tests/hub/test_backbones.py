@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from transformers import EsmModel
 
 from rd_hf.commands.fit import main as fit
@@ -19,6 +20,7 @@ from rd_hf.data.fasta import InputError
 from rd_hf.embedding.checkpoint import resolve
 from rd_hf.hub import load_family, save_checkpoint
 from rd_hf.hub.backbones import BackboneSource, family_config, parse_source
+from rd_hf.hub.card import stated_license
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from tests.conftest import EXAMPLE_FASTA, REPOSITORY, environment
 from tests.hub.layouts import (
@@ -28,6 +30,7 @@ from tests.hub.layouts import (
     ESM2_BIN,
     ESM2_SAFETENSORS,
     ESM2_SHARDS,
+    ESMC,
     FINE_TUNED,
     LAYOUTS,
     Layout,
@@ -108,6 +111,54 @@ def test_a_chain_on_a_family_is_fitted_saved_and_loaded(tmp_path: Path, capsys: 
     assert run_fit(tmp_path / "chain", f"24={tmp_path / 'family'}", f"16={tmp_path / 'family'}") == 1
     said = capsys.readouterr().err
     assert "level 16 (16 wide) does not grow beyond 24 (24 wide): order levels by width, or give --keep" in said
+
+
+@pytest.mark.skipif("esmc" not in transformers.CONFIG_MAPPING, reason="this release of transformers has no ESM-C")
+def test_a_mixed_chain_with_layers_is_fitted_saved_and_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ESM-2, a layer of an ESM-C and the whole of it, then ESM-1b: widths do not grow, and --keep says so."""
+    for name, layout, size in (("a", ESM2_SHARDS, Size(24)), ("c", ESMC, Size(32, 3)), ("b", ESM1B, Size(16))):
+        write_repo(tmp_path / name, layout, size)
+    (tmp_path / "c" / "README.md").write_text("---\nlicense: other\nlicense_name: cambrian\n---\n# ESM-C\n")
+    words = [f"A={tmp_path / 'a'}", f"C1={tmp_path / 'c'}#1", f"C={tmp_path / 'c'}", f"B={tmp_path / 'b'}"]
+    assert run_fit(tmp_path / "model", *words) == 1
+    assert "level C (32 wide) does not grow beyond C1 (32 wide): order levels by width, or give --keep, how many" in (
+        capsys.readouterr().err
+    )
+    assert run_fit(tmp_path / "model", *words, "--keep", "8", "12", "4") == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines() if re.match(" +[ABC]", line)]
+    assert [(row[0], row[1]) for row in table] == [("A", "24"), ("C1", "32"), ("C", "44"), ("B", "48")]
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "from 4 levels, some of them layers, of 3 ESM-2 and ESM-C models" in card
+    assert "| C1 | in this repo | cambrian | 1 of 3 | 32 | 32 |" in card
+    assert "Level B takes 1,022 residues at once at most" in card
+    for name in "abc":
+        shutil.rmtree(tmp_path / name)
+    model = RDEsmModel.from_pretrained(tmp_path / "model")
+    with torch.inference_mode():
+        whole = model(IDS)
+        for level in model.config.level_names:
+            part = RDEsmModel.from_pretrained(tmp_path / "model", level=level)
+            assert torch.equal(part(IDS).last_hidden_state, whole.nested(level))
+
+
+@pytest.mark.parametrize(
+    ("text", "stated"),
+    [
+        ("---\nlicense: mit\n---\n", "mit"),
+        ("---\nlicense: other\nlicense_name: cambrian\n---\n", "cambrian"),
+        ("---\nlicense: other\n---\n", "other"),
+        ("# no fields\n", None),
+        ("---\nlicense: [\n---\n", None),
+        ("---\njust text\n---\n", None),
+        (None, None),
+    ],
+)
+def test_a_licence_is_what_the_models_own_card_states(tmp_path: Path, text: str | None, stated: str | None) -> None:
+    if text is not None:
+        (tmp_path / "README.md").write_text(text)
+    assert stated_license(str(tmp_path), None) == stated
 
 
 def test_widths_need_not_grow_where_keep_says_how_many(tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import EsmConfig, EsmForMaskedLM
 
-from rd_hf.families import ESM2, Member, esm2_config
+from rd_hf.families import ESM2, ESMC, Member, esm2_config, esmc_config
+from rd_hf.hub.plan import encoder_parameters
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from tests.conftest import REPOSITORY
 
@@ -56,6 +58,32 @@ def test_a_lossless_folder_is_as_wide_as_its_backbones_together(level: str) -> N
     plain = RDEsmConfig.from_pretrained(REPOSITORY / "hub_configs" / f"rd-esm2-{level}")
     assert not plain.is_lossless
     assert config.levels == plain.levels
+
+
+@pytest.mark.skipif("esmc" not in transformers.CONFIG_MAPPING, reason="this release of transformers has no ESM-C")
+@pytest.mark.parametrize(("index", "total"), [(0, 332_997_184), (1, 575_036_992), (2, 6_352_005_184)])
+def test_esmc_has_its_published_sizes(index: int, total: int) -> None:
+    """A quarter of the bytes of the tensors in each repo's safetensors, in float32."""
+    with torch.device("meta"):
+        model = transformers.EsmcForMaskedLM(esmc_config("6B").backbone_config(index))
+    assert sum(parameter.numel() for parameter in model.parameters()) == total
+    assert encoder_parameters(esmc_config("6B").levels[index]["backbone"]) == sum(
+        parameter.numel() for parameter in model.esmc.parameters()
+    )
+    # The header of a safetensors file is small.
+    assert ESMC[index].download == pytest.approx(4 * total, rel=1e-4)
+
+
+def test_chains_of_other_families() -> None:
+    for name, widths, dims in (
+        ("rd-esmc-600M", [960, 1152], [960, 1152]),
+        ("rd-esmc-6B", [960, 1152, 2560], [960, 1152, 2560]),
+        ("rd-esm2-650M-esmc-600M", [1280, 1152], [1280, 2432]),
+    ):
+        config = RDEsmConfig.from_pretrained(REPOSITORY / "hub_configs" / name)
+        assert (config.backbone_widths, list(config.nested_dims.values())) == (widths, dims)
+        assert config.vocab_size == (64 if name.startswith("rd-esmc") else 33)
+        assert not config.backbones_in_checkpoint
 
 
 @pytest.mark.parametrize("index", range(len(ESM2)), ids=[member.name for member in ESM2])

@@ -7,9 +7,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
@@ -18,6 +21,10 @@ from safetensors.torch import load_file
 from rd_hf.data.batching import collate, pack
 from rd_hf.data.fasta import InputError
 from rd_hf.embedding import Embedder
+from rd_hf.embedding.folder import JobError
+from rd_hf.embedding.job import run_job
+from rd_hf.embedding.options import EmbeddingOptions
+from rd_hf.embedding.settings import JobSettings
 from rd_hf.hub import load_family, save_checkpoint
 from rd_hf.hub.backbones import family_config
 from rd_hf.model.attention_rd_esm import PACKED_ATTENTION
@@ -270,6 +277,16 @@ def test_the_longest_input_is_that_of_the_strictest_level_that_runs(tmp_path: Pa
     assert (first == alone).all()
     with pytest.raises(InputError, match="100 residues, more than --max-length 38"):
         Embedder(tmp_path / "model", device="cpu", long="error").embed([long])
+    (tmp_path / "long.fasta").write_text(f">a\n{long}\n")
+    job = JobSettings(str(tmp_path / "model"), (str(tmp_path / "long.fasta"),), str(tmp_path / "out"), device="cpu")
+    assert run_job(job, show_progress=False).long == 1
+    (stored,) = pq.read_table(tmp_path / "out")["embedding"].to_pylist()
+    assert (np.array(stored, dtype=np.float32) == windowed).all()
+    # What was seen whole cannot be extended by a level that takes less at once.
+    small_job = replace(job, output=str(tmp_path / "small"), options=EmbeddingOptions(levels=("L0",)))
+    run_job(small_job, show_progress=False)
+    with pytest.raises(JobError, match="the model saw 1,022 residues at once, and level L1 takes 38: embed from"):
+        run_job(replace(job, output=str(tmp_path / "wide"), extend=str(tmp_path / "small")), show_progress=False)
 
 
 def refused(words: list[str], match: str) -> None:

@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rd_hf.data.fasta import InputError
@@ -95,6 +95,7 @@ class _Run:
         token = (self.folder.workspace.record() or {}).get("token")
         lost = begun(self.folder, token) if token else []
         checkpoint, notes = open_job(self.settings, Processes(), self.folder, {})
+        self.settings = replace(self.settings, options=checkpoint.within(self.settings.options))
         widths = checkpoint.widths(self.settings.options.levels)
         token = (self.folder.workspace.record() or {})["token"]
         deduplicate = self.ray_settings.deduplicate
