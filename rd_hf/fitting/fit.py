@@ -259,6 +259,8 @@ def install_bases(
             getattr(projection, name).copy_(value)
         projections.append(projection)
     model.projections = torch.nn.ModuleList(projections)
+    # Of other bases, if there were any.
+    model.whitening = model.config.whitening = None
     if result.readout is not None:
         model.config.readout = {"layers": list(options.one_pass or ())}
         model.readout = _installed(result.readout, options.one_pass or ()).to(model.device)

@@ -81,8 +81,23 @@ def render_card(
         one_pass=_one_pass(config, report),
         pretraining=[(entry["name"], entry["pretraining"]) for entry in config.levels if entry.get("pretraining")],
         limits=_limits(config),
+        lossless=config.is_lossless and len(config.levels) > 1,
+        whitening=_whitening(config),
     )
     return str(card)
+
+
+def _whitening(config: RDEsmConfig) -> dict[str, str] | None:
+    """How blocks are whitened, in words; None where they cannot be."""
+    if config.whitening is None:
+        return None
+    weights = zip(config.level_names, config.whitening["weights"], strict=True)
+    given = config.whitening.get("criterion") == "given"
+    return {
+        "of": str(config.whitening.get("of", "statistics")),
+        "weights": ", ".join(f"{name} {weight:.3g}" for name, weight in weights),
+        "chosen": "as given" if given else "chosen without labels so that each level judges as its backbone does",
+    }
 
 
 def is_hub_id(name: str | None) -> bool:

@@ -13,6 +13,7 @@ from sklearn.decomposition import PCA
 from rd_hf.bases.chain import fit_chain
 from rd_hf.bases.whitening import (
     Whitening,
+    chain_whitening,
     fit_whitening,
     moments_of_chain,
     moments_of_rows,
@@ -94,6 +95,60 @@ def test_a_direction_without_variance_becomes_zero_and_not_infinite() -> None:
     found = fit_whitening(moments_of_rows(data, BLOCKS))(data)
     assert torch.isfinite(found).all()
     assert found[:, 20:].abs().max() == 0
+
+
+def white(data: torch.Tensor) -> torch.Tensor:
+    """Rows whitened by themselves, straight from a singular value decomposition; shrinkage as in the module."""
+    centred = data - data.mean(0)
+    _, singular, axes = torch.linalg.svd(centred, full_matrices=False)
+    variances = singular**2 / (len(data) - 1)
+    shrinkage = oracle_shrinkage(torch.cov(data.T), len(data))
+    return centred @ axes.T / ((1 - shrinkage) * variances + shrinkage * variances.mean()).sqrt()
+
+
+def test_weights_are_a_least_squares_fit_to_each_backbones_inner_products() -> None:
+    """Over all pairs of residues, with matrices of all pairs: what the moments give without a pair."""
+    levels = family(300)
+    moments = moments_of(levels)
+    bases, _ = fit_chain(moments, NAMES, KEEP)
+    found = chain_whitening(moments, bases).weights
+    blocks = apply(levels, bases)[-1].split(BLOCKS, dim=1)
+    expected, prefix = [1.0], white(blocks[0])
+    for block, state in zip(blocks[1:], levels[1:], strict=True):
+        own, judge = white(block), white(state.double())
+        pairs = torch.stack([(rows @ rows.T).flatten() for rows in (prefix, own)], dim=1)
+        alpha, beta = torch.linalg.lstsq(pairs, (judge @ judge.T).flatten()[:, None]).solution.flatten().tolist()
+        expected.append((beta / alpha) ** 0.5)
+        prefix = torch.cat((prefix, expected[-1] * own), dim=1)
+    assert found == pytest.approx([weight / max(expected) for weight in expected], rel=1e-6)
+
+
+def test_a_prefix_that_says_nothing_of_the_larger_state_gets_little_weight() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise, signal = (torch.randn(5000, width, generator=generator, dtype=torch.float64) for width in (12, 20))
+    alike = torch.cat((noise, 0.1 * signal[:, :8]), dim=1)
+    weights = []
+    for large in (signal, alike):
+        moments = moments_of([noise, large])
+        bases, _ = fit_chain(moments, NAMES[:2], [8])
+        first, second = chain_whitening(moments, bases).weights
+        weights.append(first / second)
+    assert weights[0] < 0.2
+    assert weights[1] > 0.5
+
+
+def test_a_larger_level_changes_no_weight_below_it() -> None:
+    levels = family(3000)
+    moments = moments_of(levels)
+    bases, _ = fit_chain(moments, NAMES, KEEP)
+    whole = chain_whitening(moments, bases)
+    part = chain_whitening(moments_of(levels[:2]), bases[:1])
+    assert part.weights[1] / part.weights[0] == pytest.approx(whole.weights[1] / whole.weights[0], rel=1e-9)
+    assert max(whole.weights) == 1
+    given = chain_whitening(moments, bases, [3, 2, 1])
+    assert given.weights == (3, 2, 1)
+    for one, other, own, weight in zip(given.maps, whole.maps, whole.weights, given.weights, strict=True):
+        assert torch.allclose(one / weight, other / own)
 
 
 @settings(max_examples=25, deadline=None)

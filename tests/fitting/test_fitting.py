@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from rd_hf.bases.chain import fit_chain
 from rd_hf.bases.moments import JointMoments
+from rd_hf.data.batching import collate
 from rd_hf.data.fasta import InputError
 from rd_hf.fitting import FitOptions, backbone_states, draw_sample, fit_bases, install_bases
 from rd_hf.fitting.state import state_workspace
@@ -171,6 +172,33 @@ def test_nan_in_a_backbone_names_level_and_record(fasta: Path, tmp_path: Path) -
     sample = draw_sample([str(fasta)], options)
     with pytest.raises(ValueError, match=r"NaN.*level L1.*record '"):
         fit_bases(model, sample, options, tmp_path / "state", Accelerator(cpu=True))
+
+
+def test_a_fit_keeps_what_its_blocks_are_whitened_by(fasta: Path, tmp_path: Path) -> None:
+    """Whitened, the fitting residues have no covariance within a block, and variances of its weight squared."""
+    model = random_model([32, 48, 64])
+    options = FitOptions(num_sequences=60, heldout_fraction=0.0)
+    sample = draw_sample([str(fasta)], options)
+    result = fit_bases(model, sample, options, tmp_path / "state", Accelerator(cpu=True))
+    install_bases(model, result, options, sample, [str(fasta)])
+    assert "block_weights" not in model.config.bases
+    weights = model.config.whitening["weights"]
+    assert max(weights) == 1
+    with torch.inference_mode():
+        rows = [
+            model(*collate([sequence])).nested("L2", whiten=True)[0, 1:-1].double() for sequence in sample.sequences
+        ]
+    whitened = torch.cat(rows)
+    for block, weight in zip(whitened.split([32, 16, 16], dim=1), weights, strict=True):
+        covariance = torch.cov(block.T) / weight**2
+        # Shrinkage towards equal variances leaves directions of least variance below one.
+        assert covariance.diagonal().max() < 1.01
+        assert covariance.diagonal()[0] == pytest.approx(1, abs=0.05)
+        assert (covariance - covariance.diagonal().diag()).abs().max() < 0.01
+        assert block.mean(dim=0).abs().max() < 0.01 * weight
+    wrong = FitOptions(num_sequences=60, block_weights=(1.0, 2.0))
+    with pytest.raises(ValueError, match=r"2 block weights for 3 levels \(L0, L1, L2\)"):
+        fit_bases(model, sample, wrong, tmp_path / "other", Accelerator(cpu=True))
 
 
 def test_a_second_fit_in_the_same_place_is_refused_while_the_first_runs(fasta: Path, tmp_path: Path) -> None:
