@@ -208,7 +208,9 @@ def test_gradients_flow_through_every_level_with_checkpointing(tmp_path: Path) -
         model(ids, mask).last_hidden_state.square().sum().backward()
         grads.append([p.grad.clone() for p in stack_of(model.backbones[1]).parameters()])
     for one, other in zip(*grads, strict=True):
-        torch.testing.assert_close(one, other)
+        # Releases before 5.10 recompute in one piece and add the shares of levels and layers in another order: some
+        # hundreds of units in the last place of sums of thousands of products.
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
 
 
 def test_a_smaller_level_is_extended_with_the_layers_above(tmp_path: Path) -> None:
