@@ -90,7 +90,7 @@ def _or(numbers: tuple[int, ...]) -> str:
 
 
 def _vocabularies(where: str, revision: str | None, hub: dict[str, Any]) -> Iterator[tuple[str, dict[str, int]]]:
-    """Name and content of each of a repo's vocabularies: token to id."""
+    """Name and content of each vocabulary of a folder, or of the first that a Hub repo has: token to id."""
     for name in ("vocab.txt", "tokenizer.json"):
         if os.path.isdir(where):
             path = os.path.join(where, name) if os.path.isfile(os.path.join(where, name)) else None
@@ -105,6 +105,8 @@ def _vocabularies(where: str, revision: str | None, hub: dict[str, Any]) -> Iter
             text = file.read()
         if name == "vocab.txt":
             yield name, {token: place for place, token in enumerate(re.split(r"\r?\n", text.strip()))}
+            if not os.path.isdir(where):
+                return  # one request less
             continue
         try:
             content = json.loads(text)

@@ -225,7 +225,10 @@ def load_family(
     for name, commit in (revisions or {}).items():
         if config.backbones_in_checkpoint:
             raise ValueError(f"{place} holds its backbones itself, so that level {name} has no revision of its own")
-        config.levels[config.level_index(name)]["revision"] = commit
+        index = config.level_index(name)
+        # Levels that are layers of one backbone go together.
+        for place_of_level in next(levels for levels in config.backbone_groups if index in levels):
+            config.levels[place_of_level]["revision"] = commit
     if place is not None and config.backbones_in_checkpoint:
         return RDEsmModel.from_pretrained(place, config=config, revision=revision, **settings)
     for entry in config.up_to(level).levels:

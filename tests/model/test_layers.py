@@ -208,7 +208,9 @@ def test_gradients_flow_through_every_level_with_checkpointing(tmp_path: Path) -
         model(ids, mask).last_hidden_state.square().sum().backward()
         grads.append([p.grad.clone() for p in stack_of(model.backbones[1]).parameters()])
     for one, other in zip(*grads, strict=True):
-        torch.testing.assert_close(one, other)
+        # Releases before 5.10 recompute in one piece and add the shares of levels and layers in another order: some
+        # hundreds of units in the last place of sums of thousands of products.
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
 
 
 def test_a_smaller_level_is_extended_with_the_layers_above(tmp_path: Path) -> None:
@@ -262,6 +264,38 @@ def test_a_backbone_that_was_changed_is_saved_with_its_layers(tmp_path: Path) ->
 )
 def test_words(word: str, expected: BackboneSource) -> None:
     assert parse_source(word) == expected
+
+
+def test_an_adapter_trains_within_shared_layers(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    model = build(tmp_path, ESMC if HAS_ESMC else ESM2_SAFETENSORS)
+    ids, mask = collate(SEQUENCES)
+    before = model(ids, mask).last_hidden_state
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["query", "q_proj"], r=2))
+    assert torch.equal(adapted(input_ids=ids, attention_mask=mask).last_hidden_state, before)
+    optimiser = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=1.0)
+    for _ in range(2):  # the first step moves only one of the two factors from zero
+        optimiser.zero_grad()
+        adapted(input_ids=ids, attention_mask=mask).last_hidden_state.square().mean().backward()
+        optimiser.step()
+    moved = [name for name, p in adapted.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0]
+    # Both factors in both backbones, in every layer.
+    assert len(moved) == 2 * (2 + LAYERS)
+    merged = adapted.merge_and_unload().eval()
+    after = merged(ids, mask).last_hidden_state
+    assert not torch.equal(after, before)
+    merged.save_pretrained(tmp_path / "merged", backbones=True)
+    assert torch.equal(RDEsmModel.from_pretrained(tmp_path / "merged")(ids, mask).last_hidden_state, after)
+
+
+def test_another_commit_is_that_of_all_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = chain(tmp_path)
+    model = load_family(config, revisions={"L2": "v2"})
+    assert [entry["revision"] for entry in model.config.levels] == [None] * 4  # of folders there is none
+    seen = []
+    monkeypatch.setattr("rd_hf.hub.checkpoint.resolve_commit", lambda repo, revision, **_: seen.append(revision))
+    load_family(config, revisions={"L2": "v2"})
+    assert seen == [None, "v2", "v2", "v2"]
 
 
 def test_layers_of_a_familys_level(mini_checkpoint: Path) -> None:
