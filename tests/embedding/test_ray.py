@@ -11,6 +11,7 @@ import os
 import random
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -353,6 +354,18 @@ def test_an_address_where_nothing_listens_is_one_sentence(job: list[object], tmp
     assert outcome.stderr.count("\n") == 1
     assert time.monotonic() - started < 60
     assert embed(*job, tmp_path / "out", "--engine", "ray", "--address", "here").status == 1
+
+
+def test_an_address_where_something_else_listens_is_one_sentence(
+    job: list[object], tmp_path: Path, embed: Embed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rd_hf.embedding.ray.cluster._ANSWERS_WITHIN", 4.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        outcome = embed(*job, tmp_path / "out", "--engine", "ray", "--address", address)
+    assert outcome.status == 1
+    assert outcome.stderr.startswith(f"rd-hf embed: error: no Ray cluster answers at {address} within 4 s")
+    assert outcome.stderr.count("\n") == 1
 
 
 def test_without_ray_it_says_what_to_install(

@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -118,6 +119,7 @@ def _join(settings: RaySettings) -> None:
         )
     if address != "auto":
         _ask(address)
+    _await_answer(address)
     try:
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, RayError) as error:
@@ -139,6 +141,19 @@ def _ask(address: str) -> None:
         raise JobError(
             f"nothing listens at {address} ({error}): give the address that ray start --head printed, or leave "
             "--address away to use this machine alone"
+        ) from error
+
+
+def _await_answer(address: str) -> None:
+    """Raise where a cluster does not answer in time: where something else listens, Ray itself would wait for ever."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--skip-version-check"]
+    try:
+        # In a process that can be ended. What it finds to be wrong otherwise, joining says in words.
+        subprocess.run([*command, "--address", address], capture_output=True, timeout=_ANSWERS_WITHIN, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise JobError(
+            f"no Ray cluster answers at {address} within {_ANSWERS_WITHIN:.0f} s: give the address that ray start "
+            "--head printed, or leave --address away to use this machine alone"
         ) from error
 
 
