@@ -1,0 +1,197 @@
+"""From embeddings of domains to tidy rows: one row a query, one file a ranking, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from rd_hf.bases.moments import JointMoments
+from rd_hf.evaluation.embeddings import Family, StateCache, embed_proteins
+from rd_hf.evaluation.homology import Domains, Relation
+from rd_hf.evaluation.plan import EvaluationOptions, family_maps
+from rd_hf.evaluation.representations import Representation
+from rd_hf.evaluation.retrieval import FIGURES, rank
+from rd_hf.evaluation.runs import write_table
+from rd_hf.evaluation.treatments import SEARCHED, TREATMENTS, block_maps, blocks_of, map_moments, treat
+from rd_hf.evaluation.weight_search import FOLDS, STEPS, search_weights
+
+# Part of every digest: raise it when the meaning of a column changes.
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """What is compared; the columns by which tables group.
+
+    Attributes:
+        model: label of the family.
+        representation: its kind.
+        level: largest backbone used.
+        treatment: key of :data:`rd_hf.evaluation.treatments.TREATMENTS`, or one of those that labels chose.
+        width: of the embedding.
+        weights: of its blocks, as text; empty where all are equal.
+    """
+
+    model: str
+    representation: str
+    level: str
+    treatment: str
+    width: int
+    weights: str = ""
+
+
+COLUMNS = list(Ranked.__dataclass_fields__)
+
+
+def weights_text(weights: Sequence[float]) -> str:
+    """Weights of blocks as tables show them."""
+    return " ".join(f"{weight:.3g}" for weight in weights)
+
+
+def _digest(rows: torch.Tensor, domains: Domains, wanted: Sequence[Relation], *more: object) -> str:
+    """Of everything that a ranking depends on: the embeddings themselves, and who looks for whom."""
+    digest = hashlib.sha256(f"{SCHEMA} {domains.digest} {more}".encode())
+    digest.update(rows.float().contiguous().numpy().tobytes())
+    for relation in wanted:
+        digest.update(relation.name.encode() + relation.groups.tobytes() + relation.masked.tobytes())
+    return digest.hexdigest()[:24]
+
+
+def _labelled(table: pd.DataFrame, contender: Ranked) -> pd.DataFrame:
+    for name, value in asdict(contender).items():
+        table[name] = pd.Categorical([value] * len(table)) if isinstance(value, str) else value
+    return table
+
+
+def evaluate_rows(
+    rows: torch.Tensor, contender: Ranked, domains: Domains, wanted: Sequence[Relation], folder: Path
+) -> pd.DataFrame:
+    """Rank every query, or read what an earlier run found.
+
+    Args:
+        rows: embeddings of the domains, (n, width).
+        folder: where results are kept.
+
+    Returns:
+        Columns: those of :class:`Ranked`, relation, rounding, query (row of the domain), cluster, and the figures of
+        :data:`rd_hf.evaluation.retrieval.FIGURES`.
+    """
+    path = folder / f"{_digest(rows, domains, wanted)}.parquet"
+    if not path.exists():
+        by_name = {relation.name: relation for relation in wanted}
+        parts = []
+        for ranking in rank(rows, wanted):
+            relation = by_name[ranking.relation]
+            part = pd.DataFrame(ranking.figures.astype(np.float32), columns=list(FIGURES))
+            part.insert(0, "cluster", relation.clusters.astype(np.int32))
+            part.insert(0, "query", relation.queries.astype(np.int32))
+            part.insert(0, "rounding", ranking.rounding)
+            part.insert(0, "relation", ranking.relation)
+            parts.append(part)
+        write_table(pd.concat(parts, ignore_index=True), path)
+    return _labelled(pd.read_parquet(path), contender)
+
+
+def search_rows(
+    rows: torch.Tensor, widths: Sequence[int], contender: Ranked, domains: Domains, wanted: Relation, folder: Path
+) -> pd.DataFrame:
+    """Hits under weights of blocks that labels chose.
+
+    Args:
+        rows: embeddings whose blocks are weighted, (n, width).
+        widths: of the blocks.
+        contender: with the treatment that came before the weights.
+        wanted: the level at which weights are chosen and judged.
+        folder: where results are kept.
+
+    Returns:
+        Rows as :func:`evaluate_rows` has them, AUROC and AUPRC NaN, under two more treatments: TREATMENT + "labels",
+        chosen on other superfamilies than those they are judged by, and TREATMENT + "best", judged by what chose them.
+    """
+    path = folder / f"{_digest(rows, domains, [wanted], 'weights', list(widths), STEPS, FOLDS)}.parquet"
+    if not path.exists():
+        search = search_weights(rows.split(list(widths), dim=1), wanted)
+        parts = []
+        chosen = sorted({weights_text(weights) for weights in search.chosen})
+        for kind, hits, weights in (
+            ("labels", search.hits, " | ".join(chosen)),
+            ("best", search.best_hits, weights_text(search.best)),
+        ):
+            part = pd.DataFrame(hits.astype(np.float32), columns=["hit1", "hit10"])
+            part["query"], part["cluster"] = wanted.queries.astype(np.int32), wanted.clusters.astype(np.int32)
+            part["auroc"] = part["auprc"] = np.float32(np.nan)
+            parts.append(part.assign(relation=wanted.name, rounding="none", kind=kind, weights=weights))
+        write_table(pd.concat(parts, ignore_index=True), path)
+    table = pd.read_parquet(path)
+    found = []
+    for (kind, weights), part in table.groupby(["kind", "weights"], sort=False):
+        named = replace(contender, treatment=f"{contender.treatment} + {kind}", weights=str(weights))
+        found.append(_labelled(part.drop(columns=["kind", "weights"]), named))
+    return pd.concat(found, ignore_index=True)
+
+
+def domain_states(family: Family, domains: Domains, cache: Path, batch_tokens: int) -> np.ndarray:
+    """Mean z of every domain, (n, K) float32, from the cache where they are there."""
+    store = StateCache(cache, family.fingerprint)
+    with tqdm(total=len(domains.ids), desc=f"embedding with {family.label}", unit="domain", disable=None) as bar:
+        return embed_proteins(family, domains.ids, domains.sequences, store, batch_tokens, bar)
+
+
+def evaluate_family(
+    family: Family,
+    moments: JointMoments | None,
+    options: EvaluationOptions,
+    domains: Domains,
+    wanted: Sequence[Relation],
+    cache: Path,
+    folder: Path,
+    search: bool,
+) -> pd.DataFrame:
+    """Every representation of one family under every treatment.
+
+    Args:
+        moments: of the fitting sequences, or None.
+        options: representations, seed and the budget of a forward pass.
+        wanted: what is looked for.
+        cache: folder of pooled states.
+        folder: where rankings are kept.
+        search: whether labels may choose weights too, under names of their own.
+    """
+    states = domain_states(family, domains, cache, options.batch_tokens)
+    contenders = family_contenders(family, moments, options)
+    tables = []
+    with tqdm(total=len(contenders), desc=f"ranking with {family.label}", unit="embedding", disable=None) as bar:
+        for how, widths in contenders:
+            rows = torch.from_numpy(how(states))
+            residues = map_moments(how, widths, moments) if moments is not None else None
+            for treatment in TREATMENTS:
+                treated = treat(treatment, rows, widths, residues)
+                if treated is None:
+                    continue
+                named = Ranked(family.label, how.kind, how.level, treatment, how.width)
+                tables.append(evaluate_rows(treated, named, domains, wanted, folder))
+                if search and treatment in SEARCHED and len(widths) > 1 and wanted[0].name == "superfamily":
+                    tables.append(search_rows(treated, widths, named, domains, wanted[0], folder))
+            bar.update()
+    return pd.concat(tables, ignore_index=True)
+
+
+def family_contenders(
+    family: Family, moments: JointMoments | None, options: EvaluationOptions
+) -> list[tuple[Representation, list[int]]]:
+    """Every representation of one family, single blocks among them, and the widths of its blocks."""
+    maps = family_maps(family, moments, options)
+    widths = blocks_of(maps, family.widths)
+    for kind, single in (("rd", "block"), ("rd_all", "block_all")):
+        chain = [how for how in maps if how.kind == kind]
+        if chain:
+            maps = maps + block_maps(single, chain[-1], family.names, widths[chain[-1].digest])
+    widths |= blocks_of([how for how in maps if how.digest not in widths], family.widths)
+    return [(how, widths[how.digest]) for how in maps]

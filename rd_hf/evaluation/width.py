@@ -1,0 +1,200 @@
+"""Score against width: what each way of choosing dimensions is worth at any number of them.
+
+Nested embeddings are cut after their first N dimensions, which is what ``truncate_dim`` and ``--width`` do; principal
+components and random projections of the full concatenation likewise; raw backbones come in their own widths alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from rd_hf.bases.moments import JointMoments
+from rd_hf.evaluation import clusters, statistics
+from rd_hf.evaluation.embeddings import Family
+from rd_hf.evaluation.homology import Domains, Relation
+from rd_hf.evaluation.homology_runs import Ranked, evaluate_rows
+from rd_hf.evaluation.plan import EvaluationOptions, family_maps
+from rd_hf.evaluation.plots import STYLES
+from rd_hf.evaluation.representations import KINDS, Representation, principal_map, random_map
+from rd_hf.evaluation.tables import markdown_table, number
+from rd_hf.evaluation.treatments import blocks_of, treat
+
+LINES = ("raw", "rd", "rd_all", "pca", "random")
+NESTED = ("rd", "rd_all")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One way of choosing dimensions.
+
+    Attributes:
+        kind: of :data:`LINES`.
+        whole: as wide as it gets; for raw backbones, each of them.
+        blocks: widths of its blocks.
+        widths: at which it is judged.
+    """
+
+    kind: str
+    whole: Representation
+    blocks: tuple[int, ...]
+    widths: tuple[int, ...]
+
+    def cut(self, width: int) -> Representation:
+        """Its first dimensions."""
+        how = self.whole
+        return Representation(self.kind, how.level, how.matrix[:, :width].copy(), how.offset[:width].copy())
+
+    def rows(self, states: np.ndarray, width: int, treatment: str) -> torch.Tensor | None:
+        """Embeddings of this width under a treatment, (n, width) float64.
+
+        Nested embeddings are treated block by block and then cut, as the product does it; whatever is one block is cut
+        and then treated.
+        """
+        if self.kind in NESTED:
+            treated = treat(treatment, torch.from_numpy(self.whole(states)), self.blocks)
+            return None if treated is None else treated[:, :width]
+        return treat(treatment, torch.from_numpy(self.cut(width)(states)), [width])
+
+
+def width_lines(
+    family: Family, moments: JointMoments, options: EvaluationOptions, widths: Sequence[int] | None = None
+) -> list[Line]:
+    """Every line of the figure.
+
+    Args:
+        family: of two levels or more.
+        moments: of the fitting sequences.
+        options: the seed of the random projection.
+        widths: at which to cut; by default where the levels end, and halfway to and below the first.
+
+    Raises:
+        ValueError: a width below 1.
+    """
+    maps = family_maps(family, moments, EvaluationOptions(representations=("raw", *NESTED)))
+    blocks = blocks_of(maps, family.widths)
+    name, levels, total = family.names[-1], len(family.names), sum(family.widths)
+    largest = {kind: [how for how in maps if how.kind == kind][-1] for kind in NESTED}
+    if widths is None:
+        ends = {int(end) for how in largest.values() for end in np.cumsum(blocks[how.digest])}
+        first = family.widths[0]
+        widths = sorted({max(first // 4, 1), max(first // 2, 1), *family.widths, *ends})
+    if min(widths) < 1:
+        raise ValueError(f"--widths {min(widths)}: an embedding has one dimension at least")
+    wholes = {
+        **largest,
+        "pca": principal_map(name, moments, levels, total),
+        "random": random_map(name, family.widths, levels, total, options.seed),
+    }
+    lines = [Line("raw", how, (how.width,), (how.width,)) for how in maps if how.kind == "raw"]
+    for kind, whole in wholes.items():
+        fitting = tuple(width for width in widths if width <= whole.width)
+        lines.append(Line(kind, whole, tuple(blocks.get(whole.digest, [whole.width])), fitting))
+    return lines
+
+
+def retrieval_scores(
+    lines: Sequence[Line],
+    states: np.ndarray,
+    model: str,
+    domains: Domains,
+    wanted: Relation,
+    folder: Path,
+    treatments: Sequence[str] = ("plain", "whitened"),
+) -> pd.DataFrame:
+    """hit@10 of every line at every width.
+
+    Returns:
+        Columns: panel, representation, width, score, low, high (95 % over clusters).
+    """
+    jobs = [(line, width, treatment) for treatment in treatments for line in lines for width in line.widths]
+    found = []
+    for line, width, treatment in tqdm(jobs, desc="retrieval", unit="embedding", disable=None):
+        rows = line.rows(states, width, treatment)
+        if rows is None:
+            continue
+        contender = Ranked(model, line.kind, line.whole.level, treatment, width)
+        table = evaluate_rows(rows, contender, domains, [wanted], folder)
+        table = table[table["rounding"] == "none"]
+        values = table["hit10"].to_numpy(np.float64)
+        low, high = clusters.interval(values, table["cluster"].to_numpy())
+        panel = f"{wanted.name} hit@10, {treatment}"
+        found.append((panel, line.kind, width, values.mean(), low, high))
+    return pd.DataFrame(found, columns=["panel", "representation", "width", "score", "low", "high"])
+
+
+def probe_scores(results: pd.DataFrame) -> pd.DataFrame:
+    """Mean Spearman of every line at every width, for every split and number of training variants.
+
+    Args:
+        results: tidy table of :func:`rd_hf.evaluation.runs.evaluate_unit`.
+
+    Returns:
+        As :func:`retrieval_scores`, intervals over assays.
+    """
+    scores = statistics.assay_scores(results)
+    found = []
+    for (split, size), group in scores[scores["mutations"] == "all"].groupby(["split", "size"], sort=False):
+        panel = f"DMS, {size} training variants" if size else f"DMS, {split} folds"
+        # Assays that a small panel lacks are left out of it everywhere.
+        for (kind, width), own in group.groupby(["representation", "width"], sort=False):
+            values = own["score"].to_numpy()
+            low, high = statistics.interval(values)
+            found.append((panel, kind, width, np.nanmean(values), low, high))
+    return pd.DataFrame(found, columns=["panel", "representation", "width", "score", "low", "high"])
+
+
+def width_figure(scores: pd.DataFrame, title: str) -> Figure:
+    """One panel a question, one line a representation.
+
+    Args:
+        scores: from :func:`retrieval_scores` and :func:`probe_scores`.
+        title: what is shown.
+    """
+    panels = list(scores["panel"].unique())
+    figure = Figure(figsize=(4.4 * len(panels), 4.6), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, panel in zip(axes, panels, strict=True):
+        _panel(axis, scores[scores["panel"] == panel])
+        axis.set_title(panel, fontsize="medium")
+    axes[0].set_ylabel("mean score, 95 % interval")
+    figure.suptitle(title, fontsize="medium")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(LINES), frameon=False)
+    return figure
+
+
+def _panel(axis: Axes, scores: pd.DataFrame) -> None:
+    for place, kind in enumerate(LINES):
+        own = scores[scores["representation"] == kind].sort_values("width")
+        if len(own):
+            colour, marker, line = STYLES[kind]
+            y = own["score"].to_numpy()
+            x = own["width"].to_numpy() * 1.015 ** (place - (len(LINES) - 1) / 2)
+            errors = np.abs(own[["low", "high"]].to_numpy().T - y)
+            axis.errorbar(x, y, errors, label=KINDS[kind], color=colour, marker=marker, linestyle=line, capsize=2)
+    axis.set_xscale("log")
+    ticks = sorted(scores["width"].unique())
+    shown = [tick for before, tick in zip([0, *ticks], ticks, strict=False) if tick > 1.25 * before]
+    axis.set_xticks(shown, [str(tick) for tick in shown])
+    axis.minorticks_off()
+    axis.set_xlabel("dimensions")
+    axis.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+
+
+def width_table(scores: pd.DataFrame) -> str:
+    """One table a panel: widths in rows, representations in columns."""
+    parts = []
+    for panel, group in scores.groupby("panel", sort=False):
+        wide = group.pivot(index="width", columns="representation", values="score").sort_index()
+        kinds = [kind for kind in LINES if kind in wide.columns]
+        rows = [[str(width), *(number(wide.loc[width, kind]) for kind in kinds)] for width in wide.index]
+        parts += [f"## {panel}", markdown_table(["dimensions", *(KINDS[kind] for kind in kinds)], rows)]
+    return "\n\n".join(parts)
