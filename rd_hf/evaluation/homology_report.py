@@ -23,8 +23,6 @@ WORDS = {
     "block_all": "one block of all directions, alone",
 }
 FIGURE_NAMES = {"hit1": "hit@1", "hit10": "hit@10", "auroc": "AUROC", "auprc": "AUPRC"}
-# Rankings that tables show where they do not say otherwise: the published protocol's.
-ROUNDING = "float16"
 
 
 def summary(results: pd.DataFrame) -> pd.DataFrame:
@@ -34,10 +32,10 @@ def summary(results: pd.DataFrame) -> pd.DataFrame:
         results: tidy table of :mod:`rd_hf.evaluation.homology_runs`.
 
     Returns:
-        Columns: those of :class:`rd_hf.evaluation.homology_runs.Ranked`, relation, rounding, queries, clusters, and
+        Columns: those of :class:`rd_hf.evaluation.homology_runs.Ranked`, relation, queries, clusters, and
         for each figure FIGURE, FIGURE_low and FIGURE_high.
     """
-    keys = [*COLUMNS, "relation", "rounding"]
+    keys = [*COLUMNS, "relation"]
     rows = []
     for key, group in results.groupby(keys, sort=False, observed=True):
         row = dict(zip(keys, key, strict=True)) | {"queries": len(group), "clusters": group["cluster"].nunique()}
@@ -55,7 +53,7 @@ def _name(row: Mapping[str, object]) -> str:
 
 def overview(table: pd.DataFrame, relation: str) -> str:
     """hit@1 / hit@10 of each representation under each treatment that no label chose."""
-    rows = table[(table["relation"] == relation) & (table["rounding"] == ROUNDING)]
+    rows = table[table["relation"] == relation]
     treatments = [name for name in TREATMENTS if (rows["treatment"] == name).any()]
     lines = []
     for (kind, level, width), group in rows.groupby(["representation", "level", "width"], sort=False, observed=True):
@@ -69,22 +67,22 @@ def overview(table: pd.DataFrame, relation: str) -> str:
 
 def details(table: pd.DataFrame, relation: str) -> str:
     """Every figure of every contender with its interval."""
-    rows = table[(table["relation"] == relation) & (table["rounding"] == ROUNDING)]
+    rows = table[(table["relation"] == relation) & ~table["treatment"].isin(LABELLED)]
     lines = []
     for row in rows.to_dict("records"):
         cells = [f"{_name(row)}, {row['treatment']}", str(row["width"]), str(row["weights"])]
-        for figure in FIGURES:
+        for figure in FIGURE_NAMES:
             cells += [number(row[figure]), between(row[f"{figure}_low"], row[f"{figure}_high"])]
         lines.append(cells)
     header = ["contender", "width", "weights"]
-    for figure in FIGURES:
-        header += [FIGURE_NAMES[figure], "95 %"]
+    for title in FIGURE_NAMES.values():
+        header += [title, "95 %"]
     return markdown_table(header, lines)
 
 
-def values_of(results: pd.DataFrame, relation: str, rounding: str, figure: str) -> tuple[pd.DataFrame, np.ndarray]:
+def values_of(results: pd.DataFrame, relation: str, figure: str) -> tuple[pd.DataFrame, np.ndarray]:
     """Queries in rows, contenders (representation, level, treatment) in columns; and each query's cluster."""
-    chosen = results[(results["relation"] == relation) & (results["rounding"] == rounding)]
+    chosen = results[(results["relation"] == relation) & ~results["treatment"].isin(LABELLED)]
     wide = chosen.pivot(index="query", columns=["representation", "level", "treatment"], values=figure)
     owner = chosen.drop_duplicates("query").set_index("query")["cluster"]
     return wide.astype(np.float64), owner[wide.index].to_numpy()
@@ -100,7 +98,7 @@ def comparisons(results: pd.DataFrame, names: Sequence[str], relation: str, figu
     Returns:
         Columns: first, second, and those of :func:`rd_hf.evaluation.clusters.compare` with q, p adjusted for all pairs.
     """
-    table, owner = values_of(results, relation, ROUNDING, figure)
+    table, owner = values_of(results, relation, figure)
     last = names[-1]
     pairs: list[tuple[tuple[str, str, str], tuple[str, str, str]]] = []
     for level in names[1:]:
@@ -148,7 +146,7 @@ def comparison_table(pairs: pd.DataFrame) -> str:
 def weights_table(table: pd.DataFrame) -> str:
     """Weights chosen without labels beside those that labels would choose."""
     rows = []
-    relevant = table[(table["relation"] == "superfamily") & (table["rounding"] == "none")]
+    relevant = table[table["relation"] == "superfamily"]
     for (_, kind, level), group in relevant.groupby(["model", "representation", "level"], sort=False, observed=True):
         if not group["treatment"].isin(LABELLED).any():
             continue
@@ -159,8 +157,8 @@ def weights_table(table: pd.DataFrame) -> str:
                     str(row["treatment"]),
                     str(row["weights"]) or "equal",
                     "yes" if row["treatment"] in LABELLED else "no",
-                    number(row["hit1"]),
-                    number(row["hit10"]),
+                    number(row["exact_hit1"]),
+                    number(row["exact_hit10"]),
                 ]
             )
     return markdown_table(["contender", "treatment", "weights of its blocks", "labels seen", "hit@1", "hit@10"], rows)
@@ -168,39 +166,33 @@ def weights_table(table: pd.DataFrame) -> str:
 
 def rounding_table(table: pd.DataFrame) -> str:
     """What rounding similarities to float16 costs, where it costs most."""
-    keys = ["representation", "level", "treatment"]
     own = table[(table["relation"] == "superfamily") & ~table["treatment"].isin(LABELLED)]
-    wide = own.pivot(index=keys, columns="rounding", values=["hit1", "hit10", "auroc"])
-    apart = (wide["hit10"]["none"] - wide["hit10"]["float16"]).abs().sort_values(ascending=False)
+    order = (own["exact_hit10"] - own["hit10"]).abs().sort_values(ascending=False, kind="stable").index
     rows = []
-    for key in apart.index[:8]:
-        cells = [f"{key[0]}.{key[1]} {key[2]}"]
-        for figure in ("hit1", "hit10", "auroc"):
-            cells += [number(wide.loc[key, (figure, rounding)], 4) for rounding in ("float16", "none")]
-        rows.append(cells)
-    header = ["contender", "hit@1 float16", "none", "hit@10 float16", "none", "AUROC float16", "none"]
-    return markdown_table(header, rows)
+    for row in own.loc[order[:8]].to_dict("records"):
+        figures = ("hit1", "exact_hit1", "hit10", "exact_hit10")
+        rows.append([f"{_name(row)} {row['treatment']}", *(number(row[figure], 4) for figure in figures)])
+    return markdown_table(["contender", "hit@1, float16", "as computed", "hit@10, float16", "as computed"], rows)
 
 
 def published_table(published: Published, table: pd.DataFrame) -> str:
     """Published lines and the best of ours that no label chose, in order of hit@10."""
     rows = [
-        (row["hit10_mean"], [f"{model} (published)", *(number(row[f"{name}_mean"]) for name in FIGURES)])
+        (row["hit10_mean"], [f"{model} (published)", *(number(row[f"{name}_mean"]) for name in FIGURE_NAMES)])
         for model, row in published.means("superfamily").iterrows()
     ]
-    own = table[(table["relation"] == "superfamily") & (table["rounding"] == ROUNDING)]
-    own = own[~own["treatment"].isin(LABELLED)]
+    own = table[(table["relation"] == "superfamily") & ~table["treatment"].isin(LABELLED)]
     for _, group in own.groupby(["model", "representation"], sort=False, observed=True):
         best = group.loc[group["hit10"].idxmax()]
         name = f"{_name(best)}, {best['treatment']}, {best['width']} dimensions (here)"
-        rows.append((best["hit10"], [name, *(number(best[figure]) for figure in FIGURES)]))
+        rows.append((best["hit10"], [name, *(number(best[figure]) for figure in FIGURE_NAMES)]))
     rows.sort(key=lambda row: -row[0])
-    return markdown_table(["", *(FIGURE_NAMES[name] for name in FIGURES)], [cells for _, cells in rows])
+    return markdown_table(["", *FIGURE_NAMES.values()], [cells for _, cells in rows])
 
 
 def level_figure(table: pd.DataFrame, names: Sequence[str]) -> Figure:
     """hit@10 against level, one panel a treatment, one line a representation."""
-    rows = table[(table["relation"] == "superfamily") & (table["rounding"] == ROUNDING)]
+    rows = table[table["relation"] == "superfamily"]
     treatments = [name for name in TREATMENTS if (rows["treatment"] == name).any()]
     figure = Figure(figsize=(4.2 * len(treatments), 4.4), layout="constrained")
     axes = figure.subplots(1, len(treatments), sharey=True, squeeze=False)[0]

@@ -80,7 +80,7 @@ def evaluate_rows(
         folder: where results are kept.
 
     Returns:
-        Columns: those of :class:`Ranked`, relation, rounding, query (row of the domain), cluster, and the figures of
+        Columns: those of :class:`Ranked`, relation, query (row of the domain), cluster, and the figures of
         :data:`rd_hf.evaluation.retrieval.FIGURES`.
     """
     path = folder / f"{_digest(rows, domains, wanted)}.parquet"
@@ -92,7 +92,6 @@ def evaluate_rows(
             part = pd.DataFrame(ranking.figures.astype(np.float32), columns=list(FIGURES))
             part.insert(0, "cluster", relation.clusters.astype(np.int32))
             part.insert(0, "query", relation.queries.astype(np.int32))
-            part.insert(0, "rounding", ranking.rounding)
             part.insert(0, "relation", ranking.relation)
             parts.append(part)
         write_table(pd.concat(parts, ignore_index=True), path)
@@ -112,22 +111,23 @@ def search_rows(
         folder: where results are kept.
 
     Returns:
-        Rows as :func:`evaluate_rows` has them, AUROC and AUPRC NaN, under two more treatments: TREATMENT + "labels",
-        chosen on other superfamilies than those they are judged by, and TREATMENT + "best", judged by what chose them.
+        Rows as :func:`evaluate_rows` has them, with hits of unrounded similarities alone, under two more treatments:
+        TREATMENT + "labels", chosen on other superfamilies than those they are judged by, and TREATMENT + "best", judged
+        by what chose them.
     """
     path = folder / f"{_digest(rows, domains, [wanted], 'weights', list(widths), STEPS, FOLDS)}.parquet"
     if not path.exists():
         search = search_weights(rows.split(list(widths), dim=1), wanted)
         parts = []
-        chosen = sorted({weights_text(weights) for weights in search.chosen})
+        chosen = sorted({weights_text(weights) for weights in search.chosen.tolist()})
         for kind, hits, weights in (
             ("labels", search.hits, " | ".join(chosen)),
-            ("best", search.best_hits, weights_text(search.best)),
+            ("best", search.best_hits, weights_text(search.best.tolist())),
         ):
-            part = pd.DataFrame(hits.astype(np.float32), columns=["hit1", "hit10"])
+            part = pd.DataFrame(np.nan, range(len(hits)), list(FIGURES), dtype=np.float32)
+            part[["exact_hit1", "exact_hit10"]] = hits.astype(np.float32)
             part["query"], part["cluster"] = wanted.queries.astype(np.int32), wanted.clusters.astype(np.int32)
-            part["auroc"] = part["auprc"] = np.float32(np.nan)
-            parts.append(part.assign(relation=wanted.name, rounding="none", kind=kind, weights=weights))
+            parts.append(part.assign(relation=wanted.name, kind=kind, weights=weights))
         write_table(pd.concat(parts, ignore_index=True), path)
     table = pd.read_parquet(path)
     found = []

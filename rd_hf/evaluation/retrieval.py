@@ -21,9 +21,9 @@ import torch
 
 from rd_hf.evaluation.homology import Relation
 
-# "float16": similarities are rounded before ranking, as in the published protocol. "none": as computed, in float32.
-ROUNDINGS = ("float16", "none")
-FIGURES = ("hit1", "hit10", "auroc", "auprc")
+# Of similarities rounded to float16 before ranking, as in the published protocol; "exact": of those as computed.
+FIGURES = ("hit1", "hit10", "auroc", "auprc", "exact_hit1", "exact_hit10")
+HITS = (1, 10)
 # Queries whose similarities are held at once.
 BLOCK = 512
 
@@ -34,12 +34,10 @@ class Ranking:
 
     Attributes:
         relation: its name.
-        rounding: of :data:`ROUNDINGS`.
-        figures: (q, 4) float64 in the order of :data:`FIGURES`.
+        figures: (q, 6) float64 in the order of :data:`FIGURES`.
     """
 
     relation: str
-    rounding: str
     figures: np.ndarray = field(repr=False)
 
 
@@ -87,43 +85,45 @@ def hit_chance(above: np.ndarray, level: np.ndarray, positives: np.ndarray, k: i
     return np.where(above < k, 1.0 - missed, 0.0)
 
 
-def query_counts(positives: np.ndarray, negatives: np.ndarray) -> tuple[int, int, int, float, float]:
-    """What one query's figures are made of.
+def sortable(values: torch.Tensor) -> np.ndarray:
+    """Float16 rounded from ``values`` as int16 of the same order, which sort in linear time; ties stay ties."""
+    # Adding zero makes -0.0 the 0.0 that it equals.
+    bits = (values.half() + 0.0).view(torch.int16).numpy()
+    return np.where(bits < 0, bits ^ 0x7FFF, bits)
+
+
+def best_counts(positives: np.ndarray, negatives: np.ndarray) -> list[int]:
+    """``above``, ``level`` and ``positives`` of :func:`hit_chance` for one query: similarities (P,) and (N,)."""
+    best = positives.max()
+    return [int((negatives > best).sum()), int((negatives == best).sum()), int((positives == best).sum())]
+
+
+def areas(positives: np.ndarray, negatives: np.ndarray) -> tuple[float, float]:
+    """AUROC and AUPRC of one query.
 
     Args:
         positives: similarities, (P,).
         negatives: similarities, (N,), sorted upwards.
-
-    Returns:
-        ``above``, ``level`` and ``positives`` of :func:`hit_chance`, AUROC and AUPRC.
     """
     ordered = np.sort(positives)
     below = np.searchsorted(negatives, ordered, side="left")
     up_to = np.searchsorted(negatives, ordered, side="right")
-    auroc = (below + up_to).mean() / (2 * len(negatives))
     # Positives and negatives at or above each one's similarity: what ties is met at once.
     found = len(ordered) - np.searchsorted(ordered, ordered, side="left")
     wrong = len(negatives) - below
-    same = int((ordered == ordered[-1]).sum())
-    return (
-        int(len(negatives) - up_to[-1]),
-        int(up_to[-1] - below[-1]),
-        same,
-        float(auroc),
-        float((found / (found + wrong)).mean()),
-    )
+    auroc = (below + up_to).sum() / (2 * len(negatives) * len(ordered))
+    return float(auroc), float((found / (found + wrong)).mean())
 
 
-def rank(rows: torch.Tensor, wanted: Sequence[Relation], roundings: Sequence[str] = ROUNDINGS) -> list[Ranking]:
+def rank(rows: torch.Tensor, wanted: Sequence[Relation]) -> list[Ranking]:
     """Figures of every query by cosine.
 
     Args:
         rows: embeddings, (n, d) of any float dtype, one a domain.
         wanted: what is looked for.
-        roundings: of :data:`ROUNDINGS`.
 
     Returns:
-        One ranking a relation and rounding, queries in the relation's order.
+        One ranking a relation, queries in the relation's order.
 
     Raises:
         ValueError: an embedding is NaN or infinite.
@@ -133,25 +133,28 @@ def rank(rows: torch.Tensor, wanted: Sequence[Relation], roundings: Sequence[str
     units = unit_rows(rows)
     results = []
     for relation in wanted:
-        counts = {rounding: np.empty((len(relation.queries), 5)) for rounding in roundings}
+        counts = np.empty((2, len(relation.queries), 3), dtype=np.int64)
+        found = np.empty((len(relation.queries), 2))
         for block, groups in query_blocks(relation):
             cosines = units[relation.queries[block]] @ units.T
+            exact, rounded = cosines.numpy(), sortable(cosines)
             start = 0
             for group in groups:
-                own = cosines[start : start + len(group)]
+                # One group's queries have the same negatives: all that is outside it.
+                members = np.flatnonzero(relation.groups == relation.clusters[group[0]])
+                outside = np.delete(np.arange(len(units)), members)
+                # Integers of two bytes are sorted by their digits.
+                negatives = np.sort(rounded[start : start + len(group), outside], axis=1, kind="stable")
+                for row, query in enumerate(group):
+                    own = relation.masked[relation.queries[query]]
+                    positives = members[relation.masked[members] != own]
+                    ranked = rounded[start + row, positives]
+                    found[query] = areas(ranked, negatives[row])
+                    counts[0, query] = best_counts(ranked, negatives[row])
+                    line = exact[start + row]
+                    counts[1, query] = best_counts(line[positives], line[outside])
                 start += len(group)
-                members = relation.groups == relation.clusters[group[0]]
-                outside = torch.from_numpy(np.flatnonzero(~members))
-                for rounding in roundings:
-                    # Back in float32, which sorts faster; the values are those of float16.
-                    values = own.half().float() if rounding == "float16" else own
-                    negatives = np.sort(values[:, outside].numpy(), axis=1)
-                    for row, query in enumerate(group):
-                        masked = relation.masked == relation.masked[relation.queries[query]]
-                        positive = values[row].numpy()[members & ~masked]
-                        counts[rounding][query] = query_counts(positive, negatives[row])
-        for rounding, found in counts.items():
-            best = found[:, :3].T.astype(np.int64)
-            hits = [hit_chance(*best, k) for k in (1, 10)]
-            results.append(Ranking(relation.name, rounding, np.column_stack((*hits, found[:, 3:]))))
+        hits = [hit_chance(of[:, 0], of[:, 1], of[:, 2], k) for of in counts for k in HITS]
+        figures = np.column_stack((hits[0], hits[1], found, hits[2], hits[3]))
+        results.append(Ranking(relation.name, figures))
     return results

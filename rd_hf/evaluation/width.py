@@ -123,7 +123,6 @@ def retrieval_scores(
             continue
         contender = Ranked(model, line.kind, line.whole.level, treatment, width)
         table = evaluate_rows(rows, contender, domains, [wanted], folder)
-        table = table[table["rounding"] == "none"]
         values = table["hit10"].to_numpy(np.float64)
         low, high = clusters.interval(values, table["cluster"].to_numpy())
         panel = f"{wanted.name} hit@10, {treatment}"

@@ -99,7 +99,9 @@ def test_weights_are_judged_as_if_they_were_multiplied_in() -> None:
     generator = torch.Generator().manual_seed(0)
     blocks = [torch.randn(48, width, generator=generator, dtype=torch.float64) for width in (3, 5)]
     grid = weight_grid(2)
-    assert grid.tolist()[0] == [0, 1] and len(grid) == 9 and (grid.max(axis=1) == 1).all()
+    assert grid.tolist()[0] == [0, 1]
+    assert len(grid) == 9
+    assert (grid.max(axis=1) == 1).all()
     above = ranks_above(blocks, wanted, grid)
     for row, weights in zip(above, grid, strict=True):
         rows = torch.cat([weight * block for weight, block in zip(weights, blocks, strict=True)], dim=1).numpy()
@@ -120,7 +122,8 @@ def test_labels_find_the_block_that_tells() -> None:
     )
     noise = 10 * torch.randn(120, 30, generator=generator)
     found = search_weights([noise, telling], wanted)
-    assert (found.chosen[:, 0] <= 0.125).all() and found.best[0] <= 0.125
+    assert (found.chosen[:, 0] <= 0.125).all()
+    assert found.best[0] <= 0.125
     assert found.hits.shape == (120, 2)
     assert found.hits.mean() > 0.9
 
@@ -196,7 +199,8 @@ def test_a_treatment_leaves_prefixes_nested() -> None:
             assert treat(name, rows, [4, 8]) is None
             continue
         whole, prefix = treat(name, rows, [4, 8]), treat(how.single, rows[:, :4], [4])
-        assert whole is not None and prefix is not None
+        assert whole is not None
+        assert prefix is not None
         # Up to one factor for the whole prefix, which no cosine sees.
         factor = (whole[:, :4] * prefix).sum() / (prefix * prefix).sum()
         torch.testing.assert_close(whole[:, :4], factor * prefix)
