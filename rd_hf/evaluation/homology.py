@@ -45,6 +45,18 @@ class Domains:
         names = [".".join(name.split(".")[: DEPTHS[level]]) for name in self.classes]
         return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
+    def up_to(self, length: int) -> Domains:
+        """Those of at most so many residues.
+
+        Raises:
+            InputError: there is none.
+        """
+        rows = [row for row, sequence in enumerate(self.sequences) if len(sequence) <= length]
+        if not rows:
+            raise InputError(f"no domain has {length} residues or fewer; raise --max-length")
+        parts = (self.ids, self.sequences, self.classes)
+        return Domains(*(tuple(part[row] for row in rows) for part in parts))
+
     @property
     def digest(self) -> str:
         """Of everything: what a result depends on."""

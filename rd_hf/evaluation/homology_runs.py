@@ -112,8 +112,8 @@ def search_rows(
 
     Returns:
         Rows as :func:`evaluate_rows` has them, with hits of unrounded similarities alone, under two more treatments:
-        TREATMENT + "labels", chosen on other superfamilies than those they are judged by, and TREATMENT + "best", judged
-        by what chose them.
+        TREATMENT + "labels", chosen on other superfamilies than those they are judged by, and TREATMENT + "best",
+        judged by what chose them.
     """
     path = folder / f"{_digest(rows, domains, [wanted], 'weights', list(widths), STEPS, FOLDS)}.parquet"
     if not path.exists():

@@ -59,6 +59,12 @@ def test_a_folder_is_read_and_what_is_wrong_is_named(tmp_path: Path) -> None:
     file = tmp_path / "domains.fa"
     file.write_text(fasta(domains))
     assert read_domains(tmp_path) == domains
+    lengths = [len(sequence) for sequence in domains.sequences]
+    shorter = domains.up_to(sorted(lengths)[3])
+    assert list(map(len, shorter.sequences)) == [length for length in lengths if length <= sorted(lengths)[3]]
+    assert shorter.classes[0] == domains.classes[domains.ids.index(shorter.ids[0])]
+    with pytest.raises(InputError, match="no domain has 3 residues or fewer"):
+        domains.up_to(3)
     assert read_published(tmp_path) is None
     for broken, words in (
         (">d1 a.1.1 short\nMKT\n", r"domains.fa, record 1 \(d1\): its header .* such as a.1.1.2"),
