@@ -8,7 +8,7 @@
 The reverse-distilled embedding, the one that keeps all directions, principal components and a random projection of the
 concatenation are cut after their first N dimensions; raw backbones stand at their own widths. --assays (ProteinGym's
 format) gives a panel of ridge probes on five folds and one a size of --low-n; --data (SCOP domains, see rd-hf evaluate
-homology) one of hit@10 as embeddings are and one whitened.
+homology) one of hit@10 as embeddings are and one whitened and weighted.
 
 --output then holds score_by_width.png, scores.parquet (one row a point of it) and report.md. A run that was stopped
 goes on with the same command.
@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from rd_hf.evaluation.plan import EvaluationOptions, plan_units, read_assays
     from rd_hf.evaluation.runs import run_units
     from rd_hf.evaluation.splits import read_fold_labels
+    from rd_hf.evaluation.treatments import DOMAINS, mean_moments
     from rd_hf.files import Workspace
 
     started = time.monotonic()
@@ -100,7 +101,8 @@ def run(args: argparse.Namespace) -> int:
     if domains is not None:
         wanted = relations(domains, ["superfamily"])[0]
         states = domain_states(family, domains, cache, args.batch_tokens)
-        tables.append(width.retrieval_scores(lines, states, family.label, domains, wanted, args.output / "runs"))
+        known = {DOMAINS: mean_moments(states, family.widths)}
+        tables.append(width.retrieval_scores(lines, states, family.label, domains, wanted, args.output / "runs", known))
     scores = pd.concat(tables, ignore_index=True)
     with output.writing("scores.parquet") as path:
         scores.to_parquet(path, index=False)

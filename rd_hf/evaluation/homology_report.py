@@ -15,7 +15,7 @@ from rd_hf.evaluation.plots import STYLES
 from rd_hf.evaluation.representations import KINDS
 from rd_hf.evaluation.retrieval import FIGURES
 from rd_hf.evaluation.tables import between, markdown_table, number
-from rd_hf.evaluation.treatments import LABELLED, TREATMENTS
+from rd_hf.evaluation.treatments import LABELLED, TREATMENTS, unweighted
 
 WORDS = {
     **KINDS,
@@ -112,9 +112,10 @@ def comparisons(results: pd.DataFrame, names: Sequence[str], relation: str, figu
     for kind in ("raw", "rd", "pca", "rd_all", "concat"):
         pairs.append(((kind, last, "whitened"), (kind, last, "plain")))
     for kind in ("rd", "rd_all", "concat"):
-        pairs += [((kind, last, name), (kind, last, "whitened")) for name in TREATMENTS if "weight" in name]
-        best = [(reference, last, "whitened") for reference in ("raw", "pca")]
-        pairs += [((kind, last, name), other) for name in TREATMENTS if "weight" in name for other in best]
+        for name, how in TREATMENTS.items():
+            if how.weighted:
+                pairs.append(((kind, last, name), (kind, last, unweighted(name))))
+                pairs += [((kind, last, name), (other, last, "whitened")) for other in ("raw", "pca")]
     pairs += [(("block", level, "plain"), ("raw", level, "plain")) for level in names[1:]]
     pairs += [(("block", level, "whitened"), ("raw", level, "whitened")) for level in names[1:]]
     rows = []
@@ -204,7 +205,7 @@ def level_figure(table: pd.DataFrame, names: Sequence[str]) -> Figure:
             colour, marker, line = STYLES[kind]
             found = []
             for position, level in enumerate(names):
-                for name in (treatment, TREATMENTS[treatment].single):
+                for name in (treatment, unweighted(treatment)):
                     if (name, level) in own.index:
                         found.append((position, own.loc[(name, level)]))
                         break

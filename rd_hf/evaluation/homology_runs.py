@@ -15,11 +15,10 @@ from tqdm import tqdm
 from rd_hf.bases.moments import JointMoments
 from rd_hf.evaluation.embeddings import Family, StateCache, embed_proteins
 from rd_hf.evaluation.homology import Domains, Relation
-from rd_hf.evaluation.plan import EvaluationOptions, family_maps
-from rd_hf.evaluation.representations import Representation
+from rd_hf.evaluation.plan import EvaluationOptions
 from rd_hf.evaluation.retrieval import FIGURES, rank
 from rd_hf.evaluation.runs import write_table
-from rd_hf.evaluation.treatments import SEARCHED, TREATMENTS, block_maps, blocks_of, map_moments, treat
+from rd_hf.evaluation.treatments import DOMAINS, RESIDUES, SEARCHED, TREATMENTS, candidates, mean_moments, treat
 from rd_hf.evaluation.weight_search import FOLDS, STEPS, search_weights
 
 # Part of every digest: raise it when the meaning of a column changes.
@@ -165,33 +164,21 @@ def evaluate_family(
         search: whether labels may choose weights too, under names of their own.
     """
     states = domain_states(family, domains, cache, options.batch_tokens)
-    contenders = family_contenders(family, moments, options)
+    known = {DOMAINS: mean_moments(states, family.widths)}
+    if moments is not None:
+        known[RESIDUES] = moments
     tables = []
-    with tqdm(total=len(contenders), desc=f"ranking with {family.label}", unit="embedding", disable=None) as bar:
-        for how, widths in contenders:
-            rows = torch.from_numpy(how(states))
-            residues = map_moments(how, widths, moments) if moments is not None else None
-            for treatment in TREATMENTS:
-                treated = treat(treatment, rows, widths, residues)
-                if treated is None:
-                    continue
-                named = Ranked(family.label, how.kind, how.level, treatment, how.width)
-                tables.append(evaluate_rows(treated, named, domains, wanted, folder))
-                if search and treatment in SEARCHED and len(widths) > 1 and wanted[0].name == "superfamily":
-                    tables.append(search_rows(treated, widths, named, domains, wanted[0], folder))
-            bar.update()
+    found = candidates(family, moments, options)
+    for candidate in tqdm(found, desc=f"ranking with {family.label}", unit="embedding", disable=None):
+        how = candidate.how
+        rows = torch.from_numpy(how(states))
+        for name in TREATMENTS:
+            treated = treat(name, rows, candidate, known)
+            if treated is None:
+                continue
+            embedded, weights = treated
+            named = Ranked(family.label, how.kind, how.level, name, how.width, weights_text(weights))
+            tables.append(evaluate_rows(embedded, named, domains, wanted, folder))
+            if search and name in SEARCHED and len(candidate.blocks) > 1 and wanted[0].name == "superfamily":
+                tables.append(search_rows(embedded, candidate.blocks, named, domains, wanted[0], folder))
     return pd.concat(tables, ignore_index=True)
-
-
-def family_contenders(
-    family: Family, moments: JointMoments | None, options: EvaluationOptions
-) -> list[tuple[Representation, list[int]]]:
-    """Every representation of one family, single blocks among them, and the widths of its blocks."""
-    maps = family_maps(family, moments, options)
-    widths = blocks_of(maps, family.widths)
-    for kind, single in (("rd", "block"), ("rd_all", "block_all")):
-        chain = [how for how in maps if how.kind == kind]
-        if chain:
-            maps = maps + block_maps(single, chain[-1], family.names, widths[chain[-1].digest])
-    widths |= blocks_of([how for how in maps if how.digest not in widths], family.widths)
-    return [(how, widths[how.digest]) for how in maps]

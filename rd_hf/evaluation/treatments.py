@@ -1,77 +1,26 @@
-"""What is done to an embedding before it is compared: nothing, whitening, weights of blocks, or both.
+"""What is done to an embedding before it is compared: nothing, scaling, whitening, weights of blocks.
 
-A treatment sees embeddings and the widths of their blocks, never a label. Statistics are those of the domains that are
-compared, as a search has them at hand, or those of the fit's residues.
+A treatment sees embeddings, the bases that made them and the states' moments, never a label. Moments are those of the
+domains that are compared, as a search has them at hand, or those of the residues that bases were fitted on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from rd_hf.bases.chain import Basis, fit_chain
 from rd_hf.bases.moments import JointMoments
-from rd_hf.bases.whitening import BlockMoments, fit_whitening, moments_of_rows
+from rd_hf.bases.whitening import SHRINKAGE, BlockMoments, chain_whitening, fit_whitening
+from rd_hf.evaluation.embeddings import Family
+from rd_hf.evaluation.plan import EvaluationOptions, family_bases, family_maps
 from rd_hf.evaluation.representations import Representation
 
-
-def blocks_of(maps: Sequence[Representation], widths: Sequence[int]) -> dict[str, list[int]]:
-    """Widths of the blocks of every representation, by its digest.
-
-    A nested embedding has a block a level, and so has a concatenation; all others are one block.
-
-    Args:
-        maps: of one family; the levels of a nested kind in order.
-        widths: of the family's backbones.
-    """
-    found: dict[str, list[int]] = {}
-    ends: dict[str, list[int]] = {}
-    for how in maps:
-        if how.kind in ("rd", "rd_all", "concat"):
-            before = ends.setdefault(how.kind, [widths[0]])
-            before.append(how.width)
-            found[how.digest] = np.diff([0, *before]).tolist()
-        else:
-            found[how.digest] = [how.width]
-    return found
-
-
-def block_maps(kind: str, largest: Representation, names: Sequence[str], widths: Sequence[int]) -> list[Representation]:
-    """Each block of a nested embedding after the first, alone.
-
-    Args:
-        kind: of the results.
-        largest: the whole chain.
-        names: of its levels.
-        widths: of its blocks, from :func:`blocks_of`.
-    """
-    ends = np.cumsum(widths)
-    return [
-        Representation(kind, name, largest.matrix[:, start:end], largest.offset[start:end])
-        for name, start, end in zip(names[1:], ends[:-1], ends[1:], strict=True)
-    ]
-
-
-def map_moments(how: Representation, widths: Sequence[int], moments: JointMoments) -> list[BlockMoments]:
-    """Moments of the blocks of e = z A + b over the residues whose states' moments these are."""
-    mean, scatter = moments.mean().cpu(), moments.scatter().cpu()
-    result = []
-    for end, width in zip(np.cumsum(widths), widths, strict=True):
-        columns = torch.from_numpy(how.matrix[:, end - width : end])
-        result.append(
-            BlockMoments(
-                moments.count,
-                mean @ columns + torch.from_numpy(how.offset[end - width : end]),
-                columns.T @ (scatter @ columns) / (moments.count - 1),
-            )
-        )
-    return result
-
-
-# Rows (n, width), the widths of their blocks, and the blocks' moments over the fit's residues where there are any.
-Apply = Callable[[torch.Tensor, Sequence[int], "Sequence[BlockMoments] | None"], torch.Tensor]
+DOMAINS, RESIDUES = "domains", "residues"
+WEIGHTS = " + weights"
 
 
 @dataclass(frozen=True)
@@ -79,54 +28,128 @@ class Treatment:
     """What is done to rows before they are compared.
 
     Attributes:
-        words: what tables say of it.
-        apply: the function; it returns rows of the same shape.
-        single: the treatment that is the same where there is one block only; itself, if it is done there too.
-        residues: whether it needs moments of the fit's residues.
+        words: what reports say of it.
+        moments: whose moments are used, :data:`DOMAINS` or :data:`RESIDUES`; empty for none.
+        shrinkage: see :func:`rd_hf.bases.whitening.fit_whitening`; at 1 a block is centred and brought to one variance
+            as a whole, and its directions keep their proportions.
+        weighted: whether blocks are weighted, by :func:`rd_hf.bases.whitening.chain_whitening`.
     """
 
     words: str
-    apply: Apply
-    single: str
-    residues: bool = False
-
-
-def _plain(rows: torch.Tensor, widths: Sequence[int], residues: Sequence[BlockMoments] | None) -> torch.Tensor:
-    return rows
-
-
-def _whitened(rows: torch.Tensor, widths: Sequence[int], residues: Sequence[BlockMoments] | None) -> torch.Tensor:
-    return fit_whitening(moments_of_rows(rows, widths))(rows)
-
-
-def _whitened_fit(rows: torch.Tensor, widths: Sequence[int], residues: Sequence[BlockMoments] | None) -> torch.Tensor:
-    assert residues is not None
-    return fit_whitening(residues)(rows)
+    moments: str = ""
+    shrinkage: float = 1.0
+    weighted: bool = False
 
 
 TREATMENTS = {
-    "plain": Treatment("the embedding as it is, not centred", _plain, "plain"),
-    "whitened": Treatment("each block whitened by the means of the domains compared", _whitened, "whitened"),
-    "whitened_fit": Treatment("each block whitened by residues of the fit", _whitened_fit, "whitened_fit", True),
+    "plain": Treatment("the embedding as it is, not centred"),
+    "scaled": Treatment("each block centred and brought to one variance, of the domains' means", DOMAINS),
+    "scaled + weights": Treatment("the same, blocks weighted without labels", DOMAINS, weighted=True),
+    "whitened": Treatment("each block whitened by the domains' means", DOMAINS, SHRINKAGE),
+    "whitened + weights": Treatment("the same, blocks weighted without labels", DOMAINS, SHRINKAGE, weighted=True),
+    "whitened (fit)": Treatment("each block whitened by the residues of the fit", RESIDUES, SHRINKAGE),
+    "whitened + weights (fit)": Treatment("the same, blocks weighted without labels", RESIDUES, SHRINKAGE, True),
 }
-# Treatments that labels chose the weights after, and what :func:`rd_hf.evaluation.homology_runs.search_rows` adds to
-# their names. Nothing else has seen a label.
+# Treatments after which labels choose weights too, and what :func:`rd_hf.evaluation.homology_runs.search_rows` calls
+# them then. Nothing else has seen a label.
 SEARCHED = ("plain", "whitened")
 LABELLED = tuple(f"{name} + {how}" for name in SEARCHED for how in ("labels", "best"))
 
 
+def unweighted(name: str) -> str:
+    """The treatment without weights: what a weighted one is where there is one block only."""
+    return name.replace(WEIGHTS, "")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A representation and what is known of its blocks without labels.
+
+    Attributes:
+        how: the map from states to embeddings.
+        blocks: widths of its blocks; one, where it is not nested.
+        bases: of the chain that made them, a step a block after the first.
+    """
+
+    how: Representation
+    blocks: tuple[int, ...]
+    bases: tuple[Basis, ...] = field(default=(), repr=False)
+
+
+def concatenation_bases(widths: Sequence[int]) -> tuple[Basis, ...]:
+    """A concatenation as a chain: nothing is predicted, and every direction kept."""
+    found, end = [], widths[0]
+    for width in widths[1:]:
+        means = torch.zeros(end, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
+        nothing = torch.zeros(end, width, dtype=torch.float64)
+        found.append(Basis(*means, nothing, torch.eye(width, dtype=torch.float64)))
+        end += width
+    return tuple(found)
+
+
+def candidates(family: Family, moments: JointMoments | None, options: EvaluationOptions) -> list[Candidate]:
+    """Every representation of one family, single blocks of the nested ones among them."""
+    maps = family_maps(family, moments, options)
+    chains: dict[str, Sequence[Basis]] = {"concat": concatenation_bases(family.widths)}
+    if "rd" in options.representations and len(family.names) > 1:
+        chains["rd"] = family_bases(family, moments)
+    if "rd_all" in options.representations and moments is not None:
+        chains["rd_all"], _ = fit_chain(moments, family.names, family.widths[1:])
+    found = []
+    for how in maps:
+        bases = chains.get(how.kind, ())[: family.names.index(how.level)]
+        blocks = (family.widths[0], *(basis.directions.shape[1] for basis in bases))
+        found.append(Candidate(how, blocks if bases else (how.width,), tuple(bases)))
+    for kind, single in (("rd", "block"), ("rd_all", "block_all")):
+        whole = [candidate for candidate in found if candidate.how.kind == kind]
+        if whole:
+            found += _single_blocks(single, whole[-1], family.names)
+    return found
+
+
+def _single_blocks(kind: str, whole: Candidate, names: Sequence[str]) -> list[Candidate]:
+    """Each block of a nested embedding after the first, alone."""
+    ends = np.cumsum(whole.blocks)
+    return [
+        Candidate(Representation(kind, name, whole.how.matrix[:, a:b], whole.how.offset[a:b]), (int(b - a),))
+        for name, a, b in zip(names[1:], ends[:-1], ends[1:], strict=True)
+    ]
+
+
+def mean_moments(states: np.ndarray, widths: Sequence[int]) -> JointMoments:
+    """Moments of the domains' mean states, (n, K), each domain counted once."""
+    moments = JointMoments(list(widths))
+    moments.update(torch.from_numpy(states).split(list(widths), dim=1))
+    return moments
+
+
+def _map_moments(how: Representation, moments: JointMoments) -> BlockMoments:
+    """Of e = z A + b as one block."""
+    matrix, offset = torch.from_numpy(how.matrix), torch.from_numpy(how.offset)
+    scatter = matrix.T @ (moments.scatter().cpu() @ matrix)
+    return BlockMoments(moments.count, moments.mean().cpu() @ matrix + offset, scatter / (moments.count - 1))
+
+
 def treat(
-    name: str, rows: torch.Tensor, widths: Sequence[int], residues: Sequence[BlockMoments] | None = None
-) -> torch.Tensor | None:
-    """Rows under one treatment, or None where it says nothing new or lacks what it needs.
+    name: str, rows: torch.Tensor, candidate: Candidate, known: dict[str, JointMoments]
+) -> tuple[torch.Tensor, tuple[float, ...]] | None:
+    """Rows under one treatment and the weights of their blocks; None where it says nothing new or lacks what it needs.
 
     Args:
         name: key of :data:`TREATMENTS`.
-        rows: (n, sum of widths).
-        widths: of the blocks.
-        residues: moments of the blocks over the fit's residues, if they are known.
+        rows: embeddings, (n, width).
+        candidate: what made them.
+        known: moments of states, by :data:`DOMAINS` or :data:`RESIDUES`.
     """
     how = TREATMENTS[name]
-    if (how.residues and residues is None) or (len(widths) == 1 and how.single != name):
+    if not how.moments:
+        return rows, ()
+    moments, blocks = known.get(how.moments), len(candidate.blocks)
+    if moments is None or (blocks == 1 and how.weighted):
         return None
-    return how.apply(rows, widths, residues)
+    if blocks == 1:
+        whitening = fit_whitening([_map_moments(candidate.how, moments)], shrinkage=how.shrinkage)
+        return whitening(rows), ()
+    equal = None if how.weighted else [1.0] * blocks
+    whitening = chain_whitening(moments, candidate.bases, equal, how.shrinkage)
+    return whitening(rows), whitening.weights if how.weighted else ()

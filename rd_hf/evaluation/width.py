@@ -22,11 +22,11 @@ from rd_hf.evaluation import clusters, statistics
 from rd_hf.evaluation.embeddings import Family
 from rd_hf.evaluation.homology import Domains, Relation
 from rd_hf.evaluation.homology_runs import Ranked, evaluate_rows
-from rd_hf.evaluation.plan import EvaluationOptions, family_maps
+from rd_hf.evaluation.plan import EvaluationOptions
 from rd_hf.evaluation.plots import STYLES
 from rd_hf.evaluation.representations import KINDS, Representation, principal_map, random_map
 from rd_hf.evaluation.tables import markdown_table, number
-from rd_hf.evaluation.treatments import blocks_of, treat
+from rd_hf.evaluation.treatments import Candidate, candidates, treat, unweighted
 
 LINES = ("raw", "rd", "rd_all", "pca", "random")
 NESTED = ("rd", "rd_all")
@@ -39,30 +39,31 @@ class Line:
     Attributes:
         kind: of :data:`LINES`.
         whole: as wide as it gets; for raw backbones, each of them.
-        blocks: widths of its blocks.
         widths: at which it is judged.
     """
 
     kind: str
-    whole: Representation
-    blocks: tuple[int, ...]
+    whole: Candidate
     widths: tuple[int, ...]
 
     def cut(self, width: int) -> Representation:
         """Its first dimensions."""
-        how = self.whole
+        how = self.whole.how
         return Representation(self.kind, how.level, how.matrix[:, :width].copy(), how.offset[:width].copy())
 
-    def rows(self, states: np.ndarray, width: int, treatment: str) -> torch.Tensor | None:
+    def rows(self, states: np.ndarray, width: int, treatment: str, known: dict[str, JointMoments]) -> torch.Tensor:
         """Embeddings of this width under a treatment, (n, width) float64.
 
         Nested embeddings are treated block by block and then cut, as the product does it; whatever is one block is cut
-        and then treated.
+        and then treated, without weights.
         """
-        if self.kind in NESTED:
-            treated = treat(treatment, torch.from_numpy(self.whole(states)), self.blocks)
-            return None if treated is None else treated[:, :width]
-        return treat(treatment, torch.from_numpy(self.cut(width)(states)), [width])
+        if len(self.whole.blocks) > 1:
+            treated = treat(treatment, torch.from_numpy(self.whole.how(states)), self.whole, known)
+        else:
+            cut = Candidate(self.cut(width), (width,))
+            treated = treat(unweighted(treatment), torch.from_numpy(cut.how(states)), cut, known)
+        assert treated is not None, "the domains' moments are known"
+        return treated[0][:, :width]
 
 
 def width_lines(
@@ -74,30 +75,28 @@ def width_lines(
         family: of two levels or more.
         moments: of the fitting sequences.
         options: the seed of the random projection.
-        widths: at which to cut; by default where the levels end, and halfway to and below the first.
+        widths: at which to cut; by default where the levels end, and at a half and a quarter of the first.
 
     Raises:
         ValueError: a width below 1.
     """
-    maps = family_maps(family, moments, EvaluationOptions(representations=("raw", *NESTED)))
-    blocks = blocks_of(maps, family.widths)
+    found = candidates(family, moments, EvaluationOptions(representations=("raw", *NESTED)))
     name, levels, total = family.names[-1], len(family.names), sum(family.widths)
-    largest = {kind: [how for how in maps if how.kind == kind][-1] for kind in NESTED}
+    wholes = {kind: [own for own in found if own.how.kind == kind][-1] for kind in NESTED}
     if widths is None:
-        ends = {int(end) for how in largest.values() for end in np.cumsum(blocks[how.digest])}
+        ends = {int(end) for own in wholes.values() for end in np.cumsum(own.blocks)}
         first = family.widths[0]
         widths = sorted({max(first // 4, 1), max(first // 2, 1), *family.widths, *ends})
     if min(widths) < 1:
         raise ValueError(f"--widths {min(widths)}: an embedding has one dimension at least")
-    wholes = {
-        **largest,
-        "pca": principal_map(name, moments, levels, total),
-        "random": random_map(name, family.widths, levels, total, options.seed),
-    }
-    lines = [Line("raw", how, (how.width,), (how.width,)) for how in maps if how.kind == "raw"]
+    for how in (
+        principal_map(name, moments, levels, total),
+        random_map(name, family.widths, levels, total, options.seed),
+    ):
+        wholes[how.kind] = Candidate(how, (total,))
+    lines = [Line("raw", own, (own.how.width,)) for own in found if own.how.kind == "raw"]
     for kind, whole in wholes.items():
-        fitting = tuple(width for width in widths if width <= whole.width)
-        lines.append(Line(kind, whole, tuple(blocks.get(whole.digest, [whole.width])), fitting))
+        lines.append(Line(kind, whole, tuple(width for width in sorted(set(widths)) if width <= whole.how.width)))
     return lines
 
 
@@ -108,9 +107,19 @@ def retrieval_scores(
     domains: Domains,
     wanted: Relation,
     folder: Path,
-    treatments: Sequence[str] = ("plain", "whitened"),
+    known: dict[str, JointMoments],
+    treatments: Sequence[str] = ("plain", "whitened + weights"),
 ) -> pd.DataFrame:
     """hit@10 of every line at every width.
+
+    Args:
+        lines: from :func:`width_lines`.
+        states: mean states of the domains, (n, K).
+        model: label of the family.
+        wanted: what is looked for.
+        folder: where rankings are kept.
+        known: see :func:`rd_hf.evaluation.treatments.treat`.
+        treatments: a panel each.
 
     Returns:
         Columns: panel, representation, width, score, low, high (95 % over clusters).
@@ -118,10 +127,8 @@ def retrieval_scores(
     jobs = [(line, width, treatment) for treatment in treatments for line in lines for width in line.widths]
     found = []
     for line, width, treatment in tqdm(jobs, desc="retrieval", unit="embedding", disable=None):
-        rows = line.rows(states, width, treatment)
-        if rows is None:
-            continue
-        contender = Ranked(model, line.kind, line.whole.level, treatment, width)
+        rows = line.rows(states, width, treatment, known)
+        contender = Ranked(model, line.kind, line.whole.how.level, treatment, width)
         table = evaluate_rows(rows, contender, domains, [wanted], folder)
         values = table["hit10"].to_numpy(np.float64)
         low, high = clusters.interval(values, table["cluster"].to_numpy())

@@ -130,7 +130,7 @@ def test_score_against_width_is_one_command(data: Path, tiny_checkpoint: Path, t
     scores = pd.read_parquet(tmp_path / "out" / "scores.parquet")
     assert set(scores["panel"]) == {
         *("DMS, random folds", "DMS, 24 training variants"),
-        *("superfamily hit@10, plain", "superfamily hit@10, whitened"),
+        *("superfamily hit@10, plain", "superfamily hit@10, whitened + weights"),
     }
     for _, panel in scores.groupby("panel"):
         widths = {kind: sorted(own["width"]) for kind, own in panel.groupby("representation")}

@@ -17,7 +17,16 @@ from rd_hf.evaluation.embeddings import Family
 from rd_hf.evaluation.homology import Domains, read_domains, read_published, relation, relations
 from rd_hf.evaluation.homology_runs import Ranked, evaluate_rows
 from rd_hf.evaluation.plan import EvaluationOptions
-from rd_hf.evaluation.treatments import LABELLED, SEARCHED, TREATMENTS, treat
+from rd_hf.evaluation.treatments import (
+    DOMAINS,
+    LABELLED,
+    RESIDUES,
+    SEARCHED,
+    TREATMENTS,
+    candidates,
+    mean_moments,
+    treat,
+)
 from rd_hf.evaluation.weight_search import ranks_above, search_weights, weight_grid
 
 CLASSES = ("a.1.1.1", "a.1.1.1", "a.1.1.2", "a.1.2.1", "a.1.2.2", "b.1.1.1", "b.2.1.1", "b.2.1.2", "c.1.1.1")
@@ -182,7 +191,7 @@ def test_only_what_says_so_has_seen_labels(
         )
         ranked[name] = dict(seen)
     assert ranked["true"].keys() == ranked["shuffled"].keys()
-    assert {key[2] for key in ranked["true"]} == {name for name, how in TREATMENTS.items() if not how.residues}
+    assert {key[2] for key in ranked["true"]} == {name for name, how in TREATMENTS.items() if how.moments != RESIDUES}
     for key, rows in ranked["true"].items():
         assert torch.equal(rows, ranked["shuffled"][key]), key
     for table in results.values():
@@ -198,18 +207,47 @@ def test_only_what_says_so_has_seen_labels(
     assert {f"{name} + labels" for name in SEARCHED} <= set(results["true"]["treatment"])
 
 
-def test_a_treatment_leaves_prefixes_nested() -> None:
-    rows = torch.randn(50, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for name, how in TREATMENTS.items():
-        if how.residues:
-            assert treat(name, rows, [4, 8]) is None
-            continue
-        whole, prefix = treat(name, rows, [4, 8]), treat(how.single, rows[:, :4], [4])
-        assert whole is not None
-        assert prefix is not None
-        # Up to one factor for the whole prefix, which no cosine sees.
-        factor = (whole[:, :4] * prefix).sum() / (prefix * prefix).sum()
-        torch.testing.assert_close(whole[:, :4], factor * prefix)
+def test_a_treatment_leaves_prefixes_nested(tiny_family: Family) -> None:
+    """Each level of a chain under each treatment: the smaller one's, up to one factor, which no cosine sees."""
+    generator = np.random.default_rng(0)
+    states = generator.standard_normal((200, sum(tiny_family.widths))).astype(np.float32)
+    known = {
+        DOMAINS: mean_moments(states, tiny_family.widths),
+        RESIDUES: mean_moments(states[:150], tiny_family.widths),
+    }
+    options = EvaluationOptions(representations=("raw", "rd", "concat", "rd_all"))
+    found = candidates(tiny_family, known[RESIDUES], options)
+    for kind in ("rd", "concat", "rd_all"):
+        smaller, larger = [candidate for candidate in found if candidate.how.kind == kind]
+        assert larger.blocks[:2] == smaller.blocks
+        assert sum(larger.blocks) == larger.how.width
+        for name, how in TREATMENTS.items():
+            treated = [treat(name, torch.from_numpy(own.how(states)), own, known) for own in (smaller, larger)]
+            assert treated[0] is not None
+            assert treated[1] is not None
+            prefix, whole = treated[0][0], treated[1][0][:, : smaller.how.width]
+            factor = (whole * prefix).sum() / (prefix * prefix).sum()
+            torch.testing.assert_close(whole, factor * prefix)
+            assert len(treated[1][1]) == (3 if how.weighted else 0)
+
+
+def test_a_single_block_has_no_weights(tiny_family: Family) -> None:
+    states = np.random.default_rng(0).standard_normal((50, sum(tiny_family.widths))).astype(np.float32)
+    known = {DOMAINS: mean_moments(states, tiny_family.widths)}
+    options = EvaluationOptions(representations=("raw", "rd"))
+    found = candidates(tiny_family, None, options)
+    assert [candidate.how.kind for candidate in found] == ["raw"] * 3 + ["rd"] * 2 + ["block"] * 2
+    block = found[-1]
+    rows = torch.from_numpy(block.how(states))
+    assert torch.equal(rows, torch.from_numpy(found[4].how(states))[:, -rows.shape[1] :])
+    assert treat("whitened + weights", rows, block, known) is None
+    assert treat("whitened (fit)", rows, block, known) is None, "no residues are known"
+    whitened, weights = treat("whitened", rows, block, known) or (rows, (1.0,))
+    assert weights == ()
+    # Whitened at a tenth of shrinkage: centred, and its directions uncorrelated.
+    covariance = torch.cov(whitened.T)
+    torch.testing.assert_close(whitened.mean(dim=0), torch.zeros(rows.shape[1], dtype=rows.dtype), atol=1e-5, rtol=0)
+    assert (covariance - covariance.diag().diag()).abs().max() < 1e-4
 
 
 def test_intervals_and_tests_resample_superfamilies() -> None:
