@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from rd_hf.evaluation.plan import EvaluationOptions, plan_units, read_assays
     from rd_hf.evaluation.runs import run_units
     from rd_hf.evaluation.splits import read_fold_labels
-    from rd_hf.evaluation.treatments import DOMAINS, mean_moments
+    from rd_hf.evaluation.treatments import DOMAINS, RESIDUES, mean_moments
     from rd_hf.files import Workspace
 
     started = time.monotonic()
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     if domains is not None:
         wanted = relations(domains, ["superfamily"])[0]
         states = domain_states(family, domains, cache, args.batch_tokens)
-        known = {DOMAINS: mean_moments(states, family.widths)}
+        known = {DOMAINS: mean_moments(states, family.widths), RESIDUES: moments}
         tables.append(width.retrieval_scores(lines, states, family.label, domains, wanted, args.output / "runs", known))
     scores = pd.concat(tables, ignore_index=True)
     with output.writing("scores.parquet") as path:

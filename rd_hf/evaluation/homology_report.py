@@ -113,7 +113,7 @@ def comparisons(results: pd.DataFrame, names: Sequence[str], relation: str, figu
         pairs.append(((kind, last, "whitened"), (kind, last, "plain")))
     for kind in ("rd", "rd_all", "concat"):
         for name, how in TREATMENTS.items():
-            if how.weighted:
+            if how.weights:
                 pairs.append(((kind, last, name), (kind, last, unweighted(name))))
                 pairs += [((kind, last, name), (other, last, "whitened")) for other in ("raw", "pca")]
     pairs += [(("block", level, "plain"), ("raw", level, "plain")) for level in names[1:]]

@@ -7,7 +7,7 @@ domains that are compared, as a search has them at hand, or those of the residue
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from rd_hf.evaluation.plan import EvaluationOptions, family_bases, family_maps
 from rd_hf.evaluation.representations import Representation
 
 DOMAINS, RESIDUES = "domains", "residues"
-WEIGHTS = " + weights"
 
 
 @dataclass(frozen=True)
@@ -32,23 +31,26 @@ class Treatment:
         moments: whose moments are used, :data:`DOMAINS` or :data:`RESIDUES`; empty for none.
         shrinkage: see :func:`rd_hf.bases.whitening.fit_whitening`; at 1 a block is centred and brought to one variance
             as a whole, and its directions keep their proportions.
-        weighted: whether blocks are weighted, by :func:`rd_hf.bases.whitening.chain_whitening`.
+        weights: whose moments choose the weights of blocks (:func:`rd_hf.bases.whitening.chain_whitening`); empty for
+            equal ones.
     """
 
     words: str
     moments: str = ""
     shrinkage: float = 1.0
-    weighted: bool = False
+    weights: str = ""
 
 
+# "whitened + weights" is what a search does by default: a database has its own means at hand, its model the weights.
 TREATMENTS = {
     "plain": Treatment("the embedding as it is, not centred"),
     "scaled": Treatment("each block centred and brought to one variance, of the domains' means", DOMAINS),
-    "scaled + weights": Treatment("the same, blocks weighted without labels", DOMAINS, weighted=True),
+    "scaled + weights": Treatment("the same, blocks weighted by the fit", DOMAINS, weights=RESIDUES),
     "whitened": Treatment("each block whitened by the domains' means", DOMAINS, SHRINKAGE),
-    "whitened + weights": Treatment("the same, blocks weighted without labels", DOMAINS, SHRINKAGE, weighted=True),
+    "whitened + weights": Treatment("the same, blocks weighted by the fit", DOMAINS, SHRINKAGE, RESIDUES),
+    "whitened + weights (domains)": Treatment("the same, by the domains' means", DOMAINS, SHRINKAGE, DOMAINS),
     "whitened (fit)": Treatment("each block whitened by the residues of the fit", RESIDUES, SHRINKAGE),
-    "whitened + weights (fit)": Treatment("the same, blocks weighted without labels", RESIDUES, SHRINKAGE, True),
+    "whitened + weights (fit)": Treatment("the same, blocks weighted by the fit", RESIDUES, SHRINKAGE, RESIDUES),
 }
 # Treatments after which labels choose weights too, and what :func:`rd_hf.evaluation.homology_runs.search_rows` calls
 # them then. Nothing else has seen a label.
@@ -58,7 +60,8 @@ LABELLED = tuple(f"{name} + {how}" for name in SEARCHED for how in ("labels", "b
 
 def unweighted(name: str) -> str:
     """The treatment without weights: what a weighted one is where there is one block only."""
-    return name.replace(WEIGHTS, "")
+    how = replace(TREATMENTS[name], words="", weights="")
+    return next(other for other, own in TREATMENTS.items() if replace(own, words="") == how)
 
 
 @dataclass(frozen=True)
@@ -145,11 +148,13 @@ def treat(
     if not how.moments:
         return rows, ()
     moments, blocks = known.get(how.moments), len(candidate.blocks)
-    if moments is None or (blocks == 1 and how.weighted):
+    if moments is None or (how.weights and (blocks == 1 or how.weights not in known)):
         return None
     if blocks == 1:
         whitening = fit_whitening([_map_moments(candidate.how, moments)], shrinkage=how.shrinkage)
         return whitening(rows), ()
-    equal = None if how.weighted else [1.0] * blocks
-    whitening = chain_whitening(moments, candidate.bases, equal, how.shrinkage)
-    return whitening(rows), whitening.weights if how.weighted else ()
+    weights = [1.0] * blocks
+    if how.weights:
+        weights = list(chain_whitening(known[how.weights], candidate.bases, shrinkage=how.shrinkage).weights)
+    whitening = chain_whitening(moments, candidate.bases, weights, how.shrinkage)
+    return whitening(rows), tuple(weights) if how.weights else ()

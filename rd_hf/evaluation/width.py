@@ -62,7 +62,7 @@ class Line:
         else:
             cut = Candidate(self.cut(width), (width,))
             treated = treat(unweighted(treatment), torch.from_numpy(cut.how(states)), cut, known)
-        assert treated is not None, "the domains' moments are known"
+        assert treated is not None, "both moments are known"
         return treated[0][:, :width]
 
 
@@ -118,7 +118,7 @@ def retrieval_scores(
         model: label of the family.
         wanted: what is looked for.
         folder: where rankings are kept.
-        known: see :func:`rd_hf.evaluation.treatments.treat`.
+        known: moments of the domains and of the fit's residues, see :func:`rd_hf.evaluation.treatments.treat`.
         treatments: a panel each.
 
     Returns:

@@ -173,6 +173,7 @@ def test_only_what_says_so_has_seen_labels(
 ) -> None:
     """The whole evaluation under true and under shuffled labels: what is ranked is the same, but for what is marked."""
     options = EvaluationOptions(representations=("raw", "rd", "concat"))
+    fit = mean_moments(np.random.default_rng(1).standard_normal((200, sum(tiny_family.widths))), tiny_family.widths)
     ranked: dict[str, dict[tuple, torch.Tensor]] = {}
     seen: dict[tuple, torch.Tensor] = {}
 
@@ -187,11 +188,11 @@ def test_only_what_says_so_has_seen_labels(
     for name, domains in (("true", true), ("shuffled", shuffled)):
         seen.clear()
         results[name] = homology_runs.evaluate_family(
-            tiny_family, None, options, domains, relations(domains, ["superfamily"]), tmp_path, tmp_path / name, True
+            tiny_family, fit, options, domains, relations(domains, ["superfamily"]), tmp_path, tmp_path / name, True
         )
         ranked[name] = dict(seen)
     assert ranked["true"].keys() == ranked["shuffled"].keys()
-    assert {key[2] for key in ranked["true"]} == {name for name, how in TREATMENTS.items() if how.moments != RESIDUES}
+    assert {key[2] for key in ranked["true"]} == set(TREATMENTS)
     for key, rows in ranked["true"].items():
         assert torch.equal(rows, ranked["shuffled"][key]), key
     for table in results.values():
@@ -228,7 +229,7 @@ def test_a_treatment_leaves_prefixes_nested(tiny_family: Family) -> None:
             prefix, whole = treated[0][0], treated[1][0][:, : smaller.how.width]
             factor = (whole * prefix).sum() / (prefix * prefix).sum()
             torch.testing.assert_close(whole, factor * prefix)
-            assert len(treated[1][1]) == (3 if how.weighted else 0)
+            assert len(treated[1][1]) == (3 if how.weights else 0)
 
 
 def test_a_single_block_has_no_weights(tiny_family: Family) -> None:
