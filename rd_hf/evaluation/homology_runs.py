@@ -54,12 +54,11 @@ def weights_text(weights: Sequence[float]) -> str:
     return " ".join(f"{weight:.3g}" for weight in weights)
 
 
-def _digest(rows: torch.Tensor, domains: Domains, wanted: Sequence[Relation], *more: object) -> str:
+def _digest(rows: torch.Tensor, domains: Domains, wanted: Relation, *more: object) -> str:
     """Of everything that a ranking depends on: the embeddings themselves, and who looks for whom."""
     digest = hashlib.sha256(f"{SCHEMA} {domains.digest} {more}".encode())
     digest.update(rows.float().contiguous().numpy().tobytes())
-    for relation in wanted:
-        digest.update(relation.name.encode() + relation.groups.tobytes() + relation.masked.tobytes())
+    digest.update(wanted.name.encode() + wanted.groups.tobytes() + wanted.masked.tobytes())
     return digest.hexdigest()[:24]
 
 
@@ -82,19 +81,18 @@ def evaluate_rows(
         Columns: those of :class:`Ranked`, relation, query (row of the domain), cluster, and the figures of
         :data:`rd_hf.evaluation.retrieval.FIGURES`.
     """
-    path = folder / f"{_digest(rows, domains, wanted)}.parquet"
-    if not path.exists():
-        by_name = {relation.name: relation for relation in wanted}
-        parts = []
-        for ranking in rank(rows, wanted):
-            relation = by_name[ranking.relation]
+    parts = []
+    for relation in wanted:
+        path = folder / f"{_digest(rows, domains, relation)}.parquet"
+        if not path.exists():
+            (ranking,) = rank(rows, [relation])
             part = pd.DataFrame(ranking.figures.astype(np.float32), columns=list(FIGURES))
             part.insert(0, "cluster", relation.clusters.astype(np.int32))
             part.insert(0, "query", relation.queries.astype(np.int32))
-            part.insert(0, "relation", ranking.relation)
-            parts.append(part)
-        write_table(pd.concat(parts, ignore_index=True), path)
-    return _labelled(pd.read_parquet(path), contender)
+            part.insert(0, "relation", relation.name)
+            write_table(part, path)
+        parts.append(pd.read_parquet(path))
+    return _labelled(pd.concat(parts, ignore_index=True), contender)
 
 
 def search_rows(
@@ -114,7 +112,7 @@ def search_rows(
         TREATMENT + "labels", chosen on other superfamilies than those they are judged by, and TREATMENT + "best",
         judged by what chose them.
     """
-    path = folder / f"{_digest(rows, domains, [wanted], 'weights', list(widths), STEPS, FOLDS)}.parquet"
+    path = folder / f"{_digest(rows, domains, wanted, 'weights', list(widths), STEPS, FOLDS)}.parquet"
     if not path.exists():
         search = search_weights(rows.split(list(widths), dim=1), wanted)
         parts = []

@@ -115,7 +115,7 @@ def test_weights_are_judged_as_if_they_were_multiplied_in() -> None:
     blocks = [torch.randn(48, width, generator=generator, dtype=torch.float64) for width in (3, 5)]
     grid = weight_grid(2)
     assert grid.tolist()[0] == [0, 1]
-    assert len(grid) == 9
+    assert len(grid) == 7
     assert (grid.max(axis=1) == 1).all()
     above = ranks_above(blocks, wanted, grid)
     for row, weights in zip(above, grid, strict=True):
@@ -137,8 +137,8 @@ def test_labels_find_the_block_that_tells() -> None:
     )
     noise = 10 * torch.randn(120, 30, generator=generator)
     found = search_weights([noise, telling], wanted)
-    assert (found.chosen[:, 0] <= 0.125).all()
-    assert found.best[0] <= 0.125
+    assert (found.chosen[:, 0] <= 0.25).all()
+    assert found.best[0] <= 0.25
     assert found.hits.shape == (120, 2)
     assert found.hits.mean() > 0.9
 
