@@ -14,7 +14,7 @@ import torch
 
 from rd_hf.bases.chain import Basis, fit_chain
 from rd_hf.bases.moments import JointMoments
-from rd_hf.bases.whitening import SHRINKAGE, BlockMoments, chain_whitening, fit_whitening
+from rd_hf.bases.whitening import BlockMoments, chain_whitening, fit_whitening
 from rd_hf.evaluation.embeddings import Family
 from rd_hf.evaluation.plan import EvaluationOptions, family_bases, family_maps
 from rd_hf.evaluation.representations import Representation
@@ -29,15 +29,15 @@ class Treatment:
     Attributes:
         words: what reports say of it.
         moments: whose moments are used, :data:`DOMAINS` or :data:`RESIDUES`; empty for none.
-        shrinkage: see :func:`rd_hf.bases.whitening.fit_whitening`; at 1 a block is centred and brought to one variance
-            as a whole, and its directions keep their proportions.
+        shrinkage: see :func:`rd_hf.bases.whitening.fit_whitening`; None whitens as a search does; at 1 a block is
+            centred and brought to one variance as a whole, and its directions keep their proportions.
         weights: whose moments choose the weights of blocks (:func:`rd_hf.bases.whitening.chain_whitening`); empty for
             equal ones.
     """
 
     words: str
     moments: str = ""
-    shrinkage: float = 1.0
+    shrinkage: float | None = 1.0
     weights: str = ""
 
 
@@ -46,11 +46,11 @@ TREATMENTS = {
     "plain": Treatment("the embedding as it is, not centred"),
     "scaled": Treatment("each block centred and brought to one variance, of the domains' means", DOMAINS),
     "scaled + weights": Treatment("the same, blocks weighted by the fit", DOMAINS, weights=RESIDUES),
-    "whitened": Treatment("each block whitened by the domains' means", DOMAINS, SHRINKAGE),
-    "whitened + weights": Treatment("the same, blocks weighted by the fit", DOMAINS, SHRINKAGE, RESIDUES),
-    "whitened + weights (domains)": Treatment("the same, by the domains' means", DOMAINS, SHRINKAGE, DOMAINS),
-    "whitened (fit)": Treatment("each block whitened by the residues of the fit", RESIDUES, SHRINKAGE),
-    "whitened + weights (fit)": Treatment("the same, blocks weighted by the fit", RESIDUES, SHRINKAGE, RESIDUES),
+    "whitened": Treatment("each block whitened by the domains' means", DOMAINS, None),
+    "whitened + weights": Treatment("the same, blocks weighted by the fit", DOMAINS, None, RESIDUES),
+    "whitened + weights (domains)": Treatment("the same, by the domains' means", DOMAINS, None, DOMAINS),
+    "whitened (fit)": Treatment("each block whitened by the residues of the fit", RESIDUES, None),
+    "whitened + weights (fit)": Treatment("the same, blocks weighted by the fit", RESIDUES, None, RESIDUES),
 }
 # Treatments after which labels choose weights too, and what :func:`rd_hf.evaluation.homology_runs.search_rows` calls
 # them then. Nothing else has seen a label.
@@ -155,6 +155,6 @@ def treat(
         return whitening(rows), ()
     weights = [1.0] * blocks
     if how.weights:
-        weights = list(chain_whitening(known[how.weights], candidate.bases, shrinkage=how.shrinkage).weights)
+        weights = list(chain_whitening(known[how.weights], candidate.bases).weights)
     whitening = chain_whitening(moments, candidate.bases, weights, how.shrinkage)
     return whitening(rows), tuple(weights) if how.weights else ()
