@@ -51,6 +51,25 @@ def _name(row: Mapping[str, object]) -> str:
     return f"{row['representation']}.{row['level']}"
 
 
+def in_short(table: pd.DataFrame, level: str) -> str:
+    """The largest level alone: plain, whitened, as a search does it, and with the weights that labels would choose.
+
+    Args:
+        table: :func:`summary` of one model.
+    """
+    own = table[(table["relation"] == "superfamily") & (table["level"] == level)]
+    columns = ("plain", "whitened", "whitened + weights", "whitened + labels")
+    lines = []
+    for (kind, width), group in own.groupby(["representation", "width"], sort=False, observed=True):
+        cells = [WORDS[str(kind)], str(width)]
+        for treatment in columns:
+            row = group[group["treatment"] == treatment]
+            figures = ("exact_hit1", "exact_hit10") if treatment in LABELLED else ("hit1", "hit10")
+            cells.append(" / ".join(number(row[figure].iloc[0]) for figure in figures) if len(row) else "")
+        lines.append(cells)
+    return markdown_table([f"level {level}", "width", *columns], lines)
+
+
 def overview(table: pd.DataFrame, relation: str) -> str:
     """hit@1 / hit@10 of each representation under each treatment that no label chose."""
     rows = table[table["relation"] == relation]
@@ -255,6 +274,7 @@ def render(
     for model, names in levels.items():
         own = table[table["model"] == model]
         title = f" ({model})" if len(levels) > 1 else ""
+        parts += [f"## In short, superfamily hit@1 / hit@10{title}", in_short(own, names[-1])]
         parts += [f"## Superfamily, hit@1 / hit@10{title}", overview(own, "superfamily")]
         if (own["relation"] == "fold").any():
             parts += [f"## Fold, hit@1 / hit@10{title}", overview(own, "fold")]
