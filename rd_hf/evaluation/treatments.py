@@ -126,11 +126,17 @@ def mean_moments(states: np.ndarray, widths: Sequence[int]) -> JointMoments:
     return moments
 
 
-def _map_moments(how: Representation, moments: JointMoments) -> BlockMoments:
-    """Of e = z A + b as one block."""
-    matrix, offset = torch.from_numpy(how.matrix), torch.from_numpy(how.offset)
-    scatter = matrix.T @ (moments.scatter().cpu() @ matrix)
-    return BlockMoments(moments.count, moments.mean().cpu() @ matrix + offset, scatter / (moments.count - 1))
+def _block_moments(candidate: Candidate, moments: JointMoments) -> list[BlockMoments]:
+    """Of the blocks of e = z A + b, given those of z."""
+    mean, scatter = moments.mean().cpu(), moments.scatter().cpu()
+    found, start = [], 0
+    for width in candidate.blocks:
+        matrix = torch.from_numpy(candidate.how.matrix[:, start : start + width])
+        offset = torch.from_numpy(candidate.how.offset[start : start + width])
+        covariance = matrix.T @ (scatter @ matrix) / (moments.count - 1)
+        found.append(BlockMoments(moments.count, mean @ matrix + offset, covariance))
+        start += width
+    return found
 
 
 def treat(
@@ -147,14 +153,9 @@ def treat(
     how = TREATMENTS[name]
     if not how.moments:
         return rows, ()
-    moments, blocks = known.get(how.moments), len(candidate.blocks)
-    if moments is None or (how.weights and (blocks == 1 or how.weights not in known)):
+    moments = known.get(how.moments)
+    if moments is None or (how.weights and not (candidate.bases and how.weights in known)):
         return None
-    if blocks == 1:
-        whitening = fit_whitening([_map_moments(candidate.how, moments)], shrinkage=how.shrinkage)
-        return whitening(rows), ()
-    weights = [1.0] * blocks
-    if how.weights:
-        weights = list(chain_whitening(known[how.weights], candidate.bases).weights)
-    whitening = chain_whitening(moments, candidate.bases, weights, how.shrinkage)
-    return whitening(rows), tuple(weights) if how.weights else ()
+    weights = chain_whitening(known[how.weights], candidate.bases).weights if how.weights else ()
+    whitening = fit_whitening(_block_moments(candidate, moments), weights or None, shrinkage=how.shrinkage)
+    return whitening(rows), tuple(weights)
