@@ -30,6 +30,7 @@ COMMANDS = {
     "evaluate dms": ("rd_hf.commands.evaluate_dms", "does bigger win? probes on deep mutational scans"),
     "evaluate residues": ("rd_hf.commands.evaluate_residues", "secondary structure and metal binding of residues"),
     "evaluate homology": ("rd_hf.commands.evaluate_homology", "remote homologues found by similarity"),
+    "evaluate width": ("rd_hf.commands.evaluate_width", "what an embedding is worth at any number of dimensions"),
     "evaluate ablate": ("rd_hf.commands.ablate", "what each choice in the chain is worth"),
     "evaluate frontier": ("rd_hf.commands.evaluate_frontier", "what an embedding is worth for what it costs"),
     "evaluate blocks": ("rd_hf.commands.report_blocks", "what each level's block alone predicts"),

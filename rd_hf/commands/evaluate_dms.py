@@ -3,12 +3,14 @@
     rd-hf evaluate dms --model hub_configs/rd-esm2-mini --assays ProteinGym/*.csv --output evaluation
     rd-hf evaluate dms --model rd-esm2-650M --assays dms/ --folds cv_folds_singles.tsv.gz \\
         --fit-data uniref50.fasta.gz --reference Spearman_DMS_level_supervised_random5.csv --output evaluation
+    rd-hf evaluate dms --backbones hub_configs/rd-esm2-mini 8M=facebook/esm2_t6_8M_UR50D --assays dms/ \\
+        --fit-data rd_hf/data/examples/proteins_1000.fasta.gz --output evaluation
 
 Each level's raw backbone, each reverse-distilled level, concatenation, concatenation + PCA, reverse distillation
 that keeps all directions, a random projection and one-hot are probed by ridge regression with nested
 cross-validation, on the same variants and folds. The PCA and the chain that keeps all directions are fitted on
 --fit-data, never on an assay; give the data the model's bases were fitted on, and the same sequences are drawn
-from it as the model's config records.
+from it as the model's config records. --backbones makes a chain of any models, whose bases are fitted there too.
 
 --output then holds report.md (tables), the figures it shows, and results.parquet (one row a fold: every table is
 an average of its rows). A run that was stopped goes on with the same command; a run with one more option computes
@@ -24,15 +26,13 @@ import time
 from pathlib import Path
 
 from rd_hf.commands._arguments import command_parser, run_with_arguments
-from rd_hf.evaluation.arguments import add_fit_arguments, add_run_arguments
+from rd_hf.evaluation.arguments import add_family_arguments, add_fit_arguments, add_run_arguments
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser("evaluate dms", __doc__)
     what = parser.add_argument_group("what is evaluated")
-    what.add_argument(
-        "--model", required=True, nargs="+", help="reverse-distilled families or plain backbones: folders or Hub ids"
-    )
+    add_family_arguments(what)
     what.add_argument(
         "--assays",
         required=True,
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     import transformers
 
     from rd_hf.evaluation import plots, statistics
-    from rd_hf.evaluation.embeddings import load_family
+    from rd_hf.evaluation.chains import load_families
     from rd_hf.evaluation.fit_data import draw_moments
     from rd_hf.evaluation.plan import EvaluationOptions, count_units, family_maps, plan_units, read_assays
     from rd_hf.evaluation.probe import ProbeOptions
@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
     assays, failed = read_assays(args.assays)
     output.claim()
     cache = args.cache or args.output / "cache"
-    families = [load_family(model, depth, args.device) for model in args.model for depth in args.depth]
+    families = load_families(args.model, args.depth, args.backbones, args.device)
     maps, notes = [], []
     for family in families:
         moments = None

@@ -18,6 +18,23 @@ def add_fit_arguments(parser: argparse._ActionsContainer, *, required: bool) -> 
     parser.add_argument("--fit-seed", type=int, help="seed of the draw (default: as the model records, or 0)")
 
 
+def add_family_arguments(parser: argparse._ActionsContainer) -> None:
+    """``--model`` and ``--backbones``: whose embeddings are judged."""
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        default=(),
+        help="reverse-distilled families or plain ESM-2 models: folders or Hub ids",
+    )
+    parser.add_argument(
+        "--backbones",
+        nargs="+",
+        metavar="NAME=REPO[@REVISION]",
+        help="a chain of any models, as rd-hf fit --backbones takes it, for example hub_configs/rd-esm2-mini "
+        "8M=my-esm2-8M; its bases are fitted on --fit-data",
+    )
+
+
 def add_run_arguments(parser: argparse._ActionsContainer) -> None:
     """``--device``, ``--batch-tokens`` and ``--cache``: where and how the backbones run."""
     parser.add_argument("--device", default="cpu", help="where backbones run: cpu (default), cuda, mps")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,12 +42,14 @@ class Family:
         model: in eval mode, on its device.
         depth: relative depth of the states used, in (0, 1]; 1 is the final state, after the last layer norm.
         fingerprint: of backbones, dtype and depth; equal fingerprints give equal states.
+        fitted: whether the model holds bases; else they are fitted where they are needed.
     """
 
     label: str
     model: RDEsmModel
     depth: float
     fingerprint: str
+    fitted: bool = True
 
     @property
     def names(self) -> list[str]:
@@ -61,7 +63,7 @@ class Family:
         return [config.hidden_size] if config.one_pass else config.backbone_widths
 
 
-def _fingerprint(model: RDEsmModel, depth: float) -> str:
+def fingerprint(model: RDEsmModel, depth: float) -> str:
     """SHA-256 of the backbones' parameters (bases play no part, but in one pass), their dtype and the depth."""
     digest = hashlib.sha256(f"depth {depth}".encode())
     tensors: dict[str, torch.Tensor] = dict(model.backbones.named_parameters())
@@ -111,7 +113,7 @@ def load_family(
         raise InputError(f"{source} cannot be loaded as a model: {' '.join(str(error).split())}") from error
     model = model.eval().to(device)
     label = (Path(source).name if Path(source).exists() else source) + (", one pass" if one_pass else "")
-    return Family(label, model, depth, _fingerprint(model, depth))
+    return Family(label, model, depth, fingerprint(model, depth))
 
 
 def _is_rd(source: str) -> bool:
@@ -297,8 +299,52 @@ def _pooled_batches(
         states, mask = residue_states(family, [variants[row][0] for row in batch])
         weight = mask[:, :, None].float()
         mean = (states * weight).sum(dim=1) / weight.sum(dim=1)
-        site = torch.stack([_site_mean(state, variants[row][1]) for state, row in zip(states, batch, strict=True)])
+        site = torch.stack(
+            [
+                _site_mean(state, variants[row][1]) if variants[row][1] else average
+                for state, row, average in zip(states, batch, mean, strict=True)
+            ]
+        )
         yield batch, mean.cpu(), site.cpu()
+
+
+def _embed_missing(
+    family: Family,
+    variants: Sequence[tuple[str, tuple[int, ...]]],
+    describe: Callable[[int], str],
+    cache: StateCache,
+    batch_tokens: int,
+    progress: tqdm | None,
+) -> list[bytes]:
+    """Embed what the cache lacks; the digest of every variant.
+
+    Args:
+        variants: cleaned sequences, and the positions pooled for "site".
+        describe: what an error calls a row.
+
+    Raises:
+        InputError: a backbone returns NaN or infinity.
+    """
+    digests = [StateCache.digest(sequence, positions) for sequence, positions in variants]
+    # Once each: two rows with one digest are one variant.
+    todo = list({digest: row for row, digest in enumerate(digests) if digest not in cache}.values())
+    if progress is not None:
+        progress.update(len(variants) - len(todo))
+    for start in range(0, len(todo), SHARD_VARIANTS):
+        rows = todo[start : start + SHARD_VARIANTS]
+        keys, means, sites = [], [], []
+        for batch, mean, site in _pooled_batches(family, [variants[row] for row in rows], batch_tokens):
+            finite = torch.isfinite(mean).all(dim=1) & torch.isfinite(site).all(dim=1)
+            if not finite.all():
+                row = rows[batch[int((~finite).nonzero()[0])]]
+                raise InputError(f"{family.label} returned NaN or infinity for {describe(row)}; evaluate in float32")
+            keys += [digests[rows[position]] for position in batch]
+            means.append(mean)
+            sites.append(site)
+            if progress is not None:
+                progress.update(len(batch))
+        cache.add(keys, torch.cat(means), torch.cat(sites))
+    return digests
 
 
 def embed_assay(
@@ -314,28 +360,34 @@ def embed_assay(
         InputError: a backbone returns NaN or infinity; the message names the variant.
     """
     variants = list(zip(assay.sequences, assay.positions, strict=True))
-    digests = [StateCache.digest(sequence, positions) for sequence, positions in variants]
-    todo = [row for row, digest in enumerate(digests) if digest not in cache]
-    if progress is not None:
-        progress.update(len(variants) - len(todo))
-    for start in range(0, len(todo), SHARD_VARIANTS):
-        rows = todo[start : start + SHARD_VARIANTS]
-        keys, means, sites = [], [], []
-        for batch, mean, site in _pooled_batches(family, [variants[row] for row in rows], batch_tokens):
-            finite = torch.isfinite(mean).all(dim=1) & torch.isfinite(site).all(dim=1)
-            if not finite.all():
-                row = rows[batch[int((~finite).nonzero()[0])]]
-                raise InputError(
-                    f"{family.label} returned NaN or infinity for {assay.name} {assay.mutants[row]}; "
-                    "evaluate in float32"
-                )
-            keys += [digests[rows[position]] for position in batch]
-            means.append(mean)
-            sites.append(site)
-            if progress is not None:
-                progress.update(len(batch))
-        cache.add(keys, torch.cat(means), torch.cat(sites))
+    digests = _embed_missing(
+        family, variants, lambda row: f"{assay.name} {assay.mutants[row]}", cache, batch_tokens, progress
+    )
     pooled_mean, pooled_site = cache.read(digests)
     states, _ = residue_states(family, [assay.wild_type])
     wild_type = torch.stack([_site_mean(states[0], positions) for positions in assay.positions]).cpu().numpy()
     return PooledStates(pooled_mean, pooled_site, wild_type)
+
+
+def embed_proteins(
+    family: Family,
+    names: Sequence[str],
+    sequences: Sequence[str],
+    cache: StateCache,
+    batch_tokens: int = 4096,
+    progress: tqdm | None = None,
+) -> np.ndarray:
+    """Mean z over the residues of whole proteins, from the cache where they are there: (n, K) float32.
+
+    Args:
+        names: what errors call them.
+        sequences: cleaned, however long.
+        batch_tokens, progress: as for :func:`embed_assay`.
+
+    Raises:
+        InputError: a backbone returns NaN or infinity; the message names the protein.
+    """
+    # No position is special: "site" then repeats the mean.
+    variants = [(sequence, tuple[int, ...]()) for sequence in sequences]
+    mean, _ = cache.read(_embed_missing(family, variants, names.__getitem__, cache, batch_tokens, progress))
+    return mean

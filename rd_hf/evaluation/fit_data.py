@@ -78,9 +78,10 @@ def draw_moments(
     """
     training, _ = split_sample(draw_fit_sample(family, sources, number, seed))
     moments = fitting_moments(family, training, cache, batch_tokens)
-    note = f"{family.label}: PCA and all-directions chain fitted on {len(training):,} sequences"
+    what = "PCA and all-directions chain" if family.fitted else "bases, PCA and all-directions chain"
+    note = f"{family.label}: {what} fitted on {len(training):,} sequences"
     note += f" ({moments.count:,} residues)"
-    if family.depth == 1:
+    if family.fitted and family.depth == 1:
         difference = refit_difference(family, moments)
         note += ", the same as its own bases" if difference < SAME_BASES else ", NOT those of its own bases"
         note += f" (regressions fitted on them differ from the model's by {difference:.0e})"

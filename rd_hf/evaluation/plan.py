@@ -87,22 +87,32 @@ def read_assays(paths: Sequence[Path]) -> tuple[list[Assay], dict[str, str]]:
     return [assays[name] for name in sorted(assays)], failed
 
 
+def family_bases(family: Family, moments: JointMoments | None) -> Sequence[Basis]:
+    """The chain of one family.
+
+    The model's own bases hold for its final states; at another depth, and where it holds none, the chain is fitted, by
+    principal component regression with the model's numbers of directions.
+
+    Raises:
+        InputError: there are bases to be fitted, and no moments to fit them on.
+    """
+    if len(family.names) == 1 or (family.fitted and family.depth == 1):
+        return model_bases(family.model)
+    if moments is None:
+        what = f"--depth {family.depth:g}" if family.fitted else f"{family.label} (--backbones)"
+        raise InputError(f"{what} needs bases of its own; give --fit-data to fit them on")
+    return fit_chain(moments, family.names, family.model.config.residual_directions)[0]
+
+
 def family_maps(family: Family, moments: JointMoments | None, options: EvaluationOptions) -> list[Representation]:
     """Every contender of one family that needs its states.
 
-    The model's own bases hold for its final states; at another depth the chain is fitted anew, by principal
-    component regression with the model's numbers of directions.
-
     Raises:
-        InputError: another depth, and no moments to fit on.
+        InputError: see :func:`family_bases`.
     """
     if family.model.config.one_pass:
         return one_pass_maps(family.model.config.nested_dims)
-    bases: Sequence[Basis] = model_bases(family.model)
-    if family.depth < 1 and len(family.names) > 1 and "rd" in options.representations:
-        if moments is None:
-            raise InputError(f"--depth {family.depth:g} needs bases of its own; give --fit-data to fit them on")
-        bases, _ = fit_chain(moments, family.names, family.model.config.residual_directions)
+    bases = family_bases(family, moments) if "rd" in options.representations else ()
     return all_maps(family.names, family.widths, bases, moments, options.representations, options.seed)
 
 

@@ -137,18 +137,36 @@ def model_bases(model: RDEsmModel) -> list[Basis]:
     ]
 
 
+def principal_map(name: str, moments: JointMoments, levels: int, width: int) -> Representation:
+    """Leading principal components of the concatenation of the first ``levels`` backbones.
+
+    Args:
+        name: of the largest of them.
+        width: components kept.
+    """
+    mean, scatter, end = moments.mean().cpu(), moments.scatter().cpu(), moments.offsets[levels]
+    _, vectors = torch.linalg.eigh(scatter[:end, :end])
+    leading = fix_signs(vectors.flip(1)[:, :width])
+    matrix = np.zeros((sum(moments.widths), width))
+    matrix[:end] = leading.numpy()
+    return Representation("pca", name, matrix, -(mean[:end] @ leading).numpy())
+
+
 def pca_maps(names: Sequence[str], moments: JointMoments) -> list[Representation]:
     """Leading principal components of [h_1, ..., h_i], as many as h_i is wide, for each level after the first."""
-    total = sum(moments.widths)
-    mean, scatter = moments.mean().cpu(), moments.scatter().cpu()
-    maps = []
-    for name, width, end in zip(names[1:], moments.widths[1:], moments.offsets[2:], strict=True):
-        _, vectors = torch.linalg.eigh(scatter[:end, :end])
-        leading = fix_signs(vectors.flip(1)[:, :width])
-        matrix = np.zeros((total, width))
-        matrix[:end] = leading.numpy()
-        maps.append(Representation("pca", name, matrix, -(mean[:end] @ leading).numpy()))
-    return maps
+    return [
+        principal_map(name, moments, levels, width)
+        for levels, (name, width) in enumerate(zip(names[1:], moments.widths[1:], strict=True), start=2)
+    ]
+
+
+def random_map(name: str, widths: Sequence[int], levels: int, width: int, seed: int = 0) -> Representation:
+    """A Gaussian projection of the concatenation of the first ``levels`` backbones; its columns are drawn in order, so
+    that a narrower one is the start of a wider one."""
+    end = sum(widths[:levels])
+    matrix = np.zeros((sum(widths), width))
+    matrix[:end] = np.random.default_rng(seed).standard_normal((width, end)).T / np.sqrt(width)
+    return Representation("random", name, matrix, np.zeros(width))
 
 
 def random_maps(names: Sequence[str], widths: Sequence[int], seed: int = 0) -> list[Representation]:

@@ -101,10 +101,10 @@ def test_states_of_other_weights_dtype_or_depth_are_kept_apart(tiny_family: Fami
     changed = load_family(str(tiny_checkpoint))
     with torch.no_grad():
         changed.model.projections[0].regression.zero_()
-    assert embeddings._fingerprint(changed.model, 1.0) == tiny_family.fingerprint
+    assert embeddings.fingerprint(changed.model, 1.0) == tiny_family.fingerprint
     with torch.no_grad():
         next(changed.model.backbones.parameters()).add_(1.0)
-    assert embeddings._fingerprint(changed.model, 1.0) != tiny_family.fingerprint
+    assert embeddings.fingerprint(changed.model, 1.0) != tiny_family.fingerprint
 
 
 def test_depth_picks_the_layer_of_each_backbone(tiny_checkpoint: Path) -> None:

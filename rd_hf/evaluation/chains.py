@@ -1,0 +1,46 @@
+"""Chains of any backbones in evaluation: their bases are fitted here, on the same sequences as every contender's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from rd_hf.data.fasta import InputError
+from rd_hf.evaluation.embeddings import Family, fingerprint, load_family
+from rd_hf.hub import load_family as load_backbones
+from rd_hf.hub.backbones import family_config
+
+
+def load_chain(words: Sequence[str], device: str = "cpu", dtype: torch.dtype = torch.float32) -> Family:
+    """Backbones as one family, whose bases are yet to be fitted.
+
+    Args:
+        words: as ``rd-hf fit --backbones`` takes them, smallest first: ``NAME=REPO``, or a reverse-distilled family,
+            which stands for its levels.
+
+    Raises:
+        InputError: see :func:`rd_hf.hub.backbones.family_config`, or a backbone cannot be loaded.
+    """
+    config = family_config(list(words))
+    try:
+        model = load_backbones(config, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--backbones: {' '.join(str(error).split())}") from error
+    label = f"chain to {config.level_names[-1]}"
+    model = model.eval().to(device)
+    return Family(label, model, 1.0, fingerprint(model, 1.0), fitted=False)
+
+
+def load_families(
+    models: Sequence[str], depths: Sequence[float], chain: Sequence[str] | None, device: str
+) -> list[Family]:
+    """What ``--model``, ``--depth`` and ``--backbones`` ask for.
+
+    Raises:
+        InputError: nothing is asked for, or something cannot be loaded.
+    """
+    if not models and not chain:
+        raise InputError("there is nothing to evaluate: give --model or --backbones")
+    families = [load_family(model, depth, device) for model in models for depth in depths]
+    return families + ([load_chain(chain, device)] if chain else [])

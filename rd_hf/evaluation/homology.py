@@ -1,0 +1,209 @@
+"""Remote homology: domains with their classification, and who counts for whom.
+
+The protocol is that of Kabir, Moldwin, Bromberg and Shehu (2024, Bioinformatics Advances vbae119): every domain is
+compared with every other; those of the query's own family, itself included, are masked; those of the same superfamily
+in another family are what is looked for; everything else is wrong. One level up, the superfamily is masked and the fold
+is looked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from rd_hf.data.fasta import InputError, read_fasta
+from rd_hf.data.residues import RejectedSequenceError, clean_sequence
+
+# Parts of SCOP's concise classification string, "a.1.2.3": how many make each level.
+DEPTHS = {"fold": 2, "superfamily": 3, "family": 4}
+# What is looked for, and what is masked then.
+MASKED = {"superfamily": "family", "fold": "superfamily"}
+FASTA_ENDINGS = ("*.fasta", "*.fa", "*.fasta.gz", "*.fa.gz")
+
+
+@dataclass(frozen=True)
+class Domains:
+    """Classified protein domains.
+
+    Attributes:
+        ids: SCOP's, such as d1asha_.
+        sequences: cleaned.
+        classes: concise classification strings, such as a.1.1.2.
+    """
+
+    ids: tuple[str, ...]
+    sequences: tuple[str, ...] = field(repr=False)
+    classes: tuple[str, ...] = field(repr=False)
+
+    def groups(self, level: str) -> np.ndarray:
+        """Number of each domain's group at a level of :data:`DEPTHS`: (n,) int64."""
+        names = [".".join(name.split(".")[: DEPTHS[level]]) for name in self.classes]
+        return np.unique(names, return_inverse=True)[1].astype(np.int64)
+
+    def up_to(self, length: int) -> Domains:
+        """Those of at most so many residues.
+
+        Raises:
+            InputError: there is none.
+        """
+        rows = [row for row, sequence in enumerate(self.sequences) if len(sequence) <= length]
+        if not rows:
+            raise InputError(f"no domain has {length} residues or fewer; raise --max-length")
+        parts = (self.ids, self.sequences, self.classes)
+        return Domains(*(tuple(part[row] for row in rows) for part in parts))
+
+    @property
+    def digest(self) -> str:
+        """Of everything: what a result depends on."""
+        lines = zip(self.ids, self.sequences, self.classes, strict=True)
+        return hashlib.sha256("\n".join(map(" ".join, lines)).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Relation:
+    """What is looked for at one level.
+
+    Attributes:
+        name: key of :data:`MASKED`.
+        groups: whoever shares the query's is looked for, (n,) int64.
+        masked: whoever shares the query's does not count, (n,) int64; a finer division than ``groups``.
+        queries: rows that have someone to look for, (q,) int64.
+    """
+
+    name: str
+    groups: np.ndarray = field(repr=False)
+    masked: np.ndarray = field(repr=False)
+    queries: np.ndarray = field(repr=False)
+
+    @property
+    def clusters(self) -> np.ndarray:
+        """Group of each query, (q,) int64: the unit of inference, for its queries look for the same domains."""
+        return self.groups[self.queries]
+
+    @property
+    def positives(self) -> np.ndarray:
+        """How many each query looks for, (q,) int64."""
+        return (np.bincount(self.groups)[self.groups] - np.bincount(self.masked)[self.masked])[self.queries]
+
+
+def relation(name: str, groups: np.ndarray, masked: np.ndarray) -> Relation:
+    """Queries are those with at least one domain of their group beyond the masked ones.
+
+    Raises:
+        ValueError: ``masked`` does not divide ``groups``, or nobody has anyone to look for.
+    """
+    pairs = np.unique(np.stack((masked, groups)), axis=1)
+    if len(np.unique(pairs[0])) < pairs.shape[1]:
+        raise ValueError(f"{name}: domains that mask each other must look for the same group")
+    queries = np.flatnonzero(np.bincount(groups)[groups] > np.bincount(masked)[masked])
+    if not len(queries):
+        raise ValueError(f"{name}: no domain has another one of its {name} to look for; leave that level out")
+    return Relation(name, groups, masked, queries)
+
+
+def relations(domains: Domains, names: Sequence[str] = tuple(MASKED)) -> list[Relation]:
+    """The levels that are asked for, keys of :data:`MASKED`."""
+    return [relation(name, domains.groups(name), domains.groups(MASKED[name])) for name in names]
+
+
+def read_domains(folder: str | Path) -> Domains:
+    """Domains from the one FASTA file of a folder, whose headers are SCOP's: ``>sid sccs ...``.
+
+    Raises:
+        InputError: no such file or several, a header without classification, an id twice, or a sequence that cannot be
+            embedded; the message names the file and the record.
+    """
+    folder = Path(folder)
+    files = sorted({path for ending in FASTA_ENDINGS for path in folder.glob(ending)})
+    if len(files) != 1:
+        found = f"holds {len(files)} FASTA files" if folder.is_dir() else "is no folder"
+        raise InputError(f"{folder} {found}; --data takes a folder with one, of SCOP domains")
+    path = files[0]
+    ids: dict[str, str] = {}
+    classes = []
+    for record in read_fasta(path):
+        words = record.description.split()
+        parts = words[1].split(".") if len(words) > 1 else []
+        if len(parts) != DEPTHS["family"] or not all(parts):
+            raise InputError(
+                f"{path}, record {record.number} ({record.id}): its header does not go on with a classification such "
+                "as a.1.1.2; take the file as SCOPe publishes it"
+            )
+        if record.id in ids:
+            raise InputError(f"{path}, record {record.number}: {record.id} is there already; keep one of the two")
+        try:
+            ids[record.id] = clean_sequence(record.sequence)
+        except RejectedSequenceError as error:
+            raise InputError(f"{path}, record {record.number} ({record.id}): {error}; remove it") from error
+        classes.append(words[1])
+    return Domains(tuple(ids), tuple(ids.values()), tuple(classes))
+
+
+@dataclass(frozen=True)
+class Published:
+    """What others have published on the same domains.
+
+    Attributes:
+        summary: columns model, level, th, kind, n, auroc_mean, auprc_mean, hit1_mean, hit10_mean.
+        per_query: one row a query, columns sid, sccs, n_true_pos, n_true_neg and MODEL.FIGURE; empty where absent.
+    """
+
+    summary: pd.DataFrame
+    per_query: pd.DataFrame
+
+    def means(self, level: str) -> pd.DataFrame:
+        """Means over queries at a level, models in the index, in order of falling hit@10."""
+        rows = self.summary
+        chosen = rows[(rows["level"] == level) & (rows["th"] == 10) & (rows["kind"] == "per_query_mean")]
+        return chosen.set_index("model").sort_values("hit10_mean", ascending=False)
+
+    def disagreement(self, wanted: Relation, ids: Sequence[str]) -> dict[str, float]:
+        """How far the summary and our queries are from the per-query table.
+
+        Returns:
+            queries: of theirs that are not ours or the reverse; counts: largest difference in the number of positives
+            or negatives of a query; means: largest absolute difference of a mean over queries or over superfamilies to
+            the summary, over all models and figures.
+        """
+        theirs = self.per_query.set_index("sid")
+        names = [ids[row] for row in wanted.queries]
+        common = [name for name in names if name in theirs.index]
+        positives = pd.Series(wanted.positives, index=names)[common]
+        total = len(ids)
+        sizes = np.bincount(wanted.groups)[wanted.clusters]
+        negatives = pd.Series(total - sizes, index=names)[common]
+        counts = max(
+            float((theirs.loc[common, "n_true_pos"] - positives).abs().max()),
+            float((theirs.loc[common, "n_true_neg"] - negatives).abs().max()),
+        )
+        groups = theirs["sccs"].str.rsplit(".", n=1).str[0]
+        apart = 0.0
+        rows = self.summary[(self.summary["level"] == wanted.name) & (self.summary["th"] == 10)]
+        for row in rows.to_dict("records"):
+            for figure in ("auroc", "auprc", "hit1", "hit10"):
+                column = f"{row['model']}.{figure}"
+                if column in theirs:
+                    values = theirs[column]
+                    if row["kind"] == "per_superfamily_mean":
+                        values = values.groupby(groups).mean()
+                    apart = max(apart, abs(float(values.mean()) - float(row[f"{figure}_mean"])))
+        return {"queries": float(len(set(names) ^ set(theirs.index))), "counts": counts, "means": apart}
+
+
+def read_published(folder: str | Path) -> Published | None:
+    """Published figures that lie beside the domains, if any do: published_summary.tsv and, beside it,
+    published_per_query_superfamily_th10.tsv.gz."""
+    summary, per_query = (
+        Path(folder) / name for name in ("published_summary.tsv", "published_per_query_superfamily_th10.tsv.gz")
+    )
+    if not summary.exists():
+        return None
+    return Published(
+        pd.read_csv(summary, sep="\t"),
+        pd.read_csv(per_query, sep="\t") if per_query.exists() else pd.DataFrame({"sid": []}),
+    )

@@ -1,0 +1,161 @@
+"""What is done to an embedding before it is compared: nothing, scaling, whitening, weights of blocks.
+
+A treatment sees embeddings, the bases that made them and the states' moments, never a label. Moments are those of the
+domains that are compared, as a search has them at hand, or those of the residues that bases were fitted on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from rd_hf.bases.chain import Basis, fit_chain
+from rd_hf.bases.moments import JointMoments
+from rd_hf.bases.whitening import BlockMoments, chain_whitening, fit_whitening
+from rd_hf.evaluation.embeddings import Family
+from rd_hf.evaluation.plan import EvaluationOptions, family_bases, family_maps
+from rd_hf.evaluation.representations import Representation
+
+DOMAINS, RESIDUES = "domains", "residues"
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """What is done to rows before they are compared.
+
+    Attributes:
+        words: what reports say of it.
+        moments: whose moments are used, :data:`DOMAINS` or :data:`RESIDUES`; empty for none.
+        shrinkage: see :func:`rd_hf.bases.whitening.fit_whitening`; None whitens as a search does; at 1 a block is
+            centred and brought to one variance as a whole, and its directions keep their proportions.
+        weights: whose moments choose the weights of blocks (:func:`rd_hf.bases.whitening.chain_whitening`); empty for
+            equal ones.
+    """
+
+    words: str
+    moments: str = ""
+    shrinkage: float | None = 1.0
+    weights: str = ""
+
+
+# "whitened + weights" is what a search does by default: a database has its own means at hand, its model the weights.
+TREATMENTS = {
+    "plain": Treatment("the embedding as it is, not centred"),
+    "scaled": Treatment("each block centred and brought to one variance, of the domains' means", DOMAINS),
+    "scaled + weights": Treatment("the same, blocks weighted by the fit", DOMAINS, weights=RESIDUES),
+    "whitened": Treatment("each block whitened by the domains' means", DOMAINS, None),
+    "whitened + weights": Treatment("the same, blocks weighted by the fit", DOMAINS, None, RESIDUES),
+    "whitened + weights (domains)": Treatment("the same, by the domains' means", DOMAINS, None, DOMAINS),
+    "whitened (fit)": Treatment("each block whitened by the residues of the fit", RESIDUES, None),
+    "whitened + weights (fit)": Treatment("the same, blocks weighted by the fit", RESIDUES, None, RESIDUES),
+}
+# Treatments after which labels choose weights too, and what :func:`rd_hf.evaluation.homology_runs.search_rows` calls
+# them then. Nothing else has seen a label.
+SEARCHED = ("plain", "whitened")
+LABELLED = tuple(f"{name} + {how}" for name in SEARCHED for how in ("labels", "best"))
+
+
+def unweighted(name: str) -> str:
+    """The treatment without weights: what a weighted one is where there is one block only."""
+    how = replace(TREATMENTS[name], words="", weights="")
+    return next(other for other, own in TREATMENTS.items() if replace(own, words="") == how)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A representation and what is known of its blocks without labels.
+
+    Attributes:
+        how: the map from states to embeddings.
+        blocks: widths of its blocks; one, where it is not nested.
+        bases: of the chain that made them, a step a block after the first.
+    """
+
+    how: Representation
+    blocks: tuple[int, ...]
+    bases: tuple[Basis, ...] = field(default=(), repr=False)
+
+
+def concatenation_bases(widths: Sequence[int]) -> tuple[Basis, ...]:
+    """A concatenation as a chain: nothing is predicted, and every direction kept."""
+    found, end = [], widths[0]
+    for width in widths[1:]:
+        means = torch.zeros(end, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
+        nothing = torch.zeros(end, width, dtype=torch.float64)
+        found.append(Basis(*means, nothing, torch.eye(width, dtype=torch.float64)))
+        end += width
+    return tuple(found)
+
+
+def candidates(family: Family, moments: JointMoments | None, options: EvaluationOptions) -> list[Candidate]:
+    """Every representation of one family, single blocks of the nested ones among them."""
+    maps = family_maps(family, moments, options)
+    chains: dict[str, Sequence[Basis]] = {"concat": concatenation_bases(family.widths)}
+    if "rd" in options.representations and len(family.names) > 1:
+        chains["rd"] = family_bases(family, moments)
+    if "rd_all" in options.representations and moments is not None:
+        chains["rd_all"], _ = fit_chain(moments, family.names, family.widths[1:])
+    found = []
+    for how in maps:
+        bases = chains.get(how.kind, ())[: family.names.index(how.level)]
+        blocks = (family.widths[0], *(basis.directions.shape[1] for basis in bases))
+        found.append(Candidate(how, blocks if bases else (how.width,), tuple(bases)))
+    for kind, single in (("rd", "block"), ("rd_all", "block_all")):
+        whole = [candidate for candidate in found if candidate.how.kind == kind]
+        if whole:
+            found += _single_blocks(single, whole[-1], family.names)
+    return found
+
+
+def _single_blocks(kind: str, whole: Candidate, names: Sequence[str]) -> list[Candidate]:
+    """Each block of a nested embedding after the first, alone."""
+    ends = np.cumsum(whole.blocks)
+    return [
+        Candidate(Representation(kind, name, whole.how.matrix[:, a:b], whole.how.offset[a:b]), (int(b - a),))
+        for name, a, b in zip(names[1:], ends[:-1], ends[1:], strict=True)
+    ]
+
+
+def mean_moments(states: np.ndarray, widths: Sequence[int]) -> JointMoments:
+    """Moments of the domains' mean states, (n, K), each domain counted once."""
+    moments = JointMoments(list(widths))
+    moments.update(torch.from_numpy(states).split(list(widths), dim=1))
+    return moments
+
+
+def _block_moments(candidate: Candidate, moments: JointMoments) -> list[BlockMoments]:
+    """Of the blocks of e = z A + b, given those of z."""
+    mean, scatter = moments.mean().cpu(), moments.scatter().cpu()
+    found, start = [], 0
+    for width in candidate.blocks:
+        matrix = torch.from_numpy(candidate.how.matrix[:, start : start + width])
+        offset = torch.from_numpy(candidate.how.offset[start : start + width])
+        covariance = matrix.T @ (scatter @ matrix) / (moments.count - 1)
+        found.append(BlockMoments(moments.count, mean @ matrix + offset, covariance))
+        start += width
+    return found
+
+
+def treat(
+    name: str, rows: torch.Tensor, candidate: Candidate, known: dict[str, JointMoments]
+) -> tuple[torch.Tensor, tuple[float, ...]] | None:
+    """Rows under one treatment and the weights of their blocks; None where it says nothing new or lacks what it needs.
+
+    Args:
+        name: key of :data:`TREATMENTS`.
+        rows: embeddings, (n, width).
+        candidate: what made them.
+        known: moments of states, by :data:`DOMAINS` or :data:`RESIDUES`.
+    """
+    how = TREATMENTS[name]
+    if not how.moments:
+        return rows, ()
+    moments = known.get(how.moments)
+    if moments is None or (how.weights and not (candidate.bases and how.weights in known)):
+        return None
+    weights = chain_whitening(known[how.weights], candidate.bases).weights if how.weights else ()
+    whitening = fit_whitening(_block_moments(candidate, moments), weights or None, shrinkage=how.shrinkage)
+    return whitening(rows), tuple(weights)
