@@ -16,7 +16,7 @@ This file travels to the Hub beside ``modeling_rd_esm.py``: it imports public na
 
 from collections.abc import Callable
 from functools import cache
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -60,7 +60,8 @@ class LeanGatedFeedForward(nn.Module):
     act_fn: nn.Module
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if type(self.act_fn) is nn.SiLU and fuses(self.gate_proj, hidden_states) and fuses(self.up_proj, hidden_states):
+        within = (self.gate_proj, self.up_proj)
+        if all(fuses(product, hidden_states) for product in within) and _is_silu(type(self.act_fn)):
             gate = _product(hidden_states, self.gate_proj, "swish")
             return self.down_proj(_product_with(hidden_states, gate, self.up_proj, "mul"))
         return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
@@ -81,6 +82,9 @@ def make_lean(backbone: nn.Module) -> None:
         lean, arguments = _LEAN.get(type(module).__name__, (None, 0))
         if lean is not None and _computes_the_same(type(module).forward, lean.forward, arguments):
             module.__class__ = lean
+            if "_old_forward" in vars(module):
+                # Placed by a device map: accelerate calls what it found, from a method of its own.
+                module._old_forward = MethodType(lean.forward, module)  # type: ignore[assignment]
 
 
 @cache
@@ -95,6 +99,13 @@ def _computes_the_same(theirs: Callable[..., Any], ours: Callable[..., Any], arg
         return False
     # Values up to 6, of which the library rounds each five times: a few units in the last place.
     return torch.allclose(ours(within, *states), expected, rtol=1e-6, atol=1e-6)
+
+
+@cache
+def _is_silu(activation: Callable[[], Any]) -> bool:
+    """Whether modules of this class are SiLU (the library has a class of its own)."""
+    states = torch.linspace(-6, 6, 97, device="cpu", dtype=torch.float32)
+    return "silu" in getattr(activation, "__name__", "").lower() and torch.equal(activation()(states), silu(states))
 
 
 def fuses(dense: nn.Module, states: torch.Tensor) -> bool:
