@@ -61,7 +61,8 @@ class LeanGatedFeedForward(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         within = (self.gate_proj, self.up_proj)
-        if all(fuses(product, hidden_states) for product in within) and _is_silu(type(self.act_fn)):
+        activation: Any = type(self.act_fn)
+        if all(fuses(product, hidden_states) for product in within) and _is_silu(activation):
             gate = _product(hidden_states, self.gate_proj, "swish")
             return self.down_proj(_product_with(hidden_states, gate, self.up_proj, "mul"))
         return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
