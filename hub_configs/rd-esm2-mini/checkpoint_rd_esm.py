@@ -17,6 +17,7 @@ from .configuration_rd_esm import RDEsmConfig
 from .families_rd_esm import FAMILIES
 from .files_rd_esm import HUB_ARGUMENTS, WeightFiles, commit_of, find_weights
 from .layers_rd_esm import encoder_class, settle
+from .lean_rd_esm import make_lean
 from .placement_rd_esm import Placement
 from .saving_rd_esm import RDEsmSaving
 from .weights_rd_esm import check_loaded, reading, refuse_links, rotary_modules, set_rotary_frequencies
@@ -65,6 +66,8 @@ class RDEsmPreTrainedModel(RDEsmSaving):
 
         With `sequential=True` no backbone is held: each is loaded when its turn comes and released after it, so
         that a family runs where its largest backbone alone would. Give `forward_window` many batches at a time.
+
+        With `exact_activation=True` the backbones' bits are those of transformers' own classes (see `RDEsmConfig`).
 
         With `above="35M"` only the backbones of levels larger than that are fetched, for who has the smaller
         embedding already (see `visit_backbones`); with the largest level, the bases alone.
@@ -304,6 +307,8 @@ class RDEsmPreTrainedModel(RDEsmSaving):
                     width = backbone.config.hidden_size // backbone.config.num_attention_heads
                     frequencies = 1.0 / base ** (torch.arange(0, width, 2, dtype=torch.float) / width)
                 set_rotary_frequencies(rotary, frequencies)
+        if not self.config.exact_activation:
+            make_lean(backbone)
         backbone.train(self.training)
         return backbone
 

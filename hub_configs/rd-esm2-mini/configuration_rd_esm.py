@@ -73,6 +73,10 @@ class RDEsmConfig(PretrainedConfig):
         one_pass (`bool`):
             Run the largest backbone alone and read every level out of its layers. As `level` it is said when
             loading: `from_pretrained(..., one_pass=True)`.
+        exact_activation (`bool`):
+            `False`: the backbones' layers are computed in fewer passes over memory than transformers takes, which
+            rounds otherwise (by some 5e-6 in a final state of order one, float32). `True`: the same bits as
+            transformers' own classes. The weights are the same.
         rd_hf_version (`str`, *optional*):
             The version that wrote the checkpoint; `None` before 0.2.0. Saving writes the version that saves.
 
@@ -101,6 +105,7 @@ class RDEsmConfig(PretrainedConfig):
         bases: dict[str, Any] | None = None,
         whitening: dict[str, Any] | None = None,
         backbones_in_checkpoint: bool = True,
+        exact_activation: bool = False,
         initializer_range: float = 0.02,
         rd_hf_version: str | None = None,
         readout: dict[str, Any] | None = None,
@@ -115,8 +120,12 @@ class RDEsmConfig(PretrainedConfig):
         expect("level", level, str, "the name of a level")
         expect("bases", bases, dict, "an object")
         expect("readout", readout, dict, "an object with layers")
-        if not isinstance(backbones_in_checkpoint, bool):
-            raise wrong("backbones_in_checkpoint", "true or false", backbones_in_checkpoint)
+        for field, value in (
+            ("backbones_in_checkpoint", backbones_in_checkpoint),
+            ("exact_activation", exact_activation),
+        ):
+            if not isinstance(value, bool):
+                raise wrong(field, "true or false", value)
         levels = whole_entries(levels)
         for index, entry in enumerate(levels or []):
             check_entry(f"levels[{index}]", entry)
@@ -127,6 +136,7 @@ class RDEsmConfig(PretrainedConfig):
         check_whitening(whitening, len(self.levels))
         self.whitening = whitening or None
         self.backbones_in_checkpoint = backbones_in_checkpoint
+        self.exact_activation = exact_activation
         self.initializer_range = initializer_range
         self.rd_hf_version = rd_hf_version
         self.readout = readout
@@ -379,7 +389,7 @@ class RDEsmConfig(PretrainedConfig):
         """The fields of `config.json`, derived ones included."""
         output = super().to_dict()
         output["levels"] = stored_entries(output["levels"])
-        for name in ("readout", "one_pass", "whitening"):
+        for name in ("readout", "one_pass", "whitening", "exact_activation"):
             # Absent where there is none, as in every config.json of before there were any.
             if not output.get(name):
                 output.pop(name, None)

@@ -34,6 +34,7 @@ from .families_rd_esm import family_of
 from .fields_rd_esm import check_entry  # noqa: F401
 from .files_rd_esm import WeightFiles  # noqa: F401
 from .layers_rd_esm import encoder_class, settle, watch_layers
+from .lean_rd_esm import make_lean
 from .origin_rd_esm import decide_form  # noqa: F401
 from .outputs_rd_esm import NO_WHITENING, RDEsmModelOutput, output_class
 from .passes_rd_esm import BackbonePass, backbone_arguments, run_backbone
@@ -106,7 +107,10 @@ class RDEsmModel(RDEsmPreTrainedModel):
             attn_implementation=self.config._attn_implementation,
             **family_of(self.config.levels[levels[0]]["backbone"]).arguments,
         )
-        return settle(backbone, watch=len(levels) > 1 or self.config.one_pass)
+        settle(backbone, watch=len(levels) > 1 or self.config.one_pass)
+        if not self.config.exact_activation:
+            make_lean(backbone)
+        return backbone
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "RDEsmModel":
         # ESM-2 was trained with rotary frequencies rounded to float16; rounded once more by .to(bfloat16) they

@@ -77,6 +77,7 @@ def test_every_layout_is_a_level_and_computes_what_the_plain_model_does(tmp_path
     write_repo(tmp_path / "small", ESM2_SAFETENSORS, Size(16))
     write_repo(tmp_path / "large", layout, Size(32), seed=1)
     config = family_config([f"a={tmp_path / 'small'}", f"b={tmp_path / 'large'}"])
+    config.exact_activation = True
     model = RDEsmModel(config)
     model.load_backbones()
     plain = EsmModel.from_pretrained(
@@ -222,7 +223,9 @@ def test_a_family_stands_for_the_level_that_is_named_or_for_all(mini_checkpoint:
 
 def test_a_real_fine_tuned_esm2_is_a_level_and_a_plain_model(shared_data: Path, mini_checkpoint: Path) -> None:
     folder = shared_data / "esm2_8m_finetuned"
-    model = RDEsmModel(family_config([str(mini_checkpoint), f"8M={folder}"]))
+    config = family_config([str(mini_checkpoint), f"8M={folder}"])
+    config.exact_activation = True
+    model = RDEsmModel(config)
     model.load_backbones()
     plain = EsmModel.from_pretrained(folder, add_pooling_layer=False)
     mask = IDS.ne(1).long()

@@ -85,7 +85,9 @@ def test_without_bases_yet_they_are_zero_and_the_backbones_are_there(family: Pat
     assert len(model.backbones) == 2
     assert not any(buffer.any() for buffer in model.projections.buffers())
     alone = EsmModel.from_pretrained(family / "L0", add_pooling_layer=False)
-    assert torch.equal(output(model)[..., :32], alone(IDS, attention_mask=IDS.ne(1).long()).last_hidden_state)
+    states = alone(IDS, attention_mask=IDS.ne(1).long()).last_hidden_state
+    # The library's activation rounds five times, on states of order one, in each of the layers.
+    torch.testing.assert_close(output(model)[..., :32], states, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -177,11 +177,15 @@ def test_a_level_is_what_the_plain_model_computes(saved: dict[str, Path], name: 
             for module, values in frequencies.items():
                 module.inv_freq = values
             plain.append(model(ids, attention_mask=mask).last_hidden_state)
-        ways: list[Callable[[], RDEsmModel]] = [lambda: RDEsmModel.from_pretrained(saved[name] / "bases")]
+        ways: list[Callable[[], RDEsmModel]] = [
+            lambda: RDEsmModel.from_pretrained(saved[name] / "bases", exact_activation=True)
+        ]
         if dtype == torch.bfloat16:
             ways = [
-                lambda: RDEsmModel.from_pretrained(saved[name] / "full", dtype=torch.bfloat16, sequential=True),
-                lambda: RDEsmModel.from_pretrained(saved[name] / "full").to(torch.bfloat16),
+                lambda: RDEsmModel.from_pretrained(
+                    saved[name] / "full", dtype=torch.bfloat16, sequential=True, exact_activation=True
+                ),
+                lambda: RDEsmModel.from_pretrained(saved[name] / "full", exact_activation=True).to(torch.bfloat16),
             ]
         for load in ways:
             loaded = load()

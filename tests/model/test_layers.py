@@ -47,8 +47,12 @@ def chain(folder: Path, layout: Layout = ESM2_SAFETENSORS) -> RDEsmConfig:
     return family_config(words, [8, 12, 16])
 
 
-def build(folder: Path, layout: Layout = ESM2_SAFETENSORS, **settings: Any) -> RDEsmModel:
-    return random_bases(load_family(chain(folder, layout), **settings))
+def build(
+    folder: Path, layout: Layout = ESM2_SAFETENSORS, exact_activation: bool = False, **settings: Any
+) -> RDEsmModel:
+    config = chain(folder, layout)
+    config.exact_activation = exact_activation
+    return random_bases(load_family(config, **settings))
 
 
 @contextmanager
@@ -83,7 +87,7 @@ def test_the_config_says_which_levels_share_a_backbone(tmp_path: Path) -> None:
 @FAMILY
 def test_a_level_is_the_backbone_that_ends_there(tmp_path: Path, layout: Layout) -> None:
     """Not by its number of layers, which scales ESM-C's residuals, but by leaving layers out: bit for bit."""
-    model = build(tmp_path, layout)
+    model = build(tmp_path, layout, exact_activation=True)
     ids, mask = collate(SEQUENCES)
     states = model(ids, mask, output_backbone_states=True).backbone_states
     family = FAMILIES["esmc" if layout.esmc else "esm"]

@@ -40,7 +40,8 @@ def bases_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(bases_only: Path) -> RDEsmModel:
-    return RDEsmModel.from_pretrained(bases_only)
+    # A plain ESM-2 that is put in computes as the others do.
+    return RDEsmModel.from_pretrained(bases_only, exact_activation=True)
 
 
 @pytest.fixture

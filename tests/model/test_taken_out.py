@@ -1,4 +1,8 @@
-"""A backbone that is taken out of a model is a plain ESM-2."""
+"""A backbone that is taken out of a model is a plain ESM-2.
+
+Models here compute as transformers does (`exact_activation=True`), so that its own classes over the same weights give
+the same bits; tests/model/test_lean_rd_esm.py has what is saved of the others.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +45,10 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def load(checkpoints: dict[str, Path], source: str) -> RDEsmModel:
     if source == "made":
-        return random_model([16, 24])
+        return random_model([16, 24], exact_activation=True)
     if source == "remote code":
-        return AutoModel.from_pretrained(checkpoints["full"], trust_remote_code=True)
-    return RDEsmModel.from_pretrained(checkpoints[source])
+        return AutoModel.from_pretrained(checkpoints["full"], trust_remote_code=True, exact_activation=True)
+    return RDEsmModel.from_pretrained(checkpoints[source], exact_activation=True)
 
 
 @torch.no_grad()

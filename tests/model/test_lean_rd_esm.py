@@ -1,0 +1,237 @@
+"""Lean backbones give the library's numbers in less time, and are its modules to everyone else."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import EsmConfig, EsmModel
+
+from rd_hf.model import lean_rd_esm
+from rd_hf.model.lean_rd_esm import LeanIntermediate, LeanOutput, fuses, make_lean
+from rd_hf.model.modeling_rd_esm import RDEsmModel
+from tests.conftest import backbone_settings, random_model
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+WIDTHS = [64, 320]
+# The mask and padding that a batch may have; long enough that the products of the wide backbone are fused.
+IDS = torch.randint(4, 24, (2, 130), generator=torch.Generator().manual_seed(0))
+IDS[:, 0], IDS[0, -1], IDS[1, 90], IDS[1, 91:], IDS[0, 7] = 0, 2, 2, 1, 32
+MASK = IDS.ne(1).long()
+# Of transformers' numbers, in a final state of order one: it rounds its activation five times.
+CLOSE = {"atol": 1e-5, "rtol": 0.0}
+
+
+@pytest.fixture(scope="module")
+def lean() -> RDEsmModel:
+    return random_model(WIDTHS)
+
+
+@pytest.fixture(scope="module")
+def exact(lean: RDEsmModel) -> RDEsmModel:
+    model = random_model(WIDTHS, exact_activation=True)
+    model.load_state_dict(lean.state_dict(), strict=True)
+    return model
+
+
+def states(model: nn.Module) -> torch.Tensor:
+    """Final states of a backbone at residues, without gradient."""
+    with torch.inference_mode():
+        return model(IDS, attention_mask=MASK).last_hidden_state[MASK.bool()]
+
+
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How often a product was one call with what follows it, and how often it could not be."""
+    counts = [0, 0]
+
+    def counted(dense: nn.Module, hidden_states: torch.Tensor) -> bool:
+        answer = fuses(dense, hidden_states)
+        counts[answer] += 1
+        return answer
+
+    monkeypatch.setattr(lean_rd_esm, "fuses", counted)
+    return counts
+
+
+def test_fused_or_not_the_numbers_are_the_librarys(
+    lean: RDEsmModel, exact: RDEsmModel, fused: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(2):
+        torch.testing.assert_close(states(lean.backbones[index]), states(exact.backbones[index]), **CLOSE)
+    # Three products in each of two layers; those of the narrow backbone are too small to gain.
+    assert fused == [6, 6]
+    assert not torch.equal(states(lean.backbones[-1]), states(exact.backbones[-1]))
+    monkeypatch.setattr(lean_rd_esm, "_fusion_works", lambda: False)
+    torch.testing.assert_close(states(lean.backbones[-1]), states(exact.backbones[-1]), **CLOSE)
+
+
+def test_exact_is_the_librarys_own_bits(exact: RDEsmModel) -> None:
+    plain = EsmModel(exact.config.backbone_config(1), add_pooling_layer=False).eval()
+    plain.load_state_dict(exact.backbones[-1].state_dict(), strict=True)
+    assert torch.equal(states(exact.backbones[-1]), states(plain))
+
+
+def kinds_of(model: RDEsmModel) -> list[str]:
+    """The class of one of each backbone's modules."""
+    kinds: list[str] = []
+    model.visit_backbones(lambda _, backbone: kinds.append(type(backbone.encoder.layer[0].intermediate).__name__))
+    return kinds
+
+
+def test_exact_is_a_choice_at_loading_that_a_config_keeps(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    assert "exact_activation" not in (tiny_checkpoint / "config.json").read_text()
+    for settings, wanted in (({}, "LeanIntermediate"), ({"exact_activation": True}, "EsmIntermediate")):
+        for sequential in (False, True):
+            model = RDEsmModel.from_pretrained(tiny_checkpoint, sequential=sequential, **settings)
+            assert kinds_of(model) == [wanted] * 3
+    model.config.save_pretrained(tmp_path)
+    assert type(model.config).from_pretrained(tmp_path).exact_activation
+    with pytest.raises(ValueError, match=r"exact_activation .* must be true or false, not 'yes'"):
+        random_model([32], exact_activation="yes")
+
+
+def test_gradients_are_the_librarys(lean: RDEsmModel, exact: RDEsmModel) -> None:
+    for model in (lean, exact):
+        model.zero_grad()
+        model(IDS, MASK).last_hidden_state.square().mean().backward()
+    pairs = list(zip(lean.named_parameters(), exact.parameters(), strict=True))
+    reached = [(name, ours.grad, theirs.grad) for (name, ours), theirs in pairs if theirs.grad is not None]
+    assert len(reached) > 60
+    for name, ours, theirs in reached:
+        # Sums over positions of products that each differ by a few units in the last place.
+        assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max(), name
+    lean.zero_grad()
+
+
+def test_checkpointed_gradients_are_the_same(lean: RDEsmModel) -> None:
+    model = copy.deepcopy(lean).train()
+    grads = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model.zero_grad()
+        model(IDS, MASK).last_hidden_state.square().mean().backward()
+        grads.append(model.backbones[-1].encoder.layer[0].intermediate.dense.weight.grad.clone())
+    assert torch.equal(*grads)
+
+
+def test_no_other_model_is_touched(lean: RDEsmModel) -> None:
+    other = EsmModel(EsmConfig(**backbone_settings(64)), add_pooling_layer=False)
+    kinds = {type(module) for module in other.modules()}
+    make_lean(random_model([64]).backbones[0])
+    assert kinds == {type(module) for module in EsmModel(other.config, add_pooling_layer=False).modules()}
+    assert not kinds & {LeanIntermediate, LeanOutput}
+    assert {LeanIntermediate, LeanOutput} < {type(module) for module in lean.modules()}
+
+
+def test_names_and_weights_are_the_librarys(lean: RDEsmModel, tmp_path: Path) -> None:
+    backbone = lean.backbones[-1]
+    plain = EsmModel(lean.config.backbone_config(1), add_pooling_layer=False)
+    assert list(backbone.state_dict()) == list(plain.state_dict())
+    backbone.save_pretrained(tmp_path)
+    saved, info = EsmModel.from_pretrained(tmp_path, add_pooling_layer=False, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert not any(isinstance(module, LeanIntermediate) for module in saved.modules())
+    assert all(torch.equal(value, saved.state_dict()[key]) for key, value in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_are_lean_too(lean: RDEsmModel, copied: Callable[[RDEsmModel], RDEsmModel]) -> None:
+    twin = copied(lean)
+    assert type(twin.backbones[-1].encoder.layer[0].output) is LeanOutput
+    assert torch.equal(states(twin.backbones[-1]), states(lean.backbones[-1]))
+
+
+def test_hooks_and_adapters_see_what_they_saw(lean: RDEsmModel, exact: RDEsmModel) -> None:
+    """What looks at a product, or adds to it, gets it before the activation."""
+    seen: list[list[torch.Tensor]] = [[], []]
+    for model, kept in ((lean, seen[0]), (exact, seen[1])):
+        layer = copy.deepcopy(model.backbones[-1])
+        layer.encoder.layer[1].intermediate.dense.register_forward_hook(
+            lambda module, inputs, output, kept=kept: kept.append(output.clone())
+        )
+        states(layer)
+    torch.testing.assert_close(seen[0][0], seen[1][0], **CLOSE)
+    assert seen[0][0].min() < -0.2  # gelu has no such value
+    adapted = []
+    for model in (lean, exact):
+        torch.manual_seed(0)
+        config = LoraConfig(target_modules=["intermediate.dense", "output.dense"], init_lora_weights=False)
+        adapted.append(get_peft_model(copy.deepcopy(model.backbones[-1]), config))
+    assert (states(adapted[0]) - states(lean.backbones[-1])).abs().max() > 0.01
+    torch.testing.assert_close(states(adapted[0]), states(adapted[1]), **CLOSE)
+    merged = [model.merge_and_unload() for model in adapted]
+    torch.testing.assert_close(states(merged[0]), states(merged[1]), **CLOSE)
+
+
+def test_dropout_drops_in_training() -> None:
+    model = random_model([64])
+    output = model.backbones[0].encoder.layer[0].output
+    output.dropout.p = 0.5
+    with torch.no_grad():
+        hidden, residual = torch.ones(1, 512, 256), torch.zeros(1, 512, 64)
+        whole = output(hidden, residual)
+        dropped = output.train()(hidden, residual)
+    share = float((dropped == 0).float().mean())
+    assert 0.4 < share < 0.6
+    assert not (whole == 0).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_other_dtypes_are_not_fused_and_no_less_exact(lean: RDEsmModel, exact: RDEsmModel, dtype: torch.dtype) -> None:
+    reference = states(copy.deepcopy(exact).double().backbones[-1])
+    errors = [
+        float((states(copy.deepcopy(model).to(dtype).backbones[-1]).double() - reference).abs().mean())
+        for model in (lean, exact)
+    ]
+    # In bfloat16 one rounding of the activation instead of five; float64 is the reference itself.
+    assert errors[0] <= 1.02 * errors[1] + 1e-12
+
+
+def test_autocast_computes_in_the_dtype_it_says(lean: RDEsmModel, fused: list[int]) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        states(lean.backbones[-1])
+    assert fused[1] == 0
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiler_gets_one_graph_of_plain_operations(lean: RDEsmModel, backend: str) -> None:
+    graphs: list[str] = []
+
+    def look(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+        graphs.append(str(graph.graph))
+        return graph.forward if backend == "eager" else torch._dynamo.lookup_backend(backend)(graph, inputs)
+
+    compiled = torch.compile(lean.backbones[-1], backend=look, fullgraph=True)
+    torch.testing.assert_close(states(compiled), states(lean.backbones[-1]), **CLOSE)
+    assert len(graphs) == 1
+    assert "gelu" in graphs[0]
+    assert "mkldnn" not in graphs[0]
+
+
+class _Otherwise(nn.Module):
+    """What a later release might make of it."""
+
+    def __init__(self, dense: nn.Module) -> None:
+        super().__init__()
+        self.dense = dense
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return nn.functional.silu(self.dense(hidden_states))
+
+
+def test_a_module_that_computes_something_else_is_left_alone() -> None:
+    backbone = EsmModel(EsmConfig(**backbone_settings(32)), add_pooling_layer=False)
+    changed = type("EsmIntermediate", (_Otherwise,), {})
+    backbone.encoder.layer[0].intermediate = changed(backbone.encoder.layer[0].intermediate.dense)
+    make_lean(backbone)
+    assert type(backbone.encoder.layer[0].intermediate) is changed
+    assert type(backbone.encoder.layer[1].intermediate) is LeanIntermediate
