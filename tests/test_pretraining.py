@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import CONFIG_MAPPING
 
 from rd_hf.data.fasta import read_fasta
 from rd_hf.data.residues import CLS_ID, EOS_ID, MASK_ID, PAD_ID, STANDARD_RESIDUES, VOCABULARY, encode
@@ -62,11 +63,18 @@ def test_the_unigram_entropy_of_even_residues_is_the_log_of_their_number() -> No
     assert pretraining.unigram_entropy([encode(STANDARD_RESIDUES)]) == pytest.approx(math.log(20))
 
 
-def test_three_levels_are_trained_assembled_and_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "dims"),
+    [("esm2", {"0.3M": 64, "1.2M": 128, "2.7M": 192}), ("esmc", {"C0.3M": 64, "C1.3M": 128})],
+)
+def test_a_family_is_trained_assembled_and_kept(tmp_path: Path, family: str, dims: dict[str, int]) -> None:
+    if family == "esmc" and family not in CONFIG_MAPPING:
+        pytest.skip(f"this release of transformers has no {family}")
     records = [record for record in read_fasta(EXAMPLE_FASTA) if len(record.sequence) < 150][:40]
     fasta = tmp_path / "few.fasta"
     fasta.write_text("".join(f">{record.id}\n{record.sequence}\n" for record in records))
     command = [sys.executable, str(SCRIPT), "--data", str(fasta), "--output", str(tmp_path / "family")]
+    command += ["--family", family] if family != "esm2" else []
     command += [
         "--steps",
         "2",
@@ -82,12 +90,13 @@ def test_three_levels_are_trained_assembled_and_kept(tmp_path: Path) -> None:
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
     assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "family" / "2.7M" / "pretraining.json").read_text())
+    report = json.loads((tmp_path / "family" / list(dims)[-1] / "pretraining.json").read_text())
     assert report["sequences"] == 30
     assert 0 < report["validation_loss"] < 10
     model = load_family(tmp_path / "family" / "family")
-    assert model.config.nested_dims == {"0.3M": 64, "1.2M": 128, "2.7M": 192}
+    assert model.config.nested_dims == dims
+    assert {backbone.config.model_type.removesuffix("2") for backbone in model.backbones} == {family.removesuffix("2")}
     assert model.config.levels[0]["pretraining"]["steps"] == 2
 
     again = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
-    assert again.stdout.count("kept") == 3
+    assert again.stdout.count("kept") == len(dims)

@@ -354,7 +354,10 @@ class RDEsmConfig(PretrainedConfig):
                 "this family was fitted without a one-pass readout: fit it with rd-hf fit --one-pass, or load it "
                 "without one_pass=True"
             )
-        return copy.deepcopy(self)
+        whole = copy.deepcopy(self)
+        # It was taken from exact embeddings, and would not whiten these.
+        whole.whitening = None
+        return whole
 
     @classmethod
     def get_config_dict(

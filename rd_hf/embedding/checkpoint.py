@@ -70,6 +70,11 @@ class Checkpoint:
 
     def refuse_to_whiten(self) -> None:
         """Raise an InputError where the model has nothing to whiten by."""
+        if self.one_pass:
+            raise InputError(
+                f"{self.name} knows how to whiten exact embeddings, and one pass reads out others: leave out --whiten, "
+                "or whiten a search by the database's own proteins (--whiten database)"
+            )
         if self.block_weights is None:
             from rd_hf.model.outputs_rd_esm import NO_WHITENING
 

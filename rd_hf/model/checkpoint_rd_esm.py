@@ -238,6 +238,9 @@ class RDEsmPreTrainedModel(RDEsmSaving):
                 if placement.holds(level):
                     projection.to(placement.device(level))
             self.hf_device_map = placement.merged()
+            if self.config.one_pass:
+                held = self.hf_device_map.items()
+                self.hf_device_map = {name: to for name, to in held if not name.startswith("projections.")}
             if self.config.readout is not None:
                 self.hf_device_map["readout"] = placement.device(len(self.config.levels) - 1)
                 self.readout.to(self.hf_device_map["readout"])

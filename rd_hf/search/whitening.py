@@ -115,6 +115,8 @@ def whitening(
     if why_not is not None:
         raise InputError(f"{why_not}: search them as they are with --whiten none, or embed without that choice")
     model_can = database.model.block_weights is not None and options.pooling != "max"
+    # What came with the model is of exact embeddings.
+    model_can &= not database.model.one_pass
     model_can &= sum(widths) in database.model.nested_dims.values()
     own = level in held
     enough = database.rows >= ENOUGH * max(widths)

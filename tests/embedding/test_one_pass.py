@@ -109,6 +109,8 @@ def test_what_cannot_be_gets_a_sentence(
     assert "was fitted without a one-pass readout: fit it with rd-hf fit --one-pass" in outcome.stderr
     with pytest.raises(InputError, match="without a one-pass readout"):
         Embedder(tiny_checkpoint, one_pass=True)
+    with pytest.raises(InputError, match="one pass reads out others: leave out --whiten"):
+        Embedder(checkpoint, one_pass=True, whiten=True)
     job = ("--model", checkpoint, "--input", fasta, "--level", "L0", "--output", tmp_path / "near", "--one-pass")
     assert embed(*job).status == 0
     extending = ("--extend", tmp_path / "near", "--level", "L2", "--output", tmp_path / "wider")

@@ -60,6 +60,13 @@ def test_the_saved_model_computes_what_the_fit_said(fitted: Path) -> None:
         near, true = model(IDS), exact(IDS)
     assert torch.equal(near.nested("L0"), model(IDS, level="L0").last_hidden_state)
     assert near.last_hidden_state.shape == true.last_hidden_state.shape
+    # What the fit whitens by is of exact embeddings.
+    assert exact.whitening is not None
+    with pytest.raises(ValueError, match="whiten"):
+        model.whiten(near.last_hidden_state)
+    part = RDEsmModel.from_pretrained(fitted, one_pass=True, level="L1")
+    with torch.inference_mode():
+        assert torch.equal(part(IDS).last_hidden_state, near.nested("L1"))
     report = json.loads((fitted / "fit_report.json").read_text())
     assert [entry["one_pass"]["strength"] is None for entry in report] == [False, False, True]
     for entry in report[:2]:
