@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,14 @@ def write(folder: Path) -> None:
     model = load_family(folder / "config")
     for buffer in model.projections.buffers():
         buffer.copy_(torch.randn_like(buffer) / buffer.shape[0] ** 0.5)
-    rows = torch.randn(500, 64, dtype=torch.float64) @ torch.randn(64, 64, dtype=torch.float64)
-    install_whitening(model, fit_whitening(moments_of_rows(rows, [32, 16, 16]), [0.5, 1.0, 0.25]), of="proteins")
+    dims = list(model.config.nested_dims.values())
+    sizes = [wide - narrow for narrow, wide in pairwise([0, *dims])]
+    rows = torch.randn(500, dims[-1], dtype=torch.float64) @ torch.randn(dims[-1], dims[-1], dtype=torch.float64)
+    weights = [1 / place for place in range(1, len(dims) + 1)]
+    install_whitening(model, fit_whitening(moments_of_rows(rows, sizes), weights), of="proteins")
     with torch.inference_mode():
         output = model(torch.tensor(IDS))
-    expected = {"output": output.last_hidden_state, "whitened": output.nested("L2", whiten=True)}
+    expected = {"output": output.last_hidden_state, "whitened": model.whiten(output.last_hidden_state)}
     save_file(expected, folder / "expected.safetensors")
     save_checkpoint(model, folder / "bases", backbones=False)
     save_checkpoint(model, folder / "full", backbones=True, max_shard_size=60_000)
