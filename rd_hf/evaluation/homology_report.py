@@ -39,10 +39,10 @@ def summary(results: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for key, group in results.groupby(keys, sort=False, observed=True):
         row = dict(zip(keys, key, strict=True)) | {"queries": len(group), "clusters": group["cluster"].nunique()}
-        for figure in FIGURES:
-            values = group[figure].to_numpy(np.float64)
-            row[figure] = values.mean()
-            row[f"{figure}_low"], row[f"{figure}_high"] = clusters.interval(values, group["cluster"].to_numpy())
+        values = group[list(FIGURES)].to_numpy(np.float64)
+        ends = clusters.intervals(values, group["cluster"].to_numpy())
+        for figure, mean, low, high in zip(FIGURES, values.mean(axis=0), *ends, strict=True):
+            row |= {figure: mean, f"{figure}_low": low, f"{figure}_high": high}
         rows.append(row)
     return pd.DataFrame(rows)
 
