@@ -117,8 +117,10 @@ def run(args: argparse.Namespace) -> None:
     for name, figure in figures.items():
         with output.writing(name) as path:
             figure.savefig(path, dpi=110, format="png")
+    plural = {"superfamily": "superfamilies", "fold": "folds"}
     counts = ", ".join(
-        f"{len(relation.queries):,} queries of {len(set(relation.clusters)):,} {relation.name}s" for relation in wanted
+        f"{len(relation.queries):,} queries of {len(set(relation.clusters)):,} {plural[relation.name]}"
+        for relation in wanted
     )
     notes.insert(
         0,

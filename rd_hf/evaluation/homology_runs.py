@@ -118,7 +118,7 @@ def search_rows(
         parts = []
         chosen = sorted({weights_text(weights) for weights in search.chosen.tolist()})
         for kind, hits, weights in (
-            ("labels", search.hits, " | ".join(chosen)),
+            ("labels", search.hits, " or ".join(chosen)),
             ("best", search.best_hits, weights_text(search.best.tolist())),
         ):
             part = pd.DataFrame(np.nan, range(len(hits)), list(FIGURES), dtype=np.float32)
