@@ -240,7 +240,7 @@ def test_a_worker_a_machine_and_the_driver_lost_the_folder_is_the_same(
     cluster.add()
     print(stdout)
     assert content_hashes(tmp_path / "out") == content_hashes(tmp_path / "local")
-    # Parts in flight are lost, at most two a loss.
+    # What was in hand is lost, and with the driver what it had not yet taken: one each, and four.
     assert 1 <= lost_parts(stdout) <= 6
     assert not list((tmp_path / "out").rglob("*.tmp"))
 
@@ -289,7 +289,8 @@ def test_two_proteomes_survive_ten_losses(
         if not cluster.nodes:
             cluster.add()
     print(f"{sum(twice)} of {10 * count} parts were begun twice")
-    assert max(twice) <= 2
+    # What was in hand, and with the driver what it had not yet taken: two parts a worker at most.
+    assert max(twice) <= 4
 
 
 def assert_same(folder: Path, local: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -178,6 +180,39 @@ def test_shared_rows_are_found_by_their_sequence(tmp_path: Path, monkeypatch: py
             assert found is not None
             assert np.array_equal(found, values[row])
     assert rows.find("MKTY") is None
+
+
+def test_a_block_is_as_wide_as_what_is_computed(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    """With fewer dimensions stored than a level has, what is looked up is what would have been computed."""
+    fasta = tmp_path / "a.fasta"
+    fasta.write_text("".join(f">r{n}\n{'MKTAY' * (1 + n % 3)}\n" for n in range(12)))
+    options = EmbeddingOptions(width=40)
+    job = JobSettings(
+        model=str(tiny_checkpoint), inputs=(str(fasta),), output=str(tmp_path / "out"), options=options,
+        device="cpu", part_records=6,
+    )  # fmt: skip
+    folder = OutputFolder(job.output)
+    folder.claim()
+    checkpoint = resolve(job.model)
+    token = (folder.workspace.record() or {})["token"]
+    assignment = Assignment(job, checkpoint, checkpoint.widths((), 40), str(Path.cwd()), token, keys=True)
+    staged, path = staged_of(job, keys=True), folder.journal / "staged"
+    keys = np.array([key_of("MKTAY" * times) for times in (1, 2, 3)], dtype="S16")
+    shared = duplicates._written(keys, np.array([1, 2, 3]), 12, path)
+    worker = PartWorker(assignment, shared, duplicates.first_records(staged))
+    assert not worker({"part": "", "block": 0})["error"]
+    tokens = json.loads(worker({"part": "", "block": 0})["work"])["tokens"]
+    assert tokens > 0
+    for part in plan(staged, path, job, assignment.widths):
+        answer = worker({"part": part.to_json(), "block": -1})
+        assert not answer["error"]
+        assert json.loads(answer["work"])["tokens"] == 0, "all was there"
+        alone = PartWorker(assignment)({"part": part.to_json(), "block": -1})
+        found, expected = (pq.read_table(folder.journal / each["handed"]) for each in (answer, alone))
+        assert found["embedding"].type.list_size == 40
+        values, reference = (np.stack(table["embedding"].to_numpy()) for table in (found, expected))
+        # Float32 sums of batches of other sizes.
+        np.testing.assert_allclose(values, reference, rtol=1e-4, atol=1e-5)
 
 
 def test_a_part_that_ends_every_worker_is_given_up_in_a_sentence(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ class SharedRows:
             except FileNotFoundError:
                 return None
         value = np.array(self._blocks[block][row])
-        return value if np.isfinite(value).all() else None
+        return value if len(value) and np.isfinite(value).all() else None
 
 
 @dataclass(slots=True)

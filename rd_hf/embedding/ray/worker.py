@@ -187,11 +187,14 @@ class PartWorker:
             raw = sequences_of(self._shared, block, self._chunks)
             requests = [prepare(sequence, (), options) for sequence in raw]
         engine = self._worker.started()
-        rows = np.full((len(requests), max(self._worker.widths.values())), np.nan, np.float32)
         with stages.stage("embed"):
-            for place, value in enumerate(embed_requests(engine, requests)):
-                if not isinstance(value, str):
-                    rows[place] = value
+            values = embed_requests(engine, requests)
+        # As wide as what is computed, of which less may be stored.
+        width = next((len(value) for value in values if not isinstance(value, str)), 0)
+        rows = np.full((len(values), width), np.nan, np.float32)
+        for place, value in enumerate(values):
+            if not isinstance(value, str):
+                rows[place] = value
         path = self._shared.block_path(block)
         with stages.stage("write"):
             self._desk.write(path, lambda handle: np.save(handle, rows, allow_pickle=False))
