@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     kind = "processor" if args.device == "cpu" else "wall-clock"
     notes = [
         f"{len(left)} assays ({', '.join(assay.name for assay in left)}), {sum(len(a.mutants) for a in left):,} "
-        f"variants, random folds, {args.seeds} seeds. FLOP are those of linear maps; seconds are {kind} seconds for "
+        f"variants, random folds, {args.seeds} seed{'s' if args.seeds > 1 else ''}. FLOP are those of linear maps; seconds are {kind} seconds for "
         f"1,000 residues, on {args.device} with {args.threads} thread{'s' if args.threads > 1 else ''}.",
         "On the frontier: no other embedding of all tables is as good for fewer FLOP.",
     ]
