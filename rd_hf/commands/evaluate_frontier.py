@@ -105,10 +105,11 @@ def run(args: argparse.Namespace) -> int:
         frontier.frontier_figure(table).savefig(path, dpi=110, format="png")
     left = [assay for assay in assays if assay.name not in broken]
     kind = "processor" if args.device == "cpu" else "wall-clock"
+    seeds, threads = f"{args.seeds} seed{'s' * (args.seeds > 1)}", f"{args.threads} thread{'s' * (args.threads > 1)}"
     notes = [
         f"{len(left)} assays ({', '.join(assay.name for assay in left)}), {sum(len(a.mutants) for a in left):,} "
-        f"variants, random folds, {args.seeds} seeds. FLOP are those of linear maps; seconds are {kind} seconds for "
-        f"1,000 residues, on {args.device} with {args.threads} thread{'s' if args.threads > 1 else ''}.",
+        f"variants, random folds, {seeds}. FLOP are those of linear maps; seconds are {kind} seconds for 1,000 "
+        f"residues, on {args.device} with {threads}.",
         "On the frontier: no other embedding of all tables is as good for fewer FLOP.",
     ]
     report = frontier.render_frontier(table, notes, ["frontier.png"])
