@@ -263,7 +263,7 @@ def ask_every_node(cluster: Cluster, question: Callable[..., Any], *arguments: A
                 continue
         if not found:
             raise JobError(
-                f"no node of {cluster.name} answers within {cluster.patience:.0f} s: look at ray status and at the logs "
-                "in /tmp/ray, or start the cluster again"
+                f"no node of {cluster.name} answers within {cluster.patience:.0f} s: look at ray status and at the "
+                "logs in /tmp/ray, or start the cluster again"
             )
     return found
