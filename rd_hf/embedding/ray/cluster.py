@@ -18,7 +18,7 @@ from rd_hf.embedding.folder import JobError
 
 # What is passed around are descriptions of parts: Ray's own share of memory may be small.
 _OBJECT_STORE = 256 << 20
-_ANSWERS_WITHIN = 30.0
+_ANSWERS_WITHIN, _OWN_ANSWERS_WITHIN = 30.0, 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +67,14 @@ class Cluster:
         nodes: that are alive.
         gpus: of one actor.
         actors: that fit now.
+        patience: seconds within which a node answers; the one that this process started is there, however busy.
     """
 
     name: str
     nodes: tuple[Node, ...]
     gpus: float
     actors: int
+    patience: float = _ANSWERS_WITHIN
 
 
 @contextmanager
@@ -217,7 +219,8 @@ def _looked_over(settings: RaySettings) -> Cluster:
             f"a worker is to have {settings.cpus} CPUs and {gpus:g} GPUs, and no node of {name} has both: give a "
             f"smaller --cpus-per-worker; its nodes have {', '.join(f'{node.cpus:g}' for node in nodes)} CPUs"
         )
-    return Cluster(name, nodes, gpus, min(actors, settings.workers or actors))
+    patience = _ANSWERS_WITHIN if settings.address else _OWN_ANSWERS_WITHIN
+    return Cluster(name, nodes, gpus, min(actors, settings.workers or actors), patience)
 
 
 def ask_every_node(cluster: Cluster, question: Callable[..., Any], *arguments: Any) -> dict[Node, Any]:
@@ -243,7 +246,7 @@ def ask_every_node(cluster: Cluster, question: Callable[..., Any], *arguments: A
             ).remote(*given): node
             for node in cluster.nodes
         }
-        done, _ = ray.wait(list(references), num_returns=len(references), timeout=_ANSWERS_WITHIN)
+        done, _ = ray.wait(list(references), num_returns=len(references), timeout=cluster.patience)
         for reference in done:
             node = references[reference]
             try:
@@ -260,7 +263,7 @@ def ask_every_node(cluster: Cluster, question: Callable[..., Any], *arguments: A
                 continue
         if not found:
             raise JobError(
-                f"no node of {cluster.name} answers within {_ANSWERS_WITHIN:.0f} s: look at ray status and at the logs "
-                "in /tmp/ray, or start the cluster again"
+                f"no node of {cluster.name} answers within {cluster.patience:.0f} s: look at ray status and at the "
+                "logs in /tmp/ray, or start the cluster again"
             )
     return found
