@@ -243,7 +243,10 @@ def test_a_device_map_places_the_bases_of_all_layers(tmp_path: Path) -> None:
             f"projections.{index}" for index in range(3)
         }
         assert torch.equal(placed(ids, mask).last_hidden_state, model(ids, mask).last_hidden_state)
-    spilled = RDEsmModel.from_pretrained(folder, device_map={"": "disk"}, offload_folder=tmp_path / "disk")
+    # The layers alone: of a model that is wholly on disk, 5.10 does not run even the library's own.
+    parts = {f"backbones.1.{name}": "cpu" for name, _ in model.backbones[1].named_children()}
+    parts |= {"backbones.0": "cpu", "backbones.1.encoder": "disk"}
+    spilled = RDEsmModel.from_pretrained(folder, device_map=parts, offload_folder=tmp_path / "disk")
     assert torch.equal(spilled(ids, mask).last_hidden_state, model(ids, mask).last_hidden_state)
     assert torch.equal(spilled(ids, mask, level="L2").last_hidden_state, model(ids, mask, level="L2").last_hidden_state)
 
