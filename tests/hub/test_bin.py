@@ -57,7 +57,8 @@ def test_a_level_fetches_its_own_shards_only(world: World, fitted: dict[str, Any
     for count, level in enumerate(WIDTHS, start=1):
         requests = world.hub.between(f"bin-{level}", f"bin-{level}-loaded")
         names = list(WIDTHS)[:count]
-        wanted = [] if count == 1 else [world.hub.repos["me/bin"].commits[world.hub.repos["me/bin"].refs["main"]]]
+        # Of the first level too: its block's whitening lies with the bases.
+        wanted = [world.hub.repos["me/bin"].commits[world.hub.repos["me/bin"].refs["main"]]]
         wanted += [world.hub.repos[f"lab/bin-{name}"].commits[fitted["pins"][i]] for i, name in enumerate(names)]
         size = sum(len(f) for files in wanted for name, f in files.items() if name.endswith((".safetensors", ".bin")))
         print(f"{level}: {len(requests)} requests, {weights_sent(requests):,} bytes of weights")
