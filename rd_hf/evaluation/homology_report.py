@@ -197,6 +197,7 @@ def rounding_table(table: pd.DataFrame) -> str:
 
 # Beside published lines: chosen beforehand, for to take the best of many would be a choice that labels made.
 QUOTED = ("raw", "rd", "pca", "rd_all")
+SHOWN = ("plain", "whitened", "whitened + weights")
 
 
 def published_table(published: Published, table: pd.DataFrame, levels: Mapping[str, Sequence[str]]) -> str:
@@ -206,7 +207,7 @@ def published_table(published: Published, table: pd.DataFrame, levels: Mapping[s
         for model, row in published.means("superfamily").iterrows()
     ]
     own = table[(table["relation"] == "superfamily") & table["representation"].isin(QUOTED)]
-    own = own[own["treatment"].isin(["plain", "whitened", "whitened + weights"])]
+    own = own[own["treatment"].isin(SHOWN)]
     for row in own.to_dict("records"):
         if row["level"] == levels[str(row["model"])][-1]:
             name = f"{_name(row)}, {row['treatment']}, {row['width']} dimensions ({row['model']})"
@@ -218,7 +219,7 @@ def published_table(published: Published, table: pd.DataFrame, levels: Mapping[s
 def level_figure(table: pd.DataFrame, names: Sequence[str]) -> Figure:
     """hit@10 against level, one panel a treatment, one line a representation."""
     rows = table[table["relation"] == "superfamily"]
-    treatments = [name for name in TREATMENTS if (rows["treatment"] == name).any()]
+    treatments = [name for name in SHOWN if (rows["treatment"] == name).any()]
     figure = Figure(figsize=(4.2 * len(treatments), 4.4), layout="constrained")
     axes = figure.subplots(1, len(treatments), sharey=True, squeeze=False)[0]
     for axis, treatment in zip(axes, treatments, strict=True):
