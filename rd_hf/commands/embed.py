@@ -89,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
         choices=MODEL_DTYPES,
         default="auto",
         help="what the model computes in (default auto: bfloat16, or float16, where the device has it in hardware and "
-        "is measured to be 1.3 times as fast in it, and appended columns then differ by a few per cent, see the README; "
+        "is measured to be 1.3 times as fast in it: appended columns then differ by a few per cent, see the README; "
         "float32 otherwise, on Ray, and with --extend)",
     )
     what.add_argument("--output-dtype", choices=OUTPUT_DTYPES, default="float32", help="stored as (default float32)")
