@@ -23,6 +23,7 @@ README = Path(__file__).parent / "benchmarks" / "README.md"
 # Name to module in scripts/benchmarks, imported only when asked for.
 BENCHMARKS = {
     "forward": "benchmarks.forward",
+    "limit": "benchmarks.limit",
     "fit": "benchmarks.fit",
     "moments": "benchmarks.moments",
     "solve": "benchmarks.solve",

@@ -15,7 +15,7 @@ from tests.conftest import REPOSITORY, random_model
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
 import benchmark
-from benchmarks import common, forward, growth, precision, published, simulate, start
+from benchmarks import common, forward, growth, limit, precision, published, simulate, start
 from benchmarks.common import Ratio
 
 
@@ -243,3 +243,36 @@ def test_simulated_parts_are_those_of_the_job() -> None:
     assert parts[0] == 1024 * 200
     assert sum(parts) == pytest.approx(40_000 * 200)
     assert max(parts) <= 2048 * 200
+
+
+def test_the_limit_is_what_the_products_take() -> None:
+    # 24 k^2 a token and layer: at 8M 6 layers 320 wide, over 10 tokens.
+    assert limit.products("8M", 10) == 10 * 6 * 24 * 320**2
+    kinds = {
+        "aten::addmm": "products",
+        "mkldnn::_linear_pointwise": "products",
+        "aten::_scaled_dot_product_flash_attention_for_cpu": "attention",
+        "aten::native_layer_norm": "norms",
+        "aten::erf": "activations and sums",
+        "aten::gelu": "activations and sums",
+        "aten::add_": "activations and sums",
+        "aten::copy_": "copies and the rest",
+    }
+    assert {kernel: limit.kind_of(kernel) for kernel in kinds} == kinds
+
+
+def test_paths_are_timed_over_equal_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"8M": (320, 1, 20), "35M": (480, 1, 20)}
+    monkeypatch.setattr(limit, "ESM2_SIZES", sizes)
+    monkeypatch.setattr(limit, "BATCH_TOKENS", 256)
+    ratios = {ratio.name: ratio for ratio in limit.run(1)}
+    for path in ("model", "fit pass", "embed"):
+        saved = ratios[f"{path}: lean / transformers, 8M + 35M, float32"]
+        assert saved.value > 0
+        assert "of transformers' states" in saved.detail
+    assert ratios["embed at 35M: limit / time"].target == 0.6
+    assert 0 < ratios["35M: share of products, lean"].value < 1
+    exact, lean = limit.twins(sizes)
+    lean.backbones[0].encoder.layer[0].output.dense.bias.data = torch.linspace(0, 1e-2, 320)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="differ from transformers' own by"):
+        limit.difference(lean, exact, common.full_batches(256, 1)[0])

@@ -199,6 +199,7 @@ def run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from rd_hf.data.batching import SPECIAL_TOKENS
+    from rd_hf.embedding.dtypes import warn_of
     from rd_hf.fitting import FitOptions, draw_sample, fit_bases, install_bases
     from rd_hf.fitting.one_pass import choose_layers
     from rd_hf.fitting.state import STATE_FILES, is_state, state_workspace
@@ -247,6 +248,9 @@ def run(args: argparse.Namespace) -> None:
                 f"--window-tokens saves bases only, and {args.config} does not say where the backbone of "
                 f"{', '.join(homeless)} is to be fetched from: set its repo_id in config.json"
             )
+    said = warn_of(args.dtype, str(accelerator.device), max(model.config.backbone_widths))
+    if said and accelerator.is_main_process:
+        print(said, file=sys.stderr)
     limit = model.config.longest_input()
     longest = args.max_length if limit is None else limit - SPECIAL_TOKENS
     if longest < args.max_length and accelerator.is_main_process:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from rd_hf.data.residues import RejectedSequenceError
 from rd_hf.data.values import as_list, column_names, position_numbers, sequence_text
 from rd_hf.embedding.checkpoint import is_worker, load_model, pick_device, resolve, threads_of_a_worker
 from rd_hf.embedding.columns import finish, value_type, why_not_stored
+from rd_hf.embedding.dtypes import choose_dtype
 from rd_hf.embedding.options import EmbeddingOptions
 
 if TYPE_CHECKING:
@@ -84,6 +86,9 @@ class Embedder:
         self.widths = self.checkpoint.widths(levels, self.options.width)
         if self.options.whiten:
             self.checkpoint.refuse_to_whiten()
+        if self.options.dtype == "auto":
+            where = device or str(pick_device(None))
+            self.options = replace(self.options, dtype=choose_dtype(where, max(self.widths.values()))[0])
         self.sequence_column = sequence_column
         self.positions_column = positions_column
         self.on_reject = on_reject

@@ -93,7 +93,7 @@ def _run(
     total: int | None,
     unit: str,
 ) -> JobSummary:
-    checkpoint, notes = open_job(settings, group, folder, about, checks)
+    checkpoint, settings, notes = open_job(settings, group, folder, about, checks)
     settings = replace(settings, options=checkpoint.within(settings.options))
     widths = checkpoint.widths(settings.options.levels, settings.options.width)
     stages = Stages()

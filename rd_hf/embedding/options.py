@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 POOLINGS = ("mean", "max", "cls", "residue", "positions")
-MODEL_DTYPES = ("float32", "bfloat16", "float16")
+MODEL_DTYPES = ("float32", "bfloat16", "float16", "auto")
 OUTPUT_DTYPES = ("float32", "float16")
 LONG_POLICIES = ("error", "truncate", "window")
 # ESM-2 was trained on crops of 1,022 residues and cls and eos (Lin et al. 2023).
@@ -24,7 +24,8 @@ class EmbeddingOptions:
             residue) or ``positions`` (one row for each position asked for).
         positions: residues to return with pooling ``positions``, counted from 1 as in mutation names; a job may
             name others for each record.
-        dtype: what the model computes in. Pooling and the projections compute in float32 whichever it is.
+        dtype: what the model computes in. Pooling and the projections compute in float32 whichever it is. ``auto`` is
+            settled before anything is computed, see :func:`rd_hf.embedding.dtypes.choose_dtype`.
         output_dtype: what is stored. Arrow has no bfloat16: float32 holds its values exactly.
         normalize: divide each vector by its Euclidean length, each level for itself.
         long: what happens to a sequence of more than ``max_length`` residues. ``window``: overlapping windows,

@@ -42,7 +42,8 @@ def exact(lean: RDEsmModel) -> RDEsmModel:
 
 def states(model: nn.Module) -> torch.Tensor:
     """Final states of a backbone at residues, without gradient."""
-    with torch.inference_mode():
+    # (Not in inference mode: 4.57 keeps its rotary tables for later calls, with gradients or without.)
+    with torch.no_grad():
         return model(IDS, attention_mask=MASK).last_hidden_state[MASK.bool()]
 
 

@@ -94,7 +94,7 @@ class _Run:
     def run(self) -> JobSummary:
         token = (self.folder.workspace.record() or {}).get("token")
         lost = begun(self.folder, token) if token else []
-        checkpoint, notes = open_job(self.settings, Processes(), self.folder, {})
+        checkpoint, self.settings, notes = open_job(self.settings, Processes(), self.folder, {})
         self.settings = replace(self.settings, options=checkpoint.within(self.settings.options))
         widths = checkpoint.widths(self.settings.options.levels)
         token = (self.folder.workspace.record() or {})["token"]
