@@ -161,9 +161,7 @@ def jobs(bench: Bench, dtype: str) -> dict[str, Any]:
     groups = [proteins[start : start + 32] for start in range(0, len(proteins), 32)]
     calls: dict[str, Callable[[], object]] = {
         "embed": lambda: engine.embed([Request(protein) for protein in proteins]),
-        "fit": lambda: [
-            backbone_states(model, [proteins[start : start + 32]]) for start in range(0, len(proteins), 32)
-        ],
+        "fit": lambda: backbone_states(model, groups),
     }
     found = {}
     for name, call in calls.items():
