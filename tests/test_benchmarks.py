@@ -276,3 +276,11 @@ def test_paths_are_timed_over_equal_numbers(monkeypatch: pytest.MonkeyPatch) -> 
     lean.backbones[0].encoder.layer[0].output.dense.bias.data = torch.linspace(0, 1e-2, 320)
     with torch.inference_mode(), pytest.raises(RuntimeError, match="differ from transformers' own by"):
         limit.difference(lean, exact, common.full_batches(256, 1)[0])
+
+
+def test_reading_code_is_counted_by_package() -> None:
+    report = "import time: self [us] | cumulative | imported package\nimport time:   1500000 |  2000000 |   torch.nn\n"
+    report += (
+        "import time:    500000 |   500000 |     torch\nimport time:  250000 | 250000 | rd_hf\nother | words | here\n"
+    )
+    assert start.import_seconds(report) == {"torch": 2.0, "rd_hf": 0.25}

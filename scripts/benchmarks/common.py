@@ -139,10 +139,19 @@ def output_of(command: Sequence[str], **environment: str) -> str:
     Raises:
         RuntimeError: it failed; the message is its error output.
     """
+    return _done(command, environment).stdout
+
+
+def errors_of(command: Sequence[str], **environment: str) -> str:
+    """Standard error, as :func:`output_of`."""
+    return _done(command, environment).stderr
+
+
+def _done(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)[:200]} failed:\n{done.stderr[-4000:]}")
-    return done.stdout
+    return done
 
 
 def answer_of(command: Sequence[str], **environment: str) -> Any:

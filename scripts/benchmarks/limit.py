@@ -16,6 +16,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,7 +93,7 @@ def _saved(
     within = difference(lean, exact, batches[0])
     ratios = []
     for what, path in _paths(batches, groups).items():
-        seconds = alternating({"lean": lambda path=path: path(lean), "exact": lambda path=path: path(exact)}, rounds)
+        seconds = alternating({"lean": partial(path, lean), "exact": partial(path, exact)}, rounds)
         ratios.append(
             Ratio(
                 f"{what}: lean / transformers, {' + '.join(lean.config.level_names)}, float32",

@@ -9,18 +9,21 @@ what transformers does around it.
 Each figure is the median over fresh processes that take turns. Imports and loads are timed inside their process,
 after ``import torch, transformers`` and what of transformers every ESM model needs, so that no difference of two
 noisy numbers is formed (loading is also given without the latter, as a user's first model of a process sees it);
-``--help`` is the whole process, from start to exit.
+``--help`` is the whole process, from start to exit, and so is the first embedding: torch and transformers' ESM take
+about three seconds of it, and pyarrow reads pandas wherever that is installed.
 """
 
 from __future__ import annotations
 
 import statistics
 import sys
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.common import REPOSITORY, Ratio, medians, output_of
+from benchmarks.common import REPOSITORY, Ratio, carried_proteins, errors_of, medians, output_of
 
 # In this order: a later one finds what an earlier one has imported.
 MODULES = ("rd_hf", "rd_hf.model.modeling_rd_esm", "rd_hf.embedding", "rd_hf.hub")
@@ -65,7 +68,43 @@ def run(rounds: int) -> list[Ratio]:
             at_least=False, detail=first,
         ),
         Ratio("slowest --help, seconds", waits[slowest], 1.5, at_least=False, detail=f"{slowest}; all: {told}"),
+        first_embedding(rounds),
     ]  # fmt: skip
+
+
+def first_embedding(rounds: int) -> Ratio:
+    """Seconds from a command to ten embedded proteins, and whose code it reads on the way."""
+    seconds = []
+    with tempfile.TemporaryDirectory() as scratch:
+        fasta = Path(scratch) / "ten.fasta"
+        fasta.write_text("".join(f">p{place}\n{text}\n" for place, text in enumerate(carried_proteins()[:10])))
+
+        def command(number: int, *flags: str) -> list[str]:
+            inputs = ["--model", str(MINI), "--input", str(fasta), "--output", str(Path(scratch) / str(number))]
+            return [sys.executable, *flags, "-m", "rd_hf", "embed", *inputs]
+
+        for number in range(rounds):
+            started = time.perf_counter()
+            said = _run(command(number))
+            seconds.append(time.perf_counter() - started)
+        imports = import_seconds(errors_of([*command(rounds, "-X", "importtime")], PYTHONPATH=str(REPOSITORY)))
+    stages = said.partition("seconds: ")[2].partition("\n")[0]
+    told = ", ".join(f"{package} {value:.1f}" for package, value in list(imports.items())[:5])
+    detail = f"reading code: {told}; the job's own stages: {stages}"
+    return Ratio("rd-hf embed, ten proteins, rd-esm2-mini, seconds", statistics.median(seconds), 4, False, detail)
+
+
+def import_seconds(report: str) -> dict[str, float]:
+    """Seconds that the modules of each top package took to read, most first, from what ``-X importtime`` prints.
+
+    Only an upper bound: telling the time of each module takes time too.
+    """
+    found: Counter[str] = Counter()
+    for line in report.splitlines():
+        words = line.removeprefix("import time:").split("|")
+        if len(words) == 3 and words[0].strip().isdecimal():
+            found[words[2].strip().partition(".")[0]] += int(words[0])
+    return {package: value / 1e6 for package, value in found.most_common()}
 
 
 def seconds_inside(*statements: str) -> list[float]:

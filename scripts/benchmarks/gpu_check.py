@@ -1,0 +1,248 @@
+"""What scripts/gpu_check.sh runs: equality of every path on a GPU, then rates, within a time and into one JSON.
+
+Checks first, on 8M + 35M, since a rate of a wrong path is worth nothing; then rates at 650M and 3B (random weights,
+bfloat16) beside plain ``EsmModel`` and the card's own matrix product, largest last. Each step's outcome is written as
+soon as it is there: ``ok`` or ``failed`` with what it found, ``skipped`` where it needs what is not here, by name, and
+``not reached`` once the time is up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import levels, packed
+from benchmarks.common import Ratio, carried_proteins, machine, random_family
+from rd_hf.data.batching import collate, pack
+from rd_hf.embedding.engine import Engine, Request
+from rd_hf.embedding.options import EmbeddingOptions
+from rd_hf.fitting.fit import backbone_states
+from rd_hf.model.attention_rd_esm import PACKED_ATTENTION
+from rd_hf.model.modeling_rd_esm import RDEsmModel
+
+CHECKED = {"8M": (320, 6, 20), "35M": (480, 12, 20)}
+SMALL = {"8M": (32, 2, 4), "35M": (48, 2, 4)}
+# Of the reference, float32 on the CPU, by norm: what a dtype leaves after a dozen layers. (TF32 is off.)
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.06, "float16": 0.01}
+PROTEINS = 8
+
+
+class NeedsCudaError(RuntimeError):
+    """A path that only CUDA has."""
+
+
+@dataclass
+class Bench:
+    """What the steps share: one family with its answers, and where it is run."""
+
+    device: str
+    small: bool
+    scratch: Path
+    sizes: Mapping[str, tuple[int, int, int]] = field(init=False)
+    peak: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.sizes = SMALL if self.small else CHECKED
+        self.proteins = [protein[: 60 if self.small else 400] for protein in carried_proteins()[:PROTEINS]]
+        self.ids, self.mask = collate(self.proteins)
+        self.family = random_family(self.sizes)
+        self.reference = self.states(self.family)
+
+    @torch.inference_mode()
+    def states(self, model: RDEsmModel) -> torch.Tensor:
+        """Embeddings of all tokens, (tokens, width) float32 on the CPU."""
+        place = model.device
+        output = model(self.ids.to(place), attention_mask=self.mask.to(place)).last_hidden_state
+        return output.float().cpu()[self.mask.bool()]
+
+    def fresh(self, dtype: str = "float32") -> RDEsmModel:
+        """The family on the device."""
+        return random_family(self.sizes).to(self.device, getattr(torch, dtype))
+
+    def error(self, found: torch.Tensor, dtype: str) -> dict[str, float]:
+        """Relative to the reference, by norm.
+
+        Raises:
+            AssertionError: beyond what the dtype leaves.
+        """
+        error = float((found - self.reference).norm() / self.reference.norm())
+        assert error <= TOLERANCE[dtype], f"{error:.2g} of the reference's norm, more than {TOLERANCE[dtype]:g}"
+        return {"error": error}
+
+    def needs_cuda(self) -> None:
+        if torch.device(self.device).type != "cuda":
+            raise NeedsCudaError(f"needs CUDA, and this is {self.device}")
+
+
+@torch.inference_mode()
+def padded(bench: Bench, dtype: str) -> dict[str, Any]:
+    """A padded batch: near the reference, every level nested bit for bit."""
+    model = bench.fresh(dtype)
+    ids, mask = bench.ids.to(bench.device), bench.mask.to(bench.device)
+    whole = model(ids, attention_mask=mask)
+    for level, width in model.config.nested_dims.items():
+        alone = model(ids, attention_mask=mask, level=level).last_hidden_state
+        assert torch.equal(whole.last_hidden_state[..., :width], alone), f"{level} is not nested"
+    return bench.error(whole.last_hidden_state.float().cpu()[bench.mask.bool()], dtype)
+
+
+@torch.inference_mode()
+def packed_row(bench: Bench, dtype: str) -> dict[str, Any]:
+    """Sequences in one row: `torch.nn.attention.varlen` in 16 bits on CUDA, one product a sequence elsewhere."""
+    if dtype != "float32":
+        bench.needs_cuda()
+    model = bench.fresh(dtype)
+    model.set_attn_implementation(PACKED_ATTENTION)
+    row = {
+        key: value.to(bench.device) if torch.is_tensor(value) else value for key, value in pack(bench.proteins).items()
+    }
+    return bench.error(model(**row).last_hidden_state[0].float().cpu(), dtype)
+
+
+def streams(bench: Bench) -> dict[str, Any]:
+    """Every level on a CUDA stream of its own: the same bits as one after another."""
+    bench.needs_cuda()
+    model = bench.fresh()
+    ids, mask = bench.ids.to(bench.device), bench.mask.to(bench.device)
+    for one, other in zip(levels._streams(model, ids, mask), levels._one_after_another(model, ids, mask), strict=True):
+        assert torch.equal(one, other), "levels side by side differ from levels one after another"
+    return {}
+
+
+def loaded(bench: Bench, **how: Any) -> dict[str, Any]:
+    """A checkpoint, loaded in one of the ways that place backbones."""
+    folder = bench.scratch / "family"
+    if not folder.exists():
+        bench.family.save_pretrained(folder, backbones=True)
+    model = RDEsmModel.from_pretrained(folder, **how)
+    return bench.error(bench.states(model if "device_map" in how else model.to(bench.device)), "float32")
+
+
+def matrix_product(bench: Bench) -> dict[str, Any]:
+    """The rate that the others are set against."""
+    bench.needs_cuda()
+    bench.peak = packed._matmul_flops()
+    return {"TFLOP/s": bench.peak / 1e12}
+
+
+def rates(bench: Bench, name: str) -> dict[str, Any]:
+    """Plain, padded and packed at one size."""
+    size = (64, 2, 4) if bench.small else packed.SIZES[name]
+    proteins = carried_proteins()[: 16 if bench.small else 256]
+    ratios = packed.compare(name, size, proteins, bench.peak or 1e12, 3, bench.device)
+    return {"ratios": [asdict(ratio) for ratio in ratios]}
+
+
+def side_by_side(bench: Bench) -> dict[str, Any]:
+    """Levels one after another or on streams."""
+    bench.needs_cuda()
+    ratios: list[Ratio] = levels.run(3)
+    return {"ratios": [asdict(ratio) for ratio in ratios]}
+
+
+def jobs(bench: Bench, dtype: str) -> dict[str, Any]:
+    """Residues a second of what a job does to a batch, and of what a fit does."""
+    sizes = SMALL if bench.small else packed.SIZES
+    size = sizes["35M" if bench.small else "650M"]
+    model = random_family({"one": size}).to(bench.device, getattr(torch, dtype))
+    proteins = carried_proteins()[: 16 if bench.small else 256]
+    engine = Engine(model, "one", EmbeddingOptions(dtype=dtype))
+    groups = [proteins[start : start + 32] for start in range(0, len(proteins), 32)]
+    calls: dict[str, Callable[[], object]] = {
+        "embed": lambda: engine.embed([Request(protein) for protein in proteins]),
+        "fit": lambda: backbone_states(model, groups),
+    }
+    found = {}
+    for name, call in calls.items():
+        call()
+        started = time.perf_counter()
+        call()
+        if torch.device(bench.device).type == "cuda":
+            torch.cuda.synchronize()
+        found[f"{name}: residues/s"] = sum(map(len, proteins)) / (time.perf_counter() - started)
+    return {**found, "tokens a batch": engine.tokens}
+
+
+def steps() -> dict[str, Callable[[Bench], dict[str, Any]]]:
+    """All of them, in the order of what one wants to know first."""
+    found: dict[str, Callable[[Bench], dict[str, Any]]] = {}
+    for dtype in TOLERANCE:
+        found[f"equal: padded, {dtype}"] = partial(padded, dtype=dtype)
+        found[f"equal: packed, {dtype}"] = partial(packed_row, dtype=dtype)
+    found["equal: levels on streams"] = streams
+    for name, how in (
+        ("loaded on the CPU and moved", {}),
+        ("device_map auto", {"device_map": "auto"}),
+        ("sequential", {"sequential": True}),
+    ):
+        found[f"equal: {name}"] = partial(loaded, **how)
+    found["rate: matrix product"] = matrix_product
+    found["rate: 650M, forward and packed"] = lambda bench: rates(bench, "650M")
+    found["rate: levels"] = side_by_side
+    for dtype in ("bfloat16", "float32"):
+        found[f"rate: jobs at 650M, {dtype}"] = partial(jobs, dtype=dtype)
+    found["rate: 3B, forward and packed"] = lambda bench: rates(bench, "3B")
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run all that there is time for; 1 if a step failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", help="torch device (default cuda)")
+    parser.add_argument("--small", action="store_true", help="tiny models: that the script runs through")
+    parser.add_argument("--json", type=Path, default=Path("gpu_check.json"), help="where to (default gpu_check.json)")
+    parser.add_argument("--seconds", type=float, default=460, help="begin no step after so many (default 460)")
+    args = parser.parse_args(arguments)
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error("no GPU here: --device cpu --small shows that the script runs through")
+    started = time.perf_counter()
+    wanted = steps()
+    results: dict[str, dict[str, Any]] = {name: {"outcome": "not reached"} for name in wanted}
+    about = {"machine": machine(), "device": args.device, "small": args.small}
+    with tempfile.TemporaryDirectory() as scratch:
+        _write(args.json, about, results)
+        bench = Bench(args.device, args.small, Path(scratch))
+        for name, step in wanted.items():
+            if time.perf_counter() - started > args.seconds:
+                break
+            begun = time.perf_counter()
+            results[name] = _outcome(step, bench)
+            results[name]["seconds"] = round(time.perf_counter() - begun, 2)
+            _write(args.json, about, results)
+            print(f"{results[name]['outcome']:12} {results[name]['seconds']:7.1f} s  {name}", flush=True)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+    print(f"written to {args.json}")
+    return int(any(result["outcome"] == "failed" for result in results.values()))
+
+
+def _outcome(step: Callable[[Bench], dict[str, Any]], bench: Bench) -> dict[str, Any]:
+    try:
+        return {"outcome": "ok", **step(bench)}
+    except NeedsCudaError as error:
+        return {"outcome": "skipped", "why": str(error)}
+    # Whatever fails is what one wants to know of, and the other steps still stand.
+    except Exception as error:
+        return {"outcome": "failed", "why": f"{type(error).__name__}: {error}"}
+
+
+def _write(path: Path, about: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+    """The whole of it, at once: a run that is killed leaves what it had."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(json.dumps({**about, "steps": results}, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
