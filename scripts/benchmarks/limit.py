@@ -128,8 +128,8 @@ def _at_level(lean: RDEsmModel, level: str, batches: Any, groups: Sequence[Seque
     wanted = names[: names.index(level) + 1]
     paths = _paths(batches, groups)
     if level != names[-1]:
-        # A fit runs the whole family.
-        del paths["fit pass"]
+        # A fit runs the whole family; and a job is the model and what it adds.
+        del paths["fit pass"], paths["model"]
     seconds: dict[str, list[float]] = {name: [] for name in ("limit", *paths)}
     for _ in range(rounds):
         peaks = {name: peak(ESM2_SIZES[name][0], rows) for name in wanted}
