@@ -77,7 +77,8 @@ def first_embedding(rounds: int) -> Ratio:
     seconds = []
     with tempfile.TemporaryDirectory() as scratch:
         fasta = Path(scratch) / "ten.fasta"
-        fasta.write_text("".join(f">p{place}\n{text}\n" for place, text in enumerate(carried_proteins()[:10])))
+        records = (f">p{place}\n{text}\n" for place, text in enumerate(carried_proteins()[:10]))
+        fasta.write_text("".join(records), encoding="utf-8")
 
         def command(number: int, *flags: str) -> list[str]:
             inputs = ["--model", str(MINI), "--input", str(fasta), "--output", str(Path(scratch) / str(number))]
