@@ -9,8 +9,9 @@ what transformers does around it.
 Each figure is the median over fresh processes that take turns. Imports and loads are timed inside their process,
 after ``import torch, transformers`` and what of transformers every ESM model needs, so that no difference of two
 noisy numbers is formed (loading is also given without the latter, as a user's first model of a process sees it);
-``--help`` is the whole process, from start to exit, and so is the first embedding: importing
-torch and transformers' ESM, given beside it, is four seconds of its six on two cores, and pyarrow reads pandas wherever that is installed.
+``--help`` is the whole process, from start to exit, and so is the first embedding: importing torch and
+transformers' ESM, given beside it, is four seconds of its six on two cores, and pyarrow reads pandas wherever that is
+installed.
 """
 
 from __future__ import annotations
