@@ -24,6 +24,7 @@ README = Path(__file__).parent / "benchmarks" / "README.md"
 BENCHMARKS = {
     "forward": "benchmarks.forward",
     "limit": "benchmarks.limit",
+    "peers": "benchmarks.peers",
     "fit": "benchmarks.fit",
     "moments": "benchmarks.moments",
     "solve": "benchmarks.solve",

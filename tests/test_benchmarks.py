@@ -15,7 +15,7 @@ from tests.conftest import REPOSITORY, random_model
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
 import benchmark
-from benchmarks import common, forward, growth, limit, precision, published, simulate, start
+from benchmarks import common, forward, growth, limit, peers, precision, published, simulate, start
 from benchmarks.common import Ratio
 
 
@@ -284,3 +284,22 @@ def test_reading_code_is_counted_by_package() -> None:
         "import time:    500000 |   500000 |     torch\nimport time:  250000 | 250000 | rd_hf\nother | words | here\n"
     )
     assert start.import_seconds(report) == {"torch": 2.0, "rd_hf": 0.25}
+
+
+def test_a_peer_that_computes_something_else_is_named_and_not_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "_fair_esm", lambda family, ids, rows: lambda: rows(torch.zeros(*ids.shape, 32)))
+    monkeypatch.setattr(peers, "_esm_cpp", lambda *_: pytest.fail("not installed, so not asked"))
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None if name == "esm_cpp" else name)
+
+    def broken(*_: object) -> None:
+        raise ValueError("no such operator")
+
+    monkeypatch.setattr(peers, "_onnx", broken)
+    with torch.inference_mode():
+        ratios = peers.compare("8M", (32, 1, 4), ["MKTAYIAKQR", "MAGW"], tmp_path, 1)
+    assert [ratio.name for ratio in ratios] == ["8M: transformers / rd_hf", "8M: rd_hf / rd_hf"]
+    assert "fair-esm computes something else (error 1 of the states' norm)" in ratios[-1].detail
+    assert "ONNX Runtime could not be set up (ValueError: no such operator)" in ratios[-1].detail
+    assert "esm-cpp is not installed" in ratios[-1].detail
