@@ -117,7 +117,8 @@ def fuses(dense: nn.Module, states: torch.Tensor) -> bool:
         type(dense) is nn.Linear
         and type(states) is torch.Tensor
         and type(dense.weight) is nn.Parameter
-        and not torch.is_grad_enabled()
+        # While a model is trained its first pass may be without gradients too (checkpointing), and is made again.
+        and not (torch.is_grad_enabled() or dense.training)
         and not torch.compiler.is_compiling()
         and states.device.type == "cpu"
         and states.dtype == dense.weight.dtype == torch.float32
