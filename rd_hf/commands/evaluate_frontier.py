@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     import transformers
 
     from rd_hf.evaluation import frontier
-    from rd_hf.evaluation.embeddings import load_family
+    from rd_hf.evaluation.chains import load_families
     from rd_hf.evaluation.plan import EvaluationOptions, count_units, family_maps, plan_units, read_assays
     from rd_hf.evaluation.probe import ProbeOptions
     from rd_hf.evaluation.runs import run_units
@@ -75,12 +75,7 @@ def run(args: argparse.Namespace) -> int:
     )
     assays, failed = read_assays(args.assays)
     assays = [frontier.sample_variants(assay, args.variants, options.seed) for assay in assays]
-    families = []
-    for source in args.model:
-        family = load_family(source, device=args.device)
-        families.append(family)
-        if family.model.config.readout is not None:
-            families.append(load_family(source, device=args.device, one_pass=True))
+    families = load_families(args.model, (1.0,), None, args.device, passes=True)
     labels = [family.label for family in families]
     if len(set(labels)) < len(labels):
         raise ValueError(f"two models are called {max(labels, key=labels.count)}: rename the folder of one of them")

@@ -90,11 +90,14 @@ def run(args: argparse.Namespace) -> None:
     wanted = relations(domains, args.levels)
     output.claim()
     cache = args.cache or args.output / "cache"
-    families = load_families(args.model, (1.0,), args.backbones, args.device)
+    families = load_families(args.model, (1.0,), args.backbones, args.device, passes=True)
     notes, tables = [], []
     for family in families:
         moments = None
-        if args.fit_data and len(family.names) > 1:
+        if family.model.config.one_pass:
+            # What is read out is no chain of states: there is nothing to fit.
+            pass
+        elif args.fit_data and len(family.names) > 1:
             moments, note = draw_moments(
                 family, args.fit_data, args.fit_sequences, args.fit_seed, cache, args.batch_tokens
             )

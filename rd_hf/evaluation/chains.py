@@ -33,14 +33,21 @@ def load_chain(words: Sequence[str], device: str = "cpu", dtype: torch.dtype = t
 
 
 def load_families(
-    models: Sequence[str], depths: Sequence[float], chain: Sequence[str] | None, device: str
+    models: Sequence[str], depths: Sequence[float], chain: Sequence[str] | None, device: str, passes: bool = False
 ) -> list[Family]:
     """What ``--model``, ``--depth`` and ``--backbones`` ask for.
+
+    Args:
+        passes: a model whose fit kept a readout comes once more, in one pass, behind itself.
 
     Raises:
         InputError: nothing is asked for, or something cannot be loaded.
     """
     if not models and not chain:
         raise InputError("there is nothing to evaluate: give --model or --backbones")
-    families = [load_family(model, depth, device) for model in models for depth in depths]
+    families = []
+    for model in models:
+        families += [load_family(model, depth, device) for depth in depths]
+        if passes and families[-1].model.config.readout is not None:
+            families.append(load_family(model, device=device, one_pass=True))
     return families + ([load_chain(chain, device)] if chain else [])

@@ -6,6 +6,7 @@ domains that are compared, as a search has them at hand, or those of the residue
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -93,6 +94,12 @@ def concatenation_bases(widths: Sequence[int]) -> tuple[Basis, ...]:
 def candidates(family: Family, moments: JointMoments | None, options: EvaluationOptions) -> list[Candidate]:
     """Every representation of one family, single blocks of the nested ones among them."""
     maps = family_maps(family, moments, options)
+    config = family.model.config
+    if config.one_pass:
+        # Nested as the chain is, by a readout instead of bases.
+        ends = [0, *config.nested_dims.values()]
+        widths = [wide - narrow for narrow, wide in itertools.pairwise(ends)]
+        return [Candidate(how, tuple(widths[: family.names.index(how.level) + 1])) for how in maps]
     chains: dict[str, Sequence[Basis]] = {"concat": concatenation_bases(family.widths)}
     if "rd" in options.representations and len(family.names) > 1:
         chains["rd"] = family_bases(family, moments)

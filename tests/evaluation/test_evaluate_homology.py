@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 
 from rd_hf.evaluation import embeddings, homology_runs
+from rd_hf.evaluation.plan import EvaluationOptions
 from rd_hf.evaluation.representations import KINDS
-from rd_hf.evaluation.treatments import LABELLED, TREATMENTS
+from rd_hf.evaluation.treatments import LABELLED, TREATMENTS, candidates
 from scripts import evaluate_dms, evaluate_homology, evaluate_width
-from tests.conftest import EXAMPLE_FASTA, REPOSITORY
+from tests.conftest import EXAMPLE_FASTA, REPOSITORY, random_model
 from tests.evaluation.conftest import ASSAY_FILE
 from tests.evaluation.test_evaluate_dms import FITTING
 from tests.evaluation.test_homology import domains_of, fasta
@@ -173,3 +174,20 @@ def test_assays_learn_a_chain_to_a_real_esm2(shared_data: Path, tmp_path: Path) 
     means = results.groupby(["representation", "level"])["spearman"].mean()
     assert means["raw", "8M"] > means["raw", "0.3M"], "a real model beats one of 0.3 million parameters"
     assert "chain to 8M: bases, PCA and all-directions chain fitted on" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_one_pass_is_ranked_beside_the_exact_chain(data: Path, tmp_path: Path) -> None:
+    random_model([32, 48, 64], names=["A", "B", "C"], readout={"layers": [0, 1]}).save_pretrained(tmp_path / "both")
+    arguments = ["--data", data, "--output", tmp_path / "report", "--levels", "superfamily", "--no-search"]
+    code, _, err = call(evaluate_homology.main, "--model", tmp_path / "both", *arguments)
+    assert code == 0, err
+    results = pd.read_parquet(tmp_path / "report" / "results.parquet")
+    own = results[results["model"] == "both, one pass"]
+    ranked = {(row.representation, row.level, row.treatment, row.width) for row in own.itertuples()}
+    levels = [("A", 32), ("B", 48), ("C", 64)]
+    treatments = ("plain", "scaled", "whitened")
+    assert ranked == {("one_pass", level, how, width) for level, width in levels for how in treatments}
+    # Whitened by blocks, as the chain is: the first level is the prefix of every larger one.
+    family = embeddings.load_family(str(tmp_path / "both"), one_pass=True)
+    found = candidates(family, None, EvaluationOptions())
+    assert [candidate.blocks for candidate in found] == [(32,), (32, 16), (32, 16, 16)]
