@@ -95,7 +95,8 @@ def _compared(folder: Path) -> list[Ratio]:
             len(proteins) / each.seconds,
             None,
             detail=f"{each.seconds:.1f} s, of which {start[name].seconds:.1f} s for any ten records; "
-            f"{each.tokens:,} tokens{' (of its first process)' * (name == 'local 2')}, {each.padding:.1f} % of them padding",
+            f"{each.tokens:,} tokens{' (of its first process)' * (name == 'local 2')}, {each.padding:.1f} % of them "
+            "padding",
         )
         for name, each in ran.items()
     ]
