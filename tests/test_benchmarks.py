@@ -272,7 +272,7 @@ def test_paths_are_timed_over_equal_numbers(monkeypatch: pytest.MonkeyPatch) -> 
         assert "of transformers' states" in saved.detail
     assert ratios["embed at 35M: limit / time"].target == 0.6
     assert 0 < ratios["35M: share of products, lean"].value < 1
-    exact, lean = limit.twins(sizes)
+    exact, lean = common.twins(sizes)
     lean.backbones[0].encoder.layer[0].output.dense.bias.data = torch.linspace(0, 1e-2, 320)
     with torch.inference_mode(), pytest.raises(RuntimeError, match="differ from transformers' own by"):
         limit.difference(lean, exact, common.full_batches(256, 1)[0])

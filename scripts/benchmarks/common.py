@@ -93,18 +93,33 @@ def alternating(candidates: Mapping[str, Callable[[], object]], rounds: int) -> 
     return seconds
 
 
-def random_family(sizes: Mapping[str, tuple[int, int, int]], seed: int = 0) -> RDEsmModel:
+def random_family(sizes: Mapping[str, tuple[int, int, int]], seed: int = 0, device: str = "cpu") -> RDEsmModel:
     """Backbones of the widths, layers and heads given, random weights and bases, float32, in eval mode.
 
-    The same numbers at every call with the same seed.
+    The same numbers at every call with the same seed and the same kind of device (drawn there: of billions, a CPU
+    takes minutes).
     """
     torch.manual_seed(seed)
     levels = [{"name": name, "backbone": esm2_backbone(Member(name, "", *size))} for name, size in sizes.items()]
-    model = RDEsmModel(RDEsmConfig(levels=levels)).eval()
+    with torch.device(device):
+        model = RDEsmModel(RDEsmConfig(levels=levels)).eval()
     with torch.no_grad():
         for buffer in model.projections.buffers():
             buffer.copy_(torch.randn_like(buffer) / buffer.shape[0] ** 0.5)
     return model
+
+
+def twins(
+    sizes: Mapping[str, tuple[int, int, int]], device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[RDEsmModel, RDEsmModel]:
+    """The same weights computed as transformers does, and lean."""
+    lean = random_family(sizes, device=device).to(dtype)
+    config = type(lean.config)(levels=lean.config.levels, exact_activation=True)
+    with torch.device(device):
+        exact = RDEsmModel(config).eval()
+    # The same tensors: what it was made with is let go.
+    exact.load_state_dict(lean.state_dict(), assign=True)
+    return exact, lean
 
 
 def carried_proteins(seed: int = 0) -> list[str]:

@@ -1,9 +1,9 @@
 """What scripts/gpu_check.sh runs: equality of every path on a GPU, then rates, within a time and into one JSON.
 
-Checks first, on 8M + 35M, since a rate of a wrong path is worth nothing; then rates at 650M and 3B (random weights,
-bfloat16) beside plain ``EsmModel`` and the card's own matrix product, largest last. Each step's outcome is written as
-soon as it is there: ``ok`` or ``failed`` with what it found, ``skipped`` where it needs what is not here, by name, and
-``not reached`` once the time is up.
+Checks first, on 8M + 35M and on the carried family, since a rate of a wrong path is worth nothing; then rates at
+650M and 3B (random weights, bfloat16) beside plain ``EsmModel`` and the card's own matrix product, largest last. Each
+step's outcome is written as soon as it is there: ``ok`` or ``failed`` with what it found, ``skipped`` where it needs
+what is not here, by name, and ``not reached`` once the time is up.
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 
-from benchmarks import levels, packed
-from benchmarks.common import Ratio, carried_proteins, machine, random_family
+from benchmarks import gpu_rates, levels, packed
+from benchmarks.common import REPOSITORY, Ratio, carried_proteins, machine, random_family, twins
 from rd_hf.data.batching import collate, pack
-from rd_hf.embedding.engine import Engine, Request
-from rd_hf.embedding.options import EmbeddingOptions
-from rd_hf.fitting.fit import backbone_states
 from rd_hf.model.attention_rd_esm import PACKED_ATTENTION
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 
@@ -129,6 +127,42 @@ def loaded(bench: Bench, **how: Any) -> dict[str, Any]:
     return bench.error(bench.states(model if "device_map" in how else model.to(bench.device)), "float32")
 
 
+@torch.inference_mode()
+def lean_layers(bench: Bench) -> dict[str, Any]:
+    """The same weights on the device with lean layers and without: within float32's rounding of a dozen layers."""
+    exact, lean = twins(bench.sizes, bench.device)
+    one, other = bench.states(exact), bench.states(lean)
+    error = float((one - other).norm() / one.norm())
+    assert error <= 1e-5, f"lean layers are {error:.2g} of the norm off"
+    return {"error": error, "largest": float((one - other).abs().max())}
+
+
+def commands(bench: Bench) -> dict[str, Any]:
+    """`rd-hf fit` and `rd-hf embed` on this device and where no GPU is seen: embeddings alike to float32's rounding."""
+    bench.needs_cuda()
+    fasta = bench.scratch / "sample.fasta"
+    proteins = carried_proteins()[:200]
+    fasta.write_text("".join(f">{place}\n{protein}\n" for place, protein in enumerate(proteins)), encoding="utf-8")
+    vectors = []
+    for name, hidden in (("here", False), ("cpu", True)):
+        model, output = bench.scratch / f"fitted-{name}", bench.scratch / f"embedded-{name}"
+        family = str(REPOSITORY / "hub_configs" / "rd-esm2-mini")
+        gpu_rates.command(["fit", "--backbones", family, "--data", str(fasta), "--output", str(model)], hidden)
+        gpu_rates.command(["embed", "--model", str(model), "--input", str(fasta), "--output", str(output)], hidden)
+        rows = pq.read_table(output)
+        vectors.append(torch.tensor(rows.column("embedding").to_pylist()))
+    error = float((vectors[0] - vectors[1]).norm() / vectors[1].norm())
+    # Directions are found in float64 from states that differ by rounding.
+    assert error <= 1e-3, f"embeddings differ by {error:.2g} of their norm"
+    return {"error": error}
+
+
+def compiled(bench: Bench) -> dict[str, Any]:
+    """A compiler for it is needed."""
+    bench.needs_cuda()
+    return gpu_rates.compiled(bench.device, bench.small)
+
+
 def matrix_product(bench: Bench) -> dict[str, Any]:
     """The rate that the others are set against."""
     bench.needs_cuda()
@@ -138,9 +172,8 @@ def matrix_product(bench: Bench) -> dict[str, Any]:
 
 def rates(bench: Bench, name: str) -> dict[str, Any]:
     """Plain, padded and packed at one size."""
-    size = (64, 2, 4) if bench.small else packed.SIZES[name]
-    proteins = carried_proteins()[: 16 if bench.small else 256]
-    ratios = packed.compare(name, size, proteins, bench.peak or 1e12, 3, bench.device)
+    proteins = carried_proteins()[: 16 if bench.small else 512]
+    ratios = packed.compare(name, gpu_rates.size_of(name, bench.small), proteins, bench.peak or 1e12, 3, bench.device)
     return {"ratios": [asdict(ratio) for ratio in ratios]}
 
 
@@ -151,35 +184,13 @@ def side_by_side(bench: Bench) -> dict[str, Any]:
     return {"ratios": [asdict(ratio) for ratio in ratios]}
 
 
-def jobs(bench: Bench, dtype: str) -> dict[str, Any]:
-    """Residues a second of what a job does to a batch, and of what a fit does."""
-    sizes = SMALL if bench.small else packed.SIZES
-    size = sizes["35M" if bench.small else "650M"]
-    model = random_family({"one": size}).to(bench.device, getattr(torch, dtype))
-    proteins = carried_proteins()[: 16 if bench.small else 256]
-    engine = Engine(model, "one", EmbeddingOptions(dtype=dtype))
-    groups = [proteins[start : start + 32] for start in range(0, len(proteins), 32)]
-    calls: dict[str, Callable[[], object]] = {
-        "embed": lambda: engine.embed([Request(protein) for protein in proteins]),
-        "fit": lambda: backbone_states(model, groups),
-    }
-    found = {}
-    for name, call in calls.items():
-        call()
-        started = time.perf_counter()
-        call()
-        if torch.device(bench.device).type == "cuda":
-            torch.cuda.synchronize()
-        found[f"{name}: residues/s"] = sum(map(len, proteins)) / (time.perf_counter() - started)
-    return {**found, "tokens a batch": engine.tokens}
-
-
 def steps() -> dict[str, Callable[[Bench], dict[str, Any]]]:
     """All of them, in the order of what one wants to know first."""
     found: dict[str, Callable[[Bench], dict[str, Any]]] = {}
     for dtype in TOLERANCE:
         found[f"equal: padded, {dtype}"] = partial(padded, dtype=dtype)
         found[f"equal: packed, {dtype}"] = partial(packed_row, dtype=dtype)
+    found["equal: lean layers and transformers' own"] = lean_layers
     found["equal: levels on streams"] = streams
     for name, how in (
         ("loaded on the CPU and moved", {}),
@@ -187,13 +198,22 @@ def steps() -> dict[str, Callable[[Bench], dict[str, Any]]]:
         ("sequential", {"sequential": True}),
     ):
         found[f"equal: {name}"] = partial(loaded, **how)
+    found["equal: fit and embed commands"] = commands
     found["rate: matrix product"] = matrix_product
     found["rate: 650M, forward and packed"] = lambda bench: rates(bench, "650M")
-    found["rate: levels"] = side_by_side
+    found["rate: 650M, kernels"] = lambda bench: gpu_rates.kernels(bench.device, bench.small)
     for dtype in ("bfloat16", "float32"):
-        found[f"rate: jobs at 650M, {dtype}"] = partial(jobs, dtype=dtype)
+        found[f"rate: embed and fit at 650M, {dtype}"] = partial(_engines, dtype=dtype)
+    found["rate: moments up to 650M"] = lambda bench: gpu_rates.joint_moments(bench.device, bench.small)
+    found["rate: embed command at 650M"] = lambda bench: gpu_rates.whole_job(bench.device, bench.small, bench.scratch)
+    found["rate: levels"] = side_by_side
     found["rate: 3B, forward and packed"] = lambda bench: rates(bench, "3B")
+    found["rate: 650M, compiled"] = compiled
     return found
+
+
+def _engines(bench: Bench, dtype: str) -> dict[str, Any]:
+    return gpu_rates.engines(bench.device, dtype, bench.small)
 
 
 def main(arguments: list[str] | None = None) -> int:

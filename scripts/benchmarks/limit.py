@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ import torch
 from torch.nn.functional import linear
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.common import ESM2_SIZES, Ratio, alternating, full_batches, full_groups, paired, random_family
+from benchmarks.common import ESM2_SIZES, Ratio, alternating, full_batches, full_groups, paired, twins
 from rd_hf.embedding.engine import Engine, Request
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.fitting.fit import backbone_states
@@ -58,16 +58,6 @@ def run(rounds: int) -> list[Ratio]:
             told = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in shares.items())
             ratios.append(Ratio(f"{level}: share of products, {name}", shares["products"], None, detail=told))
     return ratios
-
-
-def twins(sizes: Mapping[str, tuple[int, int, int]]) -> tuple[RDEsmModel, RDEsmModel]:
-    """The same weights computed as transformers does, and lean."""
-    lean = random_family(sizes)
-    config = type(lean.config)(levels=lean.config.levels, exact_activation=True)
-    exact = RDEsmModel(config).eval()
-    # The same tensors, and not a second gigabyte.
-    exact.load_state_dict(lean.state_dict(), assign=True)
-    return exact, lean
 
 
 def difference(lean: RDEsmModel, exact: RDEsmModel, batch: tuple[torch.Tensor, torch.Tensor]) -> float:

@@ -1,10 +1,10 @@
 """Packed rows beside padded batches, on a GPU: residues per second and share of the chip's own matrix products.
 
 650M and 3B at ESM-2's widths (random weights, bfloat16), a seeded sample of real proteins. ``plain`` is the bare
-``EsmModel`` over the same padded batches, ``padded`` and ``packed`` are a family of that one level, the latter with
-``torch.nn.attention.varlen``. Model operations are 24 x layers x width^2 a token and 4 x layers x width for each
-token it attends to, residues, cls and eos only: what padding computes counts for nothing. They are set against the
-rate of one large bfloat16 matrix product, measured in the same run.
+``EsmModel`` as transformers computes it over the same padded batches, ``padded`` and ``packed`` are a family of that
+one level, the latter with ``torch.nn.attention.varlen``. Model operations are 24 x layers x width^2 a token and
+4 x layers x width for each token it attends to, residues, cls and eos only: what padding computes counts for nothing.
+They are set against the rate of one large bfloat16 matrix product, measured in the same run.
 
 Needs CUDA: elsewhere packed rows are computed sequence by sequence, for their results and not for speed
 (tests/test_packed.py compares them), and this prints so.
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import Ratio, alternating, carried_proteins, medians, random_family
+from benchmarks.common import Ratio, alternating, carried_proteins, medians, twins
 from rd_hf.data.batching import SPECIAL_TOKENS, collate, pack, token_budget_batches
 from rd_hf.families import ESM2
 from rd_hf.model.attention_rd_esm import PACKED_ATTENTION
@@ -46,7 +46,7 @@ def compare(
 ) -> list[Ratio]:
     """Packed, padded and plain at one size; ``peak`` in operations a second."""
     width, layers, _ = size
-    model = random_family({name: size}).to(device, torch.bfloat16)
+    plain, model = twins({name: size}, device, torch.bfloat16)
     # Attention is looked up by this name at every call: one set of weights serves both.
     names = {"padded": "sdpa", "packed": PACKED_ATTENTION}
     plan = token_budget_batches([len(protein) for protein in proteins], TOKENS)
@@ -63,7 +63,7 @@ def compare(
 
     _assert_equal(model, padded[-1], packed[-1])
     candidates = {
-        "plain": lambda: through(model.backbones[0], padded, "padded"),
+        "plain": lambda: through(plain.backbones[0], padded, "padded"),
         "padded": lambda: through(model, padded, "padded"),
         "packed": lambda: through(model, packed, "packed"),
     }

@@ -1,0 +1,182 @@
+"""What scripts/gpu_check.sh times: kernels by kind, moments, a compiled model, jobs from the command line.
+
+Everything at 650M's width with random weights, or at a toy's where only the way is tried (``small``).
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks import packed
+from benchmarks.common import carried_proteins, random_family, twins
+from benchmarks.limit import kind_of
+from rd_hf.bases import moments
+from rd_hf.data.batching import collate, pack
+from rd_hf.embedding.engine import Engine, Request
+from rd_hf.embedding.options import EmbeddingOptions
+from rd_hf.fitting.fit import backbone_states
+from rd_hf.model.attention_rd_esm import PACKED_ATTENTION
+from rd_hf.model.modeling_rd_esm import RDEsmModel
+
+TOY = (64, 2, 4)
+# Widths of the levels up to 650M, as a fit of that family joins them.
+JOINED = [320, 480, 640, 1280]
+
+
+def size_of(name: str, small: bool) -> tuple[int, int, int]:
+    """Width, layers and heads."""
+    return TOY if small else packed.SIZES[name]
+
+
+def wait(device: str) -> None:
+    """Until the device has done what it was given."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(device: str, call: Callable[[], object], rounds: int = 3) -> float:
+    """Median of some calls, after one that is not counted."""
+    found = []
+    for _ in range(rounds + 1):
+        wait(device)
+        started = time.perf_counter()
+        call()
+        wait(device)
+        found.append(time.perf_counter() - started)
+    return statistics.median(found[1:])
+
+
+@torch.inference_mode()
+def kernels(device: str, small: bool) -> dict[str, Any]:
+    """Where the time of one pass goes at 650M, bfloat16: transformers' own, lean in padded rows, lean and packed."""
+    plain, lean = twins({"650M": size_of("650M", small)}, device, torch.bfloat16)
+    proteins = carried_proteins()[: 8 if small else 96]
+    ids, mask = (tensor.to(device) for tensor in collate(sorted(proteins, key=len)))
+    rows = {name: value.to(device) if torch.is_tensor(value) else value for name, value in pack(proteins).items()}
+    found: dict[str, Any] = {}
+    for name, model, given in (
+        ("transformers", plain, {"input_ids": ids, "attention_mask": mask}),
+        ("lean, padded", lean, {"input_ids": ids, "attention_mask": mask}),
+        ("lean, packed", lean, rows),
+    ):
+        model.set_attn_implementation(PACKED_ATTENTION if given is rows else "sdpa")
+        model(**given)
+        found[name] = _shares(device, model, given)
+    return found
+
+
+def _shares(device: str, model: RDEsmModel, given: dict[str, Any]) -> dict[str, Any]:
+    """Milliseconds of the device by kind of kernel, and the calls that take most."""
+    on_gpu = torch.device(device).type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as profiled:
+        model(**given)
+        wait(device)
+    kinds: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    for event in profiled.key_averages():
+        # Kernels are listed once more by themselves.
+        if str(event.device_type).endswith("CPU"):
+            spent = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e3
+            kinds[kind_of(event.key)] += spent
+            calls[event.key] += spent
+    return {"ms": dict(kinds), "most": dict(calls.most_common(8))}
+
+
+@torch.inference_mode()
+def joint_moments(device: str, small: bool) -> dict[str, Any]:
+    """Residues a second that enter the moments of a family up to 650M, by dtype and width of a product's tile."""
+    widths = [16, 24] if small else JOINED
+    states = [torch.randn(4096 if small else 32768, width, device=device).to(torch.bfloat16) for width in widths]
+    found = {}
+    usual = moments.TILE_COLUMNS
+    try:
+        for dtype in (torch.float64, torch.float32):
+            for tile in (usual, 4 * usual, sum(widths)):
+                moments.TILE_COLUMNS = tile
+                joint = moments.JointMoments(widths, device=device, product_dtype=dtype)
+                took = seconds(device, lambda joint=joint: joint.update(states))  # type: ignore[misc]
+                found[f"{str(dtype)[6:]}, {tile} columns: residues/s"] = len(states[0]) / took
+    finally:
+        moments.TILE_COLUMNS = usual
+    return found
+
+
+@torch.inference_mode()
+def engines(device: str, dtype: str, small: bool) -> dict[str, Any]:
+    """Residues a second of what a job does to its sequences and of what a fit does; bytes that a token takes."""
+    model = random_family({"650M": size_of("650M", small)}, device=device).to(getattr(torch, dtype))
+    proteins = carried_proteins()[: 16 if small else 600]
+    engine = Engine(model, "650M", EmbeddingOptions(dtype=dtype))
+    groups = [proteins[start : start + 32] for start in range(0, len(proteins), 32)]
+    joint = moments.JointMoments(model.config.backbone_widths, device=device)
+
+    def fit() -> None:
+        for group in groups:
+            joint.update(backbone_states(model, [group])[0])
+
+    residues = sum(map(len, proteins))
+    found: dict[str, Any] = {"tokens a batch": engine.tokens}
+    for name, call in {"embed": lambda: engine.embed([Request(protein) for protein in proteins]), "fit": fit}.items():
+        if torch.device(device).type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+        found[f"{name}: residues/s"] = residues / seconds(device, call, 2)
+        if torch.device(device).type == "cuda":
+            found[f"{name}: peak MB beyond the weights"] = (torch.cuda.max_memory_allocated() - before) / 2**20
+    return found
+
+
+@torch.inference_mode()
+def compiled(device: str, small: bool) -> dict[str, Any]:
+    """`torch.compile` beside the model itself at 650M, bfloat16, one shape."""
+    model = random_family({"650M": size_of("650M", small)}, device=device).to(torch.bfloat16)
+    ids, mask = (tensor.to(device) for tensor in collate(sorted(carried_proteins()[: 4 if small else 64], key=len)))
+    fast = torch.compile(model)
+    started = time.perf_counter()
+    found, expected = (call(ids, attention_mask=mask).last_hidden_state.float()[mask.bool()] for call in (fast, model))
+    first = time.perf_counter() - started
+    error = float((found - expected).norm() / expected.norm())
+    assert error <= 0.06, f"compiled differs by {error:.2g} of the norm"
+    took = [seconds(device, lambda call=call: call(ids, attention_mask=mask)) for call in (model, fast)]  # type: ignore[misc]
+    return {"error": error, "first call, seconds": first, "not compiled / compiled": took[0] / took[1]}
+
+
+def command(arguments: Sequence[str], hidden: bool = False) -> str:
+    """What ``rd-hf`` says on standard error; ``hidden``: no GPU for it.
+
+    Raises:
+        RuntimeError: it failed; with the end of what it said.
+    """
+    environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": ""} if hidden else {})}
+    run = [sys.executable, "-m", "rd_hf", *arguments]
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"rd-hf {arguments[0]} failed: {done.stderr[-2000:]}")
+    return done.stdout + done.stderr
+
+
+def whole_job(device: str, small: bool, scratch: Path) -> dict[str, Any]:
+    """`rd-hf embed` at 650M from start to end, what it chose and where its time went."""
+    folder = scratch / "one-level"
+    random_family({"650M": size_of("650M", small)}, device=device).cpu().save_pretrained(folder, backbones=True)
+    fasta = scratch / "whole.fasta"
+    proteins = carried_proteins()[: 16 if small else 1000]
+    # A few seconds for a GPU, and none of them twice.
+    turned = [protein[turn:] + protein[:turn] for turn in range(1 if small else 4) for protein in proteins]
+    fasta.write_text("".join(f">{place}\n{protein}\n" for place, protein in enumerate(turned)), encoding="utf-8")
+    started = time.perf_counter()
+    inputs = ["embed", "--model", str(folder), "--input", str(fasta), "--output", str(scratch / "whole")]
+    said = command([*inputs, "--device", device, *(["--long", "truncate", "--max-length", "60"] if small else [])])
+    return {"seconds": time.perf_counter() - started, "residues": sum(map(len, turned)), "said": said[-1500:]}
