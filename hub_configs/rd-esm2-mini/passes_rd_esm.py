@@ -94,8 +94,16 @@ def run_backbone(
         arguments: what all backbones are called with; see `backbone_arguments`.
 
     Raises:
-        ValueError: the batch is longer than the backbone's table of positions.
+        ValueError: the batch is longer than the backbone's table of positions; a packed row whose sequences would see
+            each other.
     """
+    # Asked of the backbone: it is its own config that its layers look at.
+    attention = str(backbone.config._attn_implementation)
+    if "cu_seq_lens_q" in arguments and attention != PACKED_ATTENTION and "flash" not in attention:
+        raise ValueError(
+            f"with {attention} attention the sequences of a packed row would see each other: load the model with "
+            f"attn_implementation={PACKED_ATTENTION!r}, or with flash attention"
+        )
     own = {name: getattr(backbone.config, name) for name in POSITION_FIELDS if hasattr(backbone.config, name)}
     longest = longest_input(own)
     length = arguments.get("max_length_q") or arguments["input_ids"].shape[1]
@@ -120,12 +128,12 @@ def backbone_arguments(
     """What every backbone is called with.
 
     Args:
-        config: of the model; its attention decides whether sequences may share a row.
+        config: of the model.
         input_ids (`torch.LongTensor` of shape `(batch, length)`), attention_mask, packing: as `RDEsmModel.forward`.
 
     Raises:
         TypeError: an argument that is none of these.
-        ValueError: a packed row whose sequences would see each other, or that is none.
+        ValueError: a packed row that is none.
     """
     unknown = packing.keys() - {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
     if unknown:
@@ -138,12 +146,6 @@ def backbone_arguments(
         if attention_mask is None:
             attention_mask = input_ids.ne(config.pad_token_id).long()
         return {"input_ids": input_ids, "attention_mask": attention_mask}
-    attention = config._attn_implementation
-    if attention != PACKED_ATTENTION and "flash" not in str(attention):
-        raise ValueError(
-            f"with {attention} attention the sequences of a packed row would see each other: load the model with "
-            f"attn_implementation={PACKED_ATTENTION!r}, or with flash attention"
-        )
     length = input_ids.shape[1]
     if attention_mask is not None or input_ids.shape[0] != 1 or ends[0] != 0 or ends[-1] != length:
         raise ValueError(

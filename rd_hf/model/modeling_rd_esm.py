@@ -121,6 +121,13 @@ class RDEsmModel(RDEsmPreTrainedModel):
             keep_float32(module, "inv_freq", frequencies)
         return self
 
+    def set_attn_implementation(self, attn_implementation: str | dict[str, str], **kwargs: Any) -> None:
+        """As in transformers, whose releases up to 5.17 pass a second change on to no backbone."""
+        super().set_attn_implementation(attn_implementation, **kwargs)
+        for backbone in self.backbones:
+            own: Any = backbone.config
+            own._attn_implementation = self.config._attn_implementation
+
     @property
     def dtype(self) -> torch.dtype:
         """Of the backbones; float32 where there are none."""

@@ -50,6 +50,23 @@ def test_a_packed_row_is_its_sequences_alone(tiny_checkpoint: Path, dtype: torch
         assert torch.equal(model(**packed, level=level).last_hidden_state, whole.last_hidden_state[..., :width])
 
 
+def test_attention_is_changed_as_often_as_one_likes(tiny_checkpoint: Path, model: RDEsmModel) -> None:
+    changed = RDEsmModel.from_pretrained(tiny_checkpoint)
+    packed = pack(SEQUENCES)
+    for attention in ("sdpa", PACKED_ATTENTION, "eager", PACKED_ATTENTION):
+        changed.set_attn_implementation(attention)
+        assert {backbone.config._attn_implementation for backbone in changed.backbones} == {attention}
+    assert torch.equal(changed(**packed).last_hidden_state, model(**packed).last_hidden_state)
+
+
+def test_a_row_that_a_backbone_would_mix_is_refused(tiny_checkpoint: Path) -> None:
+    changed = RDEsmModel.from_pretrained(tiny_checkpoint, attn_implementation=PACKED_ATTENTION)
+    # What the model says of itself is not what its layers look at.
+    changed.backbones[1].config._attn_implementation = "sdpa"
+    with pytest.raises(ValueError, match="with sdpa attention the sequences of a packed row would see each other"):
+        changed(**pack(SEQUENCES))
+
+
 def test_neighbours_in_a_row_do_not_matter(model: RDEsmModel) -> None:
     first = len(SEQUENCES[0]) + 2
     a = model(**pack([SEQUENCES[0], SEQUENCES[2]])).last_hidden_state[0, :first]
