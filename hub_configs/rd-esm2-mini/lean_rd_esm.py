@@ -23,6 +23,8 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu, linear, silu
 
+from .rotary_rd_esm import turning, turns
+
 # Multiplications from which on a call of oneDNN, which prepares its kernel anew for every number of rows (0.6 ms),
 # takes less time than what it replaces.
 _WORTH_FUSING = 2**24
@@ -80,8 +82,14 @@ _LEAN: dict[str, tuple[type[nn.Module], int]] = {
 def make_lean(backbone: nn.Module) -> None:
     """Let the layers of this backbone compute the same in less time."""
     for module in backbone.modules():
-        lean, arguments = _LEAN.get(type(module).__name__, (None, 0))
-        if lean is not None and _computes_the_same(type(module).forward, lean.forward, arguments):
+        library: Any = type(module)
+        lean: Any
+        lean, arguments = _LEAN.get(library.__name__, (None, 0))
+        if lean is not None and not _computes_the_same(library.forward, lean.forward, arguments):
+            lean = None
+        elif turns(library):
+            lean = turning(library)
+        if lean is not None:
             module.__class__ = lean
             if "_old_forward" in vars(module):
                 # Placed by a device map: accelerate calls what it found, from a method of its own.
