@@ -8,23 +8,22 @@ mean of e_i, and no smaller backbone has to run again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
 
 from rd_hf.model.modeling_rd_esm import RDEsmModel
+from rd_hf.model.passes_rd_esm import backbone_arguments
 from rd_hf.model.projection_rd_esm import RDEsmProjection
 
 
-def contributions(
-    model: RDEsmModel, batches: Sequence[dict[str, torch.Tensor]], above: str, level: str
-) -> list[torch.Tensor]:
+def contributions(model: RDEsmModel, batches: Sequence[dict[str, Any]], above: str, level: str) -> list[torch.Tensor]:
     """Run the backbones beyond one level, up to another: what each brings, side by side.
 
     Args:
         model: with the backbones beyond ``above``; smaller ones are neither needed nor run.
-        batches: ``input_ids`` and ``attention_mask`` of each.
+        batches: what the model is called with, of each.
         above, level: names of the level that is known already and of that wanted.
 
     Returns:
@@ -32,9 +31,10 @@ def contributions(
     """
     config = model.config
     parts: list[list[torch.Tensor]] = [[] for _ in batches]
+    arguments = [backbone_arguments(config, **batch) for batch in batches]
 
     def run(levels: list[int], backbone: PreTrainedModel) -> None:
-        for own, batch in zip(parts, batches, strict=True):
+        for own, batch in zip(parts, arguments, strict=True):
             for index, state in zip(levels, model.level_states(levels, backbone, batch), strict=True):
                 own.append(projection(model, index).contribution(state))
 

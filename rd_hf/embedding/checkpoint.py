@@ -214,7 +214,8 @@ def load_model(
         fingerprint: of config and weights; here to make changed ones a new key.
         level: largest level to load; None means all of the family.
         dtype: name of a torch dtype.
-        attn_implementation: as in transformers; None lets it choose.
+        attn_implementation: as in transformers; None lets it choose, but for packed rows where a GPU has a kernel for
+            them.
         device: name of a torch device.
         sequential: hold one backbone at a time, each loaded when its turn comes.
         above: leave out the backbones up to this level.
@@ -222,6 +223,8 @@ def load_model(
     """
     import torch
 
+    from rd_hf.embedding.layouts import packing_pays
+    from rd_hf.model.attention_rd_esm import PACKED_ATTENTION
     from rd_hf.model.modeling_rd_esm import RDEsmModel
 
     extras: dict[str, Any] = {"attn_implementation": attn_implementation, "revision": revision}
@@ -238,7 +241,10 @@ def load_model(
         )
     except (OSError, ValueError) as error:
         raise InputError(" ".join(str(error).split())) from error
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    if attn_implementation is None and packing_pays(model):
+        model.set_attn_implementation(PACKED_ATTENTION)
+    return model
 
 
 # Whether this process was forked, by whichever pool, from one that had imported this module.

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
-from rd_hf.data.batching import SPECIAL_TOKENS, collate, residue_mask, token_budget_batches
+from rd_hf.data.batching import SPECIAL_TOKENS
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
 from rd_hf.embedding.algebra import contributions
 from rd_hf.embedding.checkpoint import settle_after_fork
+from rd_hf.embedding.layouts import Layout, layout_of
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.pieces import Piece, cut, merge_weights
 from rd_hf.model.modeling_rd_esm import RDEsmModel
@@ -22,9 +24,6 @@ from rd_hf.model.pooling_rd_esm import mean_over_residues
 CPU_BATCH_TOKENS = 2048
 # Enough tokens to keep any one GPU busy; more only costs memory.
 GPU_BATCH_TOKENS = 65536
-# Rows of a batch differ by a sixteenth of the longest at most: then padding is 3 % on average even where few
-# sequences are at hand. With thousands at hand it is the budget that closes a batch, well before this does.
-SPREAD = 1 / 16
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -80,6 +79,7 @@ class Engine:
             loads each backbone when its turn comes. 0: one batch at a time.
         above: with a level, what the backbones beyond it contribute is computed in place of the embedding, and no
             smaller backbone runs; see :func:`rd_hf.embedding.algebra.contributions`.
+        layout: how sequences share a batch.
         work: running totals.
         process: id of the process that last used it; another one was forked, and inherited it.
     """
@@ -91,11 +91,13 @@ class Engine:
     tokens: int = 0
     window_tokens: int = 0
     above: str | None = None
+    layout: Layout = field(init=False)
     work: Work = field(default_factory=Work)
     process: int = field(default_factory=os.getpid)
 
     def __post_init__(self) -> None:
         self.tokens = self.tokens or self.options.batch_tokens or default_batch_tokens(self.model)
+        self.layout = layout_of(self.model)
 
     def embed(
         self, requests: Sequence[Request], on_batch: Callable[[int, int], None] = lambda residues, total: None
@@ -127,7 +129,7 @@ class Engine:
         total = sum(piece.length for piece in pieces)
         while pieces:
             done: set[int] = set()
-            batches = token_budget_batches([piece.length for piece in pieces], self.tokens, SPREAD)
+            batches = self.layout.plan([piece.length for piece in pieces], self.tokens)
             for window in self._windows(batches, pieces):
                 chosen = [[pieces[place] for place in batch] for batch in window]
                 try:
@@ -155,7 +157,7 @@ class Engine:
         window: list[list[int]] = []
         tokens = 0
         for batch in batches:
-            size = len(batch) * (max(pieces[place].length for place in batch) + SPECIAL_TOKENS)
+            size = self.layout.tokens([pieces[place].length for place in batch])
             if window and tokens + size > self.window_tokens:
                 yield window
                 window, tokens = [], 0
@@ -164,32 +166,30 @@ class Engine:
         yield window
 
     @torch.inference_mode()
-    def _forward(self, requests: Sequence[Request], batches: Sequence[Sequence[Piece]]) -> list[np.ndarray]:
-        """Batches through the model: each (batch, width) pooled, or (batch, 1 + longest, width) from cls on."""
-        device = self.model.device
+    def _forward(self, requests: Sequence[Request], batches: Sequence[Sequence[Piece]]) -> list[Sequence[np.ndarray]]:
+        """Batches through the model: for each sequence (width,) pooled, or (1 + length or more, width) from cls on."""
         inputs = []
         for batch in batches:
-            input_ids, attention_mask = collate(
-                [requests[piece.owner].sequence[piece.start : piece.stop] for piece in batch]
-            )
-            inputs.append({"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)})
-        values = []
-        for batch, given, states in zip(batches, inputs, self._states(inputs), strict=True):
+            sequences = [requests[piece.owner].sequence[piece.start : piece.stop] for piece in batch]
+            arguments = self.layout.arguments(sequences)
+            device = self.model.device
+            inputs.append({name: v.to(device) if torch.is_tensor(v) else v for name, v in arguments.items()})
+        values: list[Sequence[np.ndarray]] = []
+        for batch, states in zip(batches, self._states(inputs), strict=True):
             lengths = [piece.length for piece in batch]
             if self.options.one_row and all(piece.whole for piece in batch):
-                rows = pool(states, lengths, self.options.pooling)
+                values.append(list(self.layout.pooled(states, lengths, self.options.pooling)))
             else:
-                rows = states[:, :-1].float()
-            tokens = given["input_ids"].numel()
+                values.append(self.layout.rows(states, lengths))
+            tokens = self.layout.tokens(lengths)
             self.work.batches += 1
             self.work.residues += sum(lengths)
             self.work.tokens += tokens
             self.work.padding += tokens - sum(lengths) - SPECIAL_TOKENS * len(batch)
-            values.append(rows.cpu().numpy())
         return values
 
-    def _states(self, inputs: Sequence[dict[str, torch.Tensor]]) -> list[torch.Tensor]:
-        """What is pooled of each batch: (batch, longest + 2, width)."""
+    def _states(self, inputs: Sequence[dict[str, Any]]) -> list[torch.Tensor]:
+        """What is pooled of each batch: (batch, longest + 2, width), or (1, tokens, width) of a packed one."""
         if self.above is not None:
             return contributions(self.model, inputs, self.above, self.level)
         states = [output.last_hidden_state for output in self.model.forward_window(inputs, self.level)]
@@ -212,13 +212,13 @@ class Engine:
             call.results[chosen[0].owner] = _TOO_LARGE
             call.merging.pop(chosen[0].owner, None)
             return
-        widest = max(piece.length for piece in chosen) + SPECIAL_TOKENS
-        self.tokens = len(chosen) // 2 * widest
-        self.report(
-            f"out of memory with {len(chosen) * widest:,} tokens in a batch: going on with {self.tokens:,} a batch"
-        )
+        lengths = [piece.length for piece in chosen]
+        # Longest first: half of them, and so no less than one.
+        self.tokens = self.layout.tokens(lengths[: len(lengths) // 2])
+        failed = self.layout.tokens(lengths)
+        self.report(f"out of memory with {failed:,} tokens in a batch: going on with {self.tokens:,} a batch")
 
-    def _put_away(self, call: _Call, chosen: Sequence[Piece], values: np.ndarray) -> None:
+    def _put_away(self, call: _Call, chosen: Sequence[Piece], values: Sequence[np.ndarray]) -> None:
         """Each piece's part of a batch to its sequence, as a copy: the batch itself can go."""
         for piece, value in zip(chosen, values, strict=True):
             if not piece.whole:
@@ -311,26 +311,6 @@ def embed_requests(
         rows = [row_of[request.sequence][position] for position in request.positions]
         answers.append(result if isinstance(result, str) else result[rows])
     return answers
-
-
-def pool(states: torch.Tensor, lengths: Sequence[int], pooling: str) -> torch.Tensor:
-    """Pool over residues in float32, never over cls, eos or padding.
-
-    Args:
-        states: (batch, padded length, width), any float dtype, row 0 of each sequence its cls.
-        lengths: residues of each sequence.
-        pooling: ``mean``, ``max`` or ``cls``.
-
-    Returns:
-        (batch, width) float32.
-    """
-    states = states.float()
-    if pooling == "cls":
-        return states[:, 0].clone()
-    mask = residue_mask(lengths, states.shape[1]).to(states.device)
-    if pooling == "max":
-        return states.masked_fill(~mask[:, :, None], -torch.inf).amax(dim=1)
-    return mean_over_residues(states, mask)
 
 
 def default_batch_tokens(model: RDEsmModel) -> int:

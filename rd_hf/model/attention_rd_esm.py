@@ -3,6 +3,8 @@
 This file travels to the Hub beside ``modeling_rd_esm.py``: it imports public names of torch and transformers only.
 """
 
+from functools import cache
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +15,22 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 # `attn_implementation` under which several sequences may share one row.
 PACKED_ATTENTION = "rd_esm_packed"
+
+
+@cache
+def fused_kernel_takes(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
+    """Whether `torch.nn.attention.varlen` computes attention over packed rows there.
+
+    It is in torch 2.10 and later, for 16-bit numbers on GPUs from Ampere on, and heads of a multiple of 8 up to 256.
+    """
+    return bool(
+        device.type == "cuda"
+        and dtype in (torch.float16, torch.bfloat16)
+        and head_width % 8 == 0
+        and head_width <= 256
+        and find_spec("torch.nn.attention.varlen")
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
 
 
 def packed_attention(
@@ -29,9 +47,9 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention within each of the sequences that share one row, registered as `rd_esm_packed`.
 
-    On CUDA the fused kernel of `torch.nn.attention.varlen`, for float16 and bfloat16; elsewhere (and in float32)
-    one scaled dot product a sequence, which gives what separate rows give. Batches that are not packed take
-    scaled dot product attention as usual.
+    On CUDA the fused kernel of `torch.nn.attention.varlen`, for float16 and bfloat16 (see `fused_kernel_takes`);
+    elsewhere one scaled dot product a sequence, which gives what separate rows give. Batches that are not packed
+    take scaled dot product attention as usual.
 
     Args:
         query, key, value (`torch.Tensor` of shape `(batch, heads, length, head width)`).
@@ -46,7 +64,7 @@ def packed_attention(
             query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
         )
         return attended.transpose(1, 2).contiguous(), None
-    if query.device.type == "cuda" and query.dtype.itemsize == 2:
+    if fused_kernel_takes(query.device, query.dtype, query.shape[-1]):
         from torch.nn.attention.varlen import varlen_attn
 
         q, k, v = (states[0].transpose(0, 1).contiguous() for states in (query, key, value))

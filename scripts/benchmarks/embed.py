@@ -31,7 +31,8 @@ from benchmarks.resident import resident_mb
 from rd_hf.data.batching import SPECIAL_TOKENS, collate, token_budget_batches
 from rd_hf.data.fasta import read_fasta
 from rd_hf.data.residues import clean_sequence
-from rd_hf.embedding.engine import GPU_BATCH_TOKENS, SPREAD, Engine, Request, pool
+from rd_hf.embedding.engine import GPU_BATCH_TOKENS, Engine, Request
+from rd_hf.embedding.layouts import SPREAD, pool
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.parts import part_limit
 from rd_hf.embedding.settings import PART_RECORDS

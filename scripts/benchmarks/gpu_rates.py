@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
@@ -24,6 +25,7 @@ from benchmarks.limit import kind_of
 from rd_hf.bases import moments
 from rd_hf.data.batching import collate, pack
 from rd_hf.embedding.engine import Engine, Request
+from rd_hf.embedding.layouts import packing_pays
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.fitting.fit import backbone_states
 from rd_hf.model.attention_rd_esm import PACKED_ATTENTION
@@ -127,8 +129,17 @@ def engines(device: str, dtype: str, small: bool) -> dict[str, Any]:
             joint.update(backbone_states(model, [group])[0])
 
     residues = sum(map(len, proteins))
+    requests = [Request(protein) for protein in proteins]
+    calls = {"embed": lambda: engine.embed(requests), "fit": fit}
     found: dict[str, Any] = {"tokens a batch": engine.tokens}
-    for name, call in {"embed": lambda: engine.embed([Request(protein) for protein in proteins]), "fit": fit}.items():
+    if packing_pays(model):
+        expected = torch.from_numpy(np.stack(engine.embed(requests)))
+        model.set_attn_implementation(PACKED_ATTENTION)
+        packing = Engine(model, "650M", EmbeddingOptions(dtype=dtype))
+        difference = torch.from_numpy(np.stack(packing.embed(requests))) - expected
+        found["packed / padded embeddings, difference"] = float(difference.norm() / expected.norm())
+        calls["embed, packed"] = lambda: packing.embed(requests)
+    for name, call in calls.items():
         if torch.device(device).type == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
@@ -176,7 +187,11 @@ def whole_job(device: str, small: bool, scratch: Path) -> dict[str, Any]:
     # A few seconds for a GPU, and none of them twice.
     turned = [protein[turn:] + protein[:turn] for turn in range(1 if small else 4) for protein in proteins]
     fasta.write_text("".join(f">{place}\n{protein}\n" for place, protein in enumerate(turned)), encoding="utf-8")
-    started = time.perf_counter()
-    inputs = ["embed", "--model", str(folder), "--input", str(fasta), "--output", str(scratch / "whole")]
-    said = command([*inputs, "--device", device, *(["--long", "truncate", "--max-length", "60"] if small else [])])
-    return {"seconds": time.perf_counter() - started, "residues": sum(map(len, turned)), "said": said[-1500:]}
+    found: dict[str, Any] = {"residues": sum(map(len, turned))}
+    short = ["--long", "truncate", "--max-length", "60"] if small else []
+    for name, more in {"as it is": [], "padded": ["--attn-implementation", "sdpa"]}.items():
+        started = time.perf_counter()
+        inputs = ["embed", "--model", str(folder), "--input", str(fasta), "--output", str(scratch / name)]
+        said = command([*inputs, "--device", device, *short, *more])
+        found[name] = {"seconds": time.perf_counter() - started, "said": said[-1500:]}
+    return found

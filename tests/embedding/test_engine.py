@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rd_hf.data.batching import collate
-from rd_hf.embedding.engine import Engine, Request, embed_requests, pool, prepare
+from rd_hf.embedding.engine import Engine, Request, embed_requests, prepare
+from rd_hf.embedding.layouts import pool
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.pieces import cut, merge_weights, taper
 from rd_hf.model.modeling_rd_esm import RDEsmModel

@@ -14,7 +14,8 @@ from rd_hf.data.batching import collate, pack
 from rd_hf.data.residues import encode
 from rd_hf.hub import load_family
 from rd_hf.hub.backbones import family_config
-from rd_hf.model.attention_rd_esm import PACKED_ATTENTION, packed_attention
+from rd_hf.model import attention_rd_esm
+from rd_hf.model.attention_rd_esm import PACKED_ATTENTION, fused_kernel_takes, packed_attention
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from tests.conftest import backbone_settings
@@ -129,6 +130,13 @@ def test_on_cuda_the_fused_kernel_is_called_with_what_it_documents(monkeypatch: 
         return torch.cat(parts).to(q.dtype)
 
     monkeypatch.setattr(varlen, "varlen_attn", emulated)
+    asked = []
+
+    def takes(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
+        asked.append((dtype, head_width))
+        return device.type == "cuda"
+
+    monkeypatch.setattr(attention_rd_esm, "fused_kernel_takes", takes)
     query, key, value = (torch.randn(1, 4, 9, 8, dtype=torch.bfloat16) for _ in range(3))
     ends = torch.tensor([0, 2, 9], dtype=torch.int32)
     packing = {"scaling": 1.0, "cu_seq_lens_q": ends, "max_length_q": 7}
@@ -142,9 +150,28 @@ def test_on_cuda_the_fused_kernel_is_called_with_what_it_documents(monkeypatch: 
     found, weights = packed_attention(torch.nn.Module(), query.as_subclass(OnCuda), key, value, **packing)
     assert weights is None
     assert calls == [((9, 4, 8), 7, 7, 1.0)]
+    assert asked == [(torch.bfloat16, 8)] * 2
     # Both round to bfloat16 at the end.
     torch.testing.assert_close(torch.Tensor(found.float()), expected.float(), atol=0.02, rtol=0.02)
     assert "torch.nn.attention.varlen" in sys.modules
+
+
+def test_the_fused_kernel_is_asked_for_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Uncached: what the machine is said to have changes here.
+    takes, gpu = fused_kernel_takes.__wrapped__, torch.device("cuda")
+    capability = [(8, 0)]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
+    assert takes(gpu, torch.bfloat16, 64)
+    assert takes(gpu, torch.float16, 24)
+    assert not takes(gpu, torch.float32, 64)
+    assert not takes(gpu, torch.bfloat16, 20)
+    assert not takes(torch.device("cpu"), torch.bfloat16, 64)
+    # A T4, and torch 2.6.
+    capability[0] = (7, 5)
+    assert not takes(gpu, torch.float16, 64)
+    capability[0] = (9, 0)
+    monkeypatch.setattr(attention_rd_esm, "find_spec", lambda name: None)
+    assert not takes(gpu, torch.bfloat16, 64)
 
 
 # -- absolute positions, which start behind the padding's ---------------------------------------------------------

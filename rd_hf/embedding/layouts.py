@@ -1,0 +1,136 @@
+"""How sequences of different lengths share a batch: in rows padded to the longest, or in one row without padding.
+
+Padded rows need sequences of like length, and where few are at hand that makes small batches: a thousand proteins fall
+into some fifty, of 8,000 tokens at ESM-2's lengths, while a GPU wants ten times that. Packed rows take whatever comes
+until the budget is full, and no token is computed in vain; they need attention that keeps sequences apart
+(``rd_esm_packed``), which is fast where it is one fused kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from rd_hf.data.batching import SPECIAL_TOKENS, collate, pack, residue_mask, token_budget_batches
+from rd_hf.model.attention_rd_esm import PACKED_ATTENTION, fused_kernel_takes
+from rd_hf.model.modeling_rd_esm import RDEsmModel
+from rd_hf.model.pooling_rd_esm import mean_over_residues
+
+# Rows of a batch differ by a sixteenth of the longest at most: then padding is 3 % on average even where few
+# sequences are at hand. With thousands at hand it is the budget that closes a batch, well before this does.
+SPREAD = 1 / 16
+
+
+class Layout(Protocol):
+    """One way to lay out a batch. Lengths are residues, without cls and eos."""
+
+    def plan(self, lengths: Sequence[int], budget: int) -> list[list[int]]:
+        """Positions of the sequences of each batch within ``budget`` tokens, the longest first."""
+
+    def tokens(self, lengths: Sequence[int]) -> int:
+        """Tokens of a batch, padding included."""
+
+    def arguments(self, sequences: Sequence[str]) -> dict[str, Any]:
+        """What the model is called with."""
+
+    def pooled(self, states: torch.Tensor, lengths: Sequence[int], pooling: str) -> np.ndarray:
+        """(batch, width) float32: ``mean``, ``max`` or ``cls`` of each sequence."""
+
+    def rows(self, states: torch.Tensor, lengths: Sequence[int]) -> Sequence[np.ndarray]:
+        """For each sequence float32 rows from its cls on: at least (1 + length, width)."""
+
+
+class Padded:
+    """A row a sequence."""
+
+    def plan(self, lengths: Sequence[int], budget: int) -> list[list[int]]:
+        return token_budget_batches(lengths, budget, SPREAD)
+
+    def tokens(self, lengths: Sequence[int]) -> int:
+        return len(lengths) * (max(lengths) + SPECIAL_TOKENS)
+
+    def arguments(self, sequences: Sequence[str]) -> dict[str, Any]:
+        input_ids, attention_mask = collate(sequences)
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+    def pooled(self, states: torch.Tensor, lengths: Sequence[int], pooling: str) -> np.ndarray:
+        return pool(states, lengths, pooling).cpu().numpy()
+
+    def rows(self, states: torch.Tensor, lengths: Sequence[int]) -> Sequence[np.ndarray]:
+        return list(states[:, :-1].float().cpu().numpy())
+
+
+class Packed:
+    """All in one row, each behind the eos of the one before."""
+
+    def plan(self, lengths: Sequence[int], budget: int) -> list[list[int]]:
+        batches: list[list[int]] = []
+        held = 0
+        for position in sorted(range(len(lengths)), key=lambda position: -lengths[position]):
+            own = lengths[position] + SPECIAL_TOKENS
+            if not batches or held + own > budget:
+                batches.append([])
+                held = 0
+            batches[-1].append(position)
+            held += own
+        return batches
+
+    def tokens(self, lengths: Sequence[int]) -> int:
+        return sum(lengths) + SPECIAL_TOKENS * len(lengths)
+
+    def arguments(self, sequences: Sequence[str]) -> dict[str, Any]:
+        return pack(sequences)
+
+    def pooled(self, states: torch.Tensor, lengths: Sequence[int], pooling: str) -> np.ndarray:
+        alone = [states[:, start:stop] for start, stop in _spans(lengths)]
+        return (
+            torch.cat([pool(own, [length], pooling) for own, length in zip(alone, lengths, strict=True)]).cpu().numpy()
+        )
+
+    def rows(self, states: torch.Tensor, lengths: Sequence[int]) -> Sequence[np.ndarray]:
+        values = states[0].float().cpu().numpy()
+        return [values[start : stop - 1] for start, stop in _spans(lengths)]
+
+
+def _spans(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Where each sequence of a packed row starts and stops."""
+    return list(pairwise(accumulate((length + SPECIAL_TOKENS for length in lengths), initial=0)))
+
+
+def layout_of(model: RDEsmModel) -> Layout:
+    """Packed where the model's attention keeps sequences apart (on a GPU: by the fused kernel), else padded."""
+    if model.config._attn_implementation != PACKED_ATTENTION:
+        return Padded()
+    return Packed() if model.device.type != "cuda" or packing_pays(model) else Padded()
+
+
+def packing_pays(model: RDEsmModel) -> bool:
+    """Whether each of the model's backbones has attention over packed rows in one fused kernel."""
+    config = model.config
+    entries = [config.backbone_config(levels[0]) for levels in config.backbone_groups]
+    heads = [own.hidden_size // own.num_attention_heads for own in entries]
+    return all(fused_kernel_takes(model.device, model.dtype, width) for width in heads)
+
+
+def pool(states: torch.Tensor, lengths: Sequence[int], pooling: str) -> torch.Tensor:
+    """Pool over residues in float32, never over cls, eos or padding.
+
+    Args:
+        states: (batch, padded length, width), any float dtype, row 0 of each sequence its cls.
+        lengths: residues of each sequence.
+        pooling: ``mean``, ``max`` or ``cls``.
+
+    Returns:
+        (batch, width) float32.
+    """
+    states = states.float()
+    if pooling == "cls":
+        return states[:, 0].clone()
+    mask = residue_mask(lengths, states.shape[1]).to(states.device)
+    if pooling == "max":
+        return states.masked_fill(~mask[:, :, None], -torch.inf).amax(dim=1)
+    return mean_over_residues(states, mask)
