@@ -7,7 +7,7 @@ bytes; sums are float32 and are rounded once, as the library's are.
 
 A layer's own ``forward`` runs as it is written: of this one instance it sees another function under the name
 ``apply_rotary_pos_emb``. The class of the instance is a subclass of the library's, by its name, so that what looks for
-the library's attention finds it. Where a graph is made, the library's function is called.
+the library's attention finds it.
 
 This file travels to the Hub beside ``modeling_rd_esm.py``: it imports public names of torch and transformers only.
 """
@@ -28,13 +28,7 @@ _NAME = "apply_rotary_pos_emb"
 
 
 class _Turning:
-    """Before a class whose `forward` turns queries and keys."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        library: Any = type(self).__mro__[2]
-        # A compiler fuses by itself.
-        forward = library.forward if is_tracing() else _with_ours(library.forward)
-        return forward(self, *args, **kwargs)
+    """Before a class whose `forward` turns queries and keys by our function: how it is pickled and copied."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _again, (type(self).__mro__[2],), dict(self.__dict__)
@@ -43,7 +37,8 @@ class _Turning:
 @functools.cache
 def turning(library: type[nn.Module]) -> type[nn.Module]:
     """A class of modules under its own name that turns in fewer passes."""
-    return type(library.__name__, (_Turning, library), {"__module__": library.__module__})
+    around = {"__module__": library.__module__, "forward": _with_ours(library.forward)}  # type: ignore[arg-type]
+    return type(library.__name__, (_Turning, library), around)
 
 
 def _again(library: type[nn.Module]) -> nn.Module:
@@ -56,7 +51,12 @@ def turns(library: type[nn.Module]) -> bool:
     """Whether modules of this class turn queries and keys by a function that computes what ours does."""
     forward: Any = library.forward
     theirs = getattr(forward, "__globals__", {}).get(_NAME)
-    if not isinstance(forward, FunctionType) or _NAME not in forward.__code__.co_names or theirs is None:
+    if (
+        issubclass(library, _Turning)
+        or not isinstance(forward, FunctionType)
+        or _NAME not in forward.__code__.co_names
+        or theirs is None
+    ):
         return False
     ours = _ours(theirs)
     if ours is None:
@@ -73,10 +73,11 @@ def turns(library: type[nn.Module]) -> bool:
         return all(torch.allclose(found, expected, rtol=1e-6, atol=1e-6) for found, expected in pairs)
 
 
-@functools.cache
-def _with_ours(forward: FunctionType) -> Callable[..., Any]:
+def _with_ours(forward: FunctionType) -> FunctionType:
     """The same function, for which one global name means another."""
     around = {**forward.__globals__, _NAME: _ours(forward.__globals__[_NAME])}
+    # Or torch.compile would look for our function in the library's module.
+    del around["__name__"]
     copy = FunctionType(forward.__code__, around, forward.__name__, forward.__defaults__, forward.__closure__)
     copy.__kwdefaults__ = forward.__kwdefaults__
     return copy
@@ -120,7 +121,8 @@ def pays(states: torch.Tensor) -> bool:
         and (dtype == torch.float32 or (device == "cuda" and dtype in (torch.bfloat16, torch.float16)))
         and device in ("cpu", "cuda")
         and not torch.is_autocast_enabled(device)
-        and _works(device, dtype)
+        # A graph is made of plain calls, and of what was found before.
+        and (is_tracing() or _works(device, dtype))
     )
 
 
@@ -137,7 +139,7 @@ def turned(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
     cos, sin = cos.float(), sin.float()
     first, second = slice(states.shape[-1] // 2), slice(states.shape[-1] // 2, None)
     wide = states * cos
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or is_tracing():
         # The same sums, each in memory of its own.
         halves = (
             torch.addcmul(wide[..., first], states[..., second].float(), sin[..., first], value=-1),
