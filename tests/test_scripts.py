@@ -45,6 +45,7 @@ ALLOWED = {
         "evaluation",
         "families",
         "launch",
+        "lazy",
     },
 }
 # Functions of those names that are no text file's: what is in an archive, a descriptor, a claimed folder; our own

@@ -10,7 +10,9 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -42,6 +44,9 @@ def run_command(
     """
     from rd_hf.files import sentence
 
+    # What is still there as the process ends goes with it: looking through a million objects that torch and
+    # transformers made for cycles among them would take as long as a small job.
+    atexit.register(gc.freeze)
     caught: tuple[type[Exception], ...] = (ValueError, OSError, *errors)
     with standard_streams() as streams:
         try:

@@ -22,6 +22,7 @@ import sys
 
 from rd_hf.commands._arguments import command_parser, run_with_arguments
 from rd_hf.embedding.options import OUTPUT_DTYPES
+from rd_hf.lazy import uncollected
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -61,10 +62,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     # Only now what takes seconds to import: --help and typing errors are answered at once.
-    from transformers.utils import logging as transformers_logging
+    with uncollected():
+        from transformers.utils import logging as transformers_logging
 
-    from rd_hf.conversion.convert import convert
-    from rd_hf.embedding import EmbeddingOptions, JobSettings
+        from rd_hf.conversion.convert import convert
+        from rd_hf.embedding import EmbeddingOptions, JobSettings
 
     transformers_logging.disable_progress_bar()
     settings = JobSettings(

@@ -26,6 +26,7 @@ from functools import partial
 
 from rd_hf.commands._arguments import command_parser, run_with_arguments
 from rd_hf.embedding.options import LONG_POLICIES, MAX_RESIDUES, MODEL_DTYPES, OUTPUT_DTYPES, OVERLAP, POOLINGS
+from rd_hf.lazy import uncollected
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -191,11 +192,12 @@ def run(args: argparse.Namespace, argv: list[str] | None) -> None:
     if args.extend is None and (args.model is None or args.input is None):
         build_parser().error("--model and --input are required, unless --extend names a folder that knows them")
     # Only now what takes seconds to import: --help and typing errors are answered at once.
-    from transformers.utils import logging as transformers_logging
+    with uncollected():
+        from transformers.utils import logging as transformers_logging
 
-    from rd_hf.embedding import EmbeddingOptions, JobSettings, run_job
-    from rd_hf.embedding.extension import arguments, open_extendable
-    from rd_hf.launch import Processes, leave, processes
+        from rd_hf.embedding import EmbeddingOptions, JobSettings, run_job
+        from rd_hf.embedding.extension import arguments, open_extendable
+        from rd_hf.launch import Processes, leave, processes
 
     transformers_logging.disable_progress_bar()
     if args.extend is not None:

@@ -23,6 +23,7 @@ import argparse
 import sys
 
 from rd_hf.commands._arguments import command_parser, run_with_arguments
+from rd_hf.lazy import uncollected
 from rd_hf.search.settings import INDICES, METRICS, NEIGHBOURS, RECALL_SAMPLE, WHITENINGS
 
 
@@ -104,9 +105,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     # Only now what takes seconds to import: --help and typing errors are answered at once.
-    from transformers.utils import logging as transformers_logging
+    with uncollected():
+        from transformers.utils import logging as transformers_logging
 
-    from rd_hf.search import SearchSettings, search
+        from rd_hf.search import SearchSettings, search
 
     transformers_logging.disable_progress_bar()
     settings = SearchSettings(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rd_hf.data.fasta import InputError
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.files import file_sha256
+from rd_hf.lazy import uncollected
 
 if TYPE_CHECKING:
     import torch
@@ -166,7 +167,8 @@ def _read_config(name: str, folder: Path) -> RDEsmConfig:
     found = config.get("model_type") if isinstance(config, dict) else None
     if found != "rd_esm":
         raise InputError(f"{name} is a model of type {found!r}, not 'rd_esm': fit bases first")
-    from rd_hf.model.configuration_rd_esm import RDEsmConfig
+    with uncollected():
+        from rd_hf.model.configuration_rd_esm import RDEsmConfig
 
     try:
         return RDEsmConfig.from_pretrained(folder)

@@ -1,8 +1,13 @@
-"""From pooled float32 arrays to what is stored: levels cut, normalised, cast, as Arrow columns."""
+"""From pooled float32 arrays to what is stored: levels cut, normalised, cast, as Arrow columns.
+
+``pyarrow.array`` imports pandas wherever that is installed, to see whether it was given one of its columns: a third
+of a second that a small job does not have. Columns are made from their buffers instead, which also copies nothing.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -50,10 +55,47 @@ def to_arrow(values: Sequence[np.ndarray], width: int, options: EmbeddingOptions
     """One level's column for records whose embeddings are (widest,) or (rows, widest) float32 each."""
     kind = value_type(width, options)
     if not values:
-        return pa.array([], type=kind)
+        return pa.nulls(0, kind)
     if options.one_row:
-        return pa.FixedSizeListArray.from_arrays(finish(np.stack(values), width, options).reshape(-1), type=kind)
-    offsets = np.concatenate(([0], np.cumsum([len(rows) for rows in values]))).astype(np.int32)
+        flat = finish(np.stack(values), width, options).reshape(-1)
+        return pa.FixedSizeListArray.from_arrays(numbers(flat), type=kind)
     # Cut, normalised and cast record by record, so that only one float32 copy of a long protein is about.
     flat = np.concatenate([finish(rows, width, options).reshape(-1) for rows in values])
-    return pa.ListArray.from_arrays(offsets, pa.FixedSizeListArray.from_arrays(flat, type=kind.value_type), type=kind)
+    vectors = pa.FixedSizeListArray.from_arrays(numbers(flat), type=kind.value_type)
+    return pa.ListArray.from_arrays(_offsets([len(rows) for rows in values]), vectors, type=kind)
+
+
+def numbers(values: np.ndarray, valid: np.ndarray | None = None) -> pa.Array:
+    """A column of numbers that shares the array's memory.
+
+    Args:
+        values: (n,) contiguous.
+        valid: (n,) bool, False where there is no value; by default there are all.
+    """
+    bits = None if valid is None else pa.py_buffer(np.packbits(valid, bitorder="little"))
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [bits, pa.py_buffer(values)])
+
+
+def texts(values: Sequence[str]) -> pa.Array:
+    """A column of text."""
+    encoded = [value.encode() for value in values]
+    buffers = [None, _offsets([len(value) for value in encoded]).buffers()[1], pa.py_buffer(b"".join(encoded))]
+    return pa.Array.from_buffers(pa.string(), len(encoded), buffers)
+
+
+def integer_lists(values: Sequence[Sequence[int]]) -> pa.Array:
+    """A column of lists of int32."""
+    flat = np.fromiter(chain.from_iterable(values), np.int32)
+    return pa.ListArray.from_arrays(_offsets([len(value) for value in values]), numbers(flat))
+
+
+def _offsets(lengths: Sequence[int]) -> pa.Array:
+    """Where each of n lists begins and the last one ends: (n + 1,) int32.
+
+    Raises:
+        OverflowError: together they are longer than Arrow's lists may be. (Parts are far smaller.)
+    """
+    ends = np.cumsum([0, *lengths], dtype=np.int64)
+    if ends[-1] > np.iinfo(np.int32).max:
+        raise OverflowError(f"{ends[-1]:,} items do not fit in a column: use a smaller --part-records")
+    return numbers(ends.astype(np.int32))

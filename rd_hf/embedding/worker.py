@@ -20,6 +20,7 @@ from rd_hf.embedding.parts import Part, cut_parts, read_all
 from rd_hf.embedding.progress import Progress
 from rd_hf.embedding.settings import JobSettings
 from rd_hf.launch import Processes
+from rd_hf.lazy import uncollected
 
 if TYPE_CHECKING:
     from rd_hf.embedding.engine import Engine, Request
@@ -139,8 +140,9 @@ class Worker:
 
     def do(self, part: Part) -> None:
         """Clean, embed and write one part."""
-        from rd_hf.embedding.columns import why_not_stored
-        from rd_hf.embedding.engine import prepare
+        with uncollected():
+            from rd_hf.embedding.columns import why_not_stored
+            from rd_hf.embedding.engine import prepare
 
         options = self.settings.options
         rejects: list[Reject] = []
@@ -189,7 +191,7 @@ class Worker:
         from rd_hf.embedding.engine import Engine
 
         if self.engine is None:
-            with self.stages.stage("load"):
+            with self.stages.stage("load"), uncollected():
                 level = self.checkpoint.largest(self.settings.options.levels, self.settings.options.width)
                 model = load_model(
                     self.checkpoint.name,
@@ -215,22 +217,26 @@ class Worker:
 
     def write(self, part: Part, rows: list[Row], rejects: list[Reject]) -> None:
         """The part's Parquet file, then its journal entry."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        with uncollected():
+            import pyarrow as pa
+            import pyarrow.parquet as pq
 
-        from rd_hf.embedding.columns import to_arrow
+            from rd_hf.embedding.columns import integer_lists, numbers, texts, to_arrow
 
         options = self.settings.options
         records = [part.records[row.place] for row in rows]
         columns: dict[str, pa.Array] = {
-            "source": pa.array([source for source, _ in records], pa.string()),
-            "record": pa.array([part.first_record + row.place for row in rows], pa.int64()),
-            "id": pa.array([record.id for _, record in records], pa.string()),
-            "description": pa.array([record.description for _, record in records], pa.string()),
-            "length": pa.array([row.length for row in rows], pa.int32()),
+            "source": texts([source for source, _ in records]),
+            "record": numbers(part.first_record + np.array([row.place for row in rows], np.int64)),
+            "id": texts([record.id for _, record in records]),
+            "description": texts([record.description for _, record in records]),
+            "length": numbers(
+                np.array([row.length or 0 for row in rows], np.int32),
+                np.array([row.length is not None for row in rows], bool),
+            ),
         }
         if options.pooling == "positions":
-            columns["positions"] = pa.array([row.positions for row in rows], pa.list_(pa.int32()))
+            columns["positions"] = integer_lists([row.positions for row in rows])
         values = [row.value for row in rows]
         for level, width in self.widths.items():
             columns[options.column(level)] = to_arrow(values, width, options)

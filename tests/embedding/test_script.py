@@ -211,6 +211,29 @@ def test_help_teaches_and_does_not_wait_for_torch() -> None:
         assert words in " ".join(run.stdout.split())
 
 
+def test_a_first_embedding_waits_for_nothing_that_it_does_not_need(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    fasta = tmp_path / "ten.fasta"
+    fasta.write_text("".join(f">p{place}\nMKTAYIAKQR\n" for place in range(10)), encoding="utf-8")
+    arguments = ["--model", str(tiny_checkpoint), "--input", str(fasta), "--output", str(tmp_path / "out")]
+    program = (
+        "import atexit, gc, sys\n"
+        # What is registered first runs last: after the command's own.
+        "atexit.register(lambda: print('left:', gc.get_freeze_count() > 100_000))\n"
+        "looked = []\n"
+        "gc.callbacks.append(lambda phase, about: looked.append(about['generation']))\n"
+        "from rd_hf.commands.embed import main\n"
+        f"assert main({arguments!r}) == 0\n"
+        # Of what transformers itself does not read where it is installed.
+        "print('heavy:', sorted({'pandas', 'datasets', 'sklearn', 'matplotlib'} & set(sys.modules)))\n"
+        "print('looks:', len(looked) // 2 < 300, gc.isenabled())"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, timeout=120, check=True
+    )
+    # Importing torch and transformers the plain way looks for garbage some 1,500 times, and once more at the end.
+    assert run.stdout.splitlines()[-3:] == ["heavy: []", "looks: True True", "left: True"]
+
+
 def test_a_process_of_its_own_does_the_same(reference: Reference, tmp_path: Path, embed: Embed) -> None:
     assert reference.outcome.status == 0
     assert reference.outcome.stderr == "", "without a terminal there is no progress bar, and nothing to warn of"
