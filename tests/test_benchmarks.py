@@ -17,6 +17,7 @@ sys.path.insert(0, str(REPOSITORY / "scripts"))
 import benchmark
 from benchmarks import common, forward, growth, limit, peers, precision, published, simulate, start
 from benchmarks.common import Ratio
+from benchmarks.live import LiveTensors
 
 
 def test_a_ratio_knows_whether_it_is_met() -> None:
@@ -284,6 +285,32 @@ def test_reading_code_is_counted_by_package() -> None:
         "import time:    500000 |   500000 |     torch\nimport time:  250000 | 250000 | rd_hf\nother | words | here\n"
     )
     assert start.import_seconds(report) == {"torch": 2.0, "rd_hf": 0.25}
+
+
+def test_beside_its_widest_backbone_a_forward_pass_holds_one_nested_embedding() -> None:
+    model = common.random_family({"S": (64, 2, 4), "M": (128, 2, 4), "L": (192, 2, 4)})
+    ids = torch.randint(4, 24, (4, 64))
+    mask = torch.ones_like(ids)
+
+    def peak(call: torch.nn.Module) -> int:
+        with torch.inference_mode(), LiveTensors([*model.parameters(), *model.buffers(), ids, mask]) as live:
+            made = call(ids, attention_mask=mask)
+        del made
+        assert live.now == 0
+        return live.peak
+
+    widest = peak(model.backbones[-1])
+    assert peak(model) == peak(model), "the same at every run"
+    # 128 float32 a token, and the mask of residues.
+    beside = peak(model) - widest
+    assert ids.numel() * 4 * 128 * 0.5 < beside <= ids.numel() * (4 * 128 + 16)
+
+    kept: list[object] = []
+    hook = model.backbones[0].register_forward_hook(lambda module, given, made: kept.append(made))
+    with torch.inference_mode(), LiveTensors([*model.parameters(), *model.buffers(), ids, mask]) as live:
+        model(ids, attention_mask=mask)
+    hook.remove()
+    assert live.peak > widest + beside, "a state that is held is seen"
 
 
 def test_a_peer_that_computes_something_else_is_named_and_not_timed(
