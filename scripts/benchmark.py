@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,11 @@ def run_all(args: argparse.Namespace) -> dict[str, Any]:
         for name in BENCHMARKS:
             command = [sys.executable, __file__, name, "--rounds", str(args.rounds), "--json", str(answer)]
             command += ["--figure", str(args.figure)] if args.figure is not None else []
+            started = time.perf_counter()
             if subprocess.run(command, check=False).returncode != 0:
                 sys.exit(f"benchmark.py: {name} failed, see above")
             results |= json.loads(answer.read_text(encoding="utf-8"))
+            print(f"\n{name} took {time.perf_counter() - started:.0f} s", flush=True)
     return results
 
 

@@ -6,8 +6,8 @@ feed-forward (4 width x 4 bytes a token, twice). The nested embedding adds 4 x (
 level's state is gone when the next backbone runs.
 
 Two figures of it. What the tensors beside the weights come to is what this package's code decides, and the same at
-every run. What is resident also holds what the allocator keeps of freed pieces and what matrix products take for
-themselves: either side alone moves by some 3 % from run to run, with one arena or many, one thread or two. Pairs of
+every run. What is resident holds more (presumably what the allocator keeps of freed pieces and what products take for
+themselves): either side alone moves by some 3 % from run to run, with one arena or many, one thread or two. Pairs of
 runs on one machine gave ratios from 1.07 to 1.11, other machines 0.93 and 1.12: it has no target.
 
 One backbone at a time, the weights come down to those of the largest, at the price of reading each from disk for
@@ -53,7 +53,7 @@ def run(rounds: int) -> list[Ratio]:
             statistics.median(stacks) / statistics.median(widests),
             None,
             at_least=False,
-            detail=f"medians of {_spread(stacks)} / {_spread(widests)}; the allocator's leftovers are in it",
+            detail=f"medians of {_spread(stacks)} / {_spread(widests)}",
         ),
         Ratio(
             "peak of a fit pass: one backbone at a time / all resident",

@@ -33,8 +33,8 @@ CASES = ("well conditioned", "means 100 x deviation", "nearly collinear levels",
 
 def run(rounds: int) -> list[Ratio]:
     """Seconds and peak memory of the solve, errors of every case."""
-    # Half a minute each: a median of more than three would be time ill spent.
-    figures = [worker("solve") for _ in range(min(rounds, 3))]
+    # Half a minute each: more than two would be time ill spent.
+    figures = [worker("solve") for _ in range(min(rounds, 2))]
     seconds = statistics.median(figure["seconds"] for figure in figures)
     peak = max(figure["peak_mb"] for figure in figures)
     ratios = [
