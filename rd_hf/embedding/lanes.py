@@ -9,7 +9,7 @@ go of the interpreter within its operations. Weights are shared, so that a lane 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -34,7 +34,7 @@ def lanes_for(batches: int, most: int = MOST_LANES) -> int:
     return lanes if lanes > 1 and batches >= _BATCHES_A_LANE * lanes else 1
 
 
-def in_order(work: Callable[[Item], Result], items: Iterable[Item], lanes: int) -> Iterator[tuple[Item, Result]]:
+def in_order(work: Callable[[Item], Result], items: Iterable[Item], lanes: int) -> Generator[tuple[Item, Result]]:
     """Each item with what ``work`` makes of it, in the order given, up to ``lanes`` of them worked at once.
 
     At most twice as many are begun and not yet handed out, so that memory does not grow with their number. Whoever
