@@ -16,7 +16,7 @@ from rd_hf.data.batching import SPECIAL_TOKENS
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
 from rd_hf.embedding.algebra import contributions
 from rd_hf.embedding.checkpoint import settle_after_fork
-from rd_hf.embedding.lanes import MOST_LANES, in_order, lanes_for
+from rd_hf.embedding.lanes import MOST_LANES, in_order, lanes_for, may_share
 from rd_hf.embedding.layouts import Layout, layout_of
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.pieces import Piece, cut, merge_weights
@@ -104,7 +104,7 @@ class Engine:
     def __post_init__(self) -> None:
         self.tokens = self.tokens or self.options.batch_tokens or default_batch_tokens(self.model)
         self.layout = layout_of(self.model)
-        if self.window_tokens or self.model.device.type != "cpu":
+        if self.window_tokens or self.model.device.type != "cpu" or not may_share(self.model):
             self.lanes = 1
 
     def embed(

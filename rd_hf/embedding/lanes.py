@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
+from torch import nn
 
 # Bounds memory on a machine of many cores: there, several threads share a lane.
 MOST_LANES = 8
@@ -32,6 +33,14 @@ def lanes_for(batches: int, most: int = MOST_LANES) -> int:
     threads = torch.get_num_threads()
     lanes = threads // -(-threads // most)
     return lanes if lanes > 1 and batches >= _BATCHES_A_LANE * lanes else 1
+
+
+def may_share(model: nn.Module) -> bool:
+    """Whether several threads may run a model at once: no module of it keeps a table of the batch in hand.
+
+    ESM-2's rotary positions do on older transformers (4.57, 5.0), where one batch would be turned by another's angles.
+    """
+    return not any(hasattr(module, "_cos_cached") for module in model.modules())
 
 
 def in_order(work: Callable[[Item], Result], items: Iterable[Item], lanes: int) -> Generator[tuple[Item, Result]]:

@@ -13,7 +13,7 @@ import torch
 
 from rd_hf.embedding.engine import Engine, Request
 from rd_hf.embedding.job import run_job
-from rd_hf.embedding.lanes import in_order, lanes_for
+from rd_hf.embedding.lanes import in_order, lanes_for, may_share
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.settings import JobSettings
 from rd_hf.model.modeling_rd_esm import RDEsmModel
@@ -97,7 +97,7 @@ class Counting:
 
     def __init__(self, model: RDEsmModel, alone: bool = False) -> None:
         self.model, self.alone = model, alone
-        self.device, self.dtype, self.config = model.device, model.dtype, model.config
+        self.device, self.dtype, self.config, self.modules = model.device, model.dtype, model.config, model.modules
         self.most = self.running = 0
         self.lock = threading.Lock()
         self.two = threading.Event()
@@ -126,6 +126,8 @@ def test_lanes_give_the_bits_of_one_batch_after_the_other(tiny_model: RDEsmModel
     options = EmbeddingOptions(pooling=pooling, batch_tokens=120, max_length=50, overlap=20)
     requests = [Request(sequence) for sequence in proteins(60, 200)]
     told: list[tuple[int, int]] = []
+    if not may_share(tiny_model):
+        pytest.skip("this release of transformers keeps tables of a batch in the model")
     counting = Counting(tiny_model)
     engine = Engine(counting, "L2", options)  # type: ignore[arg-type]
     found = engine.embed(requests, lambda *step: told.append(step))
@@ -142,6 +144,8 @@ def test_lanes_give_the_bits_of_one_batch_after_the_other(tiny_model: RDEsmModel
 
 
 def test_where_memory_is_short_lanes_go_first(tiny_model: RDEsmModel, threads: None) -> None:
+    if not may_share(tiny_model):
+        pytest.skip("this release of transformers keeps tables of a batch in the model")
     options = EmbeddingOptions(batch_tokens=120)
     requests = [Request(sequence) for sequence in proteins(60, 100)]
     said: list[str] = []
@@ -163,6 +167,8 @@ def test_a_model_that_loads_its_backbones_in_turn_has_one_lane(tiny_model: RDEsm
 def test_a_job_writes_the_same_bytes_whatever_number_of_lanes(
     tiny_checkpoint: Path, tmp_path: Path, threads: None
 ) -> None:
+    if not may_share(RDEsmModel.from_pretrained(tiny_checkpoint)):
+        pytest.skip("this release of transformers keeps tables of a batch in the model")
     fasta = random_fasta(tmp_path / "proteins.fasta", 100)
     hashes = []
     for count in (1, 2):
