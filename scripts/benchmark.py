@@ -32,6 +32,7 @@ BENCHMARKS = {
     "memory": "benchmarks.memory",
     "precision": "benchmarks.precision",
     "embed": "benchmarks.embed",
+    "cores": "benchmarks.cores",
     "levels": "benchmarks.levels",
     "packed": "benchmarks.packed",
     "growth": "benchmarks.growth",

@@ -85,7 +85,7 @@ def test_a_random_family_is_the_same_at_every_call() -> None:
         assert torch.equal(value, same), name
 
 
-@pytest.mark.parametrize("name", ["forward", "precision", "start", "growth", "ray"])
+@pytest.mark.parametrize("name", ["forward", "precision", "start", "growth", "ray", "cores"])
 def test_each_benchmark_is_registered_and_states_its_floor(name: str) -> None:
     module = importlib.import_module(benchmark.BENCHMARKS[name])
     assert callable(module.run)

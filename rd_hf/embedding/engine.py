@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from rd_hf.data.batching import SPECIAL_TOKENS
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
 from rd_hf.embedding.algebra import contributions
 from rd_hf.embedding.checkpoint import settle_after_fork
+from rd_hf.embedding.lanes import MOST_LANES, in_order, lanes_for, may_share
 from rd_hf.embedding.layouts import Layout, layout_of
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.pieces import Piece, cut, merge_weights
@@ -79,6 +82,8 @@ class Engine:
             loads each backbone when its turn comes. 0: one batch at a time.
         above: with a level, what the backbones beyond it contribute is computed in place of the embedding, and no
             smaller backbone runs; see :func:`rd_hf.embedding.algebra.contributions`.
+        lanes: batches that a CPU computes at once at most, where they come one at a time; see
+            :mod:`rd_hf.embedding.lanes`.
         layout: how sequences share a batch.
         work: running totals.
         process: id of the process that last used it; another one was forked, and inherited it.
@@ -91,6 +96,7 @@ class Engine:
     tokens: int = 0
     window_tokens: int = 0
     above: str | None = None
+    lanes: int = MOST_LANES
     layout: Layout = field(init=False)
     work: Work = field(default_factory=Work)
     process: int = field(default_factory=os.getpid)
@@ -98,6 +104,8 @@ class Engine:
     def __post_init__(self) -> None:
         self.tokens = self.tokens or self.options.batch_tokens or default_batch_tokens(self.model)
         self.layout = layout_of(self.model)
+        if self.window_tokens or self.model.device.type != "cpu" or not may_share(self.model):
+            self.lanes = 1
 
     def embed(
         self, requests: Sequence[Request], on_batch: Callable[[int, int], None] = lambda residues, total: None
@@ -130,20 +138,23 @@ class Engine:
         while pieces:
             done: set[int] = set()
             batches = self.layout.plan([piece.length for piece in pieces], self.tokens)
-            for window in self._windows(batches, pieces):
-                chosen = [[pieces[place] for place in batch] for batch in window]
-                try:
-                    values = self._forward(requests, chosen)
-                except (RuntimeError, MemoryError) as error:
-                    if not _is_out_of_memory(error):
-                        raise
-                    self._shrink(call, chosen)
-                    # What is left is planned again, with the smaller budget.
-                    break
-                for batch, members, rows in zip(window, chosen, values, strict=True):
-                    self._put_away(call, members, rows)
-                    done.update(batch)
-                    on_batch(sum(piece.length for piece in members), total)
+            lanes = lanes_for(len(batches), self.lanes)
+            compute = partial(self._compute, requests, pieces)
+            with closing(in_order(compute, self._windows(batches, pieces), lanes)) as computed:
+                for window, (chosen, values) in computed:
+                    if values is None:
+                        failed = chosen
+                        break
+                    for batch, members, rows in zip(window, chosen, values, strict=True):
+                        self._count([piece.length for piece in members])
+                        self._put_away(call, members, rows)
+                        done.update(batch)
+                        on_batch(sum(piece.length for piece in members), total)
+                else:
+                    failed = None
+            if failed is not None:
+                # What is left is planned again, with the smaller budget.
+                self._shrink(call, failed, lanes)
             pieces = [
                 piece
                 for place, piece in enumerate(pieces)
@@ -165,6 +176,26 @@ class Engine:
             tokens += size
         yield window
 
+    def _compute(
+        self, requests: Sequence[Request], pieces: Sequence[Piece], window: Sequence[Sequence[int]]
+    ) -> tuple[list[list[Piece]], list[Sequence[np.ndarray]] | None]:
+        """The pieces of a window of batches, and what :meth:`_forward` makes of them: None where memory is short."""
+        chosen = [[pieces[place] for place in batch] for batch in window]
+        try:
+            return chosen, self._forward(requests, chosen)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            return chosen, None
+
+    def _count(self, lengths: Sequence[int]) -> None:
+        """A batch was computed."""
+        tokens = self.layout.tokens(lengths)
+        self.work.batches += 1
+        self.work.residues += sum(lengths)
+        self.work.tokens += tokens
+        self.work.padding += tokens - sum(lengths) - SPECIAL_TOKENS * len(lengths)
+
     @torch.inference_mode()
     def _forward(self, requests: Sequence[Request], batches: Sequence[Sequence[Piece]]) -> list[Sequence[np.ndarray]]:
         """Batches through the model: for each sequence (width,) pooled, or (1 + length or more, width) from cls on."""
@@ -181,11 +212,6 @@ class Engine:
                 values.append(list(self.layout.pooled(states, lengths, self.options.pooling)))
             else:
                 values.append(self.layout.rows(states, lengths))
-            tokens = self.layout.tokens(lengths)
-            self.work.batches += 1
-            self.work.residues += sum(lengths)
-            self.work.tokens += tokens
-            self.work.padding += tokens - sum(lengths) - SPECIAL_TOKENS * len(batch)
         return values
 
     def _states(self, inputs: Sequence[dict[str, Any]]) -> list[torch.Tensor]:
@@ -196,10 +222,15 @@ class Engine:
         found = [state for state in states if state is not None]
         return [self.model.whiten(state) for state in found] if self.options.whiten else found
 
-    def _shrink(self, call: _Call, batches: Sequence[Sequence[Piece]]) -> None:
-        """Halve the window or the budget after what did not fit; give up on a sequence that does not fit alone."""
+    def _shrink(self, call: _Call, batches: Sequence[Sequence[Piece]], lanes: int) -> None:
+        """Leave one lane, or halve the window or the budget, after what did not fit; give up on a sequence that does
+        not fit alone."""
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if lanes > 1:
+            self.lanes = 1
+            self.report(f"out of memory with {lanes} batches at once: going on with one at a time")
+            return
         if len(batches) > 1:
             self.window_tokens //= 2
             self.report(

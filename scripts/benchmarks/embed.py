@@ -49,7 +49,7 @@ def run(rounds: int) -> list[Ratio]:
 
 
 def _speed(rounds: int) -> list[Ratio]:
-    everything = [clean_sequence(record.sequence)[:LONGEST] for record in read_fasta(_proteins_file())]
+    everything = [clean_sequence(record.sequence)[:LONGEST] for record in read_fasta(proteins_file())]
     sequences = random.Random(0).sample(everything, PROTEINS)
     residues = sum(map(len, sequences))
     sizes = {name: ESM2_SIZES[name] for name in ("8M", "35M")}
@@ -101,7 +101,7 @@ def _speed(rounds: int) -> list[Ratio]:
     ]  # fmt: skip
 
 
-def _proteins_file() -> Path:
+def proteins_file() -> Path:
     return PROTEOME if PROTEOME.exists() else CARRIED
 
 

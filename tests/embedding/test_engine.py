@@ -164,7 +164,7 @@ class LimitedMemory:
 
     def __init__(self, model: RDEsmModel, fits: int, error: Exception) -> None:
         self.model, self.fits, self.error = model, fits, error
-        self.device, self.dtype, self.config = model.device, model.dtype, model.config
+        self.device, self.dtype, self.config, self.modules = model.device, model.dtype, model.config, model.modules
         self.batches: list[int] = []
 
     def forward_window(self, window: list[dict[str, torch.Tensor]], level: str) -> object:
