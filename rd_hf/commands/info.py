@@ -86,6 +86,13 @@ def model_text(facts: ModelFacts) -> str:
     if facts.whitening is not None:
         weights = ", ".join(f"{weight:.3g}" for weight in facts.whitening["weights"])
         lines.append(f"whitening (--whiten): by {facts.whitening.get('of', 'statistics')}, blocks weighed {weights}")
+    if facts.one_pass is not None:
+        layers = ", ".join(map(str, facts.one_pass["layers"]))
+        own = "; R2 held-out " + ", ".join(f"{level} {r2:.4f}" for level, r2 in facts.one_pass["r2"].items())
+        lines.append(
+            f"one pass (--one-pass): every level out of {facts.levels[-1].level}'s backbone alone, its last state and "
+            f"layers {layers}{own if facts.one_pass['r2'] else ''}"
+        )
     if "num_sequences" in facts.bases:
         data = ", ".join(map(str, facts.bases.get("data", [])))
         lines.append(f"fitted on {facts.bases['num_sequences']:,} sequences{f' of {data}' if data else ''}")

@@ -64,6 +64,8 @@ class ModelFacts:
         levels: smallest first.
         lossless: all directions of every backbone are kept.
         whitening: what blocks can be whitened by, as the config records it; None for nothing.
+        one_pass: ``layers`` of the largest backbone that all levels can be read out of, and of each level the held-out
+            ``r2``, where the fit report has it; None for no readout.
     """
 
     name: str
@@ -76,6 +78,7 @@ class ModelFacts:
     levels: list[LevelFacts]
     lossless: bool = False
     whitening: dict[str, Any] | None = None
+    one_pass: dict[str, Any] | None = None
 
 
 def describe_model(source: str, revision: str | None = None) -> ModelFacts:
@@ -101,7 +104,18 @@ def describe_model(source: str, revision: str | None = None) -> ModelFacts:
         levels=_levels(config, {entry["level"]: entry for entry in report}),
         lossless=config.is_lossless and len(config.levels) > 1,
         whitening=config.whitening,
+        one_pass=_one_pass(config, report),
     )
+
+
+def _one_pass(config: RDEsmConfig, report: list[dict[str, Any]]) -> dict[str, Any] | None:
+    if not config.readout:
+        return None
+    found = {entry["level"]: (entry.get("one_pass") or {}).get("level_r2") for entry in report}
+    return {
+        "layers": list(config.readout["layers"]),
+        "r2": {level: r2 for level, r2 in found.items() if r2 is not None},
+    }
 
 
 def _report(source: str, folder: Path | None, revision: str | None) -> list[dict[str, Any]]:

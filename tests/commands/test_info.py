@@ -117,3 +117,19 @@ def test_what_is_neither_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == (
         f"rd-hf info: error: {tmp_path} holds neither a model (config.json) nor embeddings (_manifest.json)\n"
     )
+
+
+def test_a_readout_is_told_with_what_it_is_worth(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((tiny_checkpoint / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"readout": {"layers": [0, 1]}}))
+    assert main(["info", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "one pass (--one-pass): every level out of L2's backbone alone, its last state and layers 0, 1\n" in said
+    report = [{"level": "L0", "one_pass": {"level_r2": 0.96407}}, {"level": "L1", "one_pass": None}]
+    (tmp_path / "fit_report.json").write_text(json.dumps(report))
+    assert describe_model(str(tmp_path)).one_pass == {"layers": [0, 1], "r2": {"L0": 0.96407}}
+    assert main(["info", str(tmp_path)]) == 0
+    assert "and layers 0, 1; R2 held-out L0 0.9641\n" in capsys.readouterr().out
+    assert describe_model(str(tiny_checkpoint)).one_pass is None
