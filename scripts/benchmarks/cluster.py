@@ -30,7 +30,7 @@ from benchmarks.resident import resident_mb
 from benchmarks.simulate import Costs, parts_of, simulate
 from rd_hf.data.fasta import read_fasta
 
-COPIES, SHORT, LETTERS, MANY = 4, 200_000, 20, 64
+COPIES, SHORT, LETTERS, MANY = 3, 200_000, 20, 64
 TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 PROTEINS = 250_000_000
 # Residues a second of a worker: an H100 at 300 TFLOP/s and 1.7e9 FLOP a residue, as rd_hf/embedding/README.md has it.
