@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import ESM2_SIZES, LONGEST, REPOSITORY, Ratio, answer_of, paired, random_family
 from benchmarks.embed import proteins_file
-from benchmarks.limit import KINDS, kind_of, peak
+from benchmarks.limit import peak, seconds_by_kind
 from rd_hf.data.fasta import read_fasta
 from rd_hf.data.residues import clean_sequence
 from rd_hf.embedding.engine import CPU_BATCH_TOKENS, Engine, Request
@@ -126,11 +126,9 @@ def _kernels(family: str, folder: Path, sequences: list[str]) -> Ratio:
         )
     finally:
         torch.set_num_threads(before)
-    shares = dict.fromkeys(KINDS, 0.0)
-    for event in profiled.key_averages():
-        shares[kind_of(event.key)] += event.self_cpu_time_total / 1e6
-    total = sum(shares.values())
-    detail = ", ".join(f"{kind} {100 * share / total:.0f} %" for kind, share in shares.items())
+    spent = seconds_by_kind(profiled)
+    total = sum(spent.values())
+    detail = ", ".join(f"{kind} {100 * value / total:.0f} %" for kind, value in spent.items())
     return Ratio(
         f"{family}: limit / time of the model, one thread", floor / total, None,
         detail=f"{floor:.2f} s of {total:.2f} s for {tokens:,} tokens; {detail}",

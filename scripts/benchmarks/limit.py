@@ -184,11 +184,17 @@ def eaten(backbone: torch.nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -
     ids, mask = batch
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         backbone(input_ids=ids, attention_mask=mask)
-    shares = dict.fromkeys(KINDS, 0.0)
+    spent = seconds_by_kind(profiled)
+    total = sum(spent.values())
+    return {kind: value / total for kind, value in spent.items()}
+
+
+def seconds_by_kind(profiled: profile) -> dict[str, float]:
+    """Seconds of the processor that each kind of kernel took."""
+    spent = dict.fromkeys(KINDS, 0.0)
     for event in profiled.key_averages():
-        shares[kind_of(event.key)] += event.self_cpu_time_total
-    total = sum(shares.values())
-    return {kind: value / total for kind, value in shares.items()}
+        spent[kind_of(event.key)] += event.self_cpu_time_total / 1e6
+    return spent
 
 
 def kind_of(kernel: str) -> str:
