@@ -24,6 +24,7 @@ from rd_hf.embedding.progress import Progress
 from rd_hf.embedding.settings import JobSettings, JobSummary
 from rd_hf.embedding.worker import Stages, Worker
 from rd_hf.launch import Processes
+from rd_hf.memory import bound_kernels
 
 
 def run_job(
@@ -74,6 +75,7 @@ def run_worker(
         total: what the worker's progress counts up to; by default the bytes of the inputs.
         unit: what it tells the rate of.
     """
+    bound_kernels()
     folder = OutputFolder(settings.output)
     try:
         return _run(settings, group, folder, start, about, checks, report, show_progress, total, unit)

@@ -21,6 +21,7 @@ from rd_hf.embedding.progress import Progress
 from rd_hf.embedding.settings import JobSettings
 from rd_hf.launch import Processes
 from rd_hf.lazy import uncollected
+from rd_hf.memory import give_back
 
 if TYPE_CHECKING:
     from rd_hf.embedding.engine import Engine, Request
@@ -98,6 +99,8 @@ class Worker:
                 continue
             self.do(part)
             self.progress.part_done()
+            del part
+            give_back()
 
     def parts(self) -> Iterator[Part]:
         """The input, cut."""

@@ -28,6 +28,7 @@ from rd_hf.data.text import readable
 from rd_hf.fitting.one_pass import tuning_positions
 from rd_hf.fitting.sample import FitOptions, Sample, SamplePart, plan_batches
 from rd_hf.fitting.state import FitProgress, fit_settings, open_state, state_workspace
+from rd_hf.memory import bound_kernels, give_back
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from rd_hf.model.projection_rd_esm import RDEsmProjection
@@ -142,6 +143,7 @@ def fit_bases(
             f"{training} residues are too few to fit on: level {model.config.level_names[0]} is {widths[0]} wide and "
             f"needs more than {widths[0]} residues; give more sequences"
         )
+    bound_kernels()
     state_folder = Path(state_folder)
     # One lock for all processes: the others wait for the main process at every turn.
     workspace = state_workspace(state_folder)
@@ -238,6 +240,7 @@ def _accumulate(
             del found
             if time.monotonic() - saved >= checkpoint_seconds:
                 state.save()
+                give_back()
                 saved = time.monotonic()
     state.save()
     accelerator.wait_for_everyone()

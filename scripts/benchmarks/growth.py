@@ -19,9 +19,7 @@ is one of processes and not of cores.
 from __future__ import annotations
 
 import itertools
-import math
 import os
-import statistics
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -44,7 +42,7 @@ _COLOURS = {"fit": "tab:blue", "embed": "tab:orange"}
 
 @dataclass(frozen=True)
 class Growth:
-    """Median seconds of one job.
+    """Seconds of one job.
 
     Attributes:
         residues: by number of residues, three levels, one process.
@@ -58,8 +56,8 @@ class Growth:
 
 
 def run(rounds: int, figure: Path | None = None) -> list[Ratio]:
-    """See the module's docstring; ``figure`` is where a PNG of it goes."""
-    growth = measure(rounds)
+    """See the module's docstring; ``figure`` is where a PNG of it goes. However many rounds others have, it has one."""
+    growth = measure()
     if figure is not None:
         draw(growth, figure)
     return [ratio for job in JOBS for ratio in _ratios(job, growth[job])]
@@ -87,10 +85,11 @@ def write_proteins(path: Path, residues: int) -> None:
                     return
 
 
-def measure(rounds: int) -> dict[str, Growth]:
-    """Times of both jobs; rounds take turns between jobs and numbers of processes."""
+def measure() -> dict[str, Growth]:
+    """Times of both jobs."""
     sizes = sorted({*RESIDUES, LEVEL_RESIDUES, PROCESS_RESIDUES})
-    seen: dict[str, list[list[float]]] = {f"{job} {count}": [] for job in JOBS for count in (1, 2)}
+    single: dict[str, list[float]] = {}
+    both: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for size in sizes:
@@ -101,22 +100,16 @@ def measure(rounds: int) -> dict[str, Growth]:
         alone = [(whole, size) for size in RESIDUES]
         # Beside it: fewer levels. The whole family at that size is in the list above.
         alone += [(folder / f"levels-{count}", LEVEL_RESIDUES) for count in range(1, len(SIZES))]
-        # Minutes a round; a slope over two decades is steadier than a ratio of two times, and the largest size the
-        # steadiest: the second round goes without it.
-        for number in range(min(rounds, 2)):
-            chosen = alone if number == 0 else [pair for pair in alone if pair[1] < max(RESIDUES)]
-            for job in JOBS:
-                took = dict(zip(chosen, _work(job, folder, chosen, 1), strict=True))
-                seen[f"{job} 1"].append([took.get(pair, math.nan) for pair in alone])
-                seen[f"{job} 2"].append(_work(job, folder, [(whole, PROCESS_RESIDUES)], 2))
+        # Two minutes, and a slope over two decades is steadier than a ratio of two times: one round.
+        for job in JOBS:
+            single[job] = _work(job, folder, alone, 1)
+            (both[job],) = _work(job, folder, [(whole, PROCESS_RESIDUES)], 2)
     growth = {}
     for job in JOBS:
-        single = [float(np.nanmedian(values)) for values in zip(*seen[f"{job} 1"], strict=True)]
-        residues = dict(zip(RESIDUES, single, strict=False))
-        levels = {number + 1: seconds for number, seconds in enumerate(single[len(RESIDUES) :])}
+        residues = dict(zip(RESIDUES, single[job], strict=False))
+        levels = {number + 1: seconds for number, seconds in enumerate(single[job][len(RESIDUES) :])}
         levels[len(SIZES)] = residues[LEVEL_RESIDUES]
-        both = statistics.median(values[0] for values in seen[f"{job} 2"])
-        growth[job] = Growth(residues, levels, {1: residues[PROCESS_RESIDUES], 2: both})
+        growth[job] = Growth(residues, levels, {1: residues[PROCESS_RESIDUES], 2: both[job]})
     return growth
 
 

@@ -87,7 +87,8 @@ def _saved(
         for call in calls.values():
             # Not counted: memory is asked for, kernels are made.
             call()
-        seconds = alternating(calls, rounds)
+        # A second each: single pairs are off by a tenth.
+        seconds = alternating(calls, rounds + 1)
         ratios.append(
             Ratio(
                 f"{what}: lean / transformers, {' + '.join(lean.config.level_names)}, float32",

@@ -28,6 +28,7 @@ from rd_hf.embedding.settings import JobSettings
 from rd_hf.embedding.worker import Stages, Worker
 from rd_hf.files import file_sha256, replacing
 from rd_hf.launch import Processes
+from rd_hf.memory import bound_kernels, give_back
 
 # More machines than that are hardly lost in the midst of one and the same part.
 _TRIES = 5
@@ -119,6 +120,7 @@ class PartWorker:
         self, assignment: Assignment, shared: Shared | None = None, chunks: Sequence[tuple[str, int]] = ()
     ) -> None:
         assignment.enter()
+        bound_kernels()
         self._settings, self._shared, self._chunks = assignment.settings, shared, chunks
         self._said: list[str] = []
         self._desk = Desk(assignment.settings.output, assignment.token)
@@ -160,6 +162,7 @@ class PartWorker:
             answer |= body(planned)
         except (InputError, JobError) as error:
             answer["error"] = str(error)
+        give_back()
         return answer | {"work": json.dumps(self._work()), "notes": json.dumps(self._said)}
 
     def _check(self, planned: PlannedPart) -> dict[str, Any]:
