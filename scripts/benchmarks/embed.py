@@ -11,8 +11,8 @@ cls and eos is padding. Padding and cache misses are therefore all there is to w
 bytes and, with AMX or AVX-512 BF16, doubles the rate or better.
 
 Memory: a job over a million tripeptides at the size of rd-esm2-mini, its resident set looked at all along. Late parts
-have fifteen times the records of early ones and are computed by two threads, of 25 MB each; what is left free between
-them goes back to the machine (``rd_hf/memory.py``; without it 689 MB against 497).
+have twelve times the records of early ones and are computed by two threads at once, which takes 30 MB more; what is
+left free between them goes back to the machine (``rd_hf/memory.py``; without that 689 MB against 497).
 """
 
 from __future__ import annotations
