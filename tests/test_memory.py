@@ -1,4 +1,4 @@
-"""Long jobs give memory back. Each claim in a process of its own: caches and the allocator remember what came before."""
+"""Long jobs give memory back. A process of its own for each claim: the allocator remembers what came before."""
 
 from __future__ import annotations
 
