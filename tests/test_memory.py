@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -55,14 +54,10 @@ print(used() - before)
 # Pieces of 64 kB, every second one let go: none is at the end, where glibc would return it by itself.
 SCATTERED = """
 import ctypes
-from pathlib import Path
+from benchmarks.resident import resident_mb
 from rd_hf.memory import give_back
 C = ctypes.CDLL(None)
 C.malloc.restype, C.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-
-def resident():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:"))
 
 give_back()
 pieces = [C.malloc(65536) for _ in range(2000)]
@@ -70,20 +65,23 @@ for piece in pieces:
     ctypes.memset(piece, 1, 65536)
 for piece in pieces[::2]:
     C.free(piece)
-before = resident()
+before = resident_mb("VmRSS")
 give_back()
-print(before - resident())
+print(before - resident_mb("VmRSS"))
 """
 
 
-def _printed(script: str, *arguments: str, **environment: str) -> float:
-    root = str(Path(__file__).parents[1])
-    command = [sys.executable, "-c", script, *arguments]
+def _printed(script: str, *arguments: str) -> float:
+    root = Path(__file__).parents[1]
     clean = {name: value for name, value in os.environ.items() if not name.endswith("_CACHE_CAPACITY")}
     done = subprocess.run(
-        command, capture_output=True, text=True, check=True, env={**clean, "PYTHONPATH": root, **environment}
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**clean, "PYTHONPATH": os.pathsep.join((str(root), str(root / "scripts")))},
     )
-    return float(json.loads(done.stdout.splitlines()[-1]))
+    return float(done.stdout.splitlines()[-1])
 
 
 @linux

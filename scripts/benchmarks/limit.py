@@ -87,7 +87,7 @@ def _saved(
         for call in calls.values():
             # Not counted: memory is asked for, kernels are made.
             call()
-        # A second each: single pairs are off by a tenth.
+        # Seconds each: single pairs are off by a tenth.
         seconds = alternating(calls, rounds + 1)
         ratios.append(
             Ratio(

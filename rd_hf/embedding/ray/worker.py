@@ -150,8 +150,11 @@ class PartWorker:
             its own words.
         """
         if row["part"]:
-            return self._answer(row["part"], self._make)
-        return self._answer("", lambda _: self._make_block(int(row["block"]))) | {"block": row["block"]}
+            answer = self._answer(row["part"], self._make)
+        else:
+            answer = self._answer("", lambda _: self._make_block(int(row["block"]))) | {"block": row["block"]}
+        give_back()
+        return answer
 
     def _answer(self, part: str, body: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         self._said.clear()
@@ -162,7 +165,6 @@ class PartWorker:
             answer |= body(planned)
         except (InputError, JobError) as error:
             answer["error"] = str(error)
-        give_back()
         return answer | {"work": json.dumps(self._work()), "notes": json.dumps(self._said)}
 
     def _check(self, planned: PlannedPart) -> dict[str, Any]:
