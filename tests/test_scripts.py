@@ -78,7 +78,12 @@ def test_a_room_says_its_job_in_a_sentence(room: Path) -> None:
 
 def test_no_file_outgrows_its_room() -> None:
     files = [*(REPOSITORY / "rd_hf").rglob("*.py"), *(REPOSITORY / "rd_hf").rglob("*.js")]
-    long = {str(file): count for file in files if (count := len(file.read_text().splitlines())) > 400}
+    # What travels to the Hub is few files, so that little is downloaded and read before it is trusted.
+    long = {
+        str(file): count
+        for file in files
+        if (count := len(file.read_text().splitlines())) > (600 if file.parent.name == "model" else 400)
+    }
     assert not long, "split by job"
 
 
