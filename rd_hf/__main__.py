@@ -30,15 +30,14 @@ COMMANDS = {
     "evaluate dms": ("rd_hf.commands.evaluate_dms", "does bigger win? probes on deep mutational scans"),
     "evaluate residues": ("rd_hf.commands.evaluate_residues", "secondary structure and metal binding of residues"),
     "evaluate homology": ("rd_hf.commands.evaluate_homology", "remote homologues found by similarity"),
-    "evaluate width": ("rd_hf.commands.evaluate_width", "what an embedding is worth at any number of dimensions"),
-    "evaluate ablate": ("rd_hf.commands.ablate", "what each choice in the chain is worth"),
-    "evaluate frontier": ("rd_hf.commands.evaluate_frontier", "what an embedding is worth for what it costs"),
-    "evaluate blocks": ("rd_hf.commands.report_blocks", "what each level's block alone predicts"),
     "push": ("rd_hf.commands.push", "push a model to the Hub, load it back, compare"),
     "release": ("rd_hf.commands.release", "fit, evaluate and publish one level of a named family"),
     "import-published": ("rd_hf.commands.import_published", "turn the first publication's weights into a model"),
     "info": ("rd_hf.commands.info", "what a model or a folder of embeddings is"),
 }
+
+# Studies of the method run from a clone; their names as commands of version 0.2.0 are still understood.
+STUDIES = ("ablate", "blocks", "frontier", "width")
 
 
 def commands() -> dict[str, tuple[str, str]]:
@@ -74,6 +73,13 @@ def main(argv: list[str] | None = None) -> int:
         module, _ = commands().get(" ".join(given[:words]), (None, None))
         if module is not None:
             return int(importlib.import_module(module).main(given[words:]))
+    if len(given) > 1 and given[0] == "evaluate" and given[1] in STUDIES:
+        print(
+            f"rd-hf evaluate {given[1]}: this study runs from a clone of the repository: "
+            f"python scripts/study.py {given[1]} ...",
+            file=sys.stderr,
+        )
+        return 2
     groups = {name.partition(" ")[0] for name in COMMANDS if " " in name}
     in_group = bool(given) and given[0] in groups
     # Ends the process: with the help that was asked for, or with what is wrong.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from tests.conftest import REPOSITORY, environment
 
 SCRIPTS = sorted((REPOSITORY / "scripts").glob("*.py"))
+STUDIES = [REPOSITORY / "scripts" / "studies" / f"{name}.py" for name in ("ablate", "blocks", "frontier", "width")]
 # What each part of the package may import of the package (design: scripts -> jobs -> maths -> model files).
 ALLOWED = {
     "model": {"model"},
@@ -68,6 +70,14 @@ def test_help_teaches(script: Path) -> None:
         source = (REPOSITORY / "rd_hf" / "commands" / f"{thin[1]}.py").read_text()
     description = ast.get_docstring(ast.parse(source)) or ""
     assert description.splitlines()[0][:40] in done.stdout
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
+def test_a_study_teaches(study: Path) -> None:
+    module = importlib.import_module(f"studies.{study.stem}")
+    text = module.build_parser().format_help()
+    assert text.startswith(f"usage: python scripts/study.py {study.stem} ")
+    assert f"\n    python scripts/study.py {study.stem} --" in text, "an example that a user can type"
 
 
 @pytest.mark.parametrize("room", sorted(path.parent for path in (REPOSITORY / "rd_hf").glob("*/__init__.py")))

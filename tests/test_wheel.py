@@ -191,13 +191,7 @@ OPTIONAL = {
     "export": (["embeddings", "--output", "e.h5"], "h5"),
     "embed": (["--model", "model", "--input", "proteins.fasta", "--output", "o", "--engine", "ray"], "ray"),
     "evaluate dms": (["--model", "model", "--assays", "x.csv", "--output", "o"], "eval"),
-    "evaluate frontier": (["--model", "model", "--assays", "x.csv", "--output", "o"], "eval"),
     "evaluate residues": (["--model", "model", "--secondary-structure", "x", "--output", "o"], "eval"),
-    "evaluate ablate": (["--model", "model", "--assays", "x.csv", "--fit-data", "x.fasta", "--output", "o"], "eval"),
-    "evaluate blocks": (
-        ["--model", "model", "--fit-data", "x.fasta", "--secondary-structure", "x", "--output", "o"],
-        "eval",
-    ),
 }
 
 

@@ -28,15 +28,16 @@ class MissingExtraError(ValueError):
     """A command needs what this installation does not have."""
 
 
-def command_parser(name: str, words: str | None) -> argparse.ArgumentParser:
+def command_parser(name: str, words: str | None, prog: str | None = None) -> argparse.ArgumentParser:
     """The parser of ``rd-hf NAME``, with what every command understands.
 
     Args:
         name: as typed after ``rd-hf``.
         words: the docstring of its module: what it does, with examples.
+        prog: how it is called where that is not ``rd-hf NAME``.
     """
     parser = argparse.ArgumentParser(
-        prog=f"rd-hf {name}", description=words, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog or f"rd-hf {name}", description=words, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     said = parser.add_argument_group("what is said").add_mutually_exclusive_group()
     said.add_argument("--quiet", action="store_true", help="nothing but errors: no progress bar, no summary")

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     from threadpoolctl import threadpool_limits
     from tqdm import tqdm
 
-    from rd_hf.evaluation import plots, residues, studies
+    from rd_hf.evaluation import plots, residues, residues_report
     from rd_hf.evaluation.embeddings import load_family
     from rd_hf.evaluation.fit_data import draw_moments
     from rd_hf.evaluation.plan import EvaluationOptions, family_maps
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> None:
     figure = plots.residue_figure(results, families[0].label, families[0].depth, families[0].names)
     with output.writing("residues.png") as path:
         figure.savefig(path, dpi=110, format="png")
-    text = studies.render_residues(results, notes, ["residues.png"])
+    text = residues_report.render_residues(results, notes, ["residues.png"])
     with output.writing("report.md") as path:
         path.write_text(text, encoding="utf-8")
     print(text)

@@ -9,16 +9,14 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from studies import ablate, blocks, frontier
 
 from rd_hf.commands import (
-    ablate,
     embed,
     evaluate_dms,
-    evaluate_frontier,
     evaluate_residues,
     fit,
     import_published,
-    report_blocks,
 )
 from tests.conftest import EXAMPLE_FASTA, REPOSITORY
 from tests.embedding.test_folder import snapshot
@@ -32,11 +30,11 @@ COMMANDS: dict[str, tuple[Main, Sequence[str]]] = {
     "fit": (fit.main, ["--config", "MODEL", "--data", str(EXAMPLE_FASTA), "--num-sequences", "30"]),
     "import": (import_published.main, ["--weights", "NOWHERE", "--level", "35M"]),
     "evaluate_dms": (evaluate_dms.main, ["--model", "MODEL", "--assays", str(ASSAY)]),
-    "evaluate_frontier": (evaluate_frontier.main, ["--model", "MODEL", "--assays", str(ASSAY)]),
+    "frontier": (frontier.main, ["--model", "MODEL", "--assays", str(ASSAY)]),
     "evaluate_residues": (evaluate_residues.main, ["--model", "MODEL", "--secondary-structure", "NOWHERE"]),
     "ablate": (ablate.main, ["--model", "MODEL", "--assays", str(ASSAY), "--fit-data", str(EXAMPLE_FASTA)]),
-    "report_blocks": (
-        report_blocks.main,
+    "blocks": (
+        blocks.main,
         ["--model", "MODEL", "--fit-data", str(EXAMPLE_FASTA), "--secondary-structure", "NOWHERE"],
     ),
 }

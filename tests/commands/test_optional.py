@@ -14,10 +14,8 @@ from tests.conftest import REPOSITORY, environment
 
 COMMANDS = {
     "evaluate_dms": ["--model", "m", "--assays", "a.csv", "--output", "o"],
-    "evaluate_frontier": ["--model", "m", "--assays", "a.csv", "--output", "o"],
+    "evaluate_homology": ["--model", "m", "--data", "d", "--output", "o"],
     "evaluate_residues": ["--model", "m", "--output", "o"],
-    "ablate": ["--model", "m", "--assays", "a.csv", "--output", "o", "--fit-data", "f"],
-    "report_blocks": ["--model", "m", "--secondary-structure", "s", "--output", "o", "--fit-data", "f"],
 }
 CODE = """
 import contextlib, importlib, io, json, sys

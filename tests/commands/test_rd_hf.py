@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import rd_hf
-from rd_hf.__main__ import COMMANDS, commands, main
+from rd_hf.__main__ import COMMANDS, STUDIES, commands, main
 from rd_hf.commands.optional import OPTIONAL
 from rd_hf.model.configuration_rd_esm import RD_HF_VERSION, RDEsmConfig
 from tests.conftest import EXAMPLE_FASTA, REPOSITORY, environment
@@ -61,6 +61,14 @@ def test_a_command_that_is_not_there_is_neither_listed_nor_an_error(
     code, _, err = ended(["dream"], capsys)
     assert code == 2
     assert "invalid choice: 'dream'" in err
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_study_that_was_a_command_says_where_it_runs(study: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = ended(["evaluate", study, "--model", "m"], capsys)
+    assert code == 2
+    module = importlib.import_module(f"studies.{study}")
+    assert module.build_parser().prog in err
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"], ["evaluate", "--help"], ["--version"]])
@@ -193,7 +201,7 @@ def test_the_shell_completes(tmp_path: Path) -> None:
         return {word.strip() for word in found.read_text().splitlines()}
 
     assert {"embed", "evaluate", "info"} <= answers("rd-hf e") | answers("rd-hf i")
-    assert {"dms", "residues", "ablate", "blocks"} <= answers("rd-hf evaluate ")
+    assert {"dms", "residues", "homology"} <= answers("rd-hf evaluate ")
     assert {"--window-tokens"} == answers("rd-hf embed --win")
 
 

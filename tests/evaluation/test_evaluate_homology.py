@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from studies import width
 
 from rd_hf.evaluation import embeddings, homology_runs
 from rd_hf.evaluation.plan import EvaluationOptions
 from rd_hf.evaluation.representations import KINDS
 from rd_hf.evaluation.treatments import LABELLED, TREATMENTS, candidates
-from scripts import evaluate_dms, evaluate_homology, evaluate_width
+from scripts import evaluate_dms, evaluate_homology
 from tests.conftest import EXAMPLE_FASTA, REPOSITORY, random_model
 from tests.evaluation.conftest import ASSAY_FILE
 from tests.evaluation.test_evaluate_dms import FITTING
@@ -126,7 +127,7 @@ def test_score_against_width_is_one_command(data: Path, tiny_checkpoint: Path, t
         *("--model", tiny_checkpoint, "--assays", assay, "--data", data, "--low-n", 24, "--widths", 5, 32, 40, 64, 80),
         *("--fit-data", data / "fitting" / "fitting.fasta", "--output", tmp_path / "out", "--jobs", 1),
     )
-    status, said, errors = call(evaluate_width.main, *arguments)
+    status, said, errors = call(width.main, *arguments)
     assert status == 0, errors
     scores = pd.read_parquet(tmp_path / "out" / "scores.parquet")
     assert set(scores["panel"]) == {

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from studies.ablate import main
+from studies.ablations import STUDIES, Recipe, apply_recipe, fit_recipe, recipes
 
 from rd_hf.bases.chain import fit_chain
 from rd_hf.bases.moments import JointMoments
-from rd_hf.evaluation.ablations import STUDIES, Recipe, apply_recipe, fit_recipe, recipes
 from rd_hf.evaluation.representations import chain_maps
-from scripts.ablate import main
 from tests.evaluation.conftest import ASSAY_FILE, FOLDS_FILE
 
 NAMES, WIDTHS = ["S", "M", "L"], [6, 9, 13]

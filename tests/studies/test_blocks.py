@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from studies.block_probes import block_table, blocks, identity_task, position_r2, relative_positions
+from studies.blocks import main
 
-from rd_hf.evaluation.blocks import block_table, blocks, identity_task, position_r2, relative_positions
 from rd_hf.evaluation.representations import Representation
 from rd_hf.evaluation.residues import ResidueOptions
 from rd_hf.evaluation.tasks import Chain, ResidueTask
-from scripts.report_blocks import main
 
 
 @pytest.fixture(scope="module")

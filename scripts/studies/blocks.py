@@ -1,6 +1,6 @@
 """What do the residual blocks of a model hold? R^2 of each level, spectra, and what each block alone predicts.
 
-    rd-hf evaluate blocks --model hub_configs/rd-esm2-mini --fit-data uniref50.fasta.gz \\
+    python scripts/study.py blocks --model hub_configs/rd-esm2-mini --fit-data uniref50.fasta.gz \\
         --secondary-structure tasks/flip_secondary_structure --output blocks
 
 Held-out R^2 and spectra are those of the model's own bases, judged on sequences of --fit-data that are held out of
@@ -22,7 +22,7 @@ from rd_hf.evaluation.arguments import add_chain_arguments, add_fit_arguments, a
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = command_parser("evaluate blocks", __doc__)
+    parser = command_parser("blocks", __doc__, prog="python scripts/study.py blocks")
     parser.add_argument("--model", required=True, help="reverse-distilled family: folder or Hub id")
     add_fit_arguments(parser, required=True)
     parser.add_argument("--secondary-structure", required=True, type=Path, help="folder of FLIP's splits.zip")
@@ -38,12 +38,14 @@ def run(args: argparse.Namespace) -> None:
 
     from rd_hf.bases.chain import fit_chain
     from rd_hf.bases.figure import draw_fit
-    from rd_hf.evaluation import blocks, residues, studies
+    from rd_hf.evaluation import residues
     from rd_hf.evaluation.embeddings import fitting_moments, load_family
     from rd_hf.evaluation.fit_data import draw_fit_sample, refit_difference, split_sample
     from rd_hf.evaluation.representations import chain_maps, model_bases
     from rd_hf.evaluation.tasks import read_secondary_structure, subsample
     from rd_hf.files import Workspace
+    from studies import block_probes
+    from studies.reports import render_blocks
 
     started = time.monotonic()
     output = Workspace(args.output / ".rd_hf", "a report on blocks")
@@ -75,8 +77,8 @@ def run(args: argparse.Namespace) -> None:
         name: residues.chain_states(family, chains, cache, args.batch_tokens) for name, chains in task.splits.items()
     }
     largest = chain_maps("rd", family.names, family.widths, model_bases(family.model))[-1]
-    found = blocks.blocks(config.nested_dims)
-    table = blocks.block_table(task, states, largest, found, residues.ResidueOptions())
+    found = block_probes.blocks(config.nested_dims)
+    table = block_probes.block_table(task, states, largest, found, residues.ResidueOptions())
     with output.writing("blocks.parquet") as path:
         table.to_parquet(path, index=False)
     with output.writing("spectra.png") as path:
@@ -88,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
         f"Probes: {len(task.splits['train'])} training, {len(task.splits['validation'])} validation and "
         f"{len(task.splits['test'])} test chains.",
     ]
-    text = studies.render_blocks(reports, table, notes, ["spectra.png"])
+    text = render_blocks(reports, table, notes, ["spectra.png"])
     with output.writing("report.md") as path:
         path.write_text(text, encoding="utf-8")
     print(text)

@@ -1,6 +1,6 @@
 """What each choice in the chain is worth: ablations of one family, on held-out residues and on assays.
 
-    rd-hf evaluate ablate --model hub_configs/rd-esm2-mini --study chain --assays dms/ \\
+    python scripts/study.py ablate --model hub_configs/rd-esm2-mini --study chain --assays dms/ \\
         --fit-data rd_hf/data/examples/proteins_1000.fasta.gz --output ablations
 
 Studies, one command each (or several, or all):
@@ -30,7 +30,7 @@ from rd_hf.evaluation.arguments import add_fit_arguments, add_run_arguments
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = command_parser("evaluate ablate", __doc__)
+    parser = command_parser("ablate", __doc__, prog="python scripts/study.py ablate")
     parser.add_argument("--model", required=True, help="the family: folder or Hub id")
     parser.add_argument("--study", nargs="+", help="which ablations (default: all)")
     parser.add_argument("--assays", required=True, nargs="+", type=Path, help="ProteinGym CSV files or folders of them")
@@ -59,7 +59,6 @@ def run(args: argparse.Namespace) -> None:
     import transformers
 
     from rd_hf.bases.moments import JointMoments
-    from rd_hf.evaluation import ablations, studies
     from rd_hf.evaluation.embeddings import fitting_moments, load_family
     from rd_hf.evaluation.fit_data import draw_fit_sample, split_sample
     from rd_hf.evaluation.plan import EvaluationOptions, plan_units, read_assays
@@ -67,6 +66,8 @@ def run(args: argparse.Namespace) -> None:
     from rd_hf.evaluation.runs import run_units
     from rd_hf.evaluation.splits import read_fold_labels
     from rd_hf.files import Workspace
+    from studies import ablations
+    from studies.reports import render_ablations
 
     started = time.monotonic()
     output = Workspace(args.output / ".rd_hf", "an ablation")
@@ -116,7 +117,7 @@ def run(args: argparse.Namespace) -> None:
         f"({moments.count:,} residues), R² on {len(heldout):,} held-out ones ({judged.count:,} residues), Spearman on "
         f"{results['assay'].nunique()} assays (random folds, {args.seeds} seed{'s' * (args.seeds > 1)})."
     ]
-    text = studies.render_ablations(results, fitted, notes, failed | broken)
+    text = render_ablations(results, fitted, notes, failed | broken)
     with output.writing("report.md") as path:
         path.write_text(text, encoding="utf-8")
     print(text)

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from studies import costs as frontier
+from studies.frontier import main
 
-from rd_hf.commands.evaluate_frontier import main
-from rd_hf.evaluation import frontier
 from rd_hf.evaluation.assays import read_assay
 from rd_hf.evaluation.embeddings import load_family, residue_states
 from rd_hf.evaluation.representations import one_pass_maps

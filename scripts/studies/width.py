@@ -1,9 +1,10 @@
 """What is an embedding worth at any number of dimensions? Score against width, on assays and in retrieval.
 
-    rd-hf evaluate width --model hub_configs/rd-esm2-mini --assays dms/ --data scope208/ \\
+    python scripts/study.py width --model hub_configs/rd-esm2-mini --assays dms/ --data scope208/ \\
         --fit-data rd_hf/data/examples/proteins_1000.fasta.gz --output width
-    rd-hf evaluate width --backbones hub_configs/rd-esm2-mini 8M=facebook/esm2_t6_8M_UR50D --data scope208/ \\
-        --fit-data rd_hf/data/examples/proteins_1000.fasta.gz --widths 32 64 128 256 512 --output width
+    python scripts/study.py width --backbones hub_configs/rd-esm2-mini 8M=facebook/esm2_t6_8M_UR50D \\
+        --data scope208/ --fit-data rd_hf/data/examples/proteins_1000.fasta.gz \\
+        --widths 32 64 128 256 512 --output width
 
 The reverse-distilled embedding, the one that keeps all directions, principal components and a random projection of the
 concatenation are cut after their first N dimensions; raw backbones stand at their own widths. --assays (ProteinGym's
@@ -27,7 +28,7 @@ from rd_hf.evaluation.arguments import add_family_arguments, add_fit_arguments, 
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = command_parser("evaluate width", __doc__)
+    parser = command_parser("width", __doc__, prog="python scripts/study.py width")
     what = parser.add_argument_group("what is evaluated")
     add_family_arguments(what)
     what.add_argument("--assays", nargs="+", type=Path, help="CSV files in ProteinGym's format, or folders of them")
@@ -51,7 +52,6 @@ def run(args: argparse.Namespace) -> int:
     import torch
     import transformers
 
-    from rd_hf.evaluation import width
     from rd_hf.evaluation.chains import load_families
     from rd_hf.evaluation.fit_data import draw_moments
     from rd_hf.evaluation.homology import read_domains, relations
@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     from rd_hf.evaluation.splits import read_fold_labels
     from rd_hf.evaluation.treatments import DOMAINS, RESIDUES, mean_moments
     from rd_hf.files import Workspace
+    from studies.cuts import probe_scores, retrieval_scores, width_figure, width_lines, width_table
 
     started = time.monotonic()
     output = Workspace(args.output / ".rd_hf", "an evaluation of widths")
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     output.claim()
     cache = args.cache or args.output / "cache"
     moments, note = draw_moments(family, args.fit_data, args.fit_sequences, args.fit_seed, cache, args.batch_tokens)
-    lines = width.width_lines(family, moments, options, args.widths)
+    lines = width_lines(family, moments, options, args.widths)
     tables = []
     if assays:
         cuts = [line.cut(number) for line in lines for number in line.widths]
@@ -97,17 +98,17 @@ def run(args: argparse.Namespace) -> int:
         failed |= broken
         if results.empty:
             raise ValueError(f"no assay could be evaluated: {'; '.join(failed.values())}")
-        tables.append(width.probe_scores(results))
+        tables.append(probe_scores(results))
     if domains is not None:
         wanted = relations(domains, ["superfamily"])[0]
         states = domain_states(family, domains, cache, args.batch_tokens)
         known = {DOMAINS: mean_moments(states, family.widths), RESIDUES: moments}
-        tables.append(width.retrieval_scores(lines, states, family.label, domains, wanted, args.output / "runs", known))
+        tables.append(retrieval_scores(lines, states, family.label, domains, wanted, args.output / "runs", known))
     scores = pd.concat(tables, ignore_index=True)
     with output.writing("scores.parquet") as path:
         scores.to_parquet(path, index=False)
     with output.writing("score_by_width.png") as path:
-        width.width_figure(scores, f"{family.label}: {', '.join(family.names)}").savefig(path, dpi=110, format="png")
+        width_figure(scores, f"{family.label}: {', '.join(family.names)}").savefig(path, dpi=110, format="png")
     counts = [f"{len(assays) - len(failed)} assays"] if assays else []
     counts += [f"{len(domains.ids):,} domains"] if domains is not None else []
     text = "\n\n".join(
@@ -117,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
             note,
             *(f"Left out: {message}" for message in failed.values()),
             "![score_by_width.png](score_by_width.png)",
-            width.width_table(scores),
+            width_table(scores),
         ]
     )
     with output.writing("report.md") as path:

@@ -1,7 +1,7 @@
 """What is an embedding worth for what it costs? Score against FLOP, of chains, layers as levels, and one pass.
 
-    rd-hf evaluate frontier --model chain layers --assays ProteinGym/*.csv --variants 300 --output frontier
-    rd-hf evaluate frontier --model my-650M --assays dms/ --device cuda --output frontier
+    python scripts/study.py frontier --model chain layers --assays ProteinGym/*.csv --variants 300 --output frontier
+    python scripts/study.py frontier --model my-650M --assays dms/ --device cuda --output frontier
 
 Each model gives its raw backbones (or layers) and its nested levels, and where it was fitted with --one-pass also
 its levels read out of the largest backbone alone. All are probed by ridge regression with nested cross-validation,
@@ -24,7 +24,7 @@ from rd_hf.evaluation.arguments import add_run_arguments
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = command_parser("evaluate frontier", __doc__)
+    parser = command_parser("frontier", __doc__, prog="python scripts/study.py frontier")
     what = parser.add_argument_group("what is evaluated")
     what.add_argument("--model", required=True, nargs="+", help="reverse-distilled families: folders or Hub ids")
     what.add_argument(
@@ -51,12 +51,12 @@ def run(args: argparse.Namespace) -> int:
     import torch
     import transformers
 
-    from rd_hf.evaluation import frontier
     from rd_hf.evaluation.chains import load_families
     from rd_hf.evaluation.plan import EvaluationOptions, count_units, family_maps, plan_units, read_assays
     from rd_hf.evaluation.probe import ProbeOptions
     from rd_hf.evaluation.runs import run_units
     from rd_hf.files import Workspace
+    from studies import costs
 
     started = time.monotonic()
     output = Workspace(args.output / ".rd_hf", "a report on cost against score")
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         batch_tokens=args.batch_tokens,
     )
     assays, failed = read_assays(args.assays)
-    assays = [frontier.sample_variants(assay, args.variants, options.seed) for assay in assays]
+    assays = [costs.sample_variants(assay, args.variants, options.seed) for assay in assays]
     families = load_families(args.model, (1.0,), None, args.device, passes=True)
     labels = [family.label for family in families]
     if len(set(labels)) < len(labels):
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     # As many copies of one protein as make a batch of like rows: nothing is padding.
     wild_type = assays[0].wild_type
     batch = [wild_type] * max(1, args.batch_tokens // (len(wild_type) + 2))
-    costs = {family.label: frontier.measure_costs(family, batch) for family in families}
+    spent = {family.label: costs.measure_costs(family, batch) for family in families}
     maps = [family_maps(family, None, options) for family in families]
     units = plan_units(families, maps, assays, None, options, args.cache or args.output / "cache")
     total = count_units(families, maps, options) * len(assays)
@@ -91,13 +91,13 @@ def run(args: argparse.Namespace) -> int:
     failed |= broken
     if results.empty:
         raise ValueError(f"no assay could be evaluated: {'; '.join(failed.values())}")
-    table = frontier.frontier_table(results, costs)
+    table = costs.frontier_table(results, spent)
     with output.writing("results.parquet") as path:
         results.to_parquet(path, index=False)
     with output.writing("frontier.parquet") as path:
         table.to_parquet(path, index=False)
     with output.writing("frontier.png") as path:
-        frontier.frontier_figure(table).savefig(path, dpi=110, format="png")
+        costs.frontier_figure(table).savefig(path, dpi=110, format="png")
     left = [assay for assay in assays if assay.name not in broken]
     kind = "processor" if args.device == "cpu" else "wall-clock"
     seeds, threads = f"{args.seeds} seed{'s' * (args.seeds > 1)}", f"{args.threads} thread{'s' * (args.threads > 1)}"
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
         f"residues, on {args.device} with {threads}.",
         "On the frontier: no other embedding of all tables is as good for fewer FLOP.",
     ]
-    report = frontier.render_frontier(table, notes, ["frontier.png"])
+    report = costs.render_frontier(table, notes, ["frontier.png"])
     with output.writing("report.md") as path:
         path.write_text(report, encoding="utf-8")
     print(report)
