@@ -132,3 +132,47 @@ def test_an_index_that_cannot_be_kept_is_said_and_used(
     assert outcome.status == 0
     assert "the index cannot be kept in" in outcome.stderr
     assert (tmp_path / "hits.tsv").exists()
+
+
+@pytest.mark.parametrize("index", ["ivf", "hnsw"])
+def test_an_index_finds_as_many_as_are_asked_for(
+    run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path, index: str
+) -> None:
+    """One list of seven was looked at, and a small part of the graph: most queries had fewer than k hits."""
+    rows = protein_like(300)
+    database = folder(rows)
+    arguments = ("--queries", database, "--database", database, "--index", index, "--output", tmp_path / "hits.tsv")
+    outcome = run(*arguments, "--k", 60)
+    assert "fewer than" not in outcome.stdout
+    np.testing.assert_array_equal(records_found(tmp_path / "hits.tsv", 60), by_hand(rows, rows, 60, "cosine", True))
+    assert told(outcome) == (100, 1, 1)
+    # Few are labelled, and far from most queries.
+    (tmp_path / "few.tsv").write_text("".join(f"r{record}\tx\n" for record in range(1, 301, 30)))
+    outcome = run(*arguments, "--k", 3, "--labels", tmp_path / "few.tsv")
+    assert "fewer than" not in outcome.stdout
+    exact = by_hand(rows, rows[::30], 3, "cosine")
+    others = [place for place in range(300) if place % 30]
+    np.testing.assert_array_equal((records_found(tmp_path / "hits.tsv", 3)[others] - 1) // 30 + 1, exact[others])
+
+
+def test_rows_that_no_link_of_a_graph_leads_to_are_compared(
+    run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Copies of a few proteins, whose graph falls apart."""
+    rows = np.repeat(protein_like(4), 50, axis=0)
+    database = folder(rows)
+    arguments = ("--queries", database, "--database", database, "--index", "hnsw", "--k", 80)
+    outcome = run(*arguments, "--output", tmp_path / "hits.tsv")
+    assert "fewer than" not in outcome.stdout
+    assert len(read_hits(tmp_path / "hits.tsv")["rank"]) == 200 * 80
+
+
+def test_recall_is_of_queries_that_have_a_neighbour(
+    run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The only labelled protein has none but itself: nothing was missed."""
+    database = folder(protein_like(40))
+    (tmp_path / "one.tsv").write_text("r7\tx\n")
+    arguments = ("--queries", database, "--database", database, "--index", "ivf", "--k", 1)
+    outcome = run(*arguments, "--labels", tmp_path / "one.tsv", "--output", tmp_path / "hits.tsv")
+    assert told(outcome) == (39, 1, 1)
