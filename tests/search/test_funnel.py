@@ -134,43 +134,52 @@ def test_an_index_that_cannot_be_kept_is_said_and_used(
     assert (tmp_path / "hits.tsv").exists()
 
 
-@pytest.mark.parametrize("index", ["ivf", "hnsw"])
-def test_an_index_finds_as_many_as_are_asked_for(
-    run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path, index: str
+def test_as_many_lists_are_searched_as_the_neighbours_need(
+    run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """One list of seven was looked at, and a small part of the graph: most queries had fewer than k hits."""
+    """One list of seven was, and most queries had fewer than k hits."""
     rows = protein_like(300)
     database = folder(rows)
-    arguments = ("--queries", database, "--database", database, "--index", index, "--output", tmp_path / "hits.tsv")
+    arguments = ("--queries", database, "--database", database, "--index", "ivf", "--output", tmp_path / "hits.tsv")
     outcome = run(*arguments, "--k", 60)
     assert "fewer than" not in outcome.stdout
     np.testing.assert_array_equal(records_found(tmp_path / "hits.tsv", 60), by_hand(rows, rows, 60, "cosine", True))
     assert told(outcome) == (100, 1, 1)
-    # Few are labelled, and far from most queries.
-    (tmp_path / "few.tsv").write_text("".join(f"r{record}\tx\n" for record in range(1, 301, 30)))
-    outcome = run(*arguments, "--k", 3, "--labels", tmp_path / "few.tsv")
-    assert "fewer than" not in outcome.stdout
-    exact = by_hand(rows, rows[::30], 3, "cosine")
-    others = [place for place in range(300) if place % 30]
-    np.testing.assert_array_equal((records_found(tmp_path / "hits.tsv", 3)[others] - 1) // 30 + 1, exact[others])
 
 
-def test_rows_that_no_link_of_a_graph_leads_to_are_compared(
-    run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path
+@pytest.mark.parametrize(("index", "count"), [("ivf", 1500), ("hnsw", 3000)])
+def test_the_labelled_are_found_however_few_they_are(
+    run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path, index: str, count: int
 ) -> None:
-    """Copies of a few proteins, whose graph falls apart."""
-    rows = np.repeat(protein_like(4), 50, axis=0)
-    database = folder(rows)
-    arguments = ("--queries", database, "--database", database, "--index", "hnsw", "--k", 80)
-    outcome = run(*arguments, "--output", tmp_path / "hits.tsv")
+    """They are in none of the lists that are searched first, nor in that part of the graph."""
+    rows, queries = protein_like(count), protein_like(20, seed=1)
+    places = np.array([5, count // 2, count - 100])
+    (tmp_path / "few.tsv").write_text("".join(f"r{place + 1}\tx\n" for place in places))
+    outcome = run(
+        *("--queries", folder(queries, "queries"), "--database", folder(rows), "--index", index, "--k", 3),
+        *("--labels", tmp_path / "few.tsv", "--output", tmp_path / "hits.tsv"),
+    )
     assert "fewer than" not in outcome.stdout
-    assert len(read_hits(tmp_path / "hits.tsv")["rank"]) == 200 * 80
+    expected = places[by_hand(queries, rows[places], 3, "cosine") - 1] + 1
+    np.testing.assert_array_equal(records_found(tmp_path / "hits.tsv", 3), expected)
+
+
+def test_queries_that_an_index_serves_ill_are_compared_with_every_row(
+    run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where no link of a graph leads to some of its rows: here nothing but one list is looked at."""
+    monkeypatch.setattr(approximate.Approximate, "_efforts", lambda *_: iter([1]))
+    rows = protein_like(300)
+    database = folder(rows)
+    arguments = ("--queries", database, "--database", database, "--index", "ivf", "--k", 60)
+    run(*arguments, "--output", tmp_path / "hits.tsv")
+    np.testing.assert_array_equal(records_found(tmp_path / "hits.tsv", 60), by_hand(rows, rows, 60, "cosine", True))
 
 
 def test_recall_is_of_queries_that_have_a_neighbour(
     run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """The only labelled protein has none but itself: nothing was missed."""
+    """The only labelled protein has none, and so nothing was missed."""
     database = folder(protein_like(40))
     (tmp_path / "one.tsv").write_text("r7\tx\n")
     arguments = ("--queries", database, "--database", database, "--index", "ivf", "--k", 1)
