@@ -209,7 +209,7 @@ def test_few_proteins_and_a_model_without_statistics_leave_vectors_as_they_are(
         # Others, of which each is a mixture of five.
         (
             np.random.default_rng(0).random((300, 5)) @ protein_like(5),
-            "has 300 proteins that vary in 5 of 8 dimensions of a block alone",
+            "has 300 proteins that vary in 5 of 16 dimensions of a block alone",
         ),
     ],
     ids=["one", "two", "sixty", "rounding", "mixtures"],
@@ -236,11 +236,14 @@ def test_copies_are_no_statistics(
     assert (outcome.status, "whitened by 300" in outcome.stdout) == ((1, False) if "has 1 " in says else (0, True))
 
 
-def test_a_channel_that_says_nothing_costs_nothing(
+def test_a_direction_that_no_protein_has_costs_nothing(
     run: Run, world: tuple[np.ndarray, np.ndarray], folder: Callable[..., Path], tmp_path: Path
 ) -> None:
+    """A channel that is always 0, and the direction that a layer norm takes from a block."""
     database, _ = world
-    folder(database * (np.arange(32) != 3), "database")
+    database = database * (np.arange(32) != 3)
+    database[:, 8:16] -= database[:, 8:16].mean(axis=1, keepdims=True)
+    folder(database, "database")
     assert "whitened by 300 proteins" in run(*asked(tmp_path, "--whiten", "auto")).stdout
 
 
