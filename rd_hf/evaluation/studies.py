@@ -12,7 +12,17 @@ from rd_hf.evaluation import residues, statistics
 from rd_hf.evaluation.ablations import STUDIES, FittedRecipe
 from rd_hf.evaluation.report import condition
 from rd_hf.evaluation.representations import KINDS
-from rd_hf.evaluation.tables import between, markdown_table, number, percent, short_name
+from rd_hf.evaluation.tables import (
+    between,
+    chance,
+    markdown_table,
+    number,
+    percent,
+    share,
+    short_name,
+    signed,
+    signed_between,
+)
 
 
 def render_residues(results: pd.DataFrame, notes: Sequence[str], figures: Sequence[str]) -> str:
@@ -53,8 +63,8 @@ def render_residues(results: pd.DataFrame, notes: Sequence[str], figures: Sequen
                     [
                         f"{first}.{row['level']} - {second}.{row['level']}",
                         f"{row['task']}, {row['set']}",
-                        f"{row['difference']:+.4f}",
-                        f"[{row['low']:+.4f}, {row['high']:+.4f}]",
+                        signed(row["difference"]),
+                        signed_between(row["low"], row["high"]),
                     ]
                 )
     if rows:
@@ -104,9 +114,9 @@ def render_ablations(
                 cells += ["reference", "", "", ""]
             else:
                 pair = statistics.compare(own, base)
-                cells += [f"{pair['difference']:+.4f}"]
-                cells += [f"[{pair['difference_low']:+.4f}, {pair['difference_high']:+.4f}]"]
-                cells += [percent(pair["wins"]), f"{pair['p']:.1e}"]
+                cells += [signed(pair["difference"])]
+                cells += [signed_between(pair["difference_low"], pair["difference_high"])]
+                cells += [share(pair["wins"], pair["assays"]), chance(pair["p"])]
             rows.append(cells)
         parts += [f"## {study}: {STUDIES[study]}", markdown_table(header, rows)]
     return "\n\n".join(parts) + "\n"
