@@ -27,7 +27,7 @@ from rd_hf.search.labels import labelled, predictions_table, read_labels, transf
 from rd_hf.search.neighbours import NOBODY, Hits, nearest, need_faiss, score
 from rd_hf.search.output import TableWriter
 from rd_hf.search.progressive import Larger
-from rd_hf.search.settings import SearchSettings, SearchSummary
+from rd_hf.search.settings import SearchSettings, SearchSummary, labels_path
 from rd_hf.search.whitening import Blockwise, whitened, whitening
 
 # Queries searched together, each time in one pass of the database: as many as their vectors and candidates allow.
@@ -220,7 +220,7 @@ class _Run:
         short = Short(settings.k)
         with ExitStack() as files:
             writer = files.enter_context(TableWriter(settings.output))
-            second = files.enter_context(TableWriter(_labels_path(settings.output))) if labels is not None else None
+            second = files.enter_context(TableWriter(labels_path(settings.output))) if labels is not None else None
             for block in self._query_blocks():
                 own = block.records if itself else None
                 found = self._search(block.vectors, own, allowed, picker, larger)
@@ -349,11 +349,6 @@ class _Run:
                 if known is not None:
                     each[asked].append((float(1 - near if cosine else -near), known))
         return pa.table(columns), each
-
-
-def _labels_path(output: str) -> Path:
-    path = Path(output)
-    return path.with_name(f"{path.stem}.labels{path.suffix}")
 
 
 def _at(queries: np.ndarray, database: Database, level: str) -> np.ndarray:

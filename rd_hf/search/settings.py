@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 METRICS = ("cosine", "euclidean")
 INDICES = ("exact", "ivf", "hnsw")
@@ -10,6 +11,12 @@ WHITENINGS = ("auto", "database", "model", "none")
 FORMATS = (".parquet", ".tsv", ".csv")
 NEIGHBOURS = 10
 RECALL_SAMPLE = 100
+
+
+def labels_path(output: str) -> Path:
+    """Where the labels go that queries are given, beside the hits: for hits.tsv hits.labels.tsv."""
+    path = Path(output)
+    return path.with_name(f"{path.stem}.labels{path.suffix}")
 
 
 @dataclass(frozen=True, slots=True)
