@@ -1,4 +1,4 @@
-"""What a command writes replaces nothing that it reads, and no part of a folder of embeddings: looked at before it runs.
+"""What a command writes replaces nothing that it reads, and no part of a folder of embeddings: seen before it runs.
 
 Every argument of every command that takes text is named here, as what it is: a test walks all parsers, so that a new
 one is not forgotten.
@@ -28,9 +28,7 @@ CACHES = frozenset({"cache"})
 _ENDS = "@:#"
 
 
-def refuse(
-    parser: argparse.ArgumentParser, args: argparse.Namespace, derived: Mapping[str, str | os.PathLike]
-) -> None:
+def refuse(parser: argparse.ArgumentParser, args: argparse.Namespace, derived: Mapping[str, str | os.PathLike]) -> None:
     """Stop before a command runs that would replace what it reads; see :func:`refuse_replacing`.
 
     Args:
@@ -43,9 +41,7 @@ def refuse(
         refuse_replacing({**outputs, **derived}, dict(_given(parser, args, INPUTS)))
 
 
-def refuse_replacing(
-    outputs: Mapping[str, str | os.PathLike], inputs: Mapping[str, str | os.PathLike]
-) -> None:
+def refuse_replacing(outputs: Mapping[str, str | os.PathLike], inputs: Mapping[str, str | os.PathLike]) -> None:
     """Stop if an output is an input, holds one, or lies in a folder of embeddings.
 
     Links, and names that a file system takes for the same, are looked through.

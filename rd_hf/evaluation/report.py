@@ -19,8 +19,8 @@ from rd_hf.evaluation.tables import (
     groups_of,
     markdown_table,
     number,
-    share,
     several_of,
+    share,
     short_name,
     signed,
     signed_between,
@@ -151,7 +151,8 @@ def monotonicity_table(scores: pd.DataFrame, levels: Mapping[str, Sequence[str]]
                 low, high = statistics.interval(monotone)
                 extras = [str(group[key]) for key in group if several[key]]
                 name = KINDS[kind] + (f" ({', '.join(extras)})" if extras else "")
-                rows.append([name, " ≤ ".join(names), share(monotone.mean(), len(monotone)), between(100 * low, 100 * high, 0)])
+                figures = [share(monotone.mean(), len(monotone)), between(100 * low, 100 * high, 0)]
+                rows.append([name, " ≤ ".join(names), *figures])
     return markdown_table(["", "levels", "monotone assays", "95 %"], rows)
 
 
@@ -221,8 +222,8 @@ def published_table(scores: pd.DataFrame, published: pd.DataFrame) -> str:
             return text
         worst = apart.abs().idxmax()
         text += (
-            f"\n\nOur one-hot less the published one: mean {signed(apart.mean())}, median {signed(apart.median())}, within "
-            f"0.03 on {int((apart.abs() <= 0.03).sum())} of {len(apart)} assays, furthest on {worst} "
+            f"\n\nOur one-hot less the published one: mean {signed(apart.mean())}, median {signed(apart.median())}, "
+            f"within 0.03 on {int((apart.abs() <= 0.03).sum())} of {len(apart)} assays, furthest on {worst} "
             f"({apart[worst]:+.3f})."
         )
     return text

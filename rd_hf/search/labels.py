@@ -48,8 +48,9 @@ def read_labels(path: str | Path, column: str | None = None) -> dict[str, tuple[
 
     Args:
         path: tab-separated, ids in the first column, compressed or not. Several labels of an id stand in one cell with
-            ``;`` between them, or on several lines. Cells may be quoted, a row is a line. A first line whose first cell is called as a column of ids is
-            (``id``, ``name``, ``accession``, ...) is a header; with ``column`` it always is one.
+            ``;`` between them, or on several lines. Cells may be quoted, and a row is a line. A first line whose first
+            cell is called as a column of ids is (``id``, ``name``, ``accession``, ...) is a header; with ``column`` it
+            always is one.
         column: name of the column with the labels; by default the second.
 
     Raises:

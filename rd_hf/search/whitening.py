@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from rd_hf.bases.moments import JointMoments
     from rd_hf.bases.whitening import Whitening
 
-# Different proteins a dimension of the widest block, from which on a database's own statistics are used: below three or four,
-# those of the model found more (SCOPe, chain to a real ESM-2 8M).
+# Different proteins a dimension of the widest block, from which on a database's own statistics are used: below three or
+# four, those of the model found more (SCOPe, chain to a real ESM-2 8M).
 ENOUGH = 4
 _DISTINCT = "distinct"
 # Rows that statistics are taken from at most, evenly spread: hundreds a dimension of the widest level there is.
@@ -141,9 +141,7 @@ def whitening(
                 "model or none"
             )
         if statistics.constant:
-            raise InputError(
-                f"{database.path} {lacks}, and so nothing to whiten by: give --whiten model or none"
-            )
+            raise InputError(f"{database.path} {lacks}, and so nothing to whiten by: give --whiten model or none")
         if lacks:
             report(f"{database.path} {lacks}: --whiten model or none may find more")
         return statistics.blockwise([1.0] * len(widths) if weights is None else weights[: len(widths)])
@@ -232,7 +230,8 @@ def _statistics(
     found = _kept(path, len(widths))
     if found is None:
         found = _moments(database, level, widths, on_rows)
-        state = {f"{place}.{key}": value for place, one in enumerate(found.moments) for key, value in one.state().items()}
+        parts = [one.state() for one in found.moments]
+        state = {f"{place}.{key}": value for place, part in enumerate(parts) for key, value in part.items()}
         state[_DISTINCT] = torch.tensor(found.distinct)
         try:
             cache.mkdir(parents=True, exist_ok=True)

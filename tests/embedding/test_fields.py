@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,11 @@ def change(path: Path, field: tuple[Any, ...], value: Any) -> None:
     path.write_text(json.dumps(content))
 
 
+def spoil(file: str, field: tuple[Any, ...], value: Any, folder: Path) -> None:
+    """Replace one field of a folder's file."""
+    change(folder / file, field, value)
+
+
 @pytest.mark.parametrize("reader", READERS)
 def test_a_manifest_of_other_types_is_a_sentence(
     reader: str, finished: Path, read: Callable[[str, Callable[[Path], object]], str]
@@ -90,7 +96,7 @@ def test_a_manifest_of_other_types_is_a_sentence(
     refused = 0
     for number, field in enumerate(fields):
         value = wrong[number % len(wrong)]
-        said = read(reader, lambda copy, at=field, to=value: change(copy / "_manifest.json", at, to))  # type: ignore[misc]
+        said = read(reader, partial(spoil, "_manifest.json", field, value))
         refused += "error: " in said
         assert said.count("error: ") <= 1
     # The others say what nobody reads, or are of the type by chance.
@@ -132,12 +138,14 @@ def test_a_journal_of_other_types_is_no_entry(
         value = ["text", None, {"a": [1]}, 10**400, "../other"][number % 5]
         if field[-1] in ("digest", "sha256", "id", "reason", "source") and isinstance(value, str):
             continue  # A text is what it may be; that it is another one is looked at by what it is of.
-        said = read(reader, lambda copy, at=field, to=value: change(copy / ".job" / "000000.json", at, to))  # type: ignore[misc]
+        said = read(reader, partial(spoil, ".job/000000.json", field, value))
         assert ("is not as it was written" in said) == (reader == "export"), (field, said)
 
 
 @pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"format": 2}', "[" * 100_000, "9" * 5000, '"\\ud800"', "\x00"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", "{", '{"format": 2}', "[" * 100_000, "9" * 5000, '"\\ud800"', "\x00"]
+)
 def test_a_manifest_that_is_none_is_a_sentence(
     reader: str, text: str, read: Callable[[str, Callable[[Path], object]], str]
 ) -> None:

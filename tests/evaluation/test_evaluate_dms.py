@@ -133,7 +133,7 @@ def test_one_assay_has_no_intervals_over_assays(run, constant: bool) -> None:
         assert wins in ("0 of 1", "0.5 of 1", "1 of 1")
     assert {row[1] for row in table_after(report, "Does bigger win?").values()} <= {"0 of 1", "1 of 1"}
     assert {row[2] for row in table_after(report, "Does bigger win?").values()} == {"–"}
-    assert ("There is one assay" in report.split("## Who wins")[0])
+    assert "There is one assay" in report.split("## Who wins")[0]
 
 
 def test_published_figures_stand_beside_ours(run) -> None:

@@ -114,8 +114,12 @@ def test_a_protein_is_not_tested_where_it_was_trained_on(structure: Path, metal:
     with pytest.raises(InputError, match="e of the independent set has the sequence of a of the train set"):
         read_metal_binding(metal)
     with zipfile.ZipFile(structure / "splits.zip", "w") as archive:
-        archive.writestr("splits/sequences.fasta", fasta({"a": CHAINS["a"], "b": CHAINS["b"], "c": CHAINS["b"].lower()}))
-        archive.writestr("splits/sampled.fasta", fasta({"a": "CCCEEEHHHC", "b": "CCCEEEHHHC", "c V VALIDATION=True": "CCCEEEHHHC"}))
+        archive.writestr(
+            "splits/sequences.fasta", fasta({"a": CHAINS["a"], "b": CHAINS["b"], "c": CHAINS["b"].lower()})
+        )
+        archive.writestr(
+            "splits/sampled.fasta", fasta({"a": "CCCEEEHHHC", "b": "CCCEEEHHHC", "c V VALIDATION=True": "CCCEEEHHHC"})
+        )
         archive.writestr("splits/mask.fasta", fasta(dict.fromkeys("abc", "1111111111")))
     with pytest.raises(InputError, match="c of the validation set has the sequence of b of the train set"):
         read_secondary_structure(structure)

@@ -46,7 +46,7 @@ def test_labels_are_of_the_variant_whatever_its_name(assay: Assay, tmp_path: Pat
     path = tmp_path / "folds.csv"
     pd.concat([table, table.tail(2), more, more.assign(mutant=doubles)]).to_csv(path, index=False)
     labels = read_fold_labels(path)
-    assert covered([fold for fold in folds(assay, "modulo", 1, labels)]) == list(range(len(assay.mutants)))
+    assert covered(list(folds(assay, "modulo", 1, labels))) == list(range(len(assay.mutants)))
     other = more.assign(mutant=doubles, fold_modulo_5=first["fold_modulo_5"] + 1)
     pd.concat([table, more, other]).to_csv(path, index=False)
     with pytest.raises(InputError, match="two different folds, which would put it in training and test at once"):

@@ -50,6 +50,7 @@ def write_folder(
     parts: int = 2,
     descriptions: Sequence[str] | None = None,
     status: str = "complete",
+    lengths: bool = True,
     **about: object,
 ) -> Path:
     """A folder as embed.py leaves it, with these (n, widest) embeddings; that it is one is what
@@ -75,7 +76,7 @@ def write_folder(
                 "record": pa.array(rows + 1, pa.int64()),
                 "id": pa.array([ids[row] for row in rows], pa.string()),
                 "description": pa.array([descriptions[row] if descriptions else ids[row] for row in rows], pa.string()),
-                "length": pa.array(rows + 100, pa.int32()),
+                "length": pa.array(rows + 100, pa.int32(), mask=np.full(len(rows), not lengths)),
                 "embedding": to_arrow(list(vectors[rows]), vectors.shape[1], EmbeddingOptions()),
             }
         ).replace_schema_metadata({"rd_hf": json.dumps(described)})
@@ -90,7 +91,11 @@ def write_folder(
         {
             "format": 2,
             "model": model,
-            "job": {"inputs": ["p.fasta"], **{name: described[name] for name in ("levels", "pooling", "normalize")}, **columns},
+            "job": {
+                "inputs": ["p.fasta"],
+                **{name: described[name] for name in ("levels", "pooling", "normalize")},
+                **columns,
+            },
             "columns": {"embedding": widest},
             "status": status,
             "parts": noted,
