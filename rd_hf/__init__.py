@@ -28,6 +28,7 @@ _HOMES = {
     "esm2_config": "rd_hf.families",
     **dict.fromkeys(("Embedder", "EmbeddingOptions", "JobSettings", "JobSummary", "run_job"), "rd_hf.embedding"),
     **dict.fromkeys(("FitOptions", "FitResult", "draw_sample", "fit_bases", "install_bases"), "rd_hf.fitting"),
+    # The last is the room itself, which can be called as the function in it.
     **dict.fromkeys(("SearchSettings", "SearchSummary", "search"), "rd_hf.search"),
     **dict.fromkeys(("load_family", "push_folder", "push_model", "save_checkpoint"), "rd_hf.hub"),
 }

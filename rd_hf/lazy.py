@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 
@@ -14,16 +16,33 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
 
     Args:
         package: its ``__name__``.
-        homes: module that each public name lives in.
+        homes: module that each public name lives in; a name that is the module's own stands for the module.
     """
 
     def look_up(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         with uncollected():
-            return getattr(import_module(homes[name]), name)
+            home = import_module(homes[name])
+        # Importing a module makes it an attribute of its package: one name cannot stand for it and for something in it.
+        return home if homes[name] == f"{package}.{name}" else getattr(home, name)
 
     return look_up
+
+
+def callable_as(package: str, function: str) -> None:
+    """Let a module be called, as the function in it that has its name.
+
+    Args:
+        package: the module's ``__name__``.
+        function: name in it, looked up when it is called.
+    """
+
+    class Called(ModuleType):
+        def __call__(self, *args: Any, **keywords: Any) -> Any:
+            return getattr(self, function)(*args, **keywords)
+
+    sys.modules[package].__class__ = Called
 
 
 @contextmanager

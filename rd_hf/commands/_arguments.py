@@ -8,11 +8,12 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from rd_hf.commands._main import run_command
+from rd_hf.commands._outputs import refuse
 from rd_hf.commands.optional import what_to_install
 
 # Where each library looks for how much to say, and what turns progress bars off.
@@ -53,15 +54,17 @@ def run_with_arguments(
     argv: list[str] | None,
     *,
     extra: str | None = None,
+    derived: Callable[[argparse.Namespace], Mapping[str, str | os.PathLike]] = lambda args: {},
     **how: Any,
 ) -> int:
-    """Parse, run, and end as every command does.
+    """Parse, refuse to replace what is read, run, and end as every command does.
 
     Args:
         parser: from :func:`command_parser`.
         run: the command; its exit code, None for 0.
         argv: arguments, the command line's by default.
         extra: the extra of the package that the command belongs to, if any.
+        derived: what it writes beside its ``--output``, in words.
         how: see :func:`rd_hf.commands._main.run_command`.
 
     Returns:
@@ -71,6 +74,7 @@ def run_with_arguments(
     def body() -> int | None:
         args = parser.parse_args(argv)
         with as_loud_as(args, extra):
+            refuse(parser, args, derived(args))
             return run(args)
 
     return run_command(parser.prog, body, **how)

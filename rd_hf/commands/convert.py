@@ -12,7 +12,7 @@ What is written is what rd-hf embed writes from the sequences, up to rounding, i
 the column length is empty where the inputs do not tell it. Interrupted? Give the same command again.
 
 A .h5 file holds a dataset a protein, named by its id (or with the id in its attribute original_id); a .npy file has
-its ids one a line in FILE.ids.txt; a .pt file is read as tensors only, never unpickled.
+its ids one a line in a.ids.txt for a.npy; a .pt file is read as tensors only, never unpickled.
 """
 
 from __future__ import annotations

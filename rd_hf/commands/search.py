@@ -13,18 +13,20 @@ from the sequences that the database was made from; what they compute is kept fo
 
 Columns of the output: query_record, query_id, rank, record, id, similarity (cosine) or distance (euclidean), level.
 With --labels (lines of id, tab, label) neighbours are sought among the labelled proteins; the hits say their labels,
-and OUTPUT.labels.tsv (or .parquet, .csv) gives each query's labels with the reliability 0.5 / (0.5 + distance), for
-k > 1 its mean over the k neighbours (Littmann et al. 2021).
+and a second file (for hits.tsv hits.labels.tsv) gives each query's labels with the reliability 0.5 / (0.5 + distance),
+for k > 1 its mean over the k neighbours (Littmann et al. 2021); a neighbour that is not there counts 0. A query without
+any neighbour has one row of empty cells, and is named.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from rd_hf.commands._arguments import command_parser, run_with_arguments
 from rd_hf.lazy import uncollected
-from rd_hf.search.settings import INDICES, METRICS, NEIGHBOURS, RECALL_SAMPLE, WHITENINGS
+from rd_hf.search.settings import INDICES, METRICS, NEIGHBOURS, RECALL_SAMPLE, WHITENINGS, labels_path
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -134,12 +136,26 @@ def run(args: argparse.Namespace) -> None:
     )
     summary = search(settings, show_progress=not args.quiet)
     print(f"{summary}\nwritten to {args.output}")
+    if args.labels is not None:
+        print(f"labels written to {labels_path(args.output)}")
+
+
+def _derived(args: argparse.Namespace) -> dict[str, Path]:
+    if args.labels is None:
+        return {}
+    path = labels_path(args.output)
+    return {f"{path}, where the labels of --output {args.output} go,": path}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
     return run_with_arguments(
-        build_parser(), run, argv, extra="search", go_on="give the same command again, what was computed is kept,"
+        build_parser(),
+        run,
+        argv,
+        extra="search",
+        derived=_derived,
+        go_on="give the same command again, what was computed is kept,",
     )
 
 

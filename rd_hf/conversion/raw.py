@@ -121,6 +121,7 @@ class NpyFile:
         if matrix.ndim != 2:
             raise InputError(f"{path} is of shape {matrix.shape}: one row a protein is wanted")
         usual = [path.with_suffix(ending) for ending in (".ids.txt", ".ids", ".txt")]
+        usual.append(Path(f"{path}.ids.txt"))
         source = ids or next((str(one) for one in usual if one.is_file()), None)
         if source is None:
             raise InputError(

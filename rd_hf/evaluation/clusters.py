@@ -75,7 +75,7 @@ def compare(first: np.ndarray, second: np.ndarray, clusters: np.ndarray, seed: i
     Returns:
         clusters, difference of means over queries with interval (difference, difference_low, difference_high), wins
         (share of clusters where the first's mean is better, ties counting half) and p, of the test that flips the sign
-        of each cluster's difference at random (Fisher's randomisation; two-sided).
+        of each cluster's difference at random (Fisher's randomisation; two-sided; NaN for fewer than two clusters).
     """
     difference = first - second
     sums, sizes = _sums(difference, clusters)
@@ -89,5 +89,5 @@ def compare(first: np.ndarray, second: np.ndarray, clusters: np.ndarray, seed: i
         "difference_low": low,
         "difference_high": high,
         "wins": float(((np.sign(sums) + 1) / 2).mean()),
-        "p": float((1 + extreme.sum()) / (1 + len(extreme))),
+        "p": float((1 + extreme.sum()) / (1 + len(extreme))) if len(sums) > 1 else float("nan"),
     }

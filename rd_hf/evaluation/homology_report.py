@@ -14,7 +14,7 @@ from rd_hf.evaluation.homology_runs import COLUMNS
 from rd_hf.evaluation.plots import STYLES
 from rd_hf.evaluation.representations import KINDS
 from rd_hf.evaluation.retrieval import FIGURES
-from rd_hf.evaluation.tables import between, markdown_table, number
+from rd_hf.evaluation.tables import between, chance, markdown_table, number, signed, signed_between
 from rd_hf.evaluation.treatments import LABELLED, TREATMENTS, unweighted
 
 WORDS = {
@@ -152,11 +152,11 @@ def comparison_table(pairs: pd.DataFrame) -> str:
     rows = [
         [
             f"{pair['first']} − {pair['second']}",
-            f"{pair['difference']:+.4f}",
-            f"[{pair['difference_low']:+.4f}, {pair['difference_high']:+.4f}]",
+            signed(pair["difference"]),
+            signed_between(pair["difference_low"], pair["difference_high"]),
             f"{100 * pair['wins']:.0f} %",
-            f"{pair['p']:.1e}",
-            f"{pair['q']:.1e}",
+            chance(pair["p"]),
+            chance(pair["q"]),
         ]
         for pair in pairs.to_dict("records")
     ]

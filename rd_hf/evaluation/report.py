@@ -13,7 +13,18 @@ from rd_hf.data.fasta import InputError
 from rd_hf.evaluation import statistics
 from rd_hf.evaluation.representations import KINDS
 from rd_hf.evaluation.statistics import CONTENDER
-from rd_hf.evaluation.tables import between, groups_of, markdown_table, number, percent, several_of, short_name
+from rd_hf.evaluation.tables import (
+    between,
+    chance,
+    groups_of,
+    markdown_table,
+    number,
+    several_of,
+    share,
+    short_name,
+    signed,
+    signed_between,
+)
 
 # ProteinGym's published supervised baselines that are quoted beside ours, most alike first.
 PUBLISHED = (
@@ -113,12 +124,12 @@ def comparison_table(pairs: pd.DataFrame) -> str:
         [
             f"{pair['first']} > {pair['second']}",
             pair["question"],
-            percent(pair["wins"]),
+            share(pair["wins"], pair["assays"]),
             between(100 * pair["wins_low"], 100 * pair["wins_high"], 0),
-            f"{pair['difference']:+.4f}",
-            f"[{pair['difference_low']:+.4f}, {pair['difference_high']:+.4f}]",
-            f"{pair['p']:.1e}",
-            f"{pair['q']:.1e}",
+            signed(pair["difference"]),
+            signed_between(pair["difference_low"], pair["difference_high"]),
+            chance(pair["p"]),
+            chance(pair["q"]),
         ]
         for pair in pairs.to_dict("records")
     ]
@@ -136,11 +147,12 @@ def monotonicity_table(scores: pd.DataFrame, levels: Mapping[str, Sequence[str]]
         for kind in LADDERS:
             steps = statistics.ladder(table, names, kind, **group)
             if steps.shape[1] == len(names) > 1:
-                share = statistics.monotonicity(steps)
-                low, high = statistics.interval(share)
+                monotone = statistics.monotonicity(steps)
+                low, high = statistics.interval(monotone)
                 extras = [str(group[key]) for key in group if several[key]]
                 name = KINDS[kind] + (f" ({', '.join(extras)})" if extras else "")
-                rows.append([name, " ≤ ".join(names), percent(share.mean()), between(100 * low, 100 * high, 0)])
+                figures = [share(monotone.mean(), len(monotone)), between(100 * low, 100 * high, 0)]
+                rows.append([name, " ≤ ".join(names), *figures])
     return markdown_table(["", "levels", "monotone assays", "95 %"], rows)
 
 
@@ -180,7 +192,7 @@ def read_published(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file; leave --reference out, or fetch ProteinGym's supervised table")
-    table = pd.read_csv(path)
+    table = pd.read_csv(path, dtype={"DMS_id": str})
     if not {"DMS_id", PUBLISHED[0]} <= set(table.columns):
         raise InputError(f"{path} lacks the column DMS_id or {PUBLISHED[0]}; give ProteinGym's supervised table")
     return table.set_index("DMS_id")
@@ -206,10 +218,12 @@ def published_table(scores: pd.DataFrame, published: pd.DataFrame) -> str:
     one_hot = next((key for key in table.columns if key[CONTENDER.index("representation")] == "one_hot"), None)
     if one_hot is not None:
         apart = (table.loc[both, one_hot] - published.loc[both, PUBLISHED[0]]).dropna()
+        if not len(apart):
+            return text
         worst = apart.abs().idxmax()
         text += (
-            f"\n\nOur one-hot less the published one: mean {apart.mean():+.4f}, median {apart.median():+.4f}, within "
-            f"0.03 on {int((apart.abs() <= 0.03).sum())} of {len(apart)} assays, furthest on {worst} "
+            f"\n\nOur one-hot less the published one: mean {signed(apart.mean())}, median {signed(apart.median())}, "
+            f"within 0.03 on {int((apart.abs() <= 0.03).sum())} of {len(apart)} assays, furthest on {worst} "
             f"({apart[worst]:+.3f})."
         )
     return text
@@ -260,7 +274,8 @@ def render(
         parts += ["## Left out", "\n".join(f"- {message}" for message in failed.values())]
     parts += [f"## Mean Spearman ({split} folds)", means_table(chosen)]
     parts += [f"![{name}]({name})" for name in figures]
-    parts += ["## Who wins", comparison_table(comparisons(true, levels))]
+    few = statistics.few(true.loc[true["score"].notna(), "assay"].nunique())
+    parts += [*([few] if few else []), "## Who wins", comparison_table(comparisons(true, levels))]
     parts += ["## Does bigger win?", monotonicity_table(true, levels)]
     if published is not None:
         parts += ["## Beside published figures", published_table(chosen, published)]

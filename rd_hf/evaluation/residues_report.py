@@ -8,7 +8,7 @@ import pandas as pd
 
 from rd_hf.evaluation import residues
 from rd_hf.evaluation.representations import KINDS
-from rd_hf.evaluation.tables import between, markdown_table, number, short_name
+from rd_hf.evaluation.tables import between, markdown_table, number, short_name, signed, signed_between
 
 
 def render_residues(results: pd.DataFrame, notes: Sequence[str], figures: Sequence[str]) -> str:
@@ -49,8 +49,8 @@ def render_residues(results: pd.DataFrame, notes: Sequence[str], figures: Sequen
                     [
                         f"{first}.{row['level']} - {second}.{row['level']}",
                         f"{row['task']}, {row['set']}",
-                        f"{row['difference']:+.4f}",
-                        f"[{row['low']:+.4f}, {row['high']:+.4f}]",
+                        signed(row["difference"]),
+                        signed_between(row["low"], row["high"]),
                     ]
                 )
     if rows:

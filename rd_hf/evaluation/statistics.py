@@ -113,18 +113,21 @@ def compare(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
 
     Returns:
         assays, difference of means with interval (difference, difference_low, difference_high), wins of the first
-        with interval (wins, wins_low, wins_high) and p, of Wilcoxon's signed-rank test (two-sided).
+        with interval (wins, wins_low, wins_high) and p, of Wilcoxon's signed-rank test (two-sided; NaN for fewer than
+        two assays, of which it says nothing).
     """
     difference, wins = first - second, win_rate(first, second)
     low, high = interval(difference)
     wins_low, wins_high = interval(wins)
     p = float(wilcoxon(difference).pvalue) if np.any(difference != 0) else 1.0
+    if len(difference) < 2:
+        p = float("nan")
     return {
         "assays": len(difference),
-        "difference": float(difference.mean()),
+        "difference": float(difference.mean()) if len(difference) else float("nan"),
         "difference_low": low,
         "difference_high": high,
-        "wins": float(wins.mean()),
+        "wins": float(wins.mean()) if len(wins) else float("nan"),
         "wins_low": wins_low,
         "wins_high": wins_high,
         "p": p,
@@ -132,8 +135,28 @@ def compare(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
 
 
 def adjusted(p_values: Sequence[float]) -> np.ndarray:
-    """Benjamini and Hochberg's (1995) false discovery rate."""
-    return np.asarray(false_discovery_control(np.asarray(p_values))) if len(p_values) else np.empty(0)
+    """Benjamini and Hochberg's (1995) false discovery rate; NaN where p is."""
+    found = np.asarray(p_values, dtype=np.float64)
+    known = ~np.isnan(found)
+    if known.any():
+        found[known] = false_discovery_control(found[known])
+    return found
+
+
+def few(assays: int) -> str:
+    """What so few assays cannot tell, in a sentence; empty where there are enough."""
+    if assays < 2:
+        return (
+            "There is one assay: what differs between contenders may be this assay's own, and there are no intervals, "
+            "no p and no shares of assays. The spread over seeds is of this assay's folds."
+        )
+    least = 2.0 ** (1 - assays)
+    if least < 0.05:
+        return ""
+    return (
+        f"There are {assays} assays: intervals of so few are too narrow, and the smallest p that Wilcoxon's test can "
+        f"give is {least:.2g}."
+    )
 
 
 def ladder(table: pd.DataFrame, levels: Sequence[str], representation: str, **fixed: object) -> pd.DataFrame:

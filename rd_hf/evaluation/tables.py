@@ -21,8 +21,28 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def between(low: float, high: float, digits: int = 3) -> str:
-    """An interval."""
-    return f"[{number(low, digits)}, {number(high, digits)}]"
+    """An interval; an en dash where there is none."""
+    return "–" if np.isnan(low) and np.isnan(high) else f"[{number(low, digits)}, {number(high, digits)}]"
+
+
+def signed(value: float) -> str:
+    """A difference."""
+    return "–" if np.isnan(value) else f"{value:+.4f}"
+
+
+def signed_between(low: float, high: float) -> str:
+    """An interval of a difference; an en dash where there is none."""
+    return "–" if np.isnan(low) and np.isnan(high) else f"[{signed(low)}, {signed(high)}]"
+
+
+def chance(value: float) -> str:
+    """A p or a q."""
+    return "–" if np.isnan(value) else f"{value:.1e}"
+
+
+def share(value: float, of: int) -> str:
+    """A share of so many; of one it is no share."""
+    return percent(value) if of > 1 else f"{value:g} of {of}"
 
 
 def percent(value: float) -> str:

@@ -213,7 +213,8 @@ def load_family(
     settings: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "sequential": sequential, **hub}
     if attn_implementation is not None:
         settings["attn_implementation"] = attn_implementation
-    if not isinstance(source, RDEsmConfig) and not Path(source).is_dir():
+    # A folder of a family's name that is no model yet is where it is being fitted.
+    if not isinstance(source, RDEsmConfig) and not (Path(source) / "config.json").is_file():
         source = named_config(str(source)) or source
     if isinstance(source, RDEsmConfig):
         config, place = copy.deepcopy(source), None

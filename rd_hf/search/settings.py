@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 METRICS = ("cosine", "euclidean")
 INDICES = ("exact", "ivf", "hnsw")
@@ -10,6 +11,12 @@ WHITENINGS = ("auto", "database", "model", "none")
 FORMATS = (".parquet", ".tsv", ".csv")
 NEIGHBOURS = 10
 RECALL_SAMPLE = 100
+
+
+def labels_path(output: str) -> Path:
+    """Where the labels go that queries are given, beside the hits: for hits.tsv hits.labels.tsv."""
+    path = Path(output)
+    return path.with_name(f"{path.stem}.labels{path.suffix}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +126,7 @@ class SearchSummary:
             residues of the former.
         predictions: labels given to queries, None without labels.
         seconds: of the whole search.
+        short: which queries have fewer than k hits, in words; None where none has.
     """
 
     queries: int
@@ -134,12 +142,15 @@ class SearchSummary:
     predictions: int | None
     seconds: float
     whitening: str | None = None
+    short: str | None = None
 
     def __str__(self) -> str:
         lines = [
             f"{self.queries:,} queries against {self.rows:,} proteins: {self.hits:,} hits, {self.metric} at level "
             f"{self.level}"
         ]
+        if self.short is not None:
+            lines.append(self.short)
         if self.whitening is not None:
             lines.append(f"whitened {self.whitening}")
         if self.shortlist is not None:

@@ -11,7 +11,7 @@ from rd_hf.bases.chain import FitReport
 from rd_hf.evaluation import statistics
 from rd_hf.evaluation.report import condition
 from rd_hf.evaluation.representations import KINDS
-from rd_hf.evaluation.tables import markdown_table, number, percent
+from rd_hf.evaluation.tables import chance, markdown_table, number, percent, share, signed, signed_between
 from studies.ablations import STUDIES, FittedRecipe
 
 
@@ -57,9 +57,9 @@ def render_ablations(
                 cells += ["reference", "", "", ""]
             else:
                 pair = statistics.compare(own, base)
-                cells += [f"{pair['difference']:+.4f}"]
-                cells += [f"[{pair['difference_low']:+.4f}, {pair['difference_high']:+.4f}]"]
-                cells += [percent(pair["wins"]), f"{pair['p']:.1e}"]
+                cells += [signed(pair["difference"])]
+                cells += [signed_between(pair["difference_low"], pair["difference_high"])]
+                cells += [share(pair["wins"], pair["assays"]), chance(pair["p"])]
             rows.append(cells)
         parts += [f"## {study}: {STUDIES[study]}", markdown_table(header, rows)]
     return "\n\n".join(parts) + "\n"

@@ -237,6 +237,34 @@ def test_public_names_are_there_and_cost_nothing_until_used() -> None:
         rd_hf.nothing  # noqa: B018
 
 
+SEARCHED = """
+import sys, types
+sys.modules["rd_hf.search.job"] = types.SimpleNamespace(search=lambda settings: ("found", settings))
+{first}
+from rd_hf import search
+assert search(3) == ("found", 3)
+import rd_hf, rd_hf.search as room
+from rd_hf import search as again
+from rd_hf.search import search as function
+assert room is again is search is rd_hf.search and room.SearchSettings and function(4) == rd_hf.search(4)
+"""
+
+
+@pytest.mark.parametrize("first", ["", "import rd_hf.search", "from rd_hf import SearchSettings"])
+def test_search_can_be_called_whatever_was_imported_before(first: str) -> None:
+    """The room and the function in it have one name, and importing the room makes it an attribute of the package."""
+    code = SEARCHED.format(first=first)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment())
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_other_public_name_is_a_modules() -> None:
+    rooms = ("embedding", "fitting", "hub", "search")
+    for package in [rd_hf, *(importlib.import_module(f"rd_hf.{room}") for room in rooms)]:
+        modules = {path.stem for path in Path(str(package.__file__)).parent.iterdir()}
+        assert modules & set(package.__all__) <= ({"search"} if package is rd_hf else set()), package.__name__
+
+
 def test_accelerate_launches_a_command(tmp_path: Path) -> None:
     model = REPOSITORY / "hub_configs" / "rd-esm2-mini"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]

@@ -136,7 +136,9 @@ def write_inputs(kind: str, raw: Raw, folder: Path, pooling: str) -> list[Path]:
                     file.create_dataset(f"{number:064x}", data=value).attrs["original_id"] = one
         elif kind == "npy":
             np.save(path, np.stack(mine))
-            path.with_suffix(".ids.txt").write_text("\n".join(ids) + "\n")
+            # With the file's suffix, and without.
+            beside = path.with_suffix(".ids.txt") if seed % 2 else Path(f"{path}.ids.txt")
+            beside.write_text("\n".join(ids) + "\n")
         elif kind == "parquet":
             pq.write_table(pa.table({"id": ids, "raw": [value.tolist() for value in mine]}), path, row_group_size=7)
         elif kind == "fixed.parquet":

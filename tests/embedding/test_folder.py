@@ -83,7 +83,7 @@ def test_an_input_in_the_folder_itself_is_not_swept_away(
     before = snapshot(folder)
     outcome = embed("--model", tiny_checkpoint, "--input", "proteins.tmp", "--output", ".")
     assert outcome.status == 1
-    assert "holds other files (proteins.tmp)" in outcome.stderr
+    assert "--output . is a folder that holds --input proteins.tmp: choose an --output of its own" in outcome.stderr
     assert snapshot(folder) == before
 
 

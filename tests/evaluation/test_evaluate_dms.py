@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rd_hf.evaluation.report import render
 from scripts.evaluate_dms import main
 from tests.conftest import REPOSITORY
 from tests.evaluation.conftest import ASSAY_FILE, FOLDS_FILE
@@ -112,6 +113,27 @@ def test_every_kind_of_contender_split_and_figure_is_reported(run) -> None:
     for name in ("score_by_level.png", "win_rates.png", "low_n.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
         assert f"({name})" in (folder / "report.md").read_text()
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_one_assay_has_no_intervals_over_assays(run, constant: bool) -> None:
+    """Nor has one beside another that cannot be ranked; no figure is made up in their place."""
+    results = pd.read_parquet(run[1] / "results.parquet")
+    if constant:
+        results.loc[results["assay"] != "singles", "spearman"] = np.nan
+    else:
+        results = results[results["assay"] == "singles"]
+    levels = {results["model"].max(): ["L0", "L1", "L2"]}
+    report = render(results, levels, [], {}, None, [])
+    assert "nan" not in report.replace("ProteinNPT", "")
+    who = table_after(report, "Who wins")
+    assert len(who) > 5
+    for _, wins, wins_interval, _, interval, p, q in who.values():
+        assert (wins_interval, interval, p, q) == ("–",) * 4
+        assert wins in ("0 of 1", "0.5 of 1", "1 of 1")
+    assert {row[1] for row in table_after(report, "Does bigger win?").values()} <= {"0 of 1", "1 of 1"}
+    assert {row[2] for row in table_after(report, "Does bigger win?").values()} == {"–"}
+    assert "There is one assay" in report.split("## Who wins")[0]
 
 
 def test_published_figures_stand_beside_ours(run) -> None:

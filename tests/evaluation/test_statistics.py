@@ -73,6 +73,18 @@ def test_comparison_counts_wins_and_agrees_with_scipy() -> None:
     assert statistics.compare(first, first)["p"] == 1.0
 
 
+def test_of_one_assay_or_none_nothing_is_inferred() -> None:
+    for count in (0, 1):
+        found = statistics.compare(np.full(count, 0.5), np.full(count, 0.25))
+        assert all(np.isnan(found[name]) for name in ("p", "difference_low", "wins_high"))
+    assert statistics.compare(np.array([0.5, 0.7]), np.array([0.4, 0.4]))["p"] == 0.5
+    np.testing.assert_array_equal(statistics.adjusted([np.nan, 0.01, 0.04]), [np.nan, 0.02, 0.04])
+    assert "one assay" in statistics.few(1)
+    assert "smallest p that Wilcoxon's test can give is 0.5." in statistics.few(2)
+    assert statistics.few(5)
+    assert not statistics.few(6)
+
+
 def test_bootstrap_interval_covers_the_mean_as_often_as_it_says() -> None:
     generator = np.random.default_rng(0)
     hits = 0

@@ -221,9 +221,10 @@ def test_wrong_commands_get_one_sentence(draw: Callable[..., Outcome], tmp_path:
     labels = tmp_path / "labels.tsv"
     labels.write_text("id\tfamily\np1\tA\n")
     output = tmp_path / "map.html"
+    (tmp_path / "there").mkdir()
     for arguments, sentence in [
         ((tmp_path, "--output", output), "no folder of embeddings"),
-        ((folder, "--output", tmp_path), "give --output a file in a folder that exists"),
+        ((folder, "--output", tmp_path / "there"), "give --output a file in a folder that exists"),
         ((folder, "--output", tmp_path / "no" / "map.html"), "give --output a file in a folder that exists"),
         ((folder, "--level", "XL", "--output", output), "holds no level 'XL'"),
         ((folder, "--labels", tmp_path / "no.tsv", "--output", output), "no such file"),
@@ -242,6 +243,13 @@ def test_wrong_commands_get_one_sentence(draw: Callable[..., Outcome], tmp_path:
         done = draw(folder, flag, value, "--output", output)
         assert done.status == 1
         assert f"{flag} must be" in done.stderr
+
+
+def test_proteins_of_unknown_length_are_drawn(draw: Callable[..., Outcome], tmp_path: Path) -> None:
+    """A folder that was converted from stored embeddings may not know them."""
+    folder = write_folder(tmp_path / "e", clusters(10, 12)[0], lengths=False)
+    assert draw(folder, "--output", tmp_path / "map.html").status == 0
+    assert not read_proteins(folder).lengths.any()
 
 
 def test_without_plotly_the_extra_is_named(
