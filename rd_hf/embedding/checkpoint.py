@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rd_hf.data.fasta import InputError
+from rd_hf.devices import check_device
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.files import file_sha256
 from rd_hf.lazy import uncollected
@@ -222,9 +223,13 @@ def load_model(
         sequential: hold one backbone at a time, each loaded when its turn comes.
         above: leave out the backbones up to this level.
         one_pass: load the largest backbone alone, and the readout.
+
+    Raises:
+        InputError: it cannot be loaded, or not so, or not there.
     """
     import torch
 
+    check_device(device)
     from rd_hf.embedding.layouts import packing_pays
     from rd_hf.model.attention_rd_esm import PACKED_ATTENTION
     from rd_hf.model.modeling_rd_esm import RDEsmModel
@@ -243,6 +248,13 @@ def load_model(
         )
     except (OSError, ValueError) as error:
         raise InputError(" ".join(str(error).split())) from error
+    except ImportError as error:
+        if attn_implementation is None:
+            raise
+        raise InputError(
+            f"attention {attn_implementation!r} cannot be used here: {' '.join(str(error).split())}; leave "
+            "--attn-implementation away for what torch itself has"
+        ) from error
     model = model.to(device).eval()
     if attn_implementation is None and packing_pays(model):
         model.set_attn_implementation(PACKED_ATTENTION)

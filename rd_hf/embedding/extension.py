@@ -63,8 +63,6 @@ def why_not_extended(options: EmbeddingOptions) -> str | None:
         return "its vectors were normalised, and their lengths are lost"
     if options.output_dtype != "float32":
         return f"it was stored in {options.output_dtype}, which rounds what larger levels are computed from"
-    if options.dtype != "float32":
-        return f"it was computed in {options.dtype}, which rounds what larger levels are computed from"
     return None
 
 
@@ -105,6 +103,11 @@ def check(finished: Finished, settings: JobSettings, checkpoint: Checkpoint) -> 
         raise JobError(
             f"{path} was made with {was['name']} ({was['fingerprint'][:19]}), and {checkpoint.name} is another "
             f"model or revision ({checkpoint.fingerprint[:19]}): name that one, or embed from scratch"
+        )
+    if settings.options.dtype != finished.settings.options.dtype:
+        raise JobError(
+            f"{path} was computed in {finished.settings.options.dtype}, and is extended in it: dtype "
+            f"{settings.options.dtype} needs embedding from scratch"
         )
     if settings.options.whiten:
         raise JobError(f"{path} is extended by plain vectors: leave whiten away, or embed from scratch to whiten")

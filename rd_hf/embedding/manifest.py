@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
 from rd_hf import __version__
 from rd_hf.data.fasta import InputError
 from rd_hf.data.text import readable
-from rd_hf.embedding.checkpoint import Checkpoint, pick_device, resolve
-from rd_hf.embedding.dtypes import choose_dtype, warn_of
+from rd_hf.embedding.checkpoint import Checkpoint, resolve
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry, differences
+from rd_hf.embedding.options import DTYPE
 from rd_hf.embedding.settings import JobSettings
 from rd_hf.launch import Processes
 
@@ -35,7 +35,7 @@ def open_job(
         checks: each raises a JobError where the model is not one for this job.
 
     Returns:
-        The model, the settings with a dtype that all processes share, and what the user should know.
+        The model, the settings, and what the user should know.
     """
     failure: Exception | None = None
     notes: list[str] = []
@@ -44,46 +44,26 @@ def open_job(
             checkpoint = resolve(settings.model, settings.revision, settings.one_pass)
             if settings.options.whiten:
                 checkpoint.refuse_to_whiten()
-            settings, said = _settle_dtype(settings, group, folder, checkpoint)
             job = {**_describe(settings, checkpoint.widths(settings.options.levels, settings.options.width)), **about}
             for check in checks:
                 check(checkpoint)
             # Asked before the folder is touched, and again once nobody else can change it.
             _compare(folder, checkpoint, job)
             folder.claim()
-            notes = [*said, *_begin(settings, folder, checkpoint, job)]
+            notes = _begin(settings, folder, checkpoint, job)
         except (InputError, JobError) as error:
             failure = error
     if not group.all_well(failure is None):
         raise failure or JobError("stopped, because the main process could not start the job")
     if group.is_main:
         return checkpoint, settings, notes
-    # The main process has hashed the weights, and settled what was left open, for all.
-    manifest = folder.manifest() or {}
-    return Checkpoint(**manifest["model"]), _with_dtype(settings, manifest["job"]["dtype"]), notes
+    # The main process has hashed the weights for all.
+    return Checkpoint(**(folder.manifest() or {})["model"]), settings, notes
 
 
-def _settle_dtype(
-    settings: JobSettings, group: Processes, folder: OutputFolder, checkpoint: Checkpoint
-) -> tuple[JobSettings, list[str]]:
-    """Settings with a dtype in place of ``auto``: that of an earlier run, or what suits the device."""
-    dtype = settings.options.dtype
-    before = (folder.manifest() or {}).get("job", {}).get("dtype")
-    if dtype == "auto" and before is not None:
-        return _with_dtype(settings, before), []
-    if dtype == "float32" or before is not None:
-        return settings, []
-    device = settings.device or str(pick_device(group.local_rank))
-    width = max(checkpoint.widths(settings.options.levels).values())
-    if dtype == "auto":
-        dtype, said = choose_dtype(device, width)
-    else:
-        said = warn_of(dtype, device, width)
-    return _with_dtype(settings, dtype), [said] if said else []
-
-
-def _with_dtype(settings: JobSettings, dtype: str) -> JobSettings:
-    return replace(settings, options=replace(settings.options, dtype=dtype))
+def dtype_of(output: str) -> str:
+    """What a command that names no dtype computes in: as the folder it goes on with was begun, else the default."""
+    return str((OutputFolder(output).manifest() or {}).get("job", {}).get("dtype", DTYPE))
 
 
 def _describe(settings: JobSettings, widths: dict[str, int]) -> dict[str, Any]:

@@ -55,6 +55,12 @@ class JobSettings:
             raise ValueError(f"window_tokens must be positive, not {self.window_tokens}")
         if self.one_pass and self.extend is not None:
             raise ValueError("--one-pass reads all levels out of the largest backbone: there is nothing to --extend")
+        options = self.options
+        if options.pooling == "positions" and not options.positions and self.positions_column is None:
+            raise ValueError(
+                "pooling 'positions' returns the rows of positions, and none are named: give --positions, or a table "
+                "with --positions-column"
+            )
         if not self.inputs:
             raise ValueError("a job needs at least one input")
         if self.part_records < 1 or self.part_bytes < 1:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from rd_hf.data.records import InputError
+from rd_hf.devices import check_device
 from rd_hf.embedding import EmbeddingOptions, JobSettings, run_job
 from rd_hf.embedding.checkpoint import Checkpoint, resolve
 from rd_hf.embedding.folder import OutputFolder
@@ -80,6 +81,8 @@ def search(
     started = time.perf_counter()
     report = report or (lambda text: tqdm.write(text, file=sys.stderr))
     need_faiss()
+    if settings.device is not None:
+        check_device(settings.device)
     database = Database(settings.database)
     if not database.rows:
         raise InputError(f"{settings.database} holds no protein: embed some first")

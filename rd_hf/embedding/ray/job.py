@@ -12,6 +12,7 @@ from typing import Any
 
 from rd_hf.data.fasta import InputError
 from rd_hf.data.sources import source_size
+from rd_hf.devices import parse_device
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry
 from rd_hf.embedding.job import check_inputs, complete, counted
 from rd_hf.embedding.manifest import check_digest, open_job
@@ -49,6 +50,8 @@ def run_on_ray(
     """
     ray_settings = ray_settings or RaySettings()
     check_inputs(settings, Processes())
+    if settings.device is not None:
+        parse_device(settings.device)
     if settings.extend is not None:
         raise InputError("a job on Ray cannot extend a folder: leave --engine ray away, which needs one machine only")
     if ray_settings.deduplicate and not settings.options.one_row:
