@@ -99,9 +99,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--dtype",
         choices=(*MODEL_DTYPES, OLD_DTYPE),
         metavar=f"{{{','.join(MODEL_DTYPES)}}}",
-        help=f"what the model computes in, on every device and at every level (default {DTYPE}, or what the folder that "
-        "is gone on with or extended was begun in). bfloat16 is faster on GPUs, and on CPUs that have it in hardware; "
-        "appended columns then differ by a few per cent, see the README",
+        help=f"what the model computes in, on every device and at every level (default {DTYPE}, or what the folder "
+        "that is gone on with or extended was begun in). bfloat16 is faster on GPUs, and on CPUs that have it in "
+        "hardware; appended columns then differ by a few per cent, see the README",
     )
     what.add_argument("--output-dtype", choices=OUTPUT_DTYPES, default="float32", help="stored as (default float32)")
 
