@@ -55,6 +55,8 @@ class Embedder:
         device (`str`, *optional*): a torch device, where the choice by rank does not suit.
         one_pass (`bool`): read every level out of the largest backbone alone, of a model that was fitted for it: an
             approximation, to be compared with others of its kind only.
+        backbones (`dict[str, str]`, *optional*): commits of backbones whose revision the model leaves open, as the
+            `model` of a folder's manifest notes them; by default those that they have now.
         **options: fields of [`EmbeddingOptions`]: `pooling`, `width`, `whiten`, `dtype`, `output_dtype`, `normalize`,
             `long`, ...
 
@@ -74,6 +76,7 @@ class Embedder:
         attn_implementation: str | None = None,
         device: str | None = None,
         one_pass: bool = False,
+        backbones: Mapping[str, str] | None = None,
         **options: Any,
     ) -> None:
         if device is not None:
@@ -82,7 +85,7 @@ class Embedder:
         if on_reject not in ("raise", "null"):
             raise ValueError(f"on_reject must be 'raise' or 'null', not {on_reject!r}")
         self.options = EmbeddingOptions(levels=levels, **options)
-        self.checkpoint = resolve(model, revision, one_pass)
+        self.checkpoint = resolve(model, revision, one_pass, backbones)
         self.options = self.checkpoint.within(self.options)
         self.widths = self.checkpoint.widths(levels, self.options.width)
         if self.options.whiten:
@@ -230,6 +233,7 @@ class Embedder:
             self.attn_implementation,
             device,
             one_pass=self.checkpoint.one_pass,
+            backbones=tuple(self.checkpoint.backbones.items()),
         )
         return Engine(model, level, self.options, report=logger.warning)
 

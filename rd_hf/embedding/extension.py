@@ -99,7 +99,7 @@ def arguments(finished: Finished, values: Mapping[str, Any], given: Collection[s
 def check(finished: Finished, settings: JobSettings, checkpoint: Checkpoint) -> None:
     """Raise a JobError unless the checkpoint and the levels asked for extend this folder."""
     path, was = finished.folder.path, finished.manifest["model"]
-    if was["fingerprint"] != checkpoint.fingerprint:
+    if not checkpoint.is_of(was["fingerprint"], was.get("backbones", {})):
         raise JobError(
             f"{path} was made with {was['name']} ({was['fingerprint'][:19]}), and {checkpoint.name} is another "
             f"model or revision ({checkpoint.fingerprint[:19]}): name that one, or embed from scratch"

@@ -58,6 +58,7 @@ def run_job(
     if settings.extend is None:
         return run_worker(settings, group, partial(Worker, hints=hints), {}, (), report, show_progress)
     finished = open_extendable(settings.extend)
+    settings = replace(settings, backbones=finished.manifest["model"].get("backbones"))
     about = {"extends": settings.extend, "extends_sha256": finished.digest}
     start = partial(ExtendingWorker, finished=finished, above=finished.level)
     return run_worker(settings, group, start, about, [partial(check, finished, settings)], report, show_progress)

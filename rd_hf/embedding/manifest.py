@@ -41,7 +41,8 @@ def open_job(
     notes: list[str] = []
     if group.is_main:
         try:
-            checkpoint = resolve(settings.model, settings.revision, settings.one_pass)
+            noted = (folder.manifest() or {}).get("model", {}).get("backbones") or settings.backbones
+            checkpoint = resolve(settings.model, settings.revision, settings.one_pass, noted)
             if settings.options.whiten:
                 checkpoint.refuse_to_whiten()
             job = {**_describe(settings, checkpoint.widths(settings.options.levels, settings.options.width)), **about}
@@ -98,7 +99,12 @@ def _compare(folder: OutputFolder, checkpoint: Checkpoint, job: dict[str, Any]) 
         raise JobError(f"{folder.path} was written by another version of rd_hf: choose another --output")
     changed = list(differences(before.get("job", {}), job))
     old = before.get("model", {})
-    if old.get("fingerprint") != checkpoint.fingerprint:
+    if checkpoint.backbones and "backbones" not in old and before.get("status") != "complete":
+        raise JobError(
+            f"{folder.path} was begun by a version that did not note which commits it loaded of "
+            f"{', '.join(checkpoint.backbones)}, which may have moved on: choose another --output"
+        )
+    if not checkpoint.is_of(old.get("fingerprint"), old.get("backbones", {})):
         changed.insert(
             0,
             f"the model was {old.get('name')} ({str(old.get('fingerprint'))[:19]}) and is now {checkpoint.name} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rd_hf.embedding.options import EmbeddingOptions
@@ -31,6 +32,8 @@ class JobSettings:
         extend: finished folder of the same inputs at a smaller level, whose backbones need not run again; see
             :mod:`rd_hf.embedding.extension`.
         one_pass: read every level out of the largest backbone alone, of a model that was fitted for it.
+        backbones: commits of backbones whose revision the model leaves open, where another job noted them; by default
+            those of an earlier run, or those that they have now.
     """
 
     model: str
@@ -49,6 +52,7 @@ class JobSettings:
     window_tokens: int | None = None
     extend: str | None = None
     one_pass: bool = False
+    backbones: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         if self.window_tokens is not None and self.window_tokens < 1:

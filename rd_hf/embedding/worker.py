@@ -211,6 +211,7 @@ class Worker:
                     sequential=self.settings.window_tokens is not None,
                     above=self.above,
                     one_pass=self.checkpoint.one_pass,
+                    backbones=tuple(self.checkpoint.backbones.items()),
                 )
                 self.engine = Engine(
                     model,
