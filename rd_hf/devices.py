@@ -1,4 +1,4 @@
-"""Whether a device that a user names is there: one check for every command, with one sentence where it is not."""
+"""The device of a process: by its rank, or as a user names it; one sentence for all commands where it is not there."""
 
 from __future__ import annotations
 
@@ -47,6 +47,26 @@ def check_device(device: str) -> torch.device:
                 "device away for the best of them"
             ) from error
     return found
+
+
+def pick_device(rank: int | None = None) -> torch.device:
+    """The device for process ``rank``: a GPU by rank where there are any, else Apple's, else the CPU.
+
+    Raises:
+        InputError: CUDA was used before this process was forked.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        if torch.cuda._is_in_bad_fork():
+            raise InputError(
+                "CUDA was already in use when this worker process was forked; call "
+                "multiprocess.set_start_method('spawn') at the top of the program, before map(num_proc=...)"
+            )
+        return torch.device("cuda", (rank or 0) % torch.cuda.device_count())
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
 
 
 def _there_are() -> str:

@@ -380,23 +380,3 @@ def is_worker() -> bool:
     import multiprocess
 
     return _forked or multiprocess.parent_process() is not None or multiprocessing.parent_process() is not None
-
-
-def pick_device(rank: int | None = None) -> torch.device:
-    """The device for process ``rank``: a GPU by rank where there are any, else Apple's, else the CPU.
-
-    Raises:
-        InputError: CUDA was used before this process was forked.
-    """
-    import torch
-
-    if torch.cuda.is_available():
-        if torch.cuda._is_in_bad_fork():
-            raise InputError(
-                "CUDA was already in use when this worker process was forked; call "
-                "multiprocess.set_start_method('spawn') at the top of the program, before map(num_proc=...)"
-            )
-        return torch.device("cuda", (rank or 0) % torch.cuda.device_count())
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")

@@ -12,8 +12,8 @@ import numpy as np
 from rd_hf.data.fasta import InputError
 from rd_hf.data.residues import RejectedSequenceError
 from rd_hf.data.values import as_list, column_names, position_numbers, sequence_text
-from rd_hf.devices import parse_device
-from rd_hf.embedding.checkpoint import is_worker, load_model, pick_device, resolve, threads_of_a_worker
+from rd_hf.devices import parse_device, pick_device
+from rd_hf.embedding.checkpoint import is_worker, load_model, resolve, threads_of_a_worker
 from rd_hf.embedding.columns import finish, value_type, why_not_stored
 from rd_hf.embedding.options import EmbeddingOptions
 

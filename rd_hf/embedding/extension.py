@@ -133,7 +133,7 @@ class ExtendingWorker(Worker):
     finished: Finished = field(kw_only=True)
 
     def records(self) -> Iterator[tuple[str, FastaRecord]]:
-        return self.finished.records(self.settings.inputs, self.progress.read, self.say)
+        return self.finished.records(self.settings.inputs, self.settings.called, self.progress.read, self.say)
 
     def compute(self, part: Part, places: list[int], requests: list[Request]) -> list[np.ndarray | str]:
         with self.stages.stage("read"):

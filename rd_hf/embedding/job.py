@@ -20,7 +20,7 @@ from rd_hf.devices import check_device
 from rd_hf.embedding.checkpoint import Checkpoint
 from rd_hf.embedding.extension import ExtendingWorker, check, open_extendable
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry
-from rd_hf.embedding.manifest import check_digest, open_job
+from rd_hf.embedding.manifest import as_begun, check_digest, open_job
 from rd_hf.embedding.progress import Progress
 from rd_hf.embedding.settings import JobSettings, JobSummary
 from rd_hf.embedding.worker import Stages, Worker
@@ -55,6 +55,7 @@ def run_job(
     check_inputs(settings, group)
     if settings.device is not None:
         check_device(settings.device)
+    settings = as_begun(settings, OutputFolder(settings.output))
     if settings.extend is None:
         return run_worker(settings, group, partial(Worker, hints=hints), {}, (), report, show_progress)
     finished = open_extendable(settings.extend)

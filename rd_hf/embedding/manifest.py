@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from rd_hf import __version__
 from rd_hf.data.fasta import InputError
+from rd_hf.data.sources import is_hub_dataset, source_size
 from rd_hf.data.text import readable
 from rd_hf.embedding.checkpoint import Checkpoint, resolve
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry, differences
@@ -74,7 +76,7 @@ def _describe(settings: JobSettings, widths: dict[str, int]) -> dict[str, Any]:
     # Said where they are asked for: manifests of versions without them mean their defaults.
     options = {name: value for name, value in options.items() if value or name not in ("width", "whiten")}
     return {
-        "inputs": [readable(source) for source in settings.inputs],
+        "inputs": list(settings.names),
         "levels": list(widths),
         **{name: list(value) if isinstance(value, tuple) else value for name, value in options.items()},
         "sequence_column": settings.sequence_column,
@@ -84,6 +86,50 @@ def _describe(settings: JobSettings, widths: dict[str, int]) -> dict[str, Any]:
         "part_bytes": settings.part_bytes,
         "attn_implementation": settings.attn_implementation,
     }
+
+
+def _files(settings: JobSettings) -> list[dict[str, Any] | None]:
+    """Where each input that is a file lies, and its size; told apart by this, and not by how its path is written."""
+    return [
+        None if (size := source_size(source)) is None else {"path": _place(source), "bytes": size}
+        for source in settings.inputs
+    ]
+
+
+def _place(path: str) -> str:
+    return readable(str(Path(path).resolve()))
+
+
+def as_begun(settings: JobSettings, folder: OutputFolder) -> JobSettings:
+    """Settings that call the inputs as an earlier run did, where they are the same files under paths written otherwise.
+
+    What is written, and compared, are the names of then.
+    """
+    before = folder.manifest() or {}
+    then = before.get("job", {}).get("inputs", [])
+    files = before.get("files", [None] * len(then))
+    if not len(then) == len(files) == len(settings.inputs):
+        return settings
+    for source, name, file in zip(settings.inputs, then, files, strict=True):
+        known = _place(name) if file is None else file["path"]
+        if readable(source) != name and (source == "-" or is_hub_dataset(source) or _place(source) != known):
+            return settings
+    return replace(settings, called=tuple(then))
+
+
+def known_parts(folder: OutputFolder) -> int | None:
+    """How many parts a finished job has, None where it is not finished."""
+    manifest = folder.manifest() or {}
+    return len(manifest["parts"]) if manifest.get("status") == "complete" else None
+
+
+def check_known(folder: OutputFolder, known: int | None, index: int, first_record: int) -> None:
+    """Raise a JobError where a finished job's input has a part more than it had."""
+    if known is not None and index >= known:
+        raise JobError(
+            f"the input is longer than when {folder.path} was finished: it has records from number {first_record:,} on "
+            "that it had not; give the same input as before, or choose another --output"
+        )
 
 
 def _compare(folder: OutputFolder, checkpoint: Checkpoint, job: dict[str, Any]) -> dict[str, Any] | None:
@@ -97,7 +143,11 @@ def _compare(folder: OutputFolder, checkpoint: Checkpoint, job: dict[str, Any]) 
         return None
     if before.get("format") != MANIFEST_FORMAT:
         raise JobError(f"{folder.path} was written by another version of rd_hf: choose another --output")
-    changed = list(differences(before.get("job", {}), job))
+    then = before.get("job", {})
+    if job.get("extends_sha256") is not None and job["extends_sha256"] == then.get("extends_sha256"):
+        # The same folder, wherever it lies or however its path is written.
+        job = {**job, "extends": then.get("extends")}
+    changed = list(differences(then, job))
     old = before.get("model", {})
     if checkpoint.backbones and "backbones" not in old and before.get("status") != "complete":
         raise JobError(
@@ -132,6 +182,7 @@ def _begin(settings: JobSettings, folder: OutputFolder, checkpoint: Checkpoint, 
             "status": "running",
             "model": asdict(checkpoint),
             "job": job,
+            "files": _files(settings),
             "columns": {settings.options.column(level): {"level": level, "width": w} for level, w in widths.items()},
             "versions": installed_versions(),
         }
@@ -140,11 +191,19 @@ def _begin(settings: JobSettings, folder: OutputFolder, checkpoint: Checkpoint, 
     if before.get("model") != asdict(checkpoint):
         # The same weights under another name: the other processes load what the manifest names.
         folder.write_manifest({**before, "model": asdict(checkpoint)})
+    notes = []
+    for name, then, now in zip(settings.names, before.get("files", ()), _files(settings), strict=False):
+        if before.get("status") != "complete" and then and now and then["bytes"] != now["bytes"]:
+            notes.append(
+                f"{name} had {then['bytes']:,} bytes when {folder.path} was begun and has {now['bytes']:,}: finished "
+                "parts are compared with it, and the others made of it as it is now"
+            )
     updated = differences(before.get("versions", {}), installed_versions())
     if not updated or before.get("status") == "complete":
-        return []
+        return notes
     return [
-        f"begun with other versions ({'; '.join(updated)}): parts done now may differ from the others in last digits"
+        *notes,
+        f"begun with other versions ({'; '.join(updated)}): parts done now may differ from the others in last digits",
     ]
 
 

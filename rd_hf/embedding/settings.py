@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from rd_hf.data.text import readable
 from rd_hf.embedding.options import EmbeddingOptions
 
 PART_RECORDS = 16384
@@ -34,6 +35,7 @@ class JobSettings:
         one_pass: read every level out of the largest backbone alone, of a model that was fitted for it.
         backbones: commits of backbones whose revision the model leaves open, where another job noted them; by default
             those of an earlier run, or those that they have now.
+        called: what the inputs are called in what is written, where that is not as they are given now.
     """
 
     model: str
@@ -53,6 +55,7 @@ class JobSettings:
     extend: str | None = None
     one_pass: bool = False
     backbones: Mapping[str, str] | None = None
+    called: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.window_tokens is not None and self.window_tokens < 1:
@@ -69,6 +72,11 @@ class JobSettings:
             raise ValueError("a job needs at least one input")
         if self.part_records < 1 or self.part_bytes < 1:
             raise ValueError("part_records and part_bytes must be positive")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the inputs are called in what is written: text that can be written."""
+        return self.called or tuple(map(readable, self.inputs))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,11 @@ import numpy as np
 
 from rd_hf.data.fasta import FastaRecord, InputError
 from rd_hf.data.residues import RejectedSequenceError
-from rd_hf.embedding.checkpoint import Checkpoint, load_model, pick_device
+from rd_hf.devices import pick_device
+from rd_hf.embedding.checkpoint import Checkpoint, load_model
 from rd_hf.embedding.dtypes import hint_of, warn_of
 from rd_hf.embedding.folder import OutputFolder, PartEntry, Reject
-from rd_hf.embedding.manifest import check_digest
+from rd_hf.embedding.manifest import check_digest, check_known, known_parts
 from rd_hf.embedding.parts import Part, cut_parts, read_all
 from rd_hf.embedding.progress import Progress
 from rd_hf.embedding.settings import JobSettings
@@ -89,11 +90,13 @@ class Worker:
         digests: list[str] = []
         records = 0
         parts = self.parts()
+        known = known_parts(self.folder)
         while True:
             with self.stages.stage("read"):
                 part = next(parts, None)
             if part is None:
                 return digests, records
+            check_known(self.folder, known, part.index, part.first_record)
             digests.append(part.digest)
             records += len(part.records)
             if part.index % self.group.world != self.group.rank or self.is_finished(part):
