@@ -56,6 +56,12 @@ class Checkpoint:
     block_weights: list[float] | None = None
     backbones: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # A manifest is anybody's file.
+        noted: object = self.backbones
+        if not isinstance(noted, dict) or not all(_COMMIT.fullmatch(str(commit)) for commit in noted.values()):
+            raise ValueError(f"backbones must be commits by repo, not {noted!r}")
+
     def is_of(self, fingerprint: object, backbones: Mapping[str, str]) -> bool:
         """Whether this is the model that an earlier job noted.
 

@@ -96,6 +96,18 @@ def _files(settings: JobSettings) -> list[dict[str, Any] | None]:
     ]
 
 
+def _files_then(manifest: Mapping[str, Any]) -> list[dict[str, Any] | None]:
+    """What :func:`_files` was; None for each input where a version did not note it, or it is not as it is noted."""
+    inputs, found = manifest.get("job", {}).get("inputs", []), manifest.get("files")
+    if not isinstance(found, list) or len(found) != len(inputs):
+        return [None] * len(inputs)
+    kinds = {"path": str, "bytes": int}
+    return [
+        one if isinstance(one, dict) and all(isinstance(one.get(name), kind) for name, kind in kinds.items()) else None
+        for one in found
+    ]
+
+
 def _place(path: str) -> str:
     return readable(str(Path(path).resolve()))
 
@@ -107,7 +119,7 @@ def as_begun(settings: JobSettings, folder: OutputFolder) -> JobSettings:
     """
     before = folder.manifest() or {}
     then = before.get("job", {}).get("inputs", [])
-    files = before.get("files", [None] * len(then))
+    files = _files_then(before)
     if not len(then) == len(files) == len(settings.inputs):
         return settings
     for source, name, file in zip(settings.inputs, then, files, strict=True):
@@ -192,7 +204,7 @@ def _begin(settings: JobSettings, folder: OutputFolder, checkpoint: Checkpoint, 
         # The same weights under another name: the other processes load what the manifest names.
         folder.write_manifest({**before, "model": asdict(checkpoint)})
     notes = []
-    for name, then, now in zip(settings.names, before.get("files", ()), _files(settings), strict=False):
+    for name, then, now in zip(settings.names, _files_then(before), _files(settings), strict=False):
         if before.get("status") != "complete" and then and now and then["bytes"] != now["bytes"]:
             notes.append(
                 f"{name} had {then['bytes']:,} bytes when {folder.path} was begun and has {now['bytes']:,}: finished "
