@@ -8,6 +8,10 @@ from datetime import timedelta
 from typing import Any
 
 
+class LostProcessError(ValueError):
+    """Another process of the job is gone, and with it the job."""
+
+
 @dataclass(frozen=True, slots=True)
 class Processes:
     """Where this process stands.
@@ -28,7 +32,11 @@ class Processes:
         return self.rank == 0
 
     def all_well(self, well: bool) -> bool:
-        """Wait for every process, and say whether all of them are well."""
+        """Wait for every process, and say whether all of them are well.
+
+        Raises:
+            LostProcessError: another one has ended meanwhile.
+        """
         if self.world == 1:
             return well
         import torch
@@ -36,7 +44,10 @@ class Processes:
 
         device = _state().device
         bad = torch.tensor([0 if well else 1], device=device)
-        dist.all_reduce(bad)
+        try:
+            dist.all_reduce(bad)
+        except RuntimeError as error:
+            raise LostProcessError("stopped, because another process of this job has ended: it says why") from error
         return int(bad) == 0
 
 

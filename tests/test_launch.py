@@ -35,6 +35,45 @@ def test_a_process_without_a_launcher_is_alone(monkeypatch: pytest.MonkeyPatch) 
     assert processes() == Processes(rank=0, world=1, local_rank=0)
 
 
+LOST = """
+import os, sys
+from rd_hf.commands._main import run_command
+from rd_hf.launch import leave, processes
+
+group = processes()
+
+def body():
+    try:
+        if group.rank == 0:
+            raise ValueError("the record is bad")
+        group.all_well(True)
+    finally:
+        leave(group)
+
+code = run_command("rd-hf", body)
+open(os.path.join(os.environ["ANSWERS"], str(group.rank)), "w").write(str(code))
+"""
+
+
+def test_a_process_that_ends_early_costs_the_others_one_sentence(tmp_path: Path) -> None:
+    """As with --strict: what the one found is said, and nothing of the sockets between them."""
+    script = tmp_path / "lost.py"
+    script.write_text(LOST)
+    done = subprocess.run(
+        [*TWO_PROCESSES, str(script)],
+        env=environment() | {"ANSWERS": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = [line for line in done.stderr.splitlines() if "rd-hf" in line or "Error" in line]
+    assert sorted(said) == [
+        "rd-hf: error: stopped, because another process of this job has ended: it says why",
+        "rd-hf: error: the record is bad",
+    ]
+    assert [(tmp_path / rank).read_text() for rank in ("0", "1")] == ["1", "1"]
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads are counted in /proc")
 def test_no_thread_of_the_group_is_left_to_abort_the_process_at_its_end(tmp_path: Path) -> None:
     script = tmp_path / "parting.py"

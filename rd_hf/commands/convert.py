@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
 
         from rd_hf.conversion.convert import convert
         from rd_hf.embedding import EmbeddingOptions, JobSettings
+        from rd_hf.embedding.job import ending
 
     transformers_logging.disable_progress_bar()
     settings = JobSettings(
@@ -87,8 +88,9 @@ def run(args: argparse.Namespace) -> None:
         device=args.device,
     )
     summary = convert(settings, args.ids, show_progress=not args.quiet)
-    print(f"{summary.records:,} proteins: {summary.written:,} written, {summary.rejected:,} rejected")
-    print(f"{summary.parts:,} parts, {summary.parts_kept:,} of them from an earlier run\nwritten to {args.output}")
+    words = f"{summary.records:,} proteins: {summary.written:,} written, {summary.rejected:,} rejected\n"
+    words += f"{summary.parts:,} parts, {summary.parts_kept:,} of them from an earlier run"
+    print(ending(summary, args.output, words))
 
 
 def main(argv: list[str] | None = None) -> int:

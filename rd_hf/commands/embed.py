@@ -25,7 +25,17 @@ import sys
 from functools import partial
 
 from rd_hf.commands._arguments import command_parser, run_with_arguments
-from rd_hf.embedding.options import LONG_POLICIES, MAX_RESIDUES, MODEL_DTYPES, OUTPUT_DTYPES, OVERLAP, POOLINGS
+from rd_hf.embedding.options import (
+    AUTO_MEANS,
+    DTYPE,
+    LONG_POLICIES,
+    MAX_RESIDUES,
+    MODEL_DTYPES,
+    OLD_DTYPE,
+    OUTPUT_DTYPES,
+    OVERLAP,
+    POOLINGS,
+)
 from rd_hf.lazy import uncollected
 
 
@@ -87,11 +97,11 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--normalize", action="store_true", help="make vectors of length one, each level for itself")
     what.add_argument(
         "--dtype",
-        choices=MODEL_DTYPES,
-        default="auto",
-        help="what the model computes in (default auto: bfloat16, or float16, where the device has it in hardware and "
-        "is measured to be 1.3 times as fast in it: appended columns then differ by a few per cent, see the README; "
-        "float32 otherwise, on Ray, and with --extend)",
+        choices=(*MODEL_DTYPES, OLD_DTYPE),
+        metavar=f"{{{','.join(MODEL_DTYPES)}}}",
+        help=f"what the model computes in, on every device and at every level (default {DTYPE}, or what the folder "
+        "that is gone on with or extended was begun in). bfloat16 is faster on GPUs, and on CPUs that have it in "
+        "hardware; appended columns then differ by a few per cent, see the README",
     )
     what.add_argument("--output-dtype", choices=OUTPUT_DTYPES, default="float32", help="stored as (default float32)")
 
@@ -197,18 +207,26 @@ def run(args: argparse.Namespace, argv: list[str] | None) -> None:
 
         from rd_hf.embedding import EmbeddingOptions, JobSettings, run_job
         from rd_hf.embedding.extension import arguments, open_extendable
+        from rd_hf.embedding.job import ending
+        from rd_hf.embedding.manifest import dtype_of
         from rd_hf.launch import Processes, leave, processes
 
     transformers_logging.disable_progress_bar()
+    news: list[str] = []
+    if args.dtype == OLD_DTYPE:
+        news.append(AUTO_MEANS)
+        args.dtype = None
     if args.extend is not None:
         # Parsed once more with defaults that tell themselves from what the user gave.
         parser = build_parser()
         parser.set_defaults(**dict.fromkeys(vars(args), absent := object()))
         given = {name for name, value in vars(parser.parse_args(argv)).items() if value is not absent}
+        given -= set() if args.dtype else {"dtype"}
         args = argparse.Namespace(**arguments(open_extendable(args.extend), vars(args), given))
-    if args.dtype == "auto" and (args.extend is not None or args.engine == "ray"):
-        # What is extended must be exact, and a cluster's devices need not be alike.
-        args.dtype = "float32"
+    if args.dtype is None:
+        args.dtype = dtype_of(args.output)
+        if args.dtype != DTYPE:
+            news.append(f"going on in {args.dtype}, as {args.output} was begun")
     settings = JobSettings(
         model=args.model,
         inputs=tuple(args.input),
@@ -240,6 +258,11 @@ def run(args: argparse.Namespace, argv: list[str] | None) -> None:
         extend=args.extend,
         one_pass=args.one_pass,
     )
+
+    def tell() -> None:
+        if news and not args.quiet:
+            print(*news, sep="\n", file=sys.stderr)
+
     if args.engine == "ray":
         # Before anything is read: it may not be installed.
         import ray  # noqa: F401
@@ -249,12 +272,15 @@ def run(args: argparse.Namespace, argv: list[str] | None) -> None:
         cluster = RaySettings(
             args.address, args.workers, args.cpus_per_worker, args.gpus_per_worker, deduplicate=args.deduplicate
         )
-        print(f"{run_on_ray(settings, cluster, show_progress=not args.quiet)}\nwritten to {args.output}")
+        tell()
+        print(ending(run_on_ray(settings, cluster, show_progress=not args.quiet), args.output))
         return
     group = processes()
+    if group.is_main:
+        tell()
     joined: Processes | None = group
     try:
-        summary = run_job(settings, group, show_progress=not args.quiet)
+        summary = run_job(settings, group, show_progress=not args.quiet, hints=True)
     except KeyboardInterrupt:
         # The others may not have been: nobody waits for them.
         joined = None
@@ -262,7 +288,7 @@ def run(args: argparse.Namespace, argv: list[str] | None) -> None:
     finally:
         leave(joined)
     if group.is_main:
-        print(f"{summary}\nwritten to {args.output}")
+        print(ending(summary, args.output))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -33,6 +33,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rd_hf.embedding.options import DTYPE
 from rd_hf.files import replacing
 
 if TYPE_CHECKING:
@@ -123,7 +124,9 @@ def build_parser() -> argparse.ArgumentParser:
         "a folder)",
     )
     run.add_argument("--max-shard-size", default="5GB", help="largest file of weights to write (default 5GB)")
-    run.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the backbones")
+    run.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default=DTYPE, help=f"of the backbones (default {DTYPE})"
+    )
     run.add_argument("--batch-tokens", type=int, default=4096, help="tokens a batch, padding included (default 4096)")
     run.add_argument(
         "--window-tokens",
@@ -248,7 +251,7 @@ def run(args: argparse.Namespace) -> None:
                 f"--window-tokens saves bases only, and {args.config} does not say where the backbone of "
                 f"{', '.join(homeless)} is to be fetched from: set its repo_id in config.json"
             )
-    said = warn_of(args.dtype, str(accelerator.device), max(model.config.backbone_widths))
+    said = warn_of(args.dtype, str(accelerator.device))
     if said and accelerator.is_main_process:
         print(said, file=sys.stderr)
     limit = model.config.longest_input()

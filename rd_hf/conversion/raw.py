@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rd_hf.data.columns import ID_COLUMNS
 from rd_hf.data.fasta import InputError, read_fasta
-from rd_hf.data.sources import ID_COLUMNS
 from rd_hf.data.streams import open_text
 
 H5_SUFFIXES = (".h5", ".hdf5", ".hdf")

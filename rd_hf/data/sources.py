@@ -9,11 +9,12 @@ what holds no protein comes with the problem it has.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rd_hf.data.columns import ID_COLUMNS, SEQUENCE_COLUMNS, holds_sequences, looked_over, pick
 from rd_hf.data.fasta import not_encodable, read_fasta
 from rd_hf.data.nucleotides import watch_nucleotides
 from rd_hf.data.records import FastaRecord, InputError
@@ -21,11 +22,9 @@ from rd_hf.data.residues import RejectedSequenceError
 from rd_hf.data.streams import SUFFIXES
 from rd_hf.data.tables import DELIMITERS, JSON_LINES, BadRow, Table, delimited, json_lines, of_rows, parquet
 from rd_hf.data.text import readable
-from rd_hf.data.values import arrow_holds, id_text, position_numbers, sequence_text
+from rd_hf.data.values import id_text, position_numbers, sequence_text
 
 TABLES = (*DELIMITERS, *JSON_LINES, ".parquet")
-SEQUENCE_COLUMNS = ("sequence", "seq", "mutated_sequence", "protein_sequence", "protein")
-ID_COLUMNS = ("id", "name", "mutant", "accession", "entry", "protein_id")
 _HUB_DATASET = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
 
@@ -63,17 +62,18 @@ def read_records(
     Args:
         source: path, ``-``, or Hub dataset id with an optional ``:split`` (default ``train``).
         sequence_column: column of a table that holds sequences; by default the first of
-            :data:`SEQUENCE_COLUMNS` that exists.
-        id_column: column that holds ids; by default the first of :data:`ID_COLUMNS`, else the row number.
+            :data:`rd_hf.data.columns.SEQUENCE_COLUMNS` that exists, which must not hold names.
+        id_column: column that holds ids; by default the first of :data:`rd_hf.data.columns.ID_COLUMNS`, else the row
+            number.
         positions_column: column that holds the residues of interest, counted from 1: a list of numbers or text
             such as ``23 45``.
         on_read: told the number of bytes each time some are read from a file.
         say: told in a sentence, at most once each, what a user should know of the source: that it looks like
-            nucleotides, that ids are not text, that cells span lines.
+            nucleotides, which column was read where that is not plain, that ids are not text, that cells span lines.
         strict: refuse a source that looks like nucleotides, or has words before its first FASTA record.
 
     Raises:
-        InputError: the source does not exist, is damaged, has no record, or no such column.
+        InputError: the source does not exist, is damaged, has no record, no such column, or names in it.
     """
     kind = table_format(source)
     if kind is None and not is_hub_dataset(source):
@@ -97,21 +97,24 @@ def _read_table(
     def wanted(columns: Sequence[str]) -> bool:
         if sequence_column is not None:
             return sequence_column in columns
-        return any(column.strip().lower() in SEQUENCE_COLUMNS for column in columns)
+        return holds_sequences(columns)
 
     told = False
     with _opened(source, kind, wanted, on_read, say) as table:
-        sequences = _pick(source, table, sequence_column, SEQUENCE_COLUMNS, "sequence")
+        sequences = pick(source, table, sequence_column, SEQUENCE_COLUMNS, "sequence")
         if sequences is None:
             raise InputError(
                 f"{source} has no column named {' or '.join(SEQUENCE_COLUMNS)}; its columns are "
                 f"{', '.join(table.columns)}{table.about}: name one with --sequence-column"
             )
-        ids = _pick(source, table, id_column, ID_COLUMNS, "id")
-        positions = _pick(source, table, positions_column, (), "positions")
+        ids = pick(source, table, id_column, ID_COLUMNS, "id")
+        positions = pick(source, table, positions_column, (), "positions")
         columns = dict.fromkeys(column for column in (sequences, ids, positions) if column is not None)
+        rows = table.read(list(columns))
+        if sequence_column is None:
+            rows = looked_over(source, rows, sequences, ids, say)
         number = 0
-        for number, row in enumerate(table.read(list(columns)), start=1):
+        for number, row in enumerate(rows, start=1):
             if isinstance(row, BadRow):
                 yield FastaRecord(number, str(number), str(number), "", problem=row.reason)
                 continue
@@ -152,35 +155,6 @@ def _opened(
     else:
         with delimited(source, kind, wanted, on_read, say) as table:
             yield table
-
-
-def _pick(source: str | Path, table: Table, asked: str | None, usual: Iterable[str], role: str) -> str | None:
-    """The column asked for, or the first usual one, whatever its case.
-
-    Raises:
-        InputError: no such column, two of them, or one whose type holds nothing of the kind.
-    """
-    if asked is not None:
-        found = [column for column in table.columns if column == asked]
-        if not found:
-            raise InputError(
-                f"{source} has no column {asked!r}; its columns are {', '.join(table.columns)}{table.about}"
-            )
-    else:
-        every = ([column for column in table.columns if column.strip().lower() == name] for name in usual)
-        found = next((columns for columns in every if columns), [])
-        if not found:
-            return None
-    if len(found) > 1:
-        raise InputError(
-            f"{source} has {len(found)} columns ({', '.join(found)}) that may hold the {role}: rename all but one, or "
-            f"name one with --{role}-column"
-        )
-    kind = table.kinds.get(found[0])
-    if kind is not None and not arrow_holds(kind, role):
-        what = {"sequence": "no text", "id": "neither text nor numbers", "positions": "no whole numbers"}[role]
-        raise InputError(f"{source}: column {found[0]!r} holds {kind}, {what}: name another with --{role}-column")
-    return found[0]
 
 
 def _hub_rows(source: str) -> Iterator[Mapping[str, Any]]:

@@ -6,11 +6,14 @@ import functools
 import hashlib
 import json
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rd_hf.data.fasta import InputError
+from rd_hf.devices import check_device
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.files import file_sha256
 from rd_hf.lazy import uncollected
@@ -20,6 +23,11 @@ if TYPE_CHECKING:
 
     from rd_hf.model.configuration_rd_esm import RDEsmConfig
     from rd_hf.model.modeling_rd_esm import RDEsmModel
+
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+# What stands before the commit of each backbone that was left open.
+_AT = "+at:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +43,8 @@ class Checkpoint:
             are left out.
         one_pass: every level is read out of the largest backbone: other embeddings, with another fingerprint.
         block_weights: of each level's block where it is whitened; None where the model has nothing to whiten by.
+        backbones: commit of each backbone in another repo whose revision the model leaves open, by repo (and branch):
+            the one that is loaded.
     """
 
     name: str
@@ -44,6 +54,23 @@ class Checkpoint:
     longest: dict[str, int] = field(default_factory=dict)
     one_pass: bool = False
     block_weights: list[float] | None = None
+    backbones: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # A manifest is anybody's file.
+        noted: object = self.backbones
+        if not isinstance(noted, dict) or not all(_COMMIT.fullmatch(str(commit)) for commit in noted.values()):
+            raise ValueError(f"backbones must be commits by repo, not {noted!r}")
+
+    def is_of(self, fingerprint: object, backbones: Mapping[str, str]) -> bool:
+        """Whether this is the model that an earlier job noted.
+
+        Args:
+            fingerprint: as it noted it.
+            backbones: as it noted them; those that it left out it did not load, or its version did not note any.
+        """
+        alike = all(backbones.get(repo, commit) == commit for repo, commit in self.backbones.items())
+        return alike and _without_backbones(str(fingerprint)) == _without_backbones(self.fingerprint)
 
     def widths(self, levels: tuple[str, ...], width: int | None = None) -> dict[str, int]:
         """Width of each level asked for, by default of the largest.
@@ -107,12 +134,24 @@ class Checkpoint:
         return replace(options, max_length=longest, overlap=min(options.overlap, longest // 4))
 
 
-def resolve(name: str | os.PathLike, revision: str | None = None, one_pass: bool = False) -> Checkpoint:
+def resolve(
+    name: str | os.PathLike,
+    revision: str | None = None,
+    one_pass: bool = False,
+    backbones: Mapping[str, str] | None = None,
+) -> Checkpoint:
     """Find a model; of one on the Hub only its config is fetched yet, so that a small level stays a small download.
 
     A folder's fingerprint is a hash over the contents of ``config.json``, all weight files and their indices,
     taken once a process and file version; reading them also brings them into memory for the load that follows. On
-    the Hub the commit says the same for nothing.
+    the Hub the commit says the same for nothing. Backbones in repos of their own whose revision is left open, or is a
+    branch, are taken at the commit that they have now, which is part of the fingerprint and is what is loaded.
+
+    Args:
+        name: folder or Hub id.
+        revision: branch, tag or commit of a Hub model.
+        one_pass: read every level out of the largest backbone.
+        backbones: commits that an earlier job noted, which it goes on with wherever those repos are now.
 
     Raises:
         InputError: no such model, or it is no reverse-distilled one, or (with ``one_pass``) was fitted without a
@@ -127,12 +166,16 @@ def resolve(name: str | os.PathLike, revision: str | None = None, one_pass: bool
         commit = folder.name  # the Hub's cache keeps each commit in a folder of its name
     family = _read_config(name, folder)
     fingerprint = f"commit:{commit}" if commit else _folder_fingerprint(folder)
-    for level in family.levels:
-        # A checkpoint of bases alone may lean on backbones in other folders; on the Hub their revision, which
-        # is part of config.json, pins them.
+    loaded: dict[str, str] = {}
+    for level in [] if family.backbones_in_checkpoint else family.levels:
+        # A checkpoint of bases alone leans on backbones in other folders or repos; a commit in config.json pins them.
         backbone = level["repo_id"]
-        if not family.backbones_in_checkpoint and backbone and Path(backbone).is_dir():
+        if backbone and Path(backbone).is_dir():
             fingerprint += "+" + _folder_fingerprint(Path(backbone).resolve())
+        elif (key := _open_revision(level)) is not None:
+            commit_now = (backbones or {}).get(key) or loaded.get(key) or _commit_now(level)
+            loaded |= {} if commit_now is None else {key: commit_now}
+    fingerprint += "".join(f"{_AT}{key}:{commit}" for key, commit in sorted(loaded.items()))
     if one_pass and family.readout is None:
         raise InputError(f"{name} was fitted without a one-pass readout: fit it with rd-hf fit --one-pass")
     from rd_hf.data.batching import SPECIAL_TOKENS
@@ -142,7 +185,28 @@ def resolve(name: str | os.PathLike, revision: str | None = None, one_pass: bool
     longest = {level: limit - SPECIAL_TOKENS for level, limit in limits.items() if limit is not None}
     fingerprint = f"one-pass:{fingerprint}" if one_pass else fingerprint
     weights = family.whitening["weights"] if family.whitening else None
-    return Checkpoint(name, commit, fingerprint, family.nested_dims, longest, one_pass, weights)
+    return Checkpoint(name, commit, fingerprint, family.nested_dims, longest, one_pass, weights, loaded)
+
+
+def _without_backbones(fingerprint: str) -> str:
+    """The part of a fingerprint that versions before 0.3 had too."""
+    return fingerprint.partition(_AT)[0]
+
+
+def _open_revision(level: Mapping[str, Any]) -> str | None:
+    """Names what a level's backbone is taken from, where that may move; None where nothing can."""
+    repo, revision = level["repo_id"], level["revision"]
+    if not repo or _COMMIT.fullmatch(revision or ""):
+        return None
+    return str(repo) if revision is None else f"{repo}@{revision}"
+
+
+def _commit_now(level: Mapping[str, Any]) -> str | None:
+    """The commit of a level's backbone, None where it cannot be had: who needs it is told when it is loaded."""
+    try:
+        return _fetch_config(level["repo_id"], level["revision"]).parent.name
+    except InputError:
+        return None
 
 
 def _fetch_config(name: str, revision: str | None) -> Path:
@@ -192,6 +256,16 @@ def _file_sha256(path: str, size: int, modified: int) -> str:
     return file_sha256(path)
 
 
+def _pinned(name: str, revision: str | None, backbones: Mapping[str, str]) -> RDEsmConfig:
+    """A model's config with the commits of its backbones where it leaves them open."""
+    from rd_hf.model.configuration_rd_esm import RDEsmConfig
+
+    config: RDEsmConfig = RDEsmConfig.from_pretrained(name, **({} if revision is None else {"revision": revision}))
+    for level in config.levels:
+        level["revision"] = backbones.get(_open_revision(level) or "", level["revision"])
+    return config
+
+
 # Two: a process that compares two models does not load either again.
 @functools.lru_cache(maxsize=2)
 def load_model(
@@ -205,6 +279,7 @@ def load_model(
     sequential: bool = False,
     above: str | None = None,
     one_pass: bool = False,
+    backbones: tuple[tuple[str, str], ...] = (),
 ) -> RDEsmModel:
     """The model on its device, in eval mode, loaded at most once a process.
 
@@ -222,9 +297,14 @@ def load_model(
         sequential: hold one backbone at a time, each loaded when its turn comes.
         above: leave out the backbones up to this level.
         one_pass: load the largest backbone alone, and the readout.
+        backbones: commits of those whose revision the model leaves open.
+
+    Raises:
+        InputError: it cannot be loaded, or not so, or not there.
     """
     import torch
 
+    check_device(device)
     from rd_hf.embedding.layouts import packing_pays
     from rd_hf.model.attention_rd_esm import PACKED_ATTENTION
     from rd_hf.model.modeling_rd_esm import RDEsmModel
@@ -232,6 +312,8 @@ def load_model(
     extras: dict[str, Any] = {"attn_implementation": attn_implementation, "revision": revision}
     extras = {key: value for key, value in extras.items() if value is not None}
     try:
+        if backbones:
+            extras["config"] = _pinned(name, revision, dict(backbones))
         model = RDEsmModel.from_pretrained(
             name,
             level=level,
@@ -243,6 +325,13 @@ def load_model(
         )
     except (OSError, ValueError) as error:
         raise InputError(" ".join(str(error).split())) from error
+    except ImportError as error:
+        if attn_implementation is None:
+            raise
+        raise InputError(
+            f"attention {attn_implementation!r} cannot be used here: {' '.join(str(error).split())}; leave "
+            "--attn-implementation away for what torch itself has"
+        ) from error
     model = model.to(device).eval()
     if attn_implementation is None and packing_pays(model):
         model.set_attn_implementation(PACKED_ATTENTION)
@@ -297,23 +386,3 @@ def is_worker() -> bool:
     import multiprocess
 
     return _forked or multiprocess.parent_process() is not None or multiprocessing.parent_process() is not None
-
-
-def pick_device(rank: int | None = None) -> torch.device:
-    """The device for process ``rank``: a GPU by rank where there are any, else Apple's, else the CPU.
-
-    Raises:
-        InputError: CUDA was used before this process was forked.
-    """
-    import torch
-
-    if torch.cuda.is_available():
-        if torch.cuda._is_in_bad_fork():
-            raise InputError(
-                "CUDA was already in use when this worker process was forked; call "
-                "multiprocess.set_start_method('spawn') at the top of the program, before map(num_proc=...)"
-            )
-        return torch.device("cuda", (rank or 0) % torch.cuda.device_count())
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")

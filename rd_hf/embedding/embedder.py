@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +12,9 @@ import numpy as np
 from rd_hf.data.fasta import InputError
 from rd_hf.data.residues import RejectedSequenceError
 from rd_hf.data.values import as_list, column_names, position_numbers, sequence_text
-from rd_hf.embedding.checkpoint import is_worker, load_model, pick_device, resolve, threads_of_a_worker
+from rd_hf.devices import parse_device, pick_device
+from rd_hf.embedding.checkpoint import is_worker, load_model, resolve, threads_of_a_worker
 from rd_hf.embedding.columns import finish, value_type, why_not_stored
-from rd_hf.embedding.dtypes import choose_dtype
 from rd_hf.embedding.options import EmbeddingOptions
 
 if TYPE_CHECKING:
@@ -56,11 +55,13 @@ class Embedder:
         device (`str`, *optional*): a torch device, where the choice by rank does not suit.
         one_pass (`bool`): read every level out of the largest backbone alone, of a model that was fitted for it: an
             approximation, to be compared with others of its kind only.
+        backbones (`dict[str, str]`, *optional*): commits of backbones whose revision the model leaves open, as the
+            `model` of a folder's manifest notes them; by default those that they have now.
         **options: fields of [`EmbeddingOptions`]: `pooling`, `width`, `whiten`, `dtype`, `output_dtype`, `normalize`,
             `long`, ...
 
     Raises:
-        InputError: no such model or level.
+        InputError: no such model, level or device.
         ValueError: an unknown choice.
     """
 
@@ -75,20 +76,20 @@ class Embedder:
         attn_implementation: str | None = None,
         device: str | None = None,
         one_pass: bool = False,
+        backbones: Mapping[str, str] | None = None,
         **options: Any,
     ) -> None:
+        if device is not None:
+            parse_device(device)
         levels = () if level is None else (level,) if isinstance(level, str) else tuple(level)
         if on_reject not in ("raise", "null"):
             raise ValueError(f"on_reject must be 'raise' or 'null', not {on_reject!r}")
         self.options = EmbeddingOptions(levels=levels, **options)
-        self.checkpoint = resolve(model, revision, one_pass)
+        self.checkpoint = resolve(model, revision, one_pass, backbones)
         self.options = self.checkpoint.within(self.options)
         self.widths = self.checkpoint.widths(levels, self.options.width)
         if self.options.whiten:
             self.checkpoint.refuse_to_whiten()
-        if self.options.dtype == "auto":
-            where = device or str(pick_device(None))
-            self.options = replace(self.options, dtype=choose_dtype(where, max(self.widths.values()))[0])
         self.sequence_column = sequence_column
         self.positions_column = positions_column
         self.on_reject = on_reject
@@ -232,6 +233,7 @@ class Embedder:
             self.attn_implementation,
             device,
             one_pass=self.checkpoint.one_pass,
+            backbones=tuple(self.checkpoint.backbones.items()),
         )
         return Engine(model, level, self.options, report=logger.warning)
 

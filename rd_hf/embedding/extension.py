@@ -63,8 +63,6 @@ def why_not_extended(options: EmbeddingOptions) -> str | None:
         return "its vectors were normalised, and their lengths are lost"
     if options.output_dtype != "float32":
         return f"it was stored in {options.output_dtype}, which rounds what larger levels are computed from"
-    if options.dtype != "float32":
-        return f"it was computed in {options.dtype}, which rounds what larger levels are computed from"
     return None
 
 
@@ -101,10 +99,15 @@ def arguments(finished: Finished, values: Mapping[str, Any], given: Collection[s
 def check(finished: Finished, settings: JobSettings, checkpoint: Checkpoint) -> None:
     """Raise a JobError unless the checkpoint and the levels asked for extend this folder."""
     path, was = finished.folder.path, finished.manifest["model"]
-    if was["fingerprint"] != checkpoint.fingerprint:
+    if not checkpoint.is_of(was["fingerprint"], was.get("backbones", {})):
         raise JobError(
             f"{path} was made with {was['name']} ({was['fingerprint'][:19]}), and {checkpoint.name} is another "
             f"model or revision ({checkpoint.fingerprint[:19]}): name that one, or embed from scratch"
+        )
+    if settings.options.dtype != finished.settings.options.dtype:
+        raise JobError(
+            f"{path} was computed in {finished.settings.options.dtype}, and is extended in it: dtype "
+            f"{settings.options.dtype} needs embedding from scratch"
         )
     if settings.options.whiten:
         raise JobError(f"{path} is extended by plain vectors: leave whiten away, or embed from scratch to whiten")
@@ -130,7 +133,7 @@ class ExtendingWorker(Worker):
     finished: Finished = field(kw_only=True)
 
     def records(self) -> Iterator[tuple[str, FastaRecord]]:
-        return self.finished.records(self.settings.inputs, self.progress.read, self.say)
+        return self.finished.records(self.settings.inputs, self.settings.called, self.progress.read, self.say)
 
     def compute(self, part: Part, places: list[int], requests: list[Request]) -> list[np.ndarray | str]:
         with self.stages.stage("read"):

@@ -256,6 +256,7 @@ class Finished:
     def records(
         self,
         inputs: tuple[str, ...] = (),
+        called: tuple[str, ...] = (),
         on_read: Callable[[int], None] = lambda count: None,
         say: Callable[[str], None] | None = None,
     ) -> Iterator[tuple[str, FastaRecord]]:
@@ -263,6 +264,7 @@ class Finished:
 
         Args:
             inputs: where they lie now; by default where they lay then.
+            called: what they are called now; by default as they are given.
             on_read: told the number of bytes each time some are read.
             say: told in a sentence what a user should know of an input.
 
@@ -282,9 +284,9 @@ class Finished:
         sources: deque[str] = deque()
 
         def renamed() -> Iterator[tuple[str, FastaRecord]]:
-            for name, source in zip(self.settings.inputs, inputs, strict=True):
-                for now, record in read_all(replace(self.settings, inputs=(source,)), on_read, say):
-                    sources.append(now)
+            for name, source, now in zip(self.settings.inputs, inputs, called or inputs, strict=True):
+                for _, record in read_all(replace(self.settings, inputs=(source,)), on_read, say):
+                    sources.append(readable(now))
                     yield readable(name), record
 
         changed, mend = f"the input is not what {path} was made of: it", "give the same input, or embed it from scratch"

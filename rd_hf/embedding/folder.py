@@ -252,6 +252,12 @@ class OutputFolder:
 
         self.write(self.rejects_path, write)
 
+    def rejects(self) -> Iterator[Reject]:
+        """What :meth:`write_rejects` wrote."""
+        with self.rejects_path.open(encoding="utf-8", newline="") as handle:
+            for row in csv.DictReader(handle, dialect="excel-tab"):
+                yield Reject(row["source"], int(row["record"]), row["id"], row["reason"])
+
     def _write_json(self, path: Path, content: Mapping[str, Any]) -> None:
         self.write(path, lambda handle: handle.write((json.dumps(content, indent=1) + "\n").encode()))
 

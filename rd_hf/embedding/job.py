@@ -16,15 +16,19 @@ from typing import Any
 
 from rd_hf.data.fasta import InputError
 from rd_hf.data.sources import is_hub_dataset, source_size
+from rd_hf.devices import check_device
 from rd_hf.embedding.checkpoint import Checkpoint
 from rd_hf.embedding.extension import ExtendingWorker, check, open_extendable
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry
-from rd_hf.embedding.manifest import check_digest, open_job
+from rd_hf.embedding.manifest import as_begun, check_digest, open_job
 from rd_hf.embedding.progress import Progress
 from rd_hf.embedding.settings import JobSettings, JobSummary
 from rd_hf.embedding.worker import Stages, Worker
 from rd_hf.launch import Processes
 from rd_hf.memory import bound_kernels
+
+# Different reasons of rejected records that are printed.
+_REASONS = 3
 
 
 def run_job(
@@ -32,6 +36,7 @@ def run_job(
     group: Processes | None = None,
     report: Callable[[str], None] | None = None,
     show_progress: bool = True,
+    hints: bool = False,
 ) -> JobSummary:
     """Run a job to its end, or from where an earlier run of it stopped.
 
@@ -40,6 +45,7 @@ def run_job(
         group: this process among those that share the job; alone by default.
         report: told what a user should know on the way; by default printed beside the progress bar.
         show_progress: whether the main process shows a bar (where standard error is a terminal).
+        hints: whether to tell of a faster dtype, where the user chose it.
 
     Raises:
         InputError: an input or the model cannot be used, or with ``strict`` a record.
@@ -47,9 +53,13 @@ def run_job(
     """
     group = group or Processes()
     check_inputs(settings, group)
+    if settings.device is not None:
+        check_device(settings.device)
+    settings = as_begun(settings, OutputFolder(settings.output))
     if settings.extend is None:
-        return run_worker(settings, group, Worker, {}, (), report, show_progress)
+        return run_worker(settings, group, partial(Worker, hints=hints), {}, (), report, show_progress)
     finished = open_extendable(settings.extend)
+    settings = replace(settings, backbones=finished.manifest["model"].get("backbones"))
     about = {"extends": settings.extend, "extends_sha256": finished.digest}
     start = partial(ExtendingWorker, finished=finished, above=finished.level)
     return run_worker(settings, group, start, about, [partial(check, finished, settings)], report, show_progress)
@@ -134,6 +144,33 @@ def check_inputs(settings: JobSettings, group: Processes) -> None:
             raise InputError(f"{source}: no such file; check the path (relative to {Path.cwd()})")
     if settings.inputs.count("-") > 1:
         raise InputError("standard input ('-') can be read once only")
+
+
+def ending(summary: JobSummary, output: str, words: str = "") -> str:
+    """The last words of a command that wrote a folder.
+
+    Args:
+        words: what it says of the summary, by default all.
+
+    Raises:
+        InputError: there were records, and none of them could be embedded.
+    """
+    done = f"{words or summary}\nwritten to {output}"
+    if not summary.rejected:
+        return done
+    folder = OutputFolder(output)
+    reasons: dict[str, str] = {}
+    for reject in folder.rejects():
+        reasons.setdefault(reject.reason, f"record {reject.record:,} ({reject.id or 'no id'}): {reject.reason}")
+        if len(reasons) == _REASONS:
+            break
+    first = "; ".join(reasons.values())
+    if summary.written:
+        return f"{done}; what was rejected is in {folder.rejects_path}, first {first}"
+    raise InputError(
+        f"none of the {summary.records:,} records could be embedded, so that {output} is empty: {first}; "
+        f"{folder.rejects_path} has the reason of each"
+    )
 
 
 def counted(entries: Sequence[PartEntry]) -> dict[str, int]:

@@ -6,14 +6,16 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from rd_hf import __version__
 from rd_hf.data.fasta import InputError
+from rd_hf.data.sources import is_hub_dataset, source_size
 from rd_hf.data.text import readable
-from rd_hf.embedding.checkpoint import Checkpoint, pick_device, resolve
-from rd_hf.embedding.dtypes import choose_dtype, warn_of
+from rd_hf.embedding.checkpoint import Checkpoint, resolve
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry, differences
+from rd_hf.embedding.options import DTYPE
 from rd_hf.embedding.settings import JobSettings
 from rd_hf.launch import Processes
 
@@ -35,55 +37,36 @@ def open_job(
         checks: each raises a JobError where the model is not one for this job.
 
     Returns:
-        The model, the settings with a dtype that all processes share, and what the user should know.
+        The model, the settings, and what the user should know.
     """
     failure: Exception | None = None
     notes: list[str] = []
     if group.is_main:
         try:
-            checkpoint = resolve(settings.model, settings.revision, settings.one_pass)
+            noted = (folder.manifest() or {}).get("model", {}).get("backbones") or settings.backbones
+            checkpoint = resolve(settings.model, settings.revision, settings.one_pass, noted)
             if settings.options.whiten:
                 checkpoint.refuse_to_whiten()
-            settings, said = _settle_dtype(settings, group, folder, checkpoint)
             job = {**_describe(settings, checkpoint.widths(settings.options.levels, settings.options.width)), **about}
             for check in checks:
                 check(checkpoint)
             # Asked before the folder is touched, and again once nobody else can change it.
             _compare(folder, checkpoint, job)
             folder.claim()
-            notes = [*said, *_begin(settings, folder, checkpoint, job)]
+            notes = _begin(settings, folder, checkpoint, job)
         except (InputError, JobError) as error:
             failure = error
     if not group.all_well(failure is None):
         raise failure or JobError("stopped, because the main process could not start the job")
     if group.is_main:
         return checkpoint, settings, notes
-    # The main process has hashed the weights, and settled what was left open, for all.
-    manifest = folder.manifest() or {}
-    return Checkpoint(**manifest["model"]), _with_dtype(settings, manifest["job"]["dtype"]), notes
+    # The main process has hashed the weights for all.
+    return Checkpoint(**(folder.manifest() or {})["model"]), settings, notes
 
 
-def _settle_dtype(
-    settings: JobSettings, group: Processes, folder: OutputFolder, checkpoint: Checkpoint
-) -> tuple[JobSettings, list[str]]:
-    """Settings with a dtype in place of ``auto``: that of an earlier run, or what suits the device."""
-    dtype = settings.options.dtype
-    before = (folder.manifest() or {}).get("job", {}).get("dtype")
-    if dtype == "auto" and before is not None:
-        return _with_dtype(settings, before), []
-    if dtype == "float32" or before is not None:
-        return settings, []
-    device = settings.device or str(pick_device(group.local_rank))
-    width = max(checkpoint.widths(settings.options.levels).values())
-    if dtype == "auto":
-        dtype, said = choose_dtype(device, width)
-    else:
-        said = warn_of(dtype, device, width)
-    return _with_dtype(settings, dtype), [said] if said else []
-
-
-def _with_dtype(settings: JobSettings, dtype: str) -> JobSettings:
-    return replace(settings, options=replace(settings.options, dtype=dtype))
+def dtype_of(output: str) -> str:
+    """What a command that names no dtype computes in: as the folder it goes on with was begun, else the default."""
+    return str((OutputFolder(output).manifest() or {}).get("job", {}).get("dtype", DTYPE))
 
 
 def _describe(settings: JobSettings, widths: dict[str, int]) -> dict[str, Any]:
@@ -93,7 +76,7 @@ def _describe(settings: JobSettings, widths: dict[str, int]) -> dict[str, Any]:
     # Said where they are asked for: manifests of versions without them mean their defaults.
     options = {name: value for name, value in options.items() if value or name not in ("width", "whiten")}
     return {
-        "inputs": [readable(source) for source in settings.inputs],
+        "inputs": list(settings.names),
         "levels": list(widths),
         **{name: list(value) if isinstance(value, tuple) else value for name, value in options.items()},
         "sequence_column": settings.sequence_column,
@@ -103,6 +86,62 @@ def _describe(settings: JobSettings, widths: dict[str, int]) -> dict[str, Any]:
         "part_bytes": settings.part_bytes,
         "attn_implementation": settings.attn_implementation,
     }
+
+
+def _files(settings: JobSettings) -> list[dict[str, Any] | None]:
+    """Where each input that is a file lies, and its size; told apart by this, and not by how its path is written."""
+    return [
+        None if (size := source_size(source)) is None else {"path": _place(source), "bytes": size}
+        for source in settings.inputs
+    ]
+
+
+def _files_then(manifest: Mapping[str, Any]) -> list[dict[str, Any] | None]:
+    """What :func:`_files` was; None for each input where a version did not note it, or it is not as it is noted."""
+    inputs, found = manifest.get("job", {}).get("inputs", []), manifest.get("files")
+    if not isinstance(found, list) or len(found) != len(inputs):
+        return [None] * len(inputs)
+    kinds = {"path": str, "bytes": int}
+    return [
+        one if isinstance(one, dict) and all(isinstance(one.get(name), kind) for name, kind in kinds.items()) else None
+        for one in found
+    ]
+
+
+def _place(path: str) -> str:
+    return readable(str(Path(path).resolve()))
+
+
+def as_begun(settings: JobSettings, folder: OutputFolder) -> JobSettings:
+    """Settings that call the inputs as an earlier run did, where they are the same files under paths written otherwise.
+
+    What is written, and compared, are the names of then.
+    """
+    before = folder.manifest() or {}
+    then = before.get("job", {}).get("inputs", [])
+    files = _files_then(before)
+    if not len(then) == len(files) == len(settings.inputs):
+        return settings
+    for source, name, file in zip(settings.inputs, then, files, strict=True):
+        known = _place(name) if file is None else file["path"]
+        if readable(source) != name and (source == "-" or is_hub_dataset(source) or _place(source) != known):
+            return settings
+    return replace(settings, called=tuple(then))
+
+
+def known_parts(folder: OutputFolder) -> int | None:
+    """How many parts a finished job has, None where it is not finished."""
+    manifest = folder.manifest() or {}
+    return len(manifest["parts"]) if manifest.get("status") == "complete" else None
+
+
+def check_known(folder: OutputFolder, known: int | None, index: int, first_record: int) -> None:
+    """Raise a JobError where a finished job's input has a part more than it had."""
+    if known is not None and index >= known:
+        raise JobError(
+            f"the input is longer than when {folder.path} was finished: it has records from number {first_record:,} on "
+            "that it had not; give the same input as before, or choose another --output"
+        )
 
 
 def _compare(folder: OutputFolder, checkpoint: Checkpoint, job: dict[str, Any]) -> dict[str, Any] | None:
@@ -116,9 +155,18 @@ def _compare(folder: OutputFolder, checkpoint: Checkpoint, job: dict[str, Any]) 
         return None
     if before.get("format") != MANIFEST_FORMAT:
         raise JobError(f"{folder.path} was written by another version of rd_hf: choose another --output")
-    changed = list(differences(before.get("job", {}), job))
+    then = before.get("job", {})
+    if job.get("extends_sha256") is not None and job["extends_sha256"] == then.get("extends_sha256"):
+        # The same folder, wherever it lies or however its path is written.
+        job = {**job, "extends": then.get("extends")}
+    changed = list(differences(then, job))
     old = before.get("model", {})
-    if old.get("fingerprint") != checkpoint.fingerprint:
+    if checkpoint.backbones and "backbones" not in old and before.get("status") != "complete":
+        raise JobError(
+            f"{folder.path} was begun by a version that did not note which commits it loaded of "
+            f"{', '.join(checkpoint.backbones)}, which may have moved on: choose another --output"
+        )
+    if not checkpoint.is_of(old.get("fingerprint"), old.get("backbones", {})):
         changed.insert(
             0,
             f"the model was {old.get('name')} ({str(old.get('fingerprint'))[:19]}) and is now {checkpoint.name} "
@@ -146,6 +194,7 @@ def _begin(settings: JobSettings, folder: OutputFolder, checkpoint: Checkpoint, 
             "status": "running",
             "model": asdict(checkpoint),
             "job": job,
+            "files": _files(settings),
             "columns": {settings.options.column(level): {"level": level, "width": w} for level, w in widths.items()},
             "versions": installed_versions(),
         }
@@ -154,11 +203,19 @@ def _begin(settings: JobSettings, folder: OutputFolder, checkpoint: Checkpoint, 
     if before.get("model") != asdict(checkpoint):
         # The same weights under another name: the other processes load what the manifest names.
         folder.write_manifest({**before, "model": asdict(checkpoint)})
+    notes = []
+    for name, then, now in zip(settings.names, _files_then(before), _files(settings), strict=False):
+        if before.get("status") != "complete" and then and now and then["bytes"] != now["bytes"]:
+            notes.append(
+                f"{name} had {then['bytes']:,} bytes when {folder.path} was begun and has {now['bytes']:,}: finished "
+                "parts are compared with it, and the others made of it as it is now"
+            )
     updated = differences(before.get("versions", {}), installed_versions())
     if not updated or before.get("status") == "complete":
-        return []
+        return notes
     return [
-        f"begun with other versions ({'; '.join(updated)}): parts done now may differ from the others in last digits"
+        *notes,
+        f"begun with other versions ({'; '.join(updated)}): parts done now may differ from the others in last digits",
     ]
 
 

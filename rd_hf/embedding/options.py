@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 POOLINGS = ("mean", "max", "cls", "residue", "positions")
-MODEL_DTYPES = ("float32", "bfloat16", "float16", "auto")
+# What the model computes in unless a user names another: one for every entry point, level and device, so that the same
+# protein has the same numbers wherever it is embedded.
+DTYPE = "float32"
+MODEL_DTYPES = ("float32", "bfloat16", "float16")
+# What versions up to 0.2 had for "whichever is measured to be faster".
+OLD_DTYPE = "auto"
+AUTO_MEANS = (
+    f"dtype {OLD_DTYPE!r} means {DTYPE} now, which every level, command and device computes in unless told otherwise: "
+    f"leave it out, or name {', '.join(MODEL_DTYPES[:-1])} or {MODEL_DTYPES[-1]}"
+)
 OUTPUT_DTYPES = ("float32", "float16")
 LONG_POLICIES = ("error", "truncate", "window")
 # ESM-2 was trained on crops of 1,022 residues and cls and eos (Lin et al. 2023).
@@ -24,8 +34,7 @@ class EmbeddingOptions:
             residue) or ``positions`` (one row for each position asked for).
         positions: residues to return with pooling ``positions``, counted from 1 as in mutation names; a job may
             name others for each record.
-        dtype: what the model computes in. Pooling and the projections compute in float32 whichever it is. ``auto`` is
-            settled before anything is computed, see :func:`rd_hf.embedding.dtypes.choose_dtype`.
+        dtype: what the model computes in. Pooling and the projections compute in float32 whichever it is.
         output_dtype: what is stored. Arrow has no bfloat16: float32 holds its values exactly.
         normalize: divide each vector by its Euclidean length, each level for itself.
         long: what happens to a sequence of more than ``max_length`` residues. ``window``: overlapping windows,
@@ -45,7 +54,7 @@ class EmbeddingOptions:
     levels: tuple[str, ...] = ()
     pooling: str = "mean"
     positions: tuple[int, ...] = ()
-    dtype: str = "float32"
+    dtype: str = DTYPE
     output_dtype: str = "float32"
     normalize: bool = False
     long: str = "window"
@@ -56,6 +65,9 @@ class EmbeddingOptions:
     whiten: bool = False
 
     def __post_init__(self) -> None:
+        if self.dtype == OLD_DTYPE:
+            warnings.warn(AUTO_MEANS, FutureWarning, stacklevel=3)
+            object.__setattr__(self, "dtype", DTYPE)
         if self.output_dtype == "bfloat16":
             raise ValueError("Arrow has no bfloat16: store float32, which holds bfloat16 values exactly, or float16")
         for name, allowed in (

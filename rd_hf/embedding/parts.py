@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from rd_hf.data.fasta import FastaRecord
 from rd_hf.data.sources import read_records
-from rd_hf.data.text import readable
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.settings import JobSettings
 
@@ -34,9 +33,8 @@ def read_all(
     settings: JobSettings, on_read: Callable[[int], None], say: Callable[[str], None] | None = None
 ) -> Iterator[tuple[str, FastaRecord]]:
     """All records of all inputs, with the input each comes from, its name as text that can be written."""
-    for source in settings.inputs:
+    for name, source in zip(settings.names, settings.inputs, strict=True):
         named_columns = (settings.sequence_column, settings.id_column, settings.positions_column)
-        name = readable(source)
         for record in read_records(source, *named_columns, on_read=on_read, say=say, strict=settings.strict):
             yield name, record
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from rd_hf.data.text import readable
 from rd_hf.embedding.options import EmbeddingOptions
 
 PART_RECORDS = 16384
@@ -31,6 +33,9 @@ class JobSettings:
         extend: finished folder of the same inputs at a smaller level, whose backbones need not run again; see
             :mod:`rd_hf.embedding.extension`.
         one_pass: read every level out of the largest backbone alone, of a model that was fitted for it.
+        backbones: commits of backbones whose revision the model leaves open, where another job noted them; by default
+            those of an earlier run, or those that they have now.
+        called: what the inputs are called in what is written, where that is not as they are given now.
     """
 
     model: str
@@ -49,16 +54,29 @@ class JobSettings:
     window_tokens: int | None = None
     extend: str | None = None
     one_pass: bool = False
+    backbones: Mapping[str, str] | None = None
+    called: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.window_tokens is not None and self.window_tokens < 1:
             raise ValueError(f"window_tokens must be positive, not {self.window_tokens}")
         if self.one_pass and self.extend is not None:
             raise ValueError("--one-pass reads all levels out of the largest backbone: there is nothing to --extend")
+        options = self.options
+        if options.pooling == "positions" and not options.positions and self.positions_column is None:
+            raise ValueError(
+                "pooling 'positions' returns the rows of positions, and none are named: give --positions, or a table "
+                "with --positions-column"
+            )
         if not self.inputs:
             raise ValueError("a job needs at least one input")
         if self.part_records < 1 or self.part_bytes < 1:
             raise ValueError("part_records and part_bytes must be positive")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the inputs are called in what is written: text that can be written."""
+        return self.called or tuple(map(readable, self.inputs))
 
 
 @dataclass(frozen=True, slots=True)

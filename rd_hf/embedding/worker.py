@@ -13,9 +13,11 @@ import numpy as np
 
 from rd_hf.data.fasta import FastaRecord, InputError
 from rd_hf.data.residues import RejectedSequenceError
-from rd_hf.embedding.checkpoint import Checkpoint, load_model, pick_device
+from rd_hf.devices import pick_device
+from rd_hf.embedding.checkpoint import Checkpoint, load_model
+from rd_hf.embedding.dtypes import hint_of, warn_of
 from rd_hf.embedding.folder import OutputFolder, PartEntry, Reject
-from rd_hf.embedding.manifest import check_digest
+from rd_hf.embedding.manifest import check_digest, check_known, known_parts
 from rd_hf.embedding.parts import Part, cut_parts, read_all
 from rd_hf.embedding.progress import Progress
 from rd_hf.embedding.settings import JobSettings
@@ -79,6 +81,7 @@ class Worker:
     progress: Progress
     report: Callable[[str], None]
     above: str | None = None  # backbones up to this level need not run
+    hints: bool = False  # whether the user chose the dtype, and may be told of others
     engine: Engine | None = None
     kept: int = 0
 
@@ -87,11 +90,13 @@ class Worker:
         digests: list[str] = []
         records = 0
         parts = self.parts()
+        known = known_parts(self.folder)
         while True:
             with self.stages.stage("read"):
                 part = next(parts, None)
             if part is None:
                 return digests, records
+            check_known(self.folder, known, part.index, part.first_record)
             digests.append(part.digest)
             records += len(part.records)
             if part.index % self.group.world != self.group.rank or self.is_finished(part):
@@ -196,6 +201,8 @@ class Worker:
         if self.engine is None:
             with self.stages.stage("load"), uncollected():
                 level = self.checkpoint.largest(self.settings.options.levels, self.settings.options.width)
+                device = self.settings.device or str(pick_device(self.group.local_rank))
+                self._tell_of_dtypes(device, self.checkpoint.nested_dims[level])
                 model = load_model(
                     self.checkpoint.name,
                     self.checkpoint.revision,
@@ -203,10 +210,11 @@ class Worker:
                     level,
                     self.settings.options.dtype,
                     self.settings.attn_implementation,
-                    self.settings.device or str(pick_device(self.group.local_rank)),
+                    device,
                     sequential=self.settings.window_tokens is not None,
                     above=self.above,
                     one_pass=self.checkpoint.one_pass,
+                    backbones=tuple(self.checkpoint.backbones.items()),
                 )
                 self.engine = Engine(
                     model,
@@ -217,6 +225,13 @@ class Worker:
                     above=self.above,
                 )
         return self.engine
+
+    def _tell_of_dtypes(self, device: str, width: int) -> None:
+        """Say what the hardware makes of the dtype; nothing is decided here."""
+        dtype = self.settings.options.dtype
+        for said in (warn_of(dtype, device), hint_of(dtype, device, width) if self.hints else None):
+            if said is not None and self.group.is_main:
+                self.report(said)
 
     def write(self, part: Part, rows: list[Row], rejects: list[Reject]) -> None:
         """The part's Parquet file, then its journal entry."""

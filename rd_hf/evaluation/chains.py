@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from rd_hf.data.fasta import InputError
+from rd_hf.devices import check_device
 from rd_hf.evaluation.embeddings import Family, fingerprint, load_family
 from rd_hf.hub import load_family as load_backbones
 from rd_hf.hub.backbones import family_config
@@ -20,8 +21,9 @@ def load_chain(words: Sequence[str], device: str = "cpu", dtype: torch.dtype = t
             which stands for its levels.
 
     Raises:
-        InputError: see :func:`rd_hf.hub.backbones.family_config`, or a backbone cannot be loaded.
+        InputError: see :func:`rd_hf.hub.backbones.family_config`, or a backbone cannot be loaded, or not there.
     """
+    check_device(device)
     config = family_config(list(words))
     try:
         model = load_backbones(config, dtype=dtype)

@@ -22,6 +22,7 @@ from transformers import AutoConfig
 from rd_hf.bases.moments import JointMoments, load_tensors, save_tensors
 from rd_hf.data.batching import collate, residue_mask, token_budget_batches
 from rd_hf.data.fasta import InputError
+from rd_hf.devices import check_device
 from rd_hf.evaluation.assays import Assay
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.families_rd_esm import FAMILIES, describe
@@ -90,8 +91,9 @@ def load_family(
         one_pass: load the largest backbone alone; what is then called z is the embedding that is read out of it.
 
     Raises:
-        InputError: it cannot be loaded, or is neither.
+        InputError: it cannot be loaded, or not on that device, or is neither.
     """
+    check_device(device)
     if not 0 < depth <= 1:
         raise InputError(f"--depth {depth} is not a share of the layers; give a number above 0 and up to 1")
     try:

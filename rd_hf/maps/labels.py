@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from rd_hf.data.columns import ID_COLUMNS
 from rd_hf.data.records import InputError
-from rd_hf.data.sources import ID_COLUMNS
 from rd_hf.data.tables import BadRow, delimited
 from rd_hf.data.text import readable
 

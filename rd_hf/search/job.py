@@ -17,6 +17,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from rd_hf.data.records import InputError
+from rd_hf.devices import check_device
 from rd_hf.embedding import EmbeddingOptions, JobSettings, run_job
 from rd_hf.embedding.checkpoint import Checkpoint, resolve
 from rd_hf.embedding.folder import OutputFolder
@@ -81,6 +82,8 @@ def search(
     started = time.perf_counter()
     report = report or (lambda text: tqdm.write(text, file=sys.stderr))
     need_faiss()
+    if settings.device is not None:
+        check_device(settings.device)
     database = Database(settings.database)
     if not database.rows:
         raise InputError(f"{settings.database} holds no protein: embed some first")
@@ -128,6 +131,7 @@ def _open_queries(
             revision=checkpoint.revision,
             device=settings.device,
             one_pass=checkpoint.one_pass,
+            backbones=checkpoint.backbones,
         )
         summary = run_job(job, report=report, show_progress=show_progress)
         if summary.rejected:
@@ -143,12 +147,12 @@ def _model(settings: SearchSettings, database: Database) -> Checkpoint:
     name = settings.model or database.model.name
     revision = settings.revision or (None if settings.model else database.model.revision)
     try:
-        found = resolve(name, revision, database.model.one_pass)
+        found = resolve(name, revision, database.model.one_pass, database.model.backbones)
     except InputError as error:
         if settings.model:
             raise
         raise InputError(f"{error}; {database.path} was made with it: say with --model where it is now") from error
-    if found.fingerprint != database.model.fingerprint:
+    if not found.is_of(database.model.fingerprint, database.model.backbones):
         raise InputError(
             f"{database.path} was made with {_which(database.model)}, not with {_which(found)}: embeddings of two "
             "models cannot be compared, so give --model (and --revision) as it was, or embed the database again"
@@ -158,7 +162,7 @@ def _model(settings: SearchSettings, database: Database) -> Checkpoint:
 
 def _same_space(settings: SearchSettings, database: Database, queries: Database) -> None:
     """Refuse to compare what cannot be compared."""
-    if queries.model.fingerprint != database.model.fingerprint:
+    if not queries.model.is_of(database.model.fingerprint, database.model.backbones):
         raise InputError(
             f"{database.path} was made with {_which(database.model)} and {queries.path} with {_which(queries.model)}: "
             "embeddings of two models cannot be compared, nor exact ones with those of one pass, so embed one of them "

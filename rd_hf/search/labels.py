@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from rd_hf.data.columns import ID_COLUMNS
 from rd_hf.data.records import InputError
-from rd_hf.data.sources import ID_COLUMNS
 from rd_hf.data.streams import DAMAGED, damaged, open_text
 from rd_hf.data.text import readable
 from rd_hf.search.database import Database

@@ -195,6 +195,7 @@ class Larger:
                 revision=self.revision,
                 device=self.device,
                 one_pass=self.database.model.one_pass,
+                backbones=self.database.model.backbones,
                 **options,
             )
         return np.stack(self._embedder.embed(sequences)["embedding"])

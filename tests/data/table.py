@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from rd_hf.data.sources import ID_COLUMNS, SEQUENCE_COLUMNS, TABLES
+from rd_hf.data.columns import ID_COLUMNS, SEQUENCE_COLUMNS
+from rd_hf.data.sources import TABLES
 from rd_hf.data.streams import SUFFIXES
 from tests.conftest import REPOSITORY
 from tests.data import cases
@@ -91,8 +92,10 @@ def render() -> str:
         "",
         f"A table is known by its suffix: {names(TABLES)}, before one of {names(SUFFIXES)} or not. Sequences are read "
         f"from the column named with `--sequence-column`, else from the first of {names(SEQUENCE_COLUMNS)} there is, "
-        f"ids from `--id-column`, else {names(ID_COLUMNS)}, whatever their case; two columns of one such name are "
-        "refused. File names, ids and headers that are not text in their encoding keep their bytes as `\\xff` and the "
+        f"ids from `--id-column`, else {names(ID_COLUMNS)}, whatever their case, blanks and signs (`AA sequence`); two "
+        "columns of one such name are refused, and so is a column without `--sequence-column` whose first cells look "
+        "like names. Which columns are read is said unless they are `sequence` or `seq`. File names, ids and headers "
+        "that are not text in their encoding keep their bytes as `\\xff` and the "
         "like.",
         "",
         "### Delimiters",

@@ -209,7 +209,6 @@ def test_the_inputs_may_lie_elsewhere_but_must_be_the_same_records(
         (["--pooling", "max"], "the maximum over residues does not commute"),
         (["--normalize"], "its vectors were normalised"),
         (["--output-dtype", "float16"], "it was stored in float16"),
-        (["--dtype", "bfloat16"], "it was computed in bfloat16"),
     ],
 )
 def test_what_does_not_extend_is_refused_by_name(

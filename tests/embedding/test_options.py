@@ -16,7 +16,7 @@ from rd_hf.embedding.options import EmbeddingOptions
     ("options", "sentence"),
     [
         ({"pooling": "median"}, "pooling must be one of mean, max, cls, residue, positions"),
-        ({"dtype": "int8"}, "dtype must be one of float32, bfloat16, float16, auto"),
+        ({"dtype": "int8"}, "dtype must be one of float32, bfloat16, float16, not"),
         ({"output_dtype": "bfloat16"}, "Arrow has no bfloat16: store float32"),
         ({"long": "split"}, "long must be one of"),
         ({"levels": ("S", "S")}, "levels must differ"),

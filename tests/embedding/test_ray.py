@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rd_hf.data.fasta import read_fasta
-from tests.conftest import environment
+from tests.conftest import environment, random_model
 from tests.embedding.conftest import Outcome, command, content_hashes, parts, random_fasta, read, run_process
 
 pytest.importorskip("ray")
@@ -98,6 +98,27 @@ def test_the_folder_is_that_of_the_local_job(
     assert {path.name for path in (tmp_path / "out" / ".job").iterdir()} == {
         path.name for path in (local / ".job").iterdir()
     }, "staged files and signs are cleared away"
+
+
+def test_its_default_is_that_of_every_other_entry_point_and_its_inputs_are_known_by_place(
+    cluster: RayCluster, tmp_path: Path, embed: Embed
+) -> None:
+    """A level 320 wide on the cluster, one of 64 here: the common columns are the same bits."""
+    random_model([64, 320], ["narrow", "wide"], layers=1).save_pretrained(tmp_path / "model")
+    fasta = random_fasta(tmp_path / "in.fasta", 12, seed=2)
+    asked = ("--model", tmp_path / "model", "--part-records", 4, "--input")
+    outcome = embed(*asked, fasta, "--output", tmp_path / "wide", *on(cluster))
+    assert outcome.status == 0, outcome.stderr
+    assert embed(*asked, fasta, "--output", tmp_path / "narrow", "--level", "narrow").status == 0
+    wide, narrow = (np.stack(read(tmp_path / name)["embedding"].to_numpy()) for name in ("wide", "narrow"))
+    assert wide.shape == (11, 320)
+    assert np.array_equal(wide[:, :64], narrow)
+    # What came on since makes a part of its own.
+    fasta.write_text(fasta.read_text() + ">more\nMKTAY\n")
+    outcome = embed(*asked, f"{tmp_path}/../{tmp_path.name}/in.fasta", "--output", tmp_path / "wide", *on(cluster))
+    assert outcome.status == 1
+    assert "the input is longer than when" in outcome.stderr
+    assert "has records from number 13 on" in outcome.stderr
 
 
 def test_it_takes_up_what_the_local_job_left_off(

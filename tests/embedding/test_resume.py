@@ -24,6 +24,7 @@ from tests.embedding.conftest import (
     content_hashes,
     parts,
     random_fasta,
+    read,
     run_process,
     scale_tensors,
 )
@@ -197,14 +198,89 @@ def test_a_changed_input_is_noticed(embed: Embed, job: list[object], tmp_path: P
     else:
         fasta.write_text(text + ">more\nMK\n")
     outcome = embed(*job, output)
-    if change == "longer":
-        # Ten full parts are still the first ten; what came on is an eleventh.
-        assert outcome.status == 0
-        assert "101 records" in outcome.stdout
-        return
     assert outcome.status == 1
-    message = {"edited": "records from number 51 on differ", "shorter": "holds 5 parts beyond the end of the input"}
+    message = {
+        "edited": "records from number 51 on differ",
+        "shorter": "holds 5 parts beyond the end of the input",
+        # Ten full parts are still the first ten; what came on would be an eleventh.
+        "longer": f"the input is longer than when {output} was finished: it has records from number 101 on",
+    }
     assert message[change] in outcome.stderr
+    assert outcome.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("extended", [False, True], ids=["a job", "an extension"])
+def test_the_same_files_are_the_same_job_however_their_paths_are_written(
+    embed: Embed, job: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extended: bool
+) -> None:
+    """Relative, with a detour, absolute, through a link, from elsewhere: told apart by where they lie."""
+    home, output, fasta = tmp_path / "k", tmp_path / "out", tmp_path / "proteins.fasta"
+    home.mkdir()
+    os.link(fasta, home / "in.fasta")
+    (tmp_path / "link").symlink_to(home)
+    os.link(fasta, tmp_path / "other.fasta")
+
+    def run(path: str) -> Outcome:
+        if extended:
+            more = ("--part-records", 10, "--output", output)
+            return embed("--extend", small, "--input", path, "--level", "L2", *more)
+        return embed(*job[:2], "--input", path, "--part-records", 10, "--output", output)
+
+    monkeypatch.chdir(tmp_path)
+    small = tmp_path / "small"
+    embed(*job[:2], "--input", "k/in.fasta", "--level", "L0", "--part-records", 10, "--output", small)
+    assert run("k/in.fasta").status == 0
+    whole = content_hashes(output)
+    for place, path in {
+        tmp_path: "./k/in.fasta",
+        home: "../k/../k/in.fasta",
+        output: str(home / "in.fasta"),
+        small: "../link/in.fasta",
+    }.items():
+        monkeypatch.chdir(place)
+        parts(output)[4].unlink()
+        outcome = run(path)
+        assert outcome.status == 0, outcome.stderr
+        assert content_hashes(output) == whole, "under the name that it was begun with"
+    assert set(read(output)["source"].to_pylist()) == {"k/in.fasta"}
+    monkeypatch.chdir(tmp_path)
+    assert "inputs was ['k/in.fasta'] and is now ['other.fasta']" in run("other.fasta").stderr
+    if extended:
+        small = tmp_path / "k" / ".." / "small"
+        assert run("k/in.fasta").status == 0, "the extended folder's path is written otherwise"
+
+
+def test_a_manifest_without_places_is_gone_on_with(
+    embed: Embed, job: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of versions that noted the names alone, which count from where the job is given again."""
+    monkeypatch.chdir(tmp_path)
+    arguments = [*job[:2], "--part-records", 10, "--output", "out", "--input"]
+    assert embed(*arguments, "proteins.fasta").status == 0
+    manifest = json.loads((tmp_path / "out" / "_manifest.json").read_text())
+    assert manifest.pop("files") == [
+        {"path": str(tmp_path / "proteins.fasta"), "bytes": (tmp_path / "proteins.fasta").stat().st_size}
+    ]
+    (tmp_path / "out" / "_manifest.json").write_text(json.dumps(manifest))
+    assert embed(*arguments, tmp_path / "proteins.fasta").status == 0
+    assert embed(*arguments, "./proteins.fasta").status == 0
+
+
+def test_an_input_that_grew_before_a_job_was_finished_is_read_as_it_is_now_and_said(
+    embed: Embed, job: list[object], tmp_path: Path
+) -> None:
+    output, fasta = tmp_path / "out", tmp_path / "proteins.fasta"
+    before = fasta.read_text()
+    fasta.write_text(before[: before.index(">r50\n")])
+    embed(*job, output)
+    manifest = json.loads((output / "_manifest.json").read_text())
+    (output / "_manifest.json").write_text(json.dumps({**manifest, "status": "running"}))
+    fasta.write_text(before)
+    outcome = embed(*job, output)
+    assert outcome.status == 0, outcome.stderr
+    assert f"{fasta} had {manifest['files'][0]['bytes']:,} bytes when {output} was begun" in outcome.stderr
+    embed(*job, tmp_path / "whole")
+    assert content_hashes(output) == content_hashes(tmp_path / "whole")
 
 
 def test_a_second_job_on_the_same_folder_is_refused(job: list[object], tmp_path: Path, embed: Embed) -> None:

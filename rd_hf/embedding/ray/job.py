@@ -12,9 +12,10 @@ from typing import Any
 
 from rd_hf.data.fasta import InputError
 from rd_hf.data.sources import source_size
+from rd_hf.devices import parse_device
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry
 from rd_hf.embedding.job import check_inputs, complete, counted
-from rd_hf.embedding.manifest import check_digest, open_job
+from rd_hf.embedding.manifest import as_begun, check_digest, check_known, known_parts, open_job
 from rd_hf.embedding.progress import Progress
 from rd_hf.embedding.ray.cluster import Cluster, RaySettings, ask_every_node, joined
 from rd_hf.embedding.ray.duplicates import Shared, find_shared, first_records
@@ -49,6 +50,8 @@ def run_on_ray(
     """
     ray_settings = ray_settings or RaySettings()
     check_inputs(settings, Processes())
+    if settings.device is not None:
+        parse_device(settings.device)
     if settings.extend is not None:
         raise InputError("a job on Ray cannot extend a folder: leave --engine ray away, which needs one machine only")
     if ray_settings.deduplicate and not settings.options.one_row:
@@ -57,6 +60,7 @@ def run_on_ray(
             "--deduplicate away, or choose mean, max or cls"
         )
     folder = OutputFolder(settings.output)
+    settings = as_begun(settings, folder)
     with joined(ray_settings) as cluster, ExitStack() as stack:
         _check_versions(ask_every_node(cluster, installed))
         stack.callback(folder.leave)
@@ -106,6 +110,9 @@ class _Run:
         staging = Staging(self.folder, self.settings, deduplicate)
         staged = self._stage(staging, assignment)
         parts = list(plan(staged, staging.path, self.settings, widths))
+        known = known_parts(self.folder)
+        for part in parts:
+            check_known(self.folder, known, part.index, part.first_record)
         with self._bar(sum(part.letters for part in parts), "residues") as bar:
             noted = set(self.folder.noted_parts())
             self._check([part for part in parts if part.index in noted], assignment, bar)

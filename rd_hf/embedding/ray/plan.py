@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rd_hf.data.fasta import FastaRecord
-from rd_hf.data.text import readable
 from rd_hf.embedding.parts import Cut, Part, digest, row_bytes
 from rd_hf.embedding.ray.staging import Staged, read_chunk
 from rd_hf.embedding.settings import JobSettings
@@ -92,6 +91,6 @@ def read_part(planned: PlannedPart, path: Path, settings: JobSettings) -> Part:
     """A part with its records, as the local job would have it in hand."""
     records: list[tuple[str, FastaRecord]] = []
     for each in planned.slices:
-        name = readable(settings.inputs[each.source])
+        name = settings.names[each.source]
         records += ((name, record) for record in read_chunk(path / each.file, each.start, each.stop))
     return Part(planned.index, planned.first_record, records, digest(records))

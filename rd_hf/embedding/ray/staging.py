@@ -159,7 +159,7 @@ def stage(settings: JobSettings, index: int, keys: bool) -> Iterator[dict[str, A
 
 
 def _of_one_input(settings: JobSettings, index: int) -> JobSettings:
-    return replace(settings, inputs=(settings.inputs[index],))
+    return replace(settings, inputs=(settings.inputs[index],), called=(settings.names[index],))
 
 
 def _write(path: Path, records: list[FastaRecord], settings: JobSettings, keys: bool) -> None:

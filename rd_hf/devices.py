@@ -1,0 +1,76 @@
+"""The device of a process: by its rank, or as a user names it; one sentence for all commands where it is not there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rd_hf.data.records import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def parse_device(device: str) -> torch.device:
+    """A torch device by its name, whether or not this machine has it: a cluster's workers may.
+
+    Raises:
+        InputError: it is the name of none that a model could run on.
+    """
+    import torch
+
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"{device!r} names no device: give cpu, cuda, cuda:1 (the second GPU) or mps") from error
+    if found.type == "meta":
+        raise InputError("device meta holds no numbers: give cpu, cuda, cuda:1 (the second GPU) or mps")
+    return found
+
+
+def check_device(device: str) -> torch.device:
+    """A torch device that this process can use.
+
+    Raises:
+        InputError: it cannot.
+    """
+    import torch
+
+    found = parse_device(device)
+    if found.type != "cpu":
+        try:
+            torch.empty(1, device=found)
+        # A build without a backend says so by whichever of these.
+        except (AssertionError, NotImplementedError, RuntimeError, ImportError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise InputError(
+                f"device {device} cannot be used here ({reason[:200]}): this machine has {_there_are()}; leave the "
+                "device away for the best of them"
+            ) from error
+    return found
+
+
+def pick_device(rank: int | None = None) -> torch.device:
+    """The device for process ``rank``: a GPU by rank where there are any, else Apple's, else the CPU.
+
+    Raises:
+        InputError: CUDA was used before this process was forked.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        if torch.cuda._is_in_bad_fork():
+            raise InputError(
+                "CUDA was already in use when this worker process was forked; call "
+                "multiprocess.set_start_method('spawn') at the top of the program, before map(num_proc=...)"
+            )
+        return torch.device("cuda", (rank or 0) % torch.cuda.device_count())
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def _there_are() -> str:
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return ", ".join(["cpu", *(f"cuda:{index}" for index in range(gpus))])
