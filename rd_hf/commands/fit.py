@@ -201,20 +201,25 @@ def run(args: argparse.Namespace) -> None:
     from rd_hf.data.batching import SPECIAL_TOKENS
     from rd_hf.embedding.dtypes import warn_of
     from rd_hf.fitting import FitOptions, draw_sample, fit_bases, install_bases
+    from rd_hf.fitting.fit import check_options
     from rd_hf.fitting.one_pass import choose_layers
-    from rd_hf.fitting.state import STATE_FILES, is_state, state_workspace
+    from rd_hf.fitting.state import SETTINGS_FILE, STATE_FILES, is_state, state_workspace
     from rd_hf.hub import load_family, save_checkpoint
     from rd_hf.hub.backbones import family_config
-    from rd_hf.hub.checkpoint import is_checkpoint, refuse_foreign
+    from rd_hf.hub.checkpoint import REPORT_FILE, is_checkpoint, refuse_foreign
     from rd_hf.launch import processes
 
     state_folder = args.output / ".fit"
-    if (args.output / "fit_report.json").exists() and not state_folder.exists():
-        if args.resume:
-            print(f"{args.output} holds a finished fit; nothing is left to do")
-            return
-        raise ValueError(f"{args.output} holds a finished fit already: choose another --output, or delete it")
     workspace = state_workspace(state_folder)
+    if (args.output / REPORT_FILE).exists() and not (state_folder / SETTINGS_FILE).exists():
+        if workspace.record() is not None:
+            # Killed while it cleared up.
+            workspace.claim()
+            workspace.remove(*STATE_FILES)
+        if not args.resume:
+            raise ValueError(f"{args.output} holds a finished fit already: choose another --output, or delete it")
+        print(f"{args.output} holds a finished fit; nothing is left to do")
+        return
     if not is_checkpoint(args.output):
         workspace.refuse_others([state_folder.name] if is_state(state_folder) else [])
     refuse_foreign(args.output)
@@ -268,6 +273,10 @@ def run(args: argparse.Namespace) -> None:
         one_pass=one_pass,
         block_weights=None if args.block_weights is None else tuple(args.block_weights),
     )
+    try:
+        check_options(model.config, options)
+    except ValueError as error:
+        raise ValueError(str(error).replace("residual_directions", "--keep")) from error
     main = accelerator.is_main_process
     say = partial(tqdm.write, file=sys.stderr) if main else None
     sample = draw_sample(args.data, options, args.sequence_column, progress=main, say=say)

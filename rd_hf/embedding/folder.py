@@ -152,6 +152,10 @@ class OutputFolder:
             raise JobError(f"{self.manifest_path} is no embedding job's: choose another --output")
         return content
 
+    def holds_work(self) -> bool:
+        """Whether anything that a job computed is there: without it, the folder is free for another job."""
+        return bool(self.noted_parts()) or self.rejects_path.exists() or any(self.path.glob("embeddings-*.parquet"))
+
     def write_manifest(self, content: Mapping[str, Any]) -> None:
         """Replace the manifest."""
         self._write_json(self.manifest_path, content)
