@@ -1,6 +1,6 @@
 """Crash points of a command: killed before its n-th file operation, the same command ends it, to the same bytes.
 
-    python -m tests.crash_points FOLDER [--step N] [COMMAND ...]
+    python -m tests.crash_points FOLDER [--step N] [--only COMMAND ...]
 
 A process of its own: it starts a Hub on the loopback, imports and warms up once, and forks a child for each point.
 Operations counted are rename, replace, link, symlink, mkdir, unlink, rmdir, chmod, fsync, opening to write (a kill
@@ -290,7 +290,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--step", type=int, default=1, help="every N-th point, and the first and last of each kind")
-    parser.add_argument("commands", nargs="*")
+    parser.add_argument("--only", nargs="+", default=[], metavar="COMMAND")
     args = parser.parse_args(argv)
     root = args.folder.resolve() / "point"
     with FakeHub() as hub:
@@ -308,7 +308,7 @@ def main(argv: list[str] | None = None) -> int:
         args.folder.mkdir(parents=True, exist_ok=True)
         found = {}
         for name, command in commands(args.folder.resolve(), root, hub).items():
-            if name in args.commands or not args.commands:
+            if name in args.only or not args.only:
                 done = try_points(name, command, root, hub, args.step)
                 found[name] = vars(done)
                 counts = f"{len(done.operations)} operations, {len(done.tried)} tried, {len(done.wrong)} wrong"
