@@ -246,6 +246,7 @@ class Workspace:
             if record is None:
                 write_json(self._record_path, {"command": self.command, "token": secrets.token_hex(16), "written": {}})
             else:
+                # Somebody may have been killed who wrote it.
                 clear_staging(self.path)
                 for stale in self.path.glob(f"{record['token']}-*.tmp"):
                     stale.unlink()

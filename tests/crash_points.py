@@ -14,6 +14,7 @@ import argparse
 import builtins
 import contextlib
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -232,10 +233,13 @@ def commands(work: Path, root: Path, hub: FakeHub) -> dict[str, Command]:
     from transformers import EsmConfig, EsmModel
 
     import rd_hf.hub.plan
+    from rd_hf.__main__ import COMMANDS
     from rd_hf.hub import save_checkpoint
     from rd_hf.model.configuration_rd_esm import RDEsmConfig
     from tests.conftest import backbone_settings, random_model
 
+    for module, _ in COMMANDS.values():
+        importlib.import_module(module)
     fasta = work / "p.fasta"
     fasta.write_text("".join(f">{name}\n{letters}\n" for name, letters in sequences()))
     levels = []

@@ -92,8 +92,8 @@ def told_of_the_end() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        # A launcher sends on what the scheduler has sent already.
-        signal.signal(number, signal.SIG_IGN)
+        # A launcher sends on what the scheduler has sent already. (Ignored, a signal on its way would be complained of.)
+        signal.signal(number, lambda *_: None)
         raise Terminated
 
     signal.signal(signal.SIGTERM, end)

@@ -16,7 +16,7 @@ FLAGS = [
     (name, action)
     for name, (module, _) in COMMANDS.items()
     for action in importlib.import_module(module).build_parser()._actions
-    # A default that is a number tells a numeric flag; most have a type that says so.
+    # All that are no text and no path are numbers.
     if action.type not in (None, str) and "Path" not in str(action.type)
 ]
 
