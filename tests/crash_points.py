@@ -1,6 +1,6 @@
 """Crash points of a command: killed before its n-th file operation, the same command ends it, to the same bytes.
 
-    python -m tests.crash_points FOLDER [--step N] [--only COMMAND ...]
+    python -m tests.crash_points FOLDER [--only COMMAND[:N] ...]
 
 A process of its own: it starts a Hub on the loopback, imports and warms up once, and forks a child for each point.
 Operations counted are rename, replace, link, symlink, mkdir, unlink, rmdir, chmod, fsync, opening to write (a kill
@@ -18,12 +18,14 @@ import importlib
 import io
 import json
 import os
+import random
 import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from tests.hub.server import FakeHub, Repo
@@ -33,7 +35,7 @@ SECONDS = 120
 # What is random in each folder: the tokens of its records, locks, and what a stage took.
 BY_DESIGN = {"rd_hf.json", "lock"}
 OPERATIONS = ("replace", "rename", "link", "symlink", "mkdir", "unlink", "remove", "rmdir", "chmod")
-WIDTHS = {"L0": 16, "L1": 24, "L2": 32}
+WIDTHS = {"L0": 16, "L1": 24}
 
 
 @dataclass(frozen=True)
@@ -172,8 +174,8 @@ def content(out: Path, hub: FakeHub) -> dict[str, str]:
     return found
 
 
-def try_points(name: str, command: Command, root: Path, hub: FakeHub, step: int) -> Found:
-    """Run a command undisturbed, then kill it at every ``step``-th point and at the first of each kind."""
+def try_points(name: str, command: Command, root: Path, hub: FakeHub, most: int) -> Found:
+    """Run a command undisturbed, then kill it at each point, or at so many: the first of each kind, the last, others."""
     out = root / "out"
     words = [word.replace("{out}", str(out)) for word in command.words]
     published = dict(hub.repos)
@@ -189,9 +191,11 @@ def try_points(name: str, command: Command, root: Path, hub: FakeHub, step: int)
     assert status == 0, f"{name}: {said}"
     wanted = content(out, hub)
     found = Found(operations)
-    firsts = {operations.index(kind) + 1 for kind in operations}
-    lasts = {len(operations) - operations[::-1].index(kind) for kind in operations}
-    points = sorted({*range(1, len(operations) + 1, step), *firsts, *lasts})
+    total = len(operations)
+    firsts = [operations.index(kind) + 1 for kind in dict.fromkeys(operations)]
+    lasts = [total - operations[::-1].index(kind) for kind in dict.fromkeys(operations)]
+    others = random.Random(total).sample(range(1, total + 1), total)
+    points = sorted(list(dict.fromkeys([*firsts, *lasts, *others]))[: most or total])
     for point in points:
         fresh()
         status, _, said = run(words, point, out)
@@ -219,8 +223,6 @@ def try_points(name: str, command: Command, root: Path, hub: FakeHub, step: int)
 
 def sequences() -> Iterator[tuple[str, str]]:
     """Ids and sequences that all commands read; the last is refused."""
-    import random
-
     draw = random.Random(3)
     for number in range(23):
         yield f"p{number}", "".join(draw.choices("LAGVSERTIDPKQNFYMHWC", k=draw.randint(20, 60)))
@@ -232,6 +234,7 @@ def commands(work: Path, root: Path, hub: FakeHub) -> dict[str, Command]:
     import numpy as np
     from transformers import EsmConfig, EsmModel
 
+    import rd_hf.bases.figure
     import rd_hf.hub.plan
     from rd_hf.__main__ import COMMANDS
     from rd_hf.hub import save_checkpoint
@@ -257,7 +260,10 @@ def commands(work: Path, root: Path, hub: FakeHub) -> dict[str, Command]:
     for name, width in WIDTHS.items():
         np.save(work / f"{name}.npy", draw.standard_normal((24, width), dtype=np.float32))
     (work / "ids.txt").write_text("".join(f"{name}\n" for name, _ in sequences()))
-    # The rate of this machine is measured for seconds, and only said.
+    # Each takes a second: a figure of its own bytes, and a rate of this machine, which is only said.
+    rd_hf.bases.figure.draw_fit = lambda *_: SimpleNamespace(  # type: ignore[assignment]
+        savefig=lambda path, **_: Path(path).write_bytes(b"a figure")
+    )
     rd_hf.hub.plan.measured_flops = lambda *_, **__: 1e12
 
     embed = ["embed", "--model", str(model), "--input", str(fasta), "--part-records", "8", "--quiet"]
@@ -269,7 +275,7 @@ def commands(work: Path, root: Path, hub: FakeHub) -> dict[str, Command]:
     raw = [str(work / f"{name}.npy") for name in WIDTHS]
     return {
         "embed": Command([*embed, "--output", "{out}"]),
-        "extend": Command(["embed", "--extend", str(small), "--level", "L2", "--quiet", "--output", "{out}"]),
+        "extend": Command(["embed", "--extend", str(small), "--level", "L1", "--quiet", "--output", "{out}"]),
         "convert": Command(
             [
                 *("convert", "--model", str(model), "--ids", str(work / "ids.txt"), "--part-records", "8", "--quiet"),
@@ -293,8 +299,7 @@ def commands(work: Path, root: Path, hub: FakeHub) -> dict[str, Command]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--step", type=int, default=1, help="every N-th point, and the first and last of each kind")
-    parser.add_argument("--only", nargs="+", default=[], metavar="COMMAND")
+    parser.add_argument("--only", nargs="+", default=[], metavar="COMMAND[:N]", help="the first N points of a draw")
     args = parser.parse_args(argv)
     root = args.folder.resolve() / "point"
     with FakeHub() as hub:
@@ -311,12 +316,13 @@ def main(argv: list[str] | None = None) -> int:
         }
         args.folder.mkdir(parents=True, exist_ok=True)
         found = {}
+        most = {name: int(limit or 0) for name, _, limit in (word.partition(":") for word in args.only)}
         for name, command in commands(args.folder.resolve(), root, hub).items():
-            if name in args.only or not args.only:
-                done = try_points(name, command, root, hub, args.step)
+            if name in most or not most:
+                done = try_points(name, command, root, hub, most.get(name, 0))
                 found[name] = vars(done)
                 counts = f"{len(done.operations)} operations, {len(done.tried)} tried, {len(done.wrong)} wrong"
-                print(f"{name}: {counts}", file=sys.stderr)
+                print(f"{name}: {counts}", file=sys.stderr, flush=True)
     print(json.dumps(found, indent=1))
     return 0
 

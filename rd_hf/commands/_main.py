@@ -92,7 +92,7 @@ def told_of_the_end() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        # A launcher sends on what the scheduler has sent already. (Ignored, a signal on its way would be complained of.)
+        # A launcher sends on what the scheduler has sent already. (Python complains of one that comes to be ignored.)
         signal.signal(number, lambda *_: None)
         raise Terminated
 

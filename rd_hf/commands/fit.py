@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -219,10 +220,12 @@ def run(args: argparse.Namespace) -> None:
     state_folder = args.output / ".fit"
     workspace = state_workspace(state_folder)
     if (args.output / REPORT_FILE).exists() and not (state_folder / SETTINGS_FILE).exists():
+        # Killed while it cleared up.
         if workspace.record() is not None:
-            # Killed while it cleared up.
             workspace.claim()
             workspace.remove(*STATE_FILES)
+        with suppress(OSError):
+            state_folder.rmdir()
         if not args.resume:
             raise ValueError(f"{args.output} holds a finished fit already: choose another --output, or delete it")
         print(f"{args.output} holds a finished fit; nothing is left to do")
