@@ -23,7 +23,7 @@ ALLOWED = {
     "memory.py": set(),
     "__init__.py": {"lazy", "embedding", "families", "fitting", "hub", "model", "search"},
     "__main__.py": set(),
-    "files.py": set(),
+    "files.py": {"model"},
     "launch.py": set(),
     "devices.py": {"data"},
     "bases": {"bases", "files"},
@@ -33,7 +33,7 @@ ALLOWED = {
     "conversion": {"files", "conversion", "embedding", "data", "model", "launch"},
     "hub": {"files", "hub", "bases", "data", "model", "families"},
     "evaluation": {"devices", "files", "evaluation", "bases", "data", "model", "fitting", "hub"},
-    "maps": {"maps", "data", "embedding"},
+    "maps": {"files", "maps", "data", "embedding"},
     "search": {"devices", "files", "search", "embedding", "bases", "data", "lazy"},
     "commands": {
         "commands",

@@ -23,6 +23,7 @@ from rd_hf.hub.plan import Plan, memory_in_use, readable
 from rd_hf.hub.published import Recipe
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.files_rd_esm import find_weights
+from rd_hf.model.staging_rd_esm import clear_staging
 
 STAGES = ("fetch", "fit", "judge", "push", "compare")
 PUBLISHED_REPO = "singhlab/plm_reverse_distillation"
@@ -46,6 +47,8 @@ class Release:
         self.model = folder / "model"
         self.stages: dict[str, dict[str, Any]] = {}
         if self.record.exists():
+            # A kill just after the last stage was noted leaves nothing else to write.
+            clear_staging(folder)
             found = json.loads(self.record.read_text(encoding="utf-8"))
             changed = sorted(name for name in settings if found["settings"].get(name) != settings[name])
             if changed:
