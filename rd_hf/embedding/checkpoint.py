@@ -14,6 +14,7 @@ from rd_hf.data.fasta import InputError
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.files import file_sha256
 from rd_hf.lazy import uncollected
+from rd_hf.trust import refuse_foreign_code
 
 if TYPE_CHECKING:
     import torch
@@ -170,6 +171,10 @@ def _read_config(name: str, folder: Path) -> RDEsmConfig:
     with uncollected():
         from rd_hf.model.configuration_rd_esm import RDEsmConfig
 
+    try:
+        refuse_foreign_code(folder)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     try:
         return RDEsmConfig.from_pretrained(folder)
     except ValueError as error:

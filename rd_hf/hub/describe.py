@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rd_hf.families import named_config
-from rd_hf.hub.checkpoint import REPORT_FILE, resolve_commit
+from rd_hf.hub.checkpoint import REPORT_FILE, read_config, resolve_commit
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.families_rd_esm import FAMILIES
 from rd_hf.model.layers_rd_esm import stack_of
@@ -89,7 +89,7 @@ def describe_model(source: str, revision: str | None = None) -> ModelFacts:
     """
     folder = Path(source) if Path(source).is_dir() else None
     named = None if folder else named_config(source)
-    config = named or RDEsmConfig.from_pretrained(source, revision=revision)
+    config = named or read_config(source, revision)
     report = [] if named else _report(source, folder, revision)
     files = sorted(folder.glob("*.safetensors")) if folder else []
     fitted = bool(config.bases) or bool(report)

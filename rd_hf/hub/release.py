@@ -18,7 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from rd_hf.data.fasta import InputError
 from rd_hf.families import ESM2, esm2_config
 from rd_hf.files import write_json
-from rd_hf.hub.checkpoint import REPORT_FILE
+from rd_hf.hub.checkpoint import REPORT_FILE, read_config
 from rd_hf.hub.plan import Plan, memory_in_use, readable
 from rd_hf.hub.published import Recipe
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
@@ -86,7 +86,7 @@ def family_of(level: str | None, folder: str | None) -> RDEsmConfig:
     """
     if folder is None:
         return esm2_config(level or "")
-    config = RDEsmConfig.from_pretrained(folder)
+    config = read_config(folder)
     if config.backbones_in_checkpoint:
         raise InputError(f"{folder} holds its backbones itself: push_to_hub.py publishes it as it is")
     return config
