@@ -142,7 +142,8 @@ def _digest(text: str) -> str:
 def _plain(value: Any) -> str:
     """A text from a config, a report or another's card as a part of a line of Markdown, or of a cell of a table."""
     text = "".join(letter for letter in " ".join(str(value).split()) if letter.isprintable())
-    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", text if len(text) <= 100 else f"{text[:100]} ...")
+    # Backticks stay: a part in code is code, and a cell of a table ends at a bar whatever is around it.
+    return re.sub(r"([\\*_\[\]<>|])", r"\\\1", text if len(text) <= 100 else f"{text[:100]} ...")
 
 
 def _code(value: Any) -> str:
