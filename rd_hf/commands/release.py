@@ -133,6 +133,9 @@ def run(args: argparse.Namespace) -> None:
         # The same files may hold other proteins by now.
         settings["sequences"] = hashlib.sha256("\n".join(sample.sequences).encode()).hexdigest()
     release = Release(output, settings)
+    if "fit" not in release.stages:
+        # What is there stays, and what was found damaged and deleted comes again.
+        release.stages.pop("fetch", None)
     hub = {} if args.token is None else {"token": args.token}
 
     def do_fit() -> dict[str, Any]:

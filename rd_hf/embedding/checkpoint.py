@@ -164,7 +164,9 @@ def _read_config(name: str, folder: Path) -> RDEsmConfig:
     except FileNotFoundError as error:
         raise InputError(f"{name} holds no config.json; give the folder or Hub id of a saved model") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no JSON ({error}); fetch the model again") from error
+        from rd_hf.model.files_rd_esm import fetch_again
+
+        raise InputError(f"{path} is no JSON ({error}): {fetch_again(str(path))}") from error
     found = config.get("model_type") if isinstance(config, dict) else None
     if found != "rd_esm":
         raise InputError(f"{name} is a model of type {found!r}, not 'rd_esm': fit bases first")

@@ -225,7 +225,7 @@ def stated_license(where: str, revision: str | None, **hub: Any) -> str | None:
             return None
     try:
         fields = metadata_load(path) or {}
-    except (OSError, ValueError, YAMLError):
+    except (OSError, ValueError, YAMLError, RecursionError):
         return None
     found = fields.get("license")
     stated = (fields.get("license_name") or found) if found == "other" else found

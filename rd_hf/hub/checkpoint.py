@@ -37,6 +37,7 @@ from rd_hf.hub.card import GENERATED, PLACEHOLDER_OWNER, is_generated, read_card
 from rd_hf.hub.tokenizer import save_tokenizer
 from rd_hf.model.alphabet_rd_esm import check_alphabet
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
+from rd_hf.model.files_rd_esm import fetch_again
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from rd_hf.model.weights_rd_esm import is_own
 from rd_hf.trust import refuse_foreign_code
@@ -203,6 +204,18 @@ def resolve_commit(repo_id: str, revision: str | None = None, **hub: Any) -> str
     return path.parts[path.parts.index("snapshots") + 1]
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file of a model holds.
+
+    Raises:
+        ValueError: it is damaged; the message says what to delete where it lies in the Hub's cache.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON ({error}): {fetch_again(str(path))}") from error
+
+
 def read_config(source: str, revision: str | None = None, **hub: Any) -> RDEsmConfig:
     """The config of a folder or a Hub model, once it is known that its settings name no code of others.
 
@@ -213,10 +226,12 @@ def read_config(source: str, revision: str | None = None, **hub: Any) -> RDEsmCo
     Raises:
         ValueError, OSError: they do; it is no reverse-distilled model; it cannot be had.
     """
-    if Path(source).is_dir():
-        refuse_foreign_code(source)
-    else:
-        refuse_foreign_code(Path(hf_hub_download(source, "config.json", revision=revision, **hub)).parent)
+    path = Path(source) / "config.json"
+    if not Path(source).is_dir():
+        path = Path(hf_hub_download(source, "config.json", revision=revision, **hub))
+    if path.is_file():
+        read_json(path)
+    refuse_foreign_code(path.parent)
     return RDEsmConfig.from_pretrained(source, revision=revision, **hub)
 
 
