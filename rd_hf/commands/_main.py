@@ -23,6 +23,8 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 _AGAIN = "give the same command again"
+# Where errors of a connection come from that the Hub's client lets through; which library it uses differs by release.
+_NETWORK = ("httpx", "httpx2", "httpcore", "requests", "urllib3")
 
 
 def run_command(
@@ -63,6 +65,11 @@ def run_command(
             code = 143 if terminated else 130
         except caught as error:
             print(f"{prog}: error: {sentence(error)}", file=sys.stderr)
+            code = 1
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] not in _NETWORK:
+                raise
+            print(f"{prog}: error: the connection to the Hub broke ({sentence(error)}): {go_on}", file=sys.stderr)
             code = 1
         streams.flush()
         lost = streams.out.lost

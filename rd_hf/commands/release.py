@@ -16,6 +16,8 @@ carries unless --data says otherwise. A run that was stopped goes on with the sa
 from __future__ import annotations
 
 import argparse
+import gc
+import hashlib
 import json
 import sys
 from dataclasses import asdict
@@ -110,8 +112,11 @@ def run(args: argparse.Namespace) -> None:
             (len(positions), 2 + max(lengths[p] for p in positions))
             for _, positions in plan_batches(sample, args.batch_tokens)
         ]
-        plan = make_plan(config, shapes, args.batch_tokens, window or max(32768, args.batch_tokens), base)
-        print(json.dumps(asdict(plan)) if args.json else plan)
+        budget = window or max(32768, args.batch_tokens)
+        plan = make_plan(config, shapes, args.batch_tokens, budget, base, work=output)
+        trouble = plan.trouble(window is not None, memory)
+        verdict = "fits" if trouble is None else f"does not fit: {trouble}"
+        print(json.dumps({**asdict(plan), "verdict": verdict}) if args.json else f"{plan}\n{verdict}")
         if args.plan:
             return
         check_fits(plan, window is not None, memory)
@@ -122,12 +127,19 @@ def run(args: argparse.Namespace) -> None:
 
     settings: dict[str, Any] = {
         "levels": [[entry["name"], entry["repo_id"], entry["revision"]] for entry in config.levels],
+        "family": [config.levels, config.residual_directions],
         "data": data,
         "from published": args.from_published,
         "fit": [args.num_sequences, args.seed, args.max_length, args.batch_tokens],
         "repo": args.repo_id,
     }
+    if not args.from_published:
+        # The same files may hold other proteins by now.
+        settings["sequences"] = hashlib.sha256("\n".join(sample.sequences).encode()).hexdigest()
     release = Release(output, settings)
+    if "fit" not in release.stages:
+        # What is there stays, and what was found damaged and deleted comes again.
+        release.stages.pop("fetch", None)
     hub = {} if args.token is None else {"token": args.token}
 
     def do_fit() -> dict[str, Any]:
@@ -141,6 +153,8 @@ def run(args: argparse.Namespace) -> None:
             if getattr(args, name) is not None:
                 words += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
         fit.run(fit.build_parser().parse_args([*words, "--form", "bases"]))
+        # Its model refers to itself, and would still be held in the stages to come.
+        gc.collect()
         return {}
 
     def do_import() -> dict[str, Any]:
@@ -159,8 +173,7 @@ def run(args: argparse.Namespace) -> None:
 
     def do_compare() -> dict[str, Any]:
         pushed = release.stages.get("push", {}).get("revision", "main")
-        sequential = window is not None
-        checked = compare_with_hub(release.model, args.repo_id, pushed, token=args.token, sequential=sequential)
+        checked = compare_with_hub(release.model, args.repo_id, pushed, token=args.token)
         print(f"loaded back and equal bit for bit: {', '.join(checked)}")
         return {"levels": checked}
 
@@ -170,8 +183,8 @@ def run(args: argparse.Namespace) -> None:
     else:
         release.run("fetch", skipped, lambda: fetch(config, print, **hub), print)
         release.run("fit", skipped, do_fit, print)
-    release.run("judge", skipped, lambda: judge(release.model, args.least_r2), print)
-    release.run("push", skipped, do_push, print)
+    release.run("judge", skipped, lambda: judge(release.model, args.least_r2), print, least_r2=args.least_r2)
+    release.run("push", skipped, do_push, print, license=args.license, private=args.private)
     release.run("compare", skipped, do_compare, print)
 
 

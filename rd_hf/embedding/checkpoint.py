@@ -17,6 +17,7 @@ from rd_hf.devices import check_device
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.files import file_sha256
 from rd_hf.lazy import uncollected
+from rd_hf.trust import refuse_foreign_code
 
 if TYPE_CHECKING:
     import torch
@@ -227,13 +228,19 @@ def _read_config(name: str, folder: Path) -> RDEsmConfig:
     except FileNotFoundError as error:
         raise InputError(f"{name} holds no config.json; give the folder or Hub id of a saved model") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no JSON ({error}); fetch the model again") from error
+        from rd_hf.model.files_rd_esm import fetch_again
+
+        raise InputError(f"{path} is no JSON ({error}): {fetch_again(str(path))}") from error
     found = config.get("model_type") if isinstance(config, dict) else None
     if found != "rd_esm":
         raise InputError(f"{name} is a model of type {found!r}, not 'rd_esm': fit bases first")
     with uncollected():
         from rd_hf.model.configuration_rd_esm import RDEsmConfig
 
+    try:
+        refuse_foreign_code(folder)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     try:
         return RDEsmConfig.from_pretrained(folder)
     except ValueError as error:

@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from rd_hf.bases.moments import JointMoments, load_tensors, save_tensors
 from rd_hf.data.batching import collate, residue_mask, token_budget_batches
 from rd_hf.data.fasta import InputError
 from rd_hf.devices import check_device
 from rd_hf.evaluation.assays import Assay
+from rd_hf.hub.checkpoint import read_config
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.families_rd_esm import FAMILIES, describe
 from rd_hf.model.modeling_rd_esm import RDEsmModel
@@ -97,10 +98,14 @@ def load_family(
     if not 0 < depth <= 1:
         raise InputError(f"--depth {depth} is not a share of the layers; give a number above 0 and up to 1")
     try:
-        config = RDEsmConfig.from_pretrained(source) if _is_rd(source) else AutoConfig.from_pretrained(source)
-        if isinstance(config, RDEsmConfig):
+        fields, _ = PretrainedConfig.get_config_dict(source)
+        found = fields.get("model_type")
+        if found == RDEsmConfig.model_type:
+            read_config(source)
             model = RDEsmModel.from_pretrained(source, dtype=dtype, one_pass=one_pass)
-        elif config.model_type in FAMILIES:
+        elif found in FAMILIES:
+            # Said, since without it the library asks at a terminal whether to run code that the config names.
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
             entry = {"name": "ESM", "backbone": describe(config.to_dict()), "repo_id": source}
             model = RDEsmModel(RDEsmConfig(levels=[entry], backbones_in_checkpoint=False))
             model.load_backbones(dtype=dtype)
@@ -108,7 +113,7 @@ def load_family(
             model.config.levels[0]["name"] = f"{parameters / 1e6:.3g}M"
         else:
             known = ", ".join(family.title for family in FAMILIES.values())
-            raise InputError(f"{source} is a {config.model_type} model; give a reverse-distilled one or one of {known}")
+            raise InputError(f"{source} is a {found} model; give a reverse-distilled one or one of {known}")
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -116,13 +121,6 @@ def load_family(
     model = model.eval().to(device)
     label = (Path(source).name if Path(source).exists() else source) + (", one pass" if one_pass else "")
     return Family(label, model, depth, fingerprint(model, depth))
-
-
-def _is_rd(source: str) -> bool:
-    from transformers import PretrainedConfig
-
-    settings, _ = PretrainedConfig.get_config_dict(source)
-    return settings.get("model_type") == RDEsmConfig.model_type
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ from transformers import PretrainedConfig
 
 from rd_hf.data.fasta import InputError
 from rd_hf.hub.card import is_hub_id
-from rd_hf.hub.checkpoint import resolve_commit
+from rd_hf.hub.checkpoint import read_config, resolve_commit
 from rd_hf.model.alphabet_rd_esm import check_alphabet
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.families_rd_esm import FAMILIES, describe, family_of
@@ -150,7 +150,7 @@ def _levels(source: BackboneSource, hub: dict[str, Any]) -> list[dict[str, Any]]
     commit = resolve_commit(source.where, source.revision, **hub)
     fields, _ = PretrainedConfig.get_config_dict(source.where, revision=commit, **hub)
     if fields.get("model_type") == RDEsmConfig.model_type:
-        levels = _levels_of_family(source, commit, RDEsmConfig.from_dict(fields))
+        levels = _levels_of_family(source, commit, read_config(source.where, commit, **hub))
     elif source.name is None:
         raise InputError(f"--backbones {source.where} has no name: write {_SYNTAX}")
     elif source.level is not None:

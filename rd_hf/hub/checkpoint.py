@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 import re
 import shutil
@@ -27,16 +28,21 @@ from typing import Any
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from jinja2 import TemplateError
 
 from rd_hf.bases.chain import FitReport
 from rd_hf.families import named_config
 from rd_hf.files import explained, replacing, write_json, write_text
-from rd_hf.hub.card import GENERATED, PLACEHOLDER_OWNER, render_card, stated_license
+from rd_hf.hub.card import GENERATED, PLACEHOLDER_OWNER, is_generated, read_card, renamed, render_card, stated_license
 from rd_hf.hub.tokenizer import save_tokenizer
 from rd_hf.model.alphabet_rd_esm import check_alphabet
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
+from rd_hf.model.files_rd_esm import fetch_again
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from rd_hf.model.weights_rd_esm import is_own
+from rd_hf.trust import refuse_foreign_code
+
+logger = logging.getLogger(__name__)
 
 # How sentence-transformers puts the model together: the transformer, then a mean over residues.
 SENTENCE_TRANSFORMERS_MODULES = [
@@ -45,6 +51,7 @@ SENTENCE_TRANSFORMERS_MODULES = [
 ]
 REPORT_FILE = "fit_report.json"
 FIGURE_FILE = "fit_report.png"
+CARD_FILE = "README.md"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILES = ("vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
@@ -121,29 +128,60 @@ def save_checkpoint(
     return folder
 
 
-def write_card(folder: Path, *, repo_id: str | None = None, license: str = "mit") -> str:
-    """Render ``README.md`` from what lies in a checkpoint folder; a card that is somebody's own is left alone.
+def make_card(folder: Path, *, repo_id: str | None = None, license: str = "mit") -> tuple[str, str | None]:
+    """The card of a checkpoint folder, for a repo; nothing is written.
+
+    A ``README.md`` that is no card of this package's, or that somebody has edited, is the card as it stands: in an
+    edited one the name of the repo is set, and no more.
 
     Returns:
-        The text of the card.
+        Its text, and in words why it was not made afresh (None where it was).
+
+    Raises:
+        ValueError: there is a README.md that is no text, or whose front matter cannot be read.
     """
-    path = folder / "README.md"
-    if path.exists() and GENERATED not in (text := path.read_text(encoding="utf-8")):
-        return text
+    path = folder / CARD_FILE
+    # As part of an example in Python, a folder's name may not hold just anything.
+    wanted = repo_id or f"{PLACEHOLDER_OWNER}/{re.sub(r'[^A-Za-z0-9_.-]+', '-', folder.resolve().name)}"
+    found = read_card(path)
+    if found is not None and not is_generated(found):
+        anew = f"move it elsewhere to have a card made from config.json and {REPORT_FILE}"
+        if GENERATED not in found:
+            return found, f"{path} is your own and is kept as it is; {anew}"
+        return renamed(found, wanted), f"{path} has edits (or is an earlier version's) and is kept with them; {anew}"
     config = RDEsmConfig.from_pretrained(folder)
     report_file = folder / REPORT_FILE
     full = config.backbones_in_checkpoint
     bases = folder / ("model.projections.safetensors" if full else WEIGHTS_FILE)
-    text = render_card(
-        config,
-        repo_id=repo_id or f"{PLACEHOLDER_OWNER}/{folder.resolve().name}",
-        full=full,
-        report=json.loads(report_file.read_text(encoding="utf-8")) if report_file.exists() else None,
-        figure=FIGURE_FILE if (folder / FIGURE_FILE).exists() else None,
-        weights_bytes=bases.stat().st_size if bases.exists() else None,
-        license=license,
-    )
-    write_text(path, text)
+    try:
+        text = render_card(
+            config,
+            repo_id=wanted,
+            full=full,
+            report=json.loads(report_file.read_text(encoding="utf-8")) if report_file.exists() else None,
+            figure=FIGURE_FILE if (folder / FIGURE_FILE).exists() else None,
+            weights_bytes=bases.stat().st_size if bases.exists() else None,
+            license=license,
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, TemplateError) as error:
+        raise ValueError(
+            f"no card can be made of {folder / 'config.json'} and {report_file} ({error!r}), which say what a fit does "
+            f"not: fit or save the model again, or put a README.md of your own there"
+        ) from error
+    return text, None
+
+
+def write_card(folder: Path, *, repo_id: str | None = None, license: str = "mit") -> str:
+    """Write ``README.md`` from what lies in a checkpoint folder; one that somebody wrote or edited is left alone.
+
+    Returns:
+        The text of the card.
+    """
+    text, kept = make_card(folder, repo_id=repo_id, license=license)
+    if kept is None:
+        write_text(folder / CARD_FILE, text)
+    else:
+        logger.warning("%s", kept)
     return text
 
 
@@ -164,6 +202,37 @@ def resolve_commit(repo_id: str, revision: str | None = None, **hub: Any) -> str
     # The cache keeps files at snapshots/<commit>/<name>; this works offline too.
     path = Path(hf_hub_download(repo_id, "config.json", revision=revision, **hub))
     return path.parts[path.parts.index("snapshots") + 1]
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of a model holds.
+
+    Raises:
+        ValueError: it is damaged; the message says what to delete where it lies in the Hub's cache.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON ({error}): {fetch_again(str(path))}") from error
+
+
+def read_config(source: str, revision: str | None = None, **hub: Any) -> RDEsmConfig:
+    """The config of a folder or a Hub model, once it is known that its settings name no code of others.
+
+    Args:
+        source, revision: as in ``from_pretrained``.
+        hub: ``token``, ``cache_dir``, ``local_files_only``.
+
+    Raises:
+        ValueError, OSError: they do; it is no reverse-distilled model; it cannot be had.
+    """
+    path = Path(source) / "config.json"
+    if not Path(source).is_dir():
+        path = Path(hf_hub_download(source, "config.json", revision=revision, **hub))
+    if path.is_file():
+        read_json(path)
+    refuse_foreign_code(path.parent)
+    return RDEsmConfig.from_pretrained(source, revision=revision, **hub)
 
 
 def _holds_bases(source: str, revision: str | None, hub: dict[str, Any]) -> bool:
@@ -220,7 +289,7 @@ def load_family(
         config, place = copy.deepcopy(source), None
     else:
         place = str(source)
-        config = RDEsmConfig.from_pretrained(place, revision=revision, **hub)
+        config = read_config(place, revision, **hub)
     config.level_index(level)
     config.level = level
     for name, commit in (revisions or {}).items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rd_hf.families import named_config
-from rd_hf.hub.checkpoint import REPORT_FILE, resolve_commit
+from rd_hf.hub.checkpoint import REPORT_FILE, read_config, read_json, resolve_commit
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.families_rd_esm import FAMILIES
 from rd_hf.model.layers_rd_esm import stack_of
@@ -89,7 +88,7 @@ def describe_model(source: str, revision: str | None = None) -> ModelFacts:
     """
     folder = Path(source) if Path(source).is_dir() else None
     named = None if folder else named_config(source)
-    config = named or RDEsmConfig.from_pretrained(source, revision=revision)
+    config = named or read_config(source, revision)
     report = [] if named else _report(source, folder, revision)
     files = sorted(folder.glob("*.safetensors")) if folder else []
     fitted = bool(config.bases) or bool(report)
@@ -128,8 +127,8 @@ def _report(source: str, folder: Path | None, revision: str | None) -> list[dict
             return []
     else:
         path = folder / REPORT_FILE
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    return found if isinstance(found, list) else []
+    found = read_json(path) if path.exists() else []
+    return [entry for entry in found if isinstance(entry, dict) and "level" in entry] if isinstance(found, list) else []
 
 
 def _dtype(config: RDEsmConfig) -> torch.dtype:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,13 @@ class Plan:
         download: weights that are not in the cache yet.
         weights: all weight files together.
         disk: what will lie on disk in the end, cache included, beyond what is there.
+        work: the part of it that lies in the folder of the work: bases, and the fit's state.
         resident, sequential: peak memory with all backbones held, and with one at a time (--window-tokens).
         sequences, tokens: what runs through every backbone, padding included.
         flop: of the whole fit.
         flops: measured, a second.
-        memory_free, disk_free: of this machine.
+        memory_free, disk_free: of this machine; the disk is that of the cache.
+        work_free: of the disk of the folder of the work, where that is another one; None where it is the same.
     """
 
     download: int
@@ -55,11 +57,44 @@ class Plan:
     flops: float
     memory_free: int
     disk_free: int
+    work: int = 0
+    work_free: int | None = None
 
     @property
     def hours(self) -> float:
         """At the measured rate."""
         return self.flop / self.flops / 3600
+
+    def trouble(self, window: bool, memory: int | None = None) -> str | None:
+        """Why a fit does not fit into memory or onto the disk, and what makes it; None where it does.
+
+        Args:
+            window: hold one backbone at a time.
+            memory: bytes to plan for, in place of what is free here.
+        """
+        free = self.memory_free if memory is None else memory
+        cache = self.disk if self.work_free is None else self.download
+        if cache > self.disk_free:
+            return (
+                f"this needs {readable(cache)} of disk and {readable(self.disk_free)} are free: set HF_HOME (where "
+                f"downloads go) to a larger disk"
+            )
+        if self.work_free is not None and self.work > self.work_free:
+            return (
+                f"this needs {readable(self.work)} of disk for its work and {readable(self.work_free)} are free: "
+                f"choose an --output on a larger disk"
+            )
+        if (self.sequential if window else self.resident) <= free:
+            return None
+        if not window and self.sequential <= free:
+            return (
+                f"all backbones together need {readable(self.resident)} of memory and {readable(free)} are free: add "
+                f"--window-tokens 32768, which holds one backbone at a time ({readable(self.sequential)})"
+            )
+        return (
+            f"even one backbone at a time needs {readable(self.sequential)} of memory and {readable(free)} are free: "
+            f"choose a smaller --level, fewer --batch-tokens and --window-tokens, or a larger machine"
+        )
 
     def __str__(self) -> str:
         return "\n".join(
@@ -214,13 +249,46 @@ def memory_of_imports() -> int:
     return memory_in_use()
 
 
-def free_memory() -> int:
-    """Memory that a new process could take, in bytes."""
+def free_memory(root: Path = Path("/")) -> int:
+    """Memory that a new process could take, in bytes: of the machine, or of the container where that may take less.
+
+    Args:
+        root: of the file system that the kernel says it in.
+    """
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        lines = (root / "proc/meminfo").read_text(encoding="utf-8").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(free, *_left_in_groups(root), free)
+
+
+def _left_in_groups(root: Path) -> Iterator[int]:
+    """What the control groups that this process is in (a container's, a batch job's) leave of their limits."""
+    base = root / "sys/fs/cgroup"
+    try:
+        own = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in own:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory") and "memory" not in controllers.split(","):
+            continue
+        top, limit, used = (
+            (base / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes")
+            if controllers
+            else (base, "memory.max", "memory.current")
+        )
+        # Within a container the path may be that of the machine outside: its own group then lies at the top.
+        for group in {top, *(top / parent for parent in Path(path.lstrip("/")).parents), top / path.lstrip("/")}:
+            try:
+                most = int((group / limit).read_text(encoding="utf-8"))
+                taken = int((group / used).read_text(encoding="utf-8"))
+                kept = (group / "memory.stat").read_text(encoding="utf-8").split()
+            except (OSError, ValueError):  # no such group, or no limit ("max")
+                continue
+            # Files in memory give way.
+            yield most - taken + int(kept[kept.index("inactive_file") + 1] if "inactive_file" in kept else 0)
 
 
 def make_plan(
@@ -230,6 +298,7 @@ def make_plan(
     window_tokens: int,
     base: int,
     flops: float | None = None,
+    work: Path = Path(),
 ) -> Plan:
     """Needs of fitting ``config`` on batches of (sequences, longest length with cls and eos).
 
@@ -237,6 +306,7 @@ def make_plan(
         batch_tokens, window_tokens: budgets of a batch, and of a window of one backbone at a time.
         base: memory of the process without a model.
         flops: FLOP a second; measured here by default.
+        work: folder of the work, which need not be there yet.
     """
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -250,11 +320,15 @@ def make_plan(
     flop = sum(forward_flop(backbone, tokens, length) for backbone in _backbones(config))
     # One triangle of the moments, and the eigendecompositions of the chain.
     flop += float(total) ** 2 * tokens + 25.0 * sum(float(k) ** 3 for k in config.backbone_widths)
-    where = next(path for path in (Path(HF_HUB_CACHE), *Path(HF_HUB_CACHE).parents) if path.is_dir())
+    cache, work = (
+        next(path for path in (folder, *folder.parents) if path.is_dir())
+        for folder in (Path(HF_HUB_CACHE).absolute(), work.absolute())
+    )
+    written = bases_bytes(config) + 2 * FLOAT64 * total**2
     return Plan(
         download=download,
         weights=sum(sizes.values()),
-        disk=download + bases_bytes(config) + 2 * FLOAT64 * total**2,
+        disk=download + written,
         resident=peak_memory(config, min(largest, batch_tokens) or largest, None, base),
         sequential=peak_memory(config, largest, max(largest, min(window_tokens, tokens)), base),
         sequences=sum(rows for rows, _ in batches),
@@ -262,5 +336,7 @@ def make_plan(
         flop=flop,
         flops=measured_flops() if flops is None else flops,
         memory_free=free_memory(),
-        disk_free=shutil.disk_usage(where).free,
+        disk_free=shutil.disk_usage(cache).free,
+        work=written,
+        work_free=None if work.stat().st_dev == cache.stat().st_dev else shutil.disk_usage(work).free,
     )

@@ -169,7 +169,7 @@ def _open(path: Path) -> np.lib.npyio.NpzFile:
     except FileNotFoundError:
         raise PublishedFileError(f"{path}: no such file; every step of the chain needs its own") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise PublishedFileError(f"{path} is no readable .npz file ({error}); fetch it again") from error
+        raise PublishedFileError(f"{path} is no readable .npz file ({error}): delete it and fetch it again") from error
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise PublishedFileError(f"{path} is a single array, not an .npz file")
     return archive

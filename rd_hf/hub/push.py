@@ -5,29 +5,29 @@ from __future__ import annotations
 import gc
 import tempfile
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi
-from transformers import AutoModel
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
 
 from rd_hf.data.batching import collate
 from rd_hf.hub.card import is_hub_id
-from rd_hf.hub.checkpoint import FIGURE_FILE, REPORT_FILE, save_checkpoint, write_card
+from rd_hf.hub.checkpoint import CARD_FILE, FIGURE_FILE, REPORT_FILE, make_card, save_checkpoint
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from rd_hf.model.origin_rd_esm import decide_form
+from rd_hf.trust import missing_code, refuse_foreign_code, strange_code
 
-# What a repo of this project is made of; anything else in the folder stays at home.
-PUSHED = (
-    *("config.json", "*_rd_esm.py", "modules.json", "README.md"),
-    *("model.safetensors", "model.*.safetensors", "model.safetensors.index*.json"),
-    *("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *(REPORT_FILE, FIGURE_FILE, "LICENSE*", "*.md"),
-)
-# Weights of the other form, which an earlier push may have left there.
 WEIGHTS = ("model.safetensors", "model.*.safetensors", "model.safetensors.index*.json")
+# What a loaded model depends on beside its weights.
+COMPARED = (
+    *("config.json", "*_rd_esm.py", "modules.json"),
+    *("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+)
+# What a repo of this project is made of; anything else in the folder stays at home.
+PUSHED = (*COMPARED, *WEIGHTS, REPORT_FILE, FIGURE_FILE, "LICENSE*", "*.md")
 # Two proteins of different length, so that padding is checked too.
 CHECK_SEQUENCES = ("MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQFEVV", "GSHMASMTGGQQMGRXBZUO")
 
@@ -41,18 +41,22 @@ class PushPlan:
         files: name and size of each file, sorted.
         left_out: names in the folder that stay at home.
         card: text of the card.
+        card_kept: why it is the folder's own README.md and not made afresh; None where it is.
     """
 
     repo_id: str
     files: dict[str, int]
     left_out: list[str]
     card: str
+    card_kept: str | None = None
 
     def __str__(self) -> str:
         lines = [f"{size:>15,}  {name}" for name, size in self.files.items()]
         lines.append(f"{sum(self.files.values()):>15,}  bytes to {self.repo_id}")
         if self.left_out:
             lines.append(f"left out: {', '.join(self.left_out)}")
+        if self.card_kept:
+            lines.append(self.card_kept)
         return "\n".join(lines)
 
 
@@ -78,17 +82,19 @@ class PushedModelDiffersError(ValueError):
 
 
 def plan_push(folder: str | Path, repo_id: str, *, license: str = "mit") -> PushPlan:
-    """Check a folder, give its card the repo's name, and list what would be pushed.
+    """Check a folder, make its card for this repo, and list what would be pushed; the folder stays as it is.
 
     Raises:
-        ValueError: not an ``owner/name``, no checkpoint, a link out of the folder, or bases whose backbones
-            nobody else can fetch.
+        ValueError: not an ``owner/name``, no checkpoint, code that no version of this package wrote or that the settings
+            fetch from elsewhere, a link out of the folder, a card that is no text, or bases whose backbones nobody else
+            can fetch.
     """
     folder = Path(folder)
     if not is_hub_id(repo_id):
         raise ValueError(f"{repo_id!r} is no Hub id: write it as owner/name")
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no checkpoint (no config.json); rd-hf fit makes one")
+    _check_code(folder)
     config = RDEsmConfig.from_pretrained(folder)
     if not config.backbones_in_checkpoint:
         for entry in config.levels:
@@ -102,18 +108,38 @@ def plan_push(folder: str | Path, repo_id: str, *, license: str = "mit") -> Push
                     f"level {entry['name']} does not say which commit of {entry['repo_id']} its basis was fitted "
                     f"with: put it in config.json as 'revision' (load_family and rd-hf fit record it)"
                 )
-    card = write_card(folder, repo_id=repo_id, license=license)
+    card, kept = make_card(folder, repo_id=repo_id, license=license)
     names = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     pushed = [path for path in names if path.is_file() and any(path.match(pattern) for pattern in PUSHED)]
     for path in pushed:
         if path.is_symlink() and folder.resolve() not in path.resolve().parents:
             raise ValueError(f"{path} is a link out of its folder (to {path.resolve()}): put the file itself there")
+    sizes = {path.name: path.stat().st_size for path in pushed} | {CARD_FILE: len(card.encode())}
     return PushPlan(
         repo_id,
-        {path.name: path.stat().st_size for path in pushed},
+        dict(sorted(sizes.items())),
         [path.name for path in names if path not in pushed],
         card,
+        kept,
     )
+
+
+def _check_code(folder: Path) -> None:
+    """Raise unless what would run where the folder is loaded is this project's code, one version of it, all of it."""
+    if strange := strange_code(folder):
+        raise ValueError(
+            f"{folder / strange[0]} is not as any version of rd_hf wrote it{_others(strange)}, and would run where the "
+            f"model is loaded: save the model again with this package, which writes its own code"
+        )
+    if missing := missing_code(folder):
+        raise ValueError(
+            f"{folder} lacks {missing[0]}{_others(missing)}, without which nobody could load it: save the model again"
+        )
+    refuse_foreign_code(folder)
+
+
+def _others(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
 def push_folder(
@@ -129,7 +155,7 @@ def push_folder(
     check_level: str | None = None,
     check: bool = True,
 ) -> PushResult:
-    """Push a checkpoint folder, then load it from the Hub and compare its output with the folder's.
+    """Push a checkpoint folder, which stays as it is, then compare what arrived with it.
 
     Args:
         folder: written by :func:`rd_hf.hub.save_checkpoint` (or ``rd-hf fit``).
@@ -138,26 +164,38 @@ def push_folder(
         revision: branch to push to; made where it does not exist.
         create_pr: open a pull request instead of committing.
         commit_message: of the commit.
-        license: Hub licence id for the card.
+        license: Hub licence id of the bases, for the card.
         token: Hub token; by default the one of ``hf auth login``.
-        check, check_level: reload what was pushed, up to this level (default: all), and compare.
+        check, check_level: fetch what was pushed, up to this level (default: all), and compare.
 
     Raises:
-        ValueError: the folder cannot be pushed (see :func:`plan_push`).
-        PushedModelDiffersError: the reloaded model is another one.
+        ValueError: the folder cannot be pushed (see :func:`plan_push`), or the repo is there and not private (or
+            public) as asked.
+        PushedModelDiffersError: what arrived is another model.
         huggingface_hub.errors.HfHubHTTPError: the Hub refused.
     """
+    folder = Path(folder)
     plan = plan_push(folder, repo_id, license=license)
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if private is not None and bool(api.model_info(repo_id).private) != private:
+        raise ValueError(
+            f"{repo_id} is there already and is {'public' if private else 'private'}: change that in its settings on "
+            f"the Hub first, or leave the choice out; nothing was pushed"
+        )
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    commit = api.upload_folder(
-        repo_id=repo_id,
-        folder_path=folder,
-        allow_patterns=list(plan.files),
-        # A repo that held the other form keeps none of its weights.
-        delete_patterns=list(WEIGHTS),
+    # A repo that held the other form keeps none of its weights.
+    there = api.list_repo_files(repo_id, revision=revision)
+    stale = [name for name in there if name not in plan.files and any(fnmatch(name, pattern) for pattern in WEIGHTS)]
+    contents: dict[str, str | bytes] = {name: str(folder / name) for name in plan.files}
+    contents[CARD_FILE] = plan.card.encode()
+    commit = api.create_commit(
+        repo_id,
+        [
+            *(CommitOperationAdd(name, content) for name, content in contents.items()),
+            *(CommitOperationDelete(name) for name in stale),
+        ],
         revision=revision,
         create_pr=create_pr,
         commit_message=commit_message or "Reverse-distilled embeddings",
@@ -174,14 +212,15 @@ def compare_with_hub(
     *,
     level: str | None = None,
     token: str | bool | None = None,
-    sequential: bool = False,
 ) -> list[str]:
-    """Load a revision from the Hub as a user does, and compare its output with that of a local folder.
+    """Compare a revision on the Hub with a local folder: settings and code byte for byte, the output bit for bit.
+
+    Both are loaded by this package's own classes, one backbone at a time. No code that was fetched runs, so that no
+    code in a repo sees a token.
 
     Args:
         level: largest level to compare.
         token: of the Hub.
-        sequential: hold one backbone at a time.
 
     Returns:
         Names of the levels compared.
@@ -189,11 +228,19 @@ def compare_with_hub(
     Raises:
         PushedModelDiffersError: they differ.
     """
+    folder = Path(folder)
+    names = [path.name for path in folder.iterdir() if path.is_file() and any(path.match(it) for it in COMPARED)]
+    there = Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns=names))
+    for name in sorted(names):
+        if not (there / name).is_file() or (there / name).read_bytes() != (folder / name).read_bytes():
+            raise PushedModelDiffersError(
+                f"{name} of {repo_id} at {revision} is not that of {folder}; the push is there, but should not be used"
+            )
     input_ids, attention_mask = collate(CHECK_SEQUENCES)
     outputs = []
     for source, where in ((str(folder), {}), (repo_id, {"revision": revision, "token": token})):
-        # One after the other: two 3B models at once may not fit. The code that runs is what was just pushed.
-        model = AutoModel.from_pretrained(source, trust_remote_code=True, level=level, sequential=sequential, **where)
+        # One after the other, and one backbone of each at a time: what a fit needed is enough.
+        model = RDEsmModel.from_pretrained(source, level=level, sequential=True, **where)
         with torch.inference_mode():
             outputs.append(model(input_ids, attention_mask))
         del model

@@ -18,7 +18,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from rd_hf.data.fasta import InputError
 from rd_hf.families import ESM2, esm2_config
 from rd_hf.files import write_json
-from rd_hf.hub.checkpoint import REPORT_FILE
+from rd_hf.hub.card import is_hub_id
+from rd_hf.hub.checkpoint import REPORT_FILE, read_config
 from rd_hf.hub.plan import Plan, memory_in_use, readable
 from rd_hf.hub.published import Recipe
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
@@ -39,44 +40,71 @@ class Release:
         settings: what must be the same when it is continued.
 
     Raises:
-        InputError: the folder holds a publication of other settings.
+        InputError: the folder holds a publication of other settings, or its record is damaged.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.record = folder / "release.json"
         self.model = folder / "model"
         self.stages: dict[str, dict[str, Any]] = {}
-        if self.record.exists():
-            # A kill just after the last stage was noted leaves nothing else to write.
-            clear_staging(folder)
+        # As they come back from the record.
+        self.settings = json.loads(json.dumps(settings))
+        if not self.record.exists():
+            return
+        # A kill just after the last stage was noted leaves nothing else to write.
+        clear_staging(folder)
+        try:
             found = json.loads(self.record.read_text(encoding="utf-8"))
-            changed = sorted(name for name in settings if found["settings"].get(name) != settings[name])
-            if changed:
-                raise InputError(
-                    f"{folder} holds a publication of other {', '.join(changed)}: repeat the command that began it, "
-                    f"or choose another --output"
-                )
-            self.stages = found["stages"]
-        self.settings = settings
+            former, self.stages = dict(found["settings"]), {name: dict(done) for name, done in found["stages"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{self.record} is no record of a publication ({error!r}): move it elsewhere, and all stages are done "
+                f"anew"
+            ) from error
+        # What an earlier version did not note cannot be compared.
+        changed = sorted(name for name in self.settings if name in former and former[name] != self.settings[name])
+        if changed:
+            raise InputError(
+                f"{folder} holds a publication of other {', '.join(changed)}: repeat the command that began it, "
+                f"or choose another --output"
+            )
 
     def run(
-        self, stage: str, skipped: set[str], work: Callable[[], dict[str, Any]], say: Callable[[str], None]
+        self,
+        stage: str,
+        skipped: set[str],
+        work: Callable[[], dict[str, Any]],
+        say: Callable[[str], None],
+        **options: Any,
     ) -> None:
-        """Do a stage, unless it was done or is to be skipped, and record its seconds, its peak memory and result."""
+        """Do a stage, unless it was done or is to be skipped, and record its seconds, its peak memory and result.
+
+        Args:
+            options: what decides its result beside the settings: with others it is done again, and what follows too,
+                unless it only judges.
+        """
         if stage in skipped:
             say(f"{stage}: skipped")
             return
         if stage in self.stages:
-            say(f"{stage}: done before")
-            return
+            former = self.stages[stage].get("options", {})
+            changed = sorted(name for name in options if name not in former or former[name] != options[name])
+            if not changed:
+                say(f"{stage}: done before")
+                return
+            say(f"{stage}: again, with {', '.join(f'{name} {options[name]}' for name in changed)}")
+            if stage != "judge":
+                # What followed was of the former result.
+                for name in STAGES[STAGES.index(stage) :]:
+                    self.stages.pop(name, None)
         say(f"{stage} ...")
         started = time.perf_counter()
         with peak_memory_of_stage() as peak:
             result = work()
-        self.stages[stage] = {"seconds": round(time.perf_counter() - started, 2), "peak_bytes": peak(), **result}
+        done = {"seconds": round(time.perf_counter() - started, 2), "peak_bytes": peak(), "options": options, **result}
+        self.stages[stage] = done
         self.record.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.record, {"settings": self.settings, "stages": self.stages})
-        done = self.stages[stage]
         say(f"{stage}: done in {done['seconds']:,.0f} s, peak {readable(done['peak_bytes'])}")
 
 
@@ -84,14 +112,20 @@ def family_of(level: str | None, folder: str | None) -> RDEsmConfig:
     """ESM-2 up to a level, or the family that a folder's config.json describes.
 
     Raises:
-        InputError: the folder is a whole checkpoint.
+        InputError: the folder is a whole checkpoint, or does not say where a backbone comes from.
         ValueError, OSError: no such level; no such folder.
     """
     if folder is None:
         return esm2_config(level or "")
-    config = RDEsmConfig.from_pretrained(folder)
+    config = read_config(folder)
     if config.backbones_in_checkpoint:
-        raise InputError(f"{folder} holds its backbones itself: push_to_hub.py publishes it as it is")
+        raise InputError(f"{folder} holds its backbones itself: rd-hf push publishes it as it is")
+    for entry in config.levels:
+        if not is_hub_id(entry["repo_id"]) or Path(entry["repo_id"]).is_dir():
+            raise InputError(
+                f"level {entry['name']} of {folder} takes its backbone from {entry['repo_id']}, which is no Hub id, so "
+                f"that nobody could load what is published: put owner/name and commit in its config.json"
+            )
     return config
 
 
@@ -120,23 +154,8 @@ def check_fits(plan: Plan, window: bool, memory: int | None = None) -> None:
     Raises:
         InputError: it does not.
     """
-    free = plan.memory_free if memory is None else memory
-    if plan.disk > plan.disk_free:
-        raise InputError(
-            f"this needs {readable(plan.disk)} of disk and {readable(plan.disk_free)} are free: set HF_HOME (where "
-            f"downloads go) to a larger disk"
-        )
-    if (plan.sequential if window else plan.resident) <= free:
-        return
-    if not window and plan.sequential <= free:
-        raise InputError(
-            f"all backbones together need {readable(plan.resident)} of memory and {readable(free)} are free: add "
-            f"--window-tokens 32768, which holds one backbone at a time ({readable(plan.sequential)})"
-        )
-    raise InputError(
-        f"even one backbone at a time needs {readable(plan.sequential)} of memory and {readable(free)} are free: "
-        f"choose a smaller --level, fewer --batch-tokens and --window-tokens, or a larger machine"
-    )
+    if (why := plan.trouble(window, memory)) is not None:
+        raise InputError(why)
 
 
 def check_login(repo_id: str, token: str | None) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from transformers.utils import cached_file
 
 from .families_rd_esm import family_of
+from .files_rd_esm import fetch_again
 
 # Token ids of all that a level is given (Lin et al. 2023): special tokens, the twenty residues, and X, B, U, Z, O.
 TOKENS = {
@@ -114,4 +115,4 @@ def _vocabularies(where: str, revision: str | None, hub: dict[str, Any]) -> Iter
             known = dict(listed) if isinstance(listed, dict) else {pair[0]: place for place, pair in enumerate(listed)}
             yield name, known | {token["content"]: token["id"] for token in content.get("added_tokens") or ()}
         except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise ValueError(f"{path} is no tokenizer.json ({error!r}): fetch or save it again") from error
+            raise ValueError(f"{path} is no tokenizer.json ({error!r}): {fetch_again(path)}") from error

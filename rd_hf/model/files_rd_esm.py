@@ -127,11 +127,9 @@ def find_weights(
         for file in names:
             found = _keys(os.path.join(folder, file)) if safetensors else read_bin(os.path.join(folder, file))
             # Releases before 5.0 believe the index, and leave what it promises in vain as it was drawn at random.
-            absent = sorted(key for key, shard in weight_map.items() if shard == file and key not in (found or [key]))
+            absent = sorted(key for key, shard in weight_map.items() if shard == file and key not in found)
             if absent:
-                raise ValueError(
-                    f"{path} says that {file} holds {absent[0]}, and it does not: fetch or save the model again"
-                )
+                raise ValueError(f"{path} says that {file} holds {absent[0]}, and it does not: {fetch_again(path)}")
         return WeightFiles(folder, names, safetensors)
     if trouble is not None:
         raise trouble
@@ -173,23 +171,41 @@ def _read_index(path: str) -> dict[str, str]:
         # Releases before 5.0 read the metadata too.
         weight_map = dict(index["weight_map"].items()) if isinstance(index["metadata"], dict) else {}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no index of weight files ({error!r}): fetch or save the model again") from error
+        raise ValueError(f"{path} is no index of weight files ({error!r}): {fetch_again(path)}") from error
     suffix = ".bin" if os.path.basename(path).startswith("pytorch_model") else ".safetensors"
     for name in weight_map.values():
         # An index comes with the weights: it must not lead out of their folder, nor to files of another kind.
         if not isinstance(name, str) or re.search(r"[/\\:]", name) or not name.endswith(suffix):
             raise ValueError(f"{path} names {name!r}, which is no {suffix} file beside it; its files are not read")
     if not weight_map:
-        raise ValueError(f"{path} names no weight files: fetch or save the model again")
+        raise ValueError(f"{path} names no weight files: {fetch_again(path)}")
     return weight_map
 
 
+def fetch_again(path: str) -> str:
+    """What mends a damaged file, in words. One that lies in the Hub's cache is taken from there as long as it does."""
+    kept = os.path.realpath(path)
+    if os.path.basename(os.path.dirname(kept)) == "blobs" or "snapshots" in kept.split(os.sep):
+        return f"delete {kept}, so that it is fetched again"
+    return "fetch it again, or save the model again"
+
+
 def _keys(path: str) -> dict[str, Any]:
-    """Header of a safetensors file; empty where it is damaged, which the library's reader tells in its own words."""
+    """Header of a safetensors file that is as long as it says.
+
+    Raises:
+        ValueError: it is not, or no such file.
+    """
     try:
-        return read_header(path)
-    except (ValueError, MemoryError, OverflowError):
-        return {}
+        header = read_header(path)
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        with open(path, "rb") as file:
+            whole = os.path.getsize(path) == 8 + int.from_bytes(file.read(8), "little") + end
+    except (ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError):
+        whole = False
+    if not whole:
+        raise ValueError(f"a weights file is cut short or is no safetensors file ({path}): {fetch_again(path)}")
+    return header
 
 
 def read_bin(path: str) -> dict[str, torch.Tensor]:
@@ -218,7 +234,7 @@ def read_bin(path: str) -> dict[str, torch.Tensor]:
         if isinstance(error, pickle.UnpicklingError):
             reason = "it is no file of tensors"
         raise ValueError(
-            f"{path} is damaged or was never weights ({reason[:200]}): fetch it again, or {mend}"
+            f"{path} is damaged or was never weights ({reason[:200]}): {fetch_again(path)}, or {mend}"
         ) from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds one {type(state).__name__}, not tensors by name: {mend}")

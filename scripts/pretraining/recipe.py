@@ -240,6 +240,7 @@ def assemble(args: argparse.Namespace) -> Path:
                 "name": name,
                 "repo_id": str(args.output / name),
                 "backbone": backbone(args.family, member),
+                "license": "mit",
                 "pretraining": {key: result[key] for key in kept},
             }
         )

@@ -153,6 +153,7 @@ def test_a_mixed_chain_with_layers_is_fitted_saved_and_loaded(
         ("# no fields\n", None),
         ("---\nlicense: [\n---\n", None),
         ("---\njust text\n---\n", None),
+        ("---\nx: " + "[" * 1200 + "\n---\n", None),
         (None, None),
     ],
 )

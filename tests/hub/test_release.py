@@ -17,10 +17,11 @@ from transformers import EsmModel
 from rd_hf.commands.release import main as release_command
 from rd_hf.data.fasta import InputError
 from rd_hf.families import ESM2, esm2_config
-from rd_hf.hub.plan import Plan, bases_bytes, encoder_parameters, make_plan, readable, stored_bytes
+from rd_hf.hub.plan import Plan, bases_bytes, encoder_parameters, free_memory, make_plan, readable, stored_bytes
+from rd_hf.hub.push import PushPlan
 from rd_hf.hub.release import PUBLISHED_RECIPE, PUBLISHED_REPO, Release, check_fits, judge, parse_memory
 from rd_hf.model.modeling_rd_esm import RDEsmModel
-from tests.conftest import REPOSITORY, environment
+from tests.conftest import REPOSITORY, environment, random_model
 from tests.hub.conftest import World
 from tests.hub.server import repos_asked
 
@@ -28,6 +29,7 @@ PLAN = Plan(
     download=0, weights=0, disk=10, resident=900, sequential=500, sequences=1, tokens=1, flop=1.0, flops=1.0,
     memory_free=1000, disk_free=100,
 )  # fmt: skip
+PUSH_PLAN = PushPlan("me/x", {"config.json": 3}, [], "# card")
 
 
 @pytest.mark.parametrize("index", range(len(ESM2)), ids=[member.name for member in ESM2])
@@ -70,6 +72,10 @@ def test_what_cannot_fit_is_refused_with_the_flag_that_makes_it_fit() -> None:
             check_fits(PLAN, window, memory=400)
     with pytest.raises(InputError, match="needs 10 B of disk and 9 B are free: set HF_HOME"):
         check_fits(replace(PLAN, disk_free=9), window=True)
+    # A work folder on another disk: each disk takes its own part.
+    check_fits(replace(PLAN, disk_free=9, work=4, work_free=4), window=True)
+    with pytest.raises(InputError, match="needs 4 B of disk for its work and 3 B are free: choose an --output"):
+        check_fits(replace(PLAN, work=4, work_free=3), window=True)
 
 
 def test_sizes() -> None:
@@ -110,6 +116,138 @@ def test_stages_that_are_done_are_not_done_again_and_a_broken_one_is(tmp_path: P
         Release(tmp_path, {"data": ["b"]})
 
 
+def test_a_stage_is_done_again_with_other_options_and_what_follows_it_too(tmp_path: Path) -> None:
+    did: list[str] = []
+
+    def run(license: str, least_r2: float) -> list[str]:
+        did.clear()
+        release = Release(tmp_path, {"data": ["a"]})
+        options: dict[str, dict[str, Any]] = {"judge": {"least_r2": least_r2}, "push": {"license": license}}
+        for stage in ("fetch", "judge", "push", "compare"):
+            release.run(
+                stage, set(), lambda stage=stage: did.append(stage) or {}, lambda _: None, **options.get(stage, {})
+            )
+        return list(did)
+
+    assert run("mit", 0.5) == ["fetch", "judge", "push", "compare"]
+    assert run("mit", 0.5) == []
+    assert run("mit", 0.6) == ["judge"]
+    assert run("apache-2.0", 0.6) == ["push", "compare"]
+    # Of an earlier version's record it is not known.
+    record = json.loads((tmp_path / "release.json").read_text())
+    for stage in record["stages"].values():
+        stage.pop("options", None)
+    (tmp_path / "release.json").write_text(json.dumps(record))
+    assert run("apache-2.0", 0.6) == ["judge", "push", "compare"]
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"settings": 3, "stages": {}}', '{"settings": {}, "stages": {"fit": 1}}']
+)
+def test_a_damaged_record_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "release.json").write_text(content)
+    with pytest.raises(InputError, match=r"release.json is no record of a publication .*: move it elsewhere"):
+        Release(tmp_path, {"data": ["a"]})
+
+
+@pytest.fixture
+def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
+    """Words of a release whose stages only say that they ran, and what ran."""
+    did: list[str] = []
+
+    def fitted(_: Any) -> None:
+        did.append("fit")
+        figures = {"r2": 0.888, "residual_variance_kept": 0.7}
+        (tmp_path / "work" / "model").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "work" / "model" / "fit_report.json").write_text(json.dumps([{"level": "L1", "heldout": figures}]))
+
+    class Pushed:
+        url, revision, plan = "there", "main", PUSH_PLAN
+
+    monkeypatch.setattr("rd_hf.hub.plan.measured_flops", lambda **_: 1e9)
+    monkeypatch.setattr("rd_hf.hub.release.check_login", lambda *_: "me")
+    monkeypatch.setattr("rd_hf.hub.release.fetch", lambda *_, **__: did.append("fetch") or {})
+    monkeypatch.setattr("rd_hf.commands.fit.run", fitted)
+    monkeypatch.setattr("rd_hf.hub.push.push_folder", lambda *_, **__: did.append("push") or Pushed)
+    monkeypatch.setattr("rd_hf.hub.push.compare_with_hub", lambda *_, **__: did.append("compare") or [])
+    config = random_model([32, 48], backbones_in_checkpoint=False).config
+    for entry in config.levels:
+        entry.update(repo_id=f"lab/{entry['name']}", revision="0" * 40)
+    config.save_pretrained(tmp_path / "config")
+    (tmp_path / "p.fasta").write_text(">a\nMKTAYIAKQR\n>b\nACDEFGHIKLMNP\n>c\nMMMKKK\n")
+    words = ["--config", str(tmp_path / "config"), "--repo-id", "me/x", "--data", str(tmp_path / "p.fasta")]
+    words += ["--output", str(tmp_path / "work"), "--memory", "900GB"]
+    assert release_command(words) == 0
+    assert did == ["fetch", "fit", "push", "compare"]
+    did.clear()
+    return words, did
+
+
+def test_a_release_that_is_taken_up_heeds_its_threshold_and_its_licence(
+    begun: tuple[list[str], list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, did = begun
+    assert release_command([*words, "--least-r2", "0.999"]) == 1
+    assert "level L1 explains 0.8880 of the variance of residues kept out of the fit, below" in capsys.readouterr().err
+    assert did == []
+    assert release_command([*words, "--least-r2", "0.5", "--license", "apache-2.0"]) == 0
+    assert did == ["push", "compare"]
+
+
+@pytest.mark.parametrize("change", ["sequences", "directions"])
+def test_a_release_of_which_the_content_would_be_another_is_refused(
+    begun: tuple[list[str], list[str]], tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same words, but the file of sequences or the family's config.json is not what it was."""
+    words, did = begun
+    if change == "sequences":
+        (tmp_path / "p.fasta").write_text(">a\nMKTAYIAKQR\n>b\nACDEFGHIKLMNP\n>c\nWWWKKK\n")
+    else:
+        path = tmp_path / "config" / "config.json"
+        fields = json.loads(path.read_text())
+        path.write_text(json.dumps(fields | {"residual_directions": [8]}))
+    assert release_command(words) == 1
+    what = "sequences" if change == "sequences" else "family"
+    assert f"holds a publication of other {what}: repeat the command that began it" in capsys.readouterr().err
+    assert did == []
+
+
+@pytest.mark.parametrize(("memory", "verdict"), [("900GB", "fits"), ("300MB", "does not fit: even one backbone")])
+def test_a_plan_says_whether_it_fits(
+    begun: tuple[list[str], list[str]], memory: str, verdict: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, did = begun
+    capsys.readouterr()
+    assert release_command([*words, "--memory", memory, "--plan"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith(verdict)
+    assert release_command([*words, "--memory", memory, "--plan", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verdict"].startswith(verdict)
+    assert did == []
+
+
+def test_free_memory_is_that_of_the_container_and_of_the_batch_job(tmp_path: Path) -> None:
+    """Control groups of either version, as a container and as Slurm make them."""
+
+    def write(path: str, text: str) -> None:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+
+    write("proc/meminfo", "MemTotal: 64000000 kB\nMemAvailable: 32000000 kB\n")
+    assert free_memory(tmp_path) == 32_768_000_000
+    write("proc/self/cgroup", "0::/job/step\n")
+    write("sys/fs/cgroup/job/step/memory.max", "max\n")
+    assert free_memory(tmp_path) == 32_768_000_000
+    for name, text in (("max", "8000000000"), ("current", "3000000000"), ("stat", "anon 7\ninactive_file 500000000\n")):
+        write(f"sys/fs/cgroup/job/memory.{name}", text)
+    assert free_memory(tmp_path) == 5_500_000_000
+    write("proc/self/cgroup", "4:cpu,memory:/docker/1a2b\n1:pids:/docker/1a2b\n")
+    for name, text in (("limit_in_bytes", "2000000000"), ("usage_in_bytes", "500000000")):
+        write(f"sys/fs/cgroup/memory/memory.{name}", text)
+    write("sys/fs/cgroup/memory/memory.stat", "cache 1\n")
+    assert free_memory(tmp_path) == 1_500_000_000
+    assert 0 < free_memory() < 10**13
+
+
 @pytest.mark.parametrize(("r2", "refused"), [(0.3, False), (0.19, True), (float("nan"), True)])
 def test_a_fit_that_says_little_of_a_level_is_not_published(tmp_path: Path, r2: float, refused: bool) -> None:
     figures = {"r2": r2, "residual_variance_kept": 0.7}
@@ -129,9 +267,17 @@ def test_a_fit_that_says_little_of_a_level_is_not_published(tmp_path: Path, r2: 
         (["--level", "3B", "--repo-id", "x"], "'x' is no Hub id"),
         (["--level", "3B", "--repo-id", "me/x", "--window-tokens", "9"], "--window-tokens 9 must be at least"),
         (["--level", "35M", "--repo-id", "me/x", "--memory", "600MB"], "even one backbone at a time needs"),
+        (["--config", "hub_configs/rd-esm2-mini", "--repo-id", "me/x"], "holds its backbones itself: rd-hf push"),
+        (["--config", "HOMELESS", "--repo-id", "me/x"], "level L0 of HOMELESS takes its backbone from None, which is"),
     ],
 )
-def test_mistakes_are_a_sentence(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_a_sentence(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "HOMELESS" in words:
+        random_model([32, 48], backbones_in_checkpoint=False).config.save_pretrained(tmp_path)
+    words = [word.replace("HOMELESS", str(tmp_path)) for word in words]
+    said = said.replace("HOMELESS", str(tmp_path))
     assert release_command(words) == 1
     complaint = capsys.readouterr().err
     assert complaint.startswith("rd-hf release: error: ")
