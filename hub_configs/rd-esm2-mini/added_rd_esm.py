@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -42,12 +42,12 @@ def head_tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     return ((key, value) for key, value in state.items() if is_head(model.config, key))
 
 
-def refuse_adapter(names: list[str]) -> None:
+def refuse_adapter(what: str, names: Iterable[str]) -> None:
     """Raise `ValueError` if any of these tensors belongs to an adapter, or lies within one."""
     for name in sorted(names):
         if _WRAPPED.search(name):
             raise ValueError(
-                f"{name} belongs to an adapter, and a checkpoint that held it would not load: merge it first "
+                f"{what} holds {name}, which an adapter has put there and no model would look for: merge it first "
                 f"(merge_and_unload()), or save it by itself (save_pretrained of the PeftModel)"
             )
 

@@ -69,6 +69,9 @@ class RDEsmModel(RDEsmPreTrainedModel):
     ```
     """
 
+    # `forward` takes arguments by any name for packed rows; without this, Trainer would pass what a loss needs.
+    accepts_loss_kwargs = False
+
     def __init__(self, config: RDEsmConfig, build_backbones: bool | None = None) -> None:
         config = config.as_loaded()
         if not config.levels:

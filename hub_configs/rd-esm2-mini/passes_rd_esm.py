@@ -116,11 +116,10 @@ def run_backbone(
     positions = arguments.get("position_ids")
     if longest is not None and positions is not None:
         arguments = {**arguments, "position_ids": positions + counts_from(own)}
-    try:
-        return states_after(backbone, depths, arguments)
-    finally:
-        if torch.is_inference_mode_enabled():
-            _forget_angles(backbone)
+    found = states_after(backbone, depths, arguments)
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+        _forget_angles(backbone)
+    return found
 
 
 def _forget_angles(backbone: PreTrainedModel) -> None:

@@ -190,7 +190,7 @@ class RDEsmSaving(PreTrainedModel):
             )
         # With a head beside them, if there is one.
         bases = {key: value for key, value in state.items() if not key.startswith("backbones.")}
-        refuse_adapter([key for key in bases if is_head(self.config, key)])
+        refuse_adapter("the head", (key for key in bases if is_head(self.config, key)))
         absent = {key for key in self.state_dict() if not key.startswith("backbones.")} - bases.keys()
         if absent:
             raise ValueError(f"the state_dict lacks {min(absent)}: give the whole state_dict, or none")

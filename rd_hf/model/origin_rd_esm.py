@@ -141,8 +141,8 @@ def check_names(model: Any, index: int, part: dict[str, torch.Tensor]) -> None:
     Raises:
         ValueError: naming one that is too much or missing; or they are quantised.
     """
-    refuse_adapter(list(part))
     name, level = model.config.backbone_name(index), model.config.backbone_groups[index][0]
+    refuse_adapter(f"the backbone of level {name}", (key.split(".", 2)[2] for key in part))
     config = model.config.backbone_config(level)
     family, encoder = FAMILIES[config.model_type], encoder_class(config, model.config.backbone_depth(index))
     with torch.device("meta"):
