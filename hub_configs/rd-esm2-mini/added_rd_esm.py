@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -52,16 +52,26 @@ def refuse_adapter(what: str, names: Iterable[str]) -> None:
             )
 
 
-def split_info(
-    model: PreTrainedModel, info: dict[str, Any], path: str, ignore_mismatched_sizes: bool
+def settle_head(
+    model: PreTrainedModel,
+    info: dict[str, Any],
+    path: str,
+    ignore_mismatched_sizes: bool,
+    build: Callable[[], PreTrainedModel],
 ) -> dict[str, list[Any]]:
-    """What loading left over, without what concerns a head, which may be new, as in transformers; it is said here.
+    """A head that is not in the checkpoint starts as its class makes it, and it is said.
+
+    (transformers knows what numbers a layer starts with, and leaves other parameters as memory was.)
 
     Args:
         model: as it was loaded.
-        info: `missing_keys` and so on, as transformers gives them.
+        info: what loading left over, `missing_keys` and so on, as transformers gives them.
         path: of the checkpoint.
         ignore_mismatched_sizes: a head of other sizes than the model's starts anew too.
+        build: makes a model of this class and config, without backbones.
+
+    Returns:
+        `info` without what concerns a head.
 
     Raises:
         ValueError: the head in the checkpoint has other sizes than the model's.
@@ -76,7 +86,10 @@ def split_info(
             f"the number of labels that it was saved with, or give ignore_mismatched_sizes=True to start it anew"
         )
     if fresh := missing + [_name(key) for key in mismatched]:
-        logger.warning(f"{path} holds no {', '.join(fresh)} for this {kind}: they start at random, train them first")
+        made, tensors = build().state_dict(), dict(head_tensors(model))
+        for name in fresh:
+            tensors[name].data.copy_(made[name])
+        logger.warning(f"{path} holds no {', '.join(fresh)} for this {kind}: they start afresh, train them first")
     if unexpected:
         logger.warning(
             f"{path} holds {', '.join(unexpected)}, which {kind} has no place for and leaves out: load it with the "

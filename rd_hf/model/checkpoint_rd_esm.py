@@ -4,8 +4,10 @@ This file travels to the Hub beside ``modeling_rd_esm.py``: it imports public na
 """
 
 import copy
+import inspect
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from .added_rd_esm import (
     head_tensors,
     loaded_from,
     place_head,
-    split_info,
+    settle_head,
     weights_alone,
 )
 from .alphabet_rd_esm import check_alphabet
@@ -195,7 +197,9 @@ class RDEsmPreTrainedModel(RDEsmSaving):
                 model.config.name_or_path = model.name_or_path = path
         assert model is not None
         assert info is not None
-        check_loaded(f"the bases of {path}", split_info(model, info, path, ignore_mismatched_sizes))
+        mine = inspect.signature(cls.__init__).parameters.keys() & kwargs.keys()
+        build = partial(cls, config, *args, **{name: kwargs[name] for name in mine})
+        check_loaded(f"the bases of {path}", settle_head(model, info, path, ignore_mismatched_sizes, build))
         _check_finite(model)
         dtype = weights.pop("torch_dtype", None)
         dtype = weights.pop("dtype", None) or dtype or "auto"

@@ -35,7 +35,7 @@ class Classifier(RDEsmModel):
         super().__init__(config)
         self.norm = torch.nn.BatchNorm1d(config.hidden_size)
         self.classifier = torch.nn.Linear(config.hidden_size, config.num_labels)
-        self.temperature = torch.nn.Parameter(torch.ones(()))
+        self.temperature = torch.nn.Parameter(torch.tensor(1.5))
         self.post_init()
 
     def forward(self, input_ids: torch.Tensor, labels: Any = None, **settings: Any) -> TokenClassifierOutput:
@@ -148,9 +148,10 @@ def test_a_checkpoint_without_a_head_starts_it_anew_and_says_so(
         model = Classifier.from_pretrained(saved[full], level=level)
         (said,) = heard
         assert "holds no classifier.bias, classifier.weight, norm.bias" in said
-        assert "for this Classifier: they start at random" in said
-        # As the library draws it, .02; and nothing of the checkpoint is.
+        assert "for this Classifier: they start afresh" in said
+        # As the library draws it, .02, and as the class makes it.
         assert 0.01 < model.classifier.weight.std() < 0.03
+        assert model.temperature == 1.5
         assert torch.equal(model.norm.running_var, torch.ones_like(model.norm.running_var))
         assert len(model.backbones) == (1 if level else 2)
         assert not model.training
@@ -166,7 +167,7 @@ def test_a_head_of_another_size_is_refused_or_starts_anew(saved: dict[bool, Path
     assert model.classifier.weight.std() < 0.03
     assert torch.equal(model.norm.weight, with_head(saved[False], num_labels=3).norm.weight)
     # Of the bases no size is another's.
-    with pytest.raises(ValueError, match="its weights are not those that config.json describes"):
+    with pytest.raises(ValueError, match=r"its weights are not those that config\.json describes"):
         Classifier.from_pretrained(tmp_path, residual_directions=[4], ignore_mismatched_sizes=True)
 
 
@@ -357,7 +358,7 @@ def test_an_adapter_is_loaded_with_what_it_belongs_to(adapted: dict[str, Path], 
 def test_it_goes_onto_the_levels_that_were_loaded(saved: dict[bool, Path], adapted: dict[str, Path]) -> None:
     model = RDEsmModel.from_pretrained(adapted["full"], level="L0")
     assert torch.equal(embedding(model), torch.load(adapted["expected.pt"])[..., : WIDTHS[0]])
-    with pytest.raises(ValueError, match="the adapter in .* changes backbones, and sequential=True holds none"):
+    with pytest.raises(ValueError, match=r"the adapter in .* changes backbones, and sequential=True"):
         RDEsmModel.from_pretrained(adapted["full"], sequential=True)
     onto = PeftModel.from_pretrained(RDEsmModel.from_pretrained(saved[False]), adapted["alone"])
     assert torch.equal(embedding(onto), torch.load(adapted["expected.pt"]))

@@ -255,7 +255,7 @@ def test_quantised_backbones_are_saved_as_bases_where_that_is_said(
     quantise(model.backbones[1])
     with pytest.raises(ValueError, match=r"quantised backbone of level L1 .* cannot be told.*backbones=False"):
         model.save_pretrained(tmp_path / "saved")
-    with pytest.raises(ValueError, match=r"backbone of level L1 is quantised.*save the bases alone \(backbones=False\)"):
+    with pytest.raises(ValueError, match=r"backbone of level L1 is quantised.*save the bases alone \("):
         model.save_pretrained(tmp_path / "saved", backbones=True)
     assert not (tmp_path / "saved").exists()
     model.save_pretrained(tmp_path, backbones=False)
