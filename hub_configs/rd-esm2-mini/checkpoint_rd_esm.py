@@ -4,14 +4,25 @@ This file travels to the Hub beside ``modeling_rd_esm.py``: it imports public na
 """
 
 import copy
+import inspect
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from .added_rd_esm import (
+    cast_head,
+    find_adapter,
+    head_tensors,
+    loaded_from,
+    place_head,
+    settle_head,
+    weights_alone,
+)
 from .alphabet_rd_esm import check_alphabet
 from .configuration_rd_esm import RDEsmConfig
 from .families_rd_esm import FAMILIES
@@ -20,13 +31,25 @@ from .layers_rd_esm import encoder_class, settle
 from .lean_rd_esm import make_lean
 from .placement_rd_esm import Placement
 from .saving_rd_esm import RDEsmSaving
-from .weights_rd_esm import check_loaded, reading, refuse_links, rotary_modules, set_rotary_frequencies
+from .weights_rd_esm import check_loaded, reading, refuse_links, rotary_modules, set_rotary_frequencies, without_bars
 
 # How weights are laid out; said of the backbones, since the projections are small and always float32.
 _WEIGHT_ARGUMENTS = (
     *("dtype", "torch_dtype", "attn_implementation", "device_map", "max_memory", "offload_folder"),
     *("offload_buffers", "quantization_config", "tp_plan", "disable_mmap"),
 )
+# Arguments of transformers' `from_pretrained` that cannot mean here what they mean there: for each the value that asks
+# for nothing, and what to do.
+_REFUSED: dict[str, tuple[Any, str]] = {
+    "variant": (None, "its files have names of their own; say dtype= for another precision"),
+    "key_mapping": (None, "its weights are read under the names that they were saved with; rename them in the file"),
+    "weights_only": (True, "nothing is unpickled; leave it out"),
+    "from_tf": (False, "weights are those of PyTorch; leave it out"),
+    "from_flax": (False, "weights are those of PyTorch; leave it out"),
+    "gguf_file": (None, "weights are safetensors (or .bin, of a backbone); leave it out"),
+    "state_dict": (None, "weights are read from files; load_state_dict of the loaded model takes others"),
+    "use_kernels": (False, "no compiled code is fetched; leave it out"),
+}
 
 
 class RDEsmPreTrainedModel(RDEsmSaving):
@@ -77,25 +100,42 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         each level comes.
 
         Bases are read from safetensors alone; backbones too where their repo has them, and else from `.bin` files,
-        which torch's restricted reader opens: tensors only, no code.
+        which torch's restricted reader opens: tensors only, no code. `use_safetensors=True` refuses those too.
+
+        A subclass with a head finds it in its own checkpoints, in the backbones' dtype; in others it is new, as in
+        transformers, and a warning says so. An adapter that lies beside a checkpoint, or a folder of an adapter alone,
+        is loaded with what it belongs to, as in transformers.
 
         Raises:
             OSError: a repo, revision or file cannot be had.
-            ValueError: weights are missing, damaged, not finite, or do not fit the config.
+            ValueError: weights are missing, damaged, not finite, or do not fit the config; an argument of transformers
+                that has no meaning here.
         """
         path = os.fspath(pretrained_model_name_or_path)
         wants_info = kwargs.pop("output_loading_info", False)
         sequential = kwargs.pop("sequential", False)
         above = kwargs.pop("above", None)
-        # Weights that do not fit are an error here, never a random start.
-        for refused in ("ignore_mismatched_sizes", "use_safetensors", "weights_only", "variant", "key_mapping"):
-            kwargs.pop(refused, None)
+        _refuse_unheard(kwargs)
+        use_safetensors = kwargs.pop("use_safetensors", None)
+        if use_safetensors is False:
+            raise ValueError(
+                "use_safetensors=False cannot be given: bases are safetensors alone, and a backbone's .bin files are "
+                "taken by themselves where its repo has no others; leave it out"
+            )
+        # Of a head; bases and backbones that do not fit are an error, never a random start.
+        ignore_mismatched_sizes = kwargs.pop("ignore_mismatched_sizes", False)
         weights = {name: kwargs.pop(name) for name in _WEIGHT_ARGUMENTS if name in kwargs}
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        _refuse_nowhere(path)
+        path, adapter = find_adapter(path, kwargs, hub)
+        _refuse_nowhere(path)
+        if adapter is not None and sequential:
+            raise ValueError(
+                f"the adapter in {adapter[0]} changes backbones, and sequential=True holds none: load without it, "
+                f"merge the adapter (merge_and_unload()), save that, and load it sequentially"
+            )
         if os.path.isdir(path):
             refuse_links(path)
-        elif os.path.isabs(path) or path.startswith(".") or path.count("/") > 1:
-            raise OSError(f"{path}: no such folder (and no Hub id, which is owner/name)")
         else:
             # One commit for everything that follows, even where the repo moves on meanwhile.
             kwargs["revision"] = commit_of(path, kwargs.get("revision"), kwargs.get("subfolder", ""), hub)
@@ -117,35 +157,49 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         if config.one_pass and above is not None:
             raise ValueError("one_pass=True runs the largest backbone alone: leave out above=")
         full = config.backbones_in_checkpoint
+        # Backbones are loaded below: none is built before. (A subclass need not take an argument for that.)
+        config.backbones_in_checkpoint = False
+        model = info = None
         if config.level_index(config.level) == 0 and not config.one_pass and not config.whitening:
-            # The first level has no basis, so without whitening there is nothing to read of this checkpoint itself.
-            model = cls._from_config(
-                config, build_backbones=False, attn_implementation=kwargs.get("attn_implementation")
-            )
+            # The first level has no basis, so without whitening and a head there is nothing to read of this checkpoint.
+            model = cls._from_config(config, attn_implementation=kwargs.get("attn_implementation"))
             model.config.name_or_path = path
             model.eval()
-            info: dict[str, Any] = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
-        else:
+            info = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
+            info["missing_keys"] = [name for name, _ in head_tensors(model)]
+        if info is None or info["missing_keys"]:
             variant = "projections" if full else None
-            with reading(f"the bases of {path}"):
-                files = find_weights(path, variant=variant, allow_bin=False, **hub, **own)
+            files = None
+            try:
+                with reading(f"the bases of {path}"):
+                    files = find_weights(path, variant=variant, allow_bin=False, **hub, **own)
+            except OSError as error:
+                # Of a file that is not there the first error has no cause: then the head is new.
+                if info is None or error.__cause__ is None or error.__cause__.__cause__ is not None:
+                    raise
             for name in own:
                 kwargs.pop(name, None)
-            with reading(f"the bases of {path}", quiet=True):
-                model, info = super().from_pretrained(
-                    files.folder,
-                    *args,
-                    config=config,
-                    build_backbones=False,
-                    variant=variant,
-                    use_safetensors=True,
-                    ignore_mismatched_sizes=True,
-                    output_loading_info=True,
-                    dtype=torch.float32,
-                    **kwargs,
-                )
-            model.config.name_or_path = model.name_or_path = path
-        check_loaded(f"the bases of {path}", info)
+            if files is not None:
+                with reading(f"the bases of {path}", quiet=True):
+                    folder, links = weights_alone(files.folder)
+                    model, info = super().from_pretrained(
+                        folder,
+                        *args,
+                        config=config,
+                        variant=variant,
+                        use_safetensors=True,
+                        ignore_mismatched_sizes=True,
+                        output_loading_info=True,
+                        dtype=torch.float32,
+                        **kwargs,
+                    )
+                    loaded_from(model, path, links)
+                model.config.name_or_path = model.name_or_path = path
+        assert model is not None
+        assert info is not None
+        mine = inspect.signature(cls.__init__).parameters.keys() & kwargs.keys()
+        build = partial(cls, config, *args, **{name: kwargs[name] for name in mine})
+        check_loaded(f"the bases of {path}", settle_head(model, info, path, ignore_mismatched_sizes, build))
         _check_finite(model)
         dtype = weights.pop("torch_dtype", None)
         dtype = weights.pop("dtype", None) or dtype or "auto"
@@ -154,8 +208,13 @@ class RDEsmPreTrainedModel(RDEsmSaving):
             dtype = getattr(config, "dtype", None) or dtype
         model.config.backbones_in_checkpoint = full
         source = path if full else None
-        weights |= {"dtype": dtype, "sequential": sequential, "above": above}
+        weights |= {"dtype": dtype, "sequential": sequential, "above": above, "use_safetensors": use_safetensors}
         model.load_backbones(source, **weights, **hub, **(own if full else {}))
+        cast_head(model, model.config.dtype)
+        if adapter is not None:
+            where, name, settings = adapter
+            with reading(f"the adapter in {where}"), without_bars():
+                model.load_adapter(where, adapter_name=name, adapter_kwargs=settings)
         return (model, info) if wants_info else model
 
     def load_backbones(
@@ -169,6 +228,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         offload_folder: str | os.PathLike | None = None,
         sequential: bool = False,
         above: str | None = None,
+        use_safetensors: bool | None = None,
         **kwargs: Any,
     ) -> None:
         """Fetch the backbones that the config names and attach them; none is initialised first.
@@ -183,6 +243,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
             sequential: attach none, and load each whenever it is its turn, in the dtype of the first and on the
                 device that the model is moved to.
             above: leave out the backbones up to this level.
+            use_safetensors: `True` refuses `.bin` files.
             kwargs: passed to `from_pretrained` of each backbone (`token`, `cache_dir`, ...).
 
         Raises:
@@ -201,7 +262,9 @@ class RDEsmPreTrainedModel(RDEsmSaving):
                 raise ValueError(f"level {name} names no repo_id in config.json, so its backbone cannot be had")
             if index not in located:
                 with reading(what):
-                    located[index] = self._find_backbone(index, source, revision, subfolder, hub)
+                    located[index] = self._find_backbone(
+                        index, source, revision, subfolder, hub, allow_bin=not use_safetensors
+                    )
             return self._load_backbone(index, located[index], what, level, dtype=dtype, **placed, **kwargs)
 
         backbones = range(len(self.config.backbone_groups))
@@ -244,6 +307,8 @@ class RDEsmPreTrainedModel(RDEsmSaving):
             if self.config.readout is not None:
                 self.hf_device_map["readout"] = placement.device(len(self.config.levels) - 1)
                 self.readout.to(self.hf_device_map["readout"])
+            if first < len(loaded):
+                self.hf_device_map |= place_head(self, placement.device(len(self.config.levels) - 1))
         self.config.dtype = loaded[first].dtype if first < len(loaded) else torch.float32
 
     def _origin(self, index: int, source: str | os.PathLike | None) -> tuple[str, str | None]:
@@ -254,7 +319,13 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         return f"the backbone of {name} in {os.fspath(source)}", name
 
     def _find_backbone(
-        self, index: int, source: str | os.PathLike | None, revision: str | None, subfolder: str, hub: dict[str, Any]
+        self,
+        index: int,
+        source: str | os.PathLike | None,
+        revision: str | None,
+        subfolder: str,
+        hub: dict[str, Any],
+        allow_bin: bool = True,
     ) -> WeightFiles:
         """The files of one backbone, from `source` or from its own repo."""
         entry = self.config.backbone_entry(index)
@@ -267,7 +338,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
             refuse_links(where)
         if level is None:
             check_alphabet(what, where, entry["revision"], entry["backbone"], **hub)
-        return find_weights(where, entry["revision"], variant=variant, allow_bin=variant is None, **hub)
+        return find_weights(where, entry["revision"], variant=variant, allow_bin=allow_bin and variant is None, **hub)
 
     def _load_backbone(
         self, index: int, files: WeightFiles, what: str, level: str | None, **kwargs: Any
@@ -289,15 +360,17 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         if level is not None:
             settings |= {"variant": f"backbone-{level}", "key_mapping": {r"^backbones\.\d+\.": ""}}
         with reading(what, quiet=True):
+            folder, links = weights_alone(files.folder)
             # The library's own class, so that its renamings of older checkpoints' keys apply.
             try:
-                backbone, info = encoder.from_pretrained(files.folder, **settings)
+                backbone, info = encoder.from_pretrained(folder, **settings)
             except Exception as error:
                 if "device disk is invalid" not in str(error):
                     raise
                 # Before 5.0 a whole model cannot go to disk, but all of its parts can.
                 settings["device_map"] = dict.fromkeys(family.parts, "disk")
-                backbone, info = encoder.from_pretrained(files.folder, **settings)
+                backbone, info = encoder.from_pretrained(folder, **settings)
+            loaded_from(backbone, files.folder, links)
             check_loaded(what, info)
             settle(backbone, watch=len(levels) > 1 or self.config.one_pass)
             if family.stores_frequencies and (rotary := rotary_modules(backbone)):
@@ -314,6 +387,24 @@ class RDEsmPreTrainedModel(RDEsmSaving):
             make_lean(backbone)
         backbone.train(self.training)
         return backbone
+
+
+def _refuse_unheard(kwargs: dict[str, Any]) -> None:
+    """Take out arguments that would be dropped.
+
+    Raises:
+        ValueError: one of them asks for something.
+    """
+    for name, (nothing, mend) in _REFUSED.items():
+        value = kwargs.pop(name, None)
+        if value is not None and value != nothing:
+            raise ValueError(f"{name}={value!r} cannot be given for a reverse-distilled model: {mend}")
+
+
+def _refuse_nowhere(path: str) -> None:
+    """Raise `OSError` for a path that is neither a folder nor what a Hub id looks like."""
+    if not os.path.isdir(path) and (os.path.isabs(path) or path.startswith(".") or path.count("/") > 1):
+        raise OSError(f"{path}: no such folder (and no Hub id, which is owner/name)")
 
 
 def _check_finite(model: RDEsmPreTrainedModel) -> None:

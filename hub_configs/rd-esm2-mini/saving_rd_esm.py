@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file
 
+from .added_rd_esm import is_head, refuse_adapter
 from .families_rd_esm import FAMILIES
 from .layers_rd_esm import stack_of
 from .origin_rd_esm import check_names, decide_form
@@ -46,6 +48,12 @@ class RDEsmSaving(PreTrainedModel):
 
     _companions: tuple[str, ...] = _COMPANIONS
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # A registration is of one class. Were it inherited, a user's file would be saved in place of ours, and
+        # AutoModel would look for the user's class.
+        cls._auto_class = vars(cls).get("_auto_class")
+
     def save_pretrained(
         self,
         save_directory: str | os.PathLike,
@@ -57,6 +65,9 @@ class RDEsmSaving(PreTrainedModel):
         **kwargs: Any,
     ) -> None:
         """Write config, remote code and weights, as safetensors.
+
+        A head (whatever a subclass or a user put onto the model) goes with the bases in either form; the class that it
+        was saved from loads it again, and `AutoModel` loads the model without it.
 
         Args:
             save_directory: folder; weights of an earlier save in it are replaced, other files are left alone.
@@ -70,11 +81,17 @@ class RDEsmSaving(PreTrainedModel):
 
         Raises:
             ValueError: bases only, but a level names no `repo_id` or its backbone is no longer that one; or full,
-                but the backbones are not there, or hold an adapter; or the folder holds another model's files of the
-                same names.
+                but the backbones are not there, or are quantised; or it holds an adapter; or the folder holds another
+                model's files of the same names; or another format is asked for. Nothing has been written then.
         """
-        for ours in ("variant", "safe_serialization", "save_original_format"):
-            kwargs.pop(ours, None)
+        kwargs.pop("save_original_format", None)
+        if kwargs.pop("variant", None) is not None:
+            raise ValueError("variant= cannot be given: a checkpoint's files have names of their own; leave it out")
+        if not kwargs.pop("safe_serialization", True):
+            raise ValueError(
+                "weights are written as safetensors alone: leave out safe_serialization=False (in TrainingArguments, "
+                "save_safetensors=False)"
+            )
         if getattr(self, "_hf_peft_config_loaded", False):
             super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
             return
@@ -97,6 +114,10 @@ class RDEsmSaving(PreTrainedModel):
         try:
             # Written beside the old files and moved over them: these may be what the model's tensors map.
             with staging(folder) as fresh_folder, without_bars():
+                for kind in type(self).__mro__[1:]:
+                    if vars(kind).get("_auto_class"):
+                        # Of a subclass: who knows nothing of it loads the model that it adds to.
+                        custom_object_save(kind.__new__(kind), fresh_folder, config=self.config)
                 for variant, part in parts.items():
                     super().save_pretrained(
                         fresh_folder,
@@ -167,15 +188,19 @@ class RDEsmSaving(PreTrainedModel):
                 "this model was loaded for one pass, without its smaller backbones and their bases: load it without "
                 "one_pass=True to save it"
             )
-        ours = ("projections.", "readout.", "whitening.")
-        projections = {key: value for key, value in state.items() if key.startswith(ours)}
+        # With a head beside them, if there is one.
+        bases = {key: value for key, value in state.items() if not key.startswith("backbones.")}
+        refuse_adapter("the head", (key for key in bases if is_head(self.config, key)))
+        absent = {key for key in self.state_dict() if not key.startswith("backbones.")} - bases.keys()
+        if absent:
+            raise ValueError(f"the state_dict lacks {min(absent)}: give the whole state_dict, or none")
         if not full:
-            return {None: projections}
+            return {None: bases}
         if len(self.backbones) < len(self.config.backbone_groups) or self.first_backbone:
             raise ValueError(
                 "this model holds bases only; fetch its backbones (load_backbones) or save backbones=False"
             )
-        parts: dict[str | None, dict[str, torch.Tensor]] = {"projections": projections}
+        parts: dict[str | None, dict[str, torch.Tensor]] = {"projections": bases}
         for index, backbone in enumerate(self.backbones):
             family = FAMILIES[backbone.config.model_type]
             prefix = f"backbones.{index}."

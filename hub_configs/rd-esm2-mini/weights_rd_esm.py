@@ -138,7 +138,10 @@ def write_index(folder: str) -> None:
 
 
 def is_own(path: str) -> bool:
-    """Whether a file of a checkpoint is one of an `rd_esm` model, by what it holds and not by its name."""
+    """Whether a file of a checkpoint is one of an `rd_esm` model, by what it holds and not by its name.
+
+    Where a head lies with the bases, the config beside them says so.
+    """
     try:
         if path.endswith(".safetensors"):
             keys = read_header(path).keys()
@@ -152,9 +155,22 @@ def is_own(path: str) -> bool:
             with open(path, "rb") as file:
                 # Code says so of itself; older or changed code is known by the config that it lies beside.
                 return b"rd_esm" in file.read() or is_own(os.path.join(os.path.dirname(path), "config.json"))
-        return all(re.match(r"((projections|backbones|whitening)\.\d+|readout)\.", key) for key in keys)
+        if all(re.match(r"((projections|backbones|whitening)\.\d+|readout)\.", key) for key in keys):
+            return True
+        files = [os.path.basename(path)] if path.endswith(".safetensors") else content["weight_map"].values()
+        return _are_named_by(os.path.join(os.path.dirname(path), "config.json"), files)
     except (OSError, ValueError, OverflowError, MemoryError, AttributeError, TypeError):
         return False
+
+
+def _are_named_by(config: str, files: Iterable[str]) -> bool:
+    """Whether a config is one of ours, and files are named as those that it describes."""
+    if not is_own(config):
+        return False
+    with open(config, encoding="utf-8") as file:
+        full = json.load(file).get("backbones_in_checkpoint")
+    parts = r"\.(projections|backbone-[\w.-]+)" if full else ""
+    return all(re.fullmatch(rf"model{parts}(-\d{{5}}-of-\d{{5}})?\.safetensors", name) for name in files)
 
 
 def refuse_foreign(folder: str, names: Iterable[str]) -> None:

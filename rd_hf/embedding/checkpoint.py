@@ -250,7 +250,7 @@ def _read_config(name: str, folder: Path) -> RDEsmConfig:
 def _folder_fingerprint(folder: Path) -> str:
     whole = hashlib.sha256()
     weights = [path for pattern in ("*.safetensors", "*.bin", "*.index*.json") for path in folder.glob(pattern)]
-    for path in sorted([folder / "config.json", *weights]):
+    for path in sorted([folder / "config.json", folder / "adapter_config.json", *weights]):
         if path.exists():
             status = path.stat()
             whole.update(f"{path.name}\0{_file_sha256(str(path), status.st_size, status.st_mtime_ns)}\n".encode())

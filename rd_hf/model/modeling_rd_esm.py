@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .added_rd_esm import is_head  # noqa: F401
 from .alphabet_rd_esm import TOKENS  # noqa: F401
 from .attention_rd_esm import PACKED_ATTENTION  # noqa: F401
 from .checkpoint_rd_esm import RDEsmPreTrainedModel
@@ -67,6 +68,9 @@ class RDEsmModel(RDEsmPreTrainedModel):
     output.nested("35M")      # (1, 12, 480), a view
     ```
     """
+
+    # `forward` takes arguments by any name for packed rows; without this, Trainer would pass what a loss needs.
+    accepts_loss_kwargs = False
 
     def __init__(self, config: RDEsmConfig, build_backbones: bool | None = None) -> None:
         config = config.as_loaded()
@@ -207,6 +211,19 @@ class RDEsmModel(RDEsmPreTrainedModel):
         largest: PreTrainedModel = self.backbones[-1]
         largest.set_input_embeddings(value)
 
+    def enable_input_require_grads(self) -> None:
+        """As in transformers, of every backbone: before 5.0 the library reaches the largest alone, and with
+        checkpointing the adapters of the others stay as they are."""
+        for backbone in self.backbones:
+            if isinstance(backbone, PreTrainedModel):
+                backbone.enable_input_require_grads()
+
+    def disable_input_require_grads(self) -> None:
+        """Undo `enable_input_require_grads`."""
+        for backbone in self.backbones:
+            if isinstance(backbone, PreTrainedModel):
+                backbone.disable_input_require_grads()
+
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Not possible.
 
@@ -220,7 +237,7 @@ class RDEsmModel(RDEsmPreTrainedModel):
 
     def forward(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         level: str | None = None,
         output_backbone_states: bool = False,
@@ -250,6 +267,15 @@ class RDEsmModel(RDEsmPreTrainedModel):
                 attention other than `rd_esm_packed` or flash attention, or `<mask>` tokens, which token dropout
                 counts over the whole row.
         """
+        # Wrappers pass on what they were not given (PEFT: inputs_embeds, labels, start_positions, ...).
+        packing = {name: value for name, value in packing.items() if value is not None}
+        if input_ids is None or "inputs_embeds" in packing:
+            raise ValueError(
+                "give input_ids, and no inputs_embeds: each backbone has token embeddings of its own (of PEFT's "
+                "methods, those that learn a prompt cannot be used)"
+            )
+        if "labels" in packing:
+            raise ValueError("this model returns embeddings and no loss: leave out labels, or add a head in a subclass")
         if not self.training:
             # Training may replace residues by tokens at random.
             refuse_unknown(input_ids)

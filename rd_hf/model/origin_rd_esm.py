@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from .added_rd_esm import refuse_adapter
 from .families_rd_esm import FAMILIES
 from .files_rd_esm import WeightFiles
 from .layers_rd_esm import encoder_class
@@ -80,7 +81,7 @@ def _why_not_published(model: Any, index: int, state: dict[str, torch.Tensor], t
     if not weights:
         return None
     pin = f"{entry['repo_id']} at {entry['revision'] or 'main'}"
-    if any(not value.is_floating_point() for key, value in weights.items() if key.endswith("weight")):
+    if _is_quantised(model, index, weights):
         if trusted:
             return None
         raise ValueError(
@@ -96,6 +97,22 @@ def _why_not_published(model: Any, index: int, state: dict[str, torch.Tensor], t
             f"here to compare with ({' '.join(str(error).split())[:200]})"
         )
     return changed and f"the backbone of level {entry['name']} is no longer that of {pin} ({changed} differs)"
+
+
+def _is_quantised(model: Any, index: int, weights: dict[str, Any]) -> bool:
+    """Whether a backbone's weights are other than numbers as they were published or trained."""
+    backbone = model.backbones[index] if index < len(model.backbones) else None
+    config = getattr(backbone, "config", None)
+    return (
+        getattr(backbone, "hf_quantizer", None) is not None
+        or getattr(config, "quantization_config", None) is not None
+        or any(
+            # Also what torch's own quantised layers keep, some of it no tensor, and scaled numbers of 8 bits.
+            not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.dtype.itemsize < 2
+            for key, value in weights.items()
+            if not _UNUSED.search(key)
+        )
+    )
 
 
 def _difference(files: WeightFiles, weights: dict[str, torch.Tensor]) -> str | None:
@@ -122,20 +139,26 @@ def check_names(model: Any, index: int, part: dict[str, torch.Tensor]) -> None:
     """Raise unless the weights of a backbone are those that loading will look for.
 
     Raises:
-        ValueError: naming one that is too much or missing.
+        ValueError: naming one that is too much or missing; or they are quantised.
     """
     name, level = model.config.backbone_name(index), model.config.backbone_groups[index][0]
+    refuse_adapter(f"the backbone of level {name}", (key.split(".", 2)[2] for key in part))
     config = model.config.backbone_config(level)
     family, encoder = FAMILIES[config.model_type], encoder_class(config, model.config.backbone_depth(index))
     with torch.device("meta"):
         expected = set(encoder(config, **family.arguments).state_dict())
     wanted = {key for key in expected if not _UNUSED.search(key)}
+    if _is_quantised(model, index, {key.split(".", 2)[2]: value for key, value in part.items()}):
+        raise ValueError(
+            f"the backbone of level {name} is quantised, and a checkpoint holds weights as they were published or "
+            f"trained: save the bases alone (backbones=False), or load the model without quantisation"
+        )
     found = {key.split(".", 2)[2] for key in part}
     extra = {key for key in found - expected if not _UNUSED.search(key)}
     if extra:
         raise ValueError(
-            f"the backbone of level {name} holds {min(extra)}, which no {family.title} has, and would be lost: merge "
-            f"an adapter first (merge_and_unload()), or save it by itself (save_pretrained of the PeftModel)"
+            f"the backbone of level {name} holds {min(extra)}, which no {family.title} has, and would be lost: take it "
+            f"off (an adapter that it was left by: unload() or merge_and_unload()), or put it onto the model itself"
         )
     if wanted - found:
         raise ValueError(

@@ -18,6 +18,7 @@ from .families_rd_esm import POSITION_FIELDS, counts_from, longest_input
 from .layers_rd_esm import states_after
 from .outputs_rd_esm import RDEsmModelOutput, output_class
 from .readout_rd_esm import RDEsmReadout
+from .weights_rd_esm import rotary_modules
 
 
 @dataclass
@@ -115,7 +116,18 @@ def run_backbone(
     positions = arguments.get("position_ids")
     if longest is not None and positions is not None:
         arguments = {**arguments, "position_ids": positions + counts_from(own)}
-    return states_after(backbone, depths, arguments)
+    found = states_after(backbone, depths, arguments)
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+        _forget_angles(backbone)
+    return found
+
+
+def _forget_angles(backbone: PreTrainedModel) -> None:
+    """Drop the angles that modules of releases up to 5.0 keep of their last input: made in inference mode, they would
+    stop a later pass with gradients."""
+    for module in rotary_modules(backbone):
+        if getattr(module, "_cos_cached", None) is not None:
+            module._cos_cached = module._sin_cached = module._seq_len_cached = None  # type: ignore[assignment]
 
 
 def backbone_arguments(

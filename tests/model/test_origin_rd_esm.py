@@ -222,11 +222,42 @@ def test_an_adapter_that_is_not_merged_is_not_saved_as_if_it_were(model: RDEsmMo
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
 
 
-def test_quantised_backbones_are_saved_as_bases_where_that_is_said(model: RDEsmModel, tmp_path: Path) -> None:
-    dense = model.backbones[1].encoder.layer[0].output.dense
+def whole_numbers(backbone: EsmModel) -> None:
+    """As bitsandbytes keeps four bits: bytes in place of the weights, and what they mean beside them."""
+    dense = backbone.encoder.layer[0].output.dense
     dense.weight = torch.nn.Parameter(dense.weight.detach().to(torch.int8), requires_grad=False)
+    dense.register_buffer("absmax", torch.ones(3))
+
+
+def scaled_bytes(backbone: EsmModel) -> None:
+    dense = backbone.encoder.layer[0].output.dense
+    dense.weight = torch.nn.Parameter(dense.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+
+
+def torchs_own(backbone: EsmModel) -> None:
+    """Whose state holds more than tensors."""
+    torch.ao.quantization.quantize_dynamic(backbone, {torch.nn.Linear}, inplace=True)
+
+
+def said_by_a_quantizer(backbone: EsmModel) -> None:
+    """Tensors that stand for others and call themselves float32."""
+    backbone.config.quantization_config = {"quant_method": "torchao"}
+
+
+QUANTISED = [whole_numbers, scaled_bytes, torchs_own, said_by_a_quantizer]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("quantise", QUANTISED)
+def test_quantised_backbones_are_saved_as_bases_where_that_is_said(
+    model: RDEsmModel, quantise: Callable[[EsmModel], None], tmp_path: Path
+) -> None:
+    quantise(model.backbones[1])
     with pytest.raises(ValueError, match=r"quantised backbone of level L1 .* cannot be told.*backbones=False"):
-        model.save_pretrained(tmp_path)
+        model.save_pretrained(tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"backbone of level L1 is quantised.*save the bases alone \("):
+        model.save_pretrained(tmp_path / "saved", backbones=True)
+    assert not (tmp_path / "saved").exists()
     model.save_pretrained(tmp_path, backbones=False)
     assert is_bases_only(tmp_path)
 
