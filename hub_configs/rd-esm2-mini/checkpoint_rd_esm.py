@@ -76,6 +76,9 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         layers: an approximation, of families that were fitted with it (`rd-hf fit --one-pass`). The card says how near
         each level comes.
 
+        With `long_input="window"` a sequence of more than `max_residues` residues is run in windows, with `"whole"` as
+        it is; by default it is refused (see `RDEsmConfig`).
+
         Bases are read from safetensors alone; backbones too where their repo has them, and else from `.bin` files,
         which torch's restricted reader opens: tensors only, no code.
 
@@ -103,8 +106,8 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         config = kwargs.pop("config", None)
         if isinstance(config, PretrainedConfig):
             config = copy.deepcopy(config)
-            config.level = kwargs.pop("level", config.level)
-            config.one_pass = kwargs.pop("one_pass", config.one_pass)
+            for name in ("level", "one_pass", "long_input", "max_residues"):
+                setattr(config, name, kwargs.pop(name, getattr(config, name)))
         else:
             config, kwargs = RDEsmConfig.from_pretrained(
                 path if config is None else config, return_unused_kwargs=True, **kwargs

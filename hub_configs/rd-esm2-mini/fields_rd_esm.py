@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from .families_rd_esm import FAMILIES, counts_from, family_of
+from .windows_rd_esm import LONG_INPUTS
 
 # A level's name becomes part of file names (`model.backbone-150M.safetensors`).
 LEVEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -91,6 +92,14 @@ def check_whitening(whitening: Any, levels: int) -> None:
     numbers = isinstance(weights, list) and all(is_whole(one) or isinstance(one, float) for one in weights)
     if whitening and not (numbers and len(weights) == levels and all(0 <= one < float("inf") for one in weights)):
         raise wrong("whitening.weights", f"{levels} finite numbers not below 0, one a level", weights)
+
+
+def check_long(long_input: Any, max_residues: Any) -> None:
+    """Raise unless these say what becomes of a long sequence, and how long it may be."""
+    if long_input not in LONG_INPUTS:
+        raise wrong("long_input", f"one of {', '.join(LONG_INPUTS)}", long_input)
+    if not is_whole(max_residues) or max_residues < 1:
+        raise wrong("max_residues", "a whole number above 0", max_residues)
 
 
 def check_entry(where: str, entry: Any) -> None:

@@ -17,6 +17,7 @@ from .fields_rd_esm import (
     COMMON_FIELDS,
     LEVEL_NAME,
     check_entry,
+    check_long,
     check_readout,
     check_whitening,
     expect,
@@ -25,6 +26,7 @@ from .fields_rd_esm import (
     whole_entries,
     wrong,
 )
+from .windows_rd_esm import MAX_RESIDUES, SPECIAL_TOKENS
 
 logger = logging.get_logger(__name__)
 
@@ -77,6 +79,12 @@ class RDEsmConfig(PretrainedConfig):
             `False`: the backbones' layers are computed in fewer passes over memory than transformers takes, which
             rounds otherwise (by some 5e-6 in a final state of order one, float32). `True`: the same bits as
             transformers' own classes. The weights are the same.
+        long_input (`str`):
+            What becomes of a sequence of more than `max_residues` residues that the model is called with. `"error"`: it
+            is refused. `"window"`: it is run in overlapping windows, and their states are merged as rd_hf's `Embedder`
+            merges them. `"whole"`: it is run as it is. As `level` it is said when loading, and `forward` takes it too.
+        max_residues (`int`):
+            Longest sequence that the model sees at once, in residues; by default that of ESM-2's training, 1,022.
         rd_hf_version (`str`, *optional*):
             The version that wrote the checkpoint; `None` before 0.2.0. Saving writes the version that saves.
 
@@ -110,6 +118,8 @@ class RDEsmConfig(PretrainedConfig):
         rd_hf_version: str | None = None,
         readout: dict[str, Any] | None = None,
         one_pass: bool = False,
+        long_input: str = "error",
+        max_residues: int = MAX_RESIDUES,
         **kwargs: Any,
     ) -> None:
         for derived in _DERIVED_FIELDS:
@@ -141,6 +151,9 @@ class RDEsmConfig(PretrainedConfig):
         self.rd_hf_version = rd_hf_version
         self.readout = readout
         self.one_pass = one_pass
+        check_long(long_input, max_residues)
+        self.long_input = long_input
+        self.max_residues = max_residues
         self._check_levels()
         self.residual_directions = self._directions(residual_directions)
         if self.levels:
@@ -327,6 +340,12 @@ class RDEsmConfig(PretrainedConfig):
         entries = self.levels[-1:] if self.one_pass else self.levels[: self.level_index(level) + 1]
         return min(filter(None, (longest_input(entry["backbone"]) for entry in entries)), default=None)
 
+    @property
+    def residues_at_once(self) -> int:
+        """Longest sequence that a model sees at once, in residues."""
+        longest = self.longest_input()
+        return self.max_residues if longest is None else min(self.max_residues, longest - SPECIAL_TOKENS)
+
     def up_to(self, level: str | None) -> "RDEsmConfig":
         """A copy that ends at `level`, as if the larger levels did not exist."""
         index = self.level_index(level)
@@ -345,8 +364,10 @@ class RDEsmConfig(PretrainedConfig):
         """A copy that describes what a model of this config holds: the levels up to `level`, or in one pass all.
 
         Raises:
-            ValueError: one pass, for which this family was not fitted.
+            ValueError: one pass, for which this family was not fitted; or what was said of long sequences when loading
+                is none of the choices.
         """
+        check_long(self.long_input, self.max_residues)
         if not self.one_pass:
             return self.up_to(self.level)
         if self.readout is None:
@@ -396,4 +417,7 @@ class RDEsmConfig(PretrainedConfig):
             # Absent where there is none, as in every config.json of before there were any.
             if not output.get(name):
                 output.pop(name, None)
+        for name, default in (("long_input", "error"), ("max_residues", MAX_RESIDUES)):
+            if output.get(name) == default:
+                del output[name]
         return output | {name: getattr(self, name) for name in _DERIVED_FIELDS}
