@@ -143,6 +143,7 @@ def backbone_arguments(
     unknown = packing.keys() - {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
     if unknown:
         raise TypeError(f"forward() got an unexpected keyword argument {min(unknown)!r}")
+    limit = _limit(config, long_input)
     ends = packing.get("cu_seq_lens_q")
     if ends is None:
         if packing or position_ids is not None:
@@ -150,10 +151,10 @@ def backbone_arguments(
             raise ValueError("sequences that share a row need cu_seq_lens_q, or they would see each other")
         if attention_mask is None:
             attention_mask = input_ids.ne(config.pad_token_id).long()
-        if input_ids.shape[1] > _limit(config, long_input):
+        if limit is not None and input_ids.shape[1] > limit:
             # Rows may be padded to more than their longest sequence; within a graph no number is looked at.
             seen = attention_mask.ndim == 2 and attention_mask.device.type != "meta" and not is_tracing()
-            refuse_long(config, long_input, int(attention_mask.sum(1).max()) if seen else input_ids.shape[1])
+            _refuse_long(limit, int(attention_mask.sum(1).max()) if seen else input_ids.shape[1])
         return {"input_ids": input_ids, "attention_mask": attention_mask}
     length = input_ids.shape[1]
     if attention_mask is not None or input_ids.shape[0] != 1 or ends[0] != 0 or ends[-1] != length:
@@ -166,7 +167,7 @@ def backbone_arguments(
         raise ValueError("a packed row cannot hold <mask>: token dropout counts it over the whole row; pad instead")
     lengths = ends.diff()
     longest = packing.get("max_length_q") or int(lengths.max())
-    refuse_long(config, long_input, longest)
+    _refuse_long(limit, longest)
     starts = ends[:-1].repeat_interleave(lengths, output_size=length)
     return {
         "input_ids": input_ids,
@@ -180,21 +181,22 @@ def backbone_arguments(
     }
 
 
-def _limit(config: RDEsmConfig, long_input: str | None) -> float:
-    """Tokens of a sequence at most; whatever is traced or exported takes any number, since its graph cannot refuse."""
+def _limit(config: RDEsmConfig, long_input: str | None) -> int | None:
+    """Tokens of a sequence at most; None for any number, as in what is traced or exported: a graph cannot refuse."""
     # torch has the second from 2.7 on.
     exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
     if torch.jit.is_tracing() or exporting():  # type: ignore[attr-defined]
-        return float("inf")
+        return None
     check_long(long_input or config.long_input, config.max_residues)
-    return float("inf") if (long_input or config.long_input) == "whole" else config.max_residues + SPECIAL_TOKENS
+    return None if (long_input or config.long_input) == "whole" else config.max_residues + SPECIAL_TOKENS
 
 
-def refuse_long(config: RDEsmConfig, long_input: str | None, tokens: int) -> None:
+def _refuse_long(limit: int | None, tokens: int) -> None:
     """Raise `ValueError` for a sequence of more tokens than the model takes at once."""
-    if tokens > _limit(config, long_input):
+    if limit is not None and tokens > limit:
+        # No thousands separators: in a compiled model these are no plain numbers.
         raise ValueError(
-            f"a sequence here has {tokens - SPECIAL_TOKENS:,} residues, and the model takes {config.max_residues:,} at "
+            f"a sequence here has {tokens - SPECIAL_TOKENS} residues, and the model takes {limit - SPECIAL_TOKENS} at "
             f"once: load it with long_input='window' for merged windows (as SentenceTransformer, and rd_hf's Embedder "
             f"and rd-hf embed, make them unasked), or with long_input='whole' to run it as it is"
         )
