@@ -14,15 +14,19 @@ from transformers.utils import logging
 from .alphabet_rd_esm import check_tokens
 from .families_rd_esm import family_of, longest_input
 from .fields_rd_esm import (
-    COMMON_FIELDS,
     LEVEL_NAME,
+    check_common,
     check_entry,
     check_long,
+    check_number,
     check_readout,
     check_whitening,
+    decided_by_file,
     expect,
+    is_private,
     is_whole,
     stored_entries,
+    unknown_fields,
     whole_entries,
     wrong,
 )
@@ -133,13 +137,22 @@ class RDEsmConfig(PretrainedConfig):
         for field, value in (
             ("backbones_in_checkpoint", backbones_in_checkpoint),
             ("exact_activation", exact_activation),
+            ("one_pass", one_pass),
         ):
             if not isinstance(value, bool):
                 raise wrong(field, "true or false", value)
+        check_number("initializer_range", initializer_range, 0, float("inf"))
+        expect("rd_hf_version", rd_hf_version, str, "a text")
         levels = whole_entries(levels)
         for index, entry in enumerate(levels or []):
             check_entry(f"levels[{index}]", entry)
             check_tokens(entry["name"], entry)
+            said = {name: value for name, value in entry["backbone"].items() if value not in (None, False)}
+            if unread := unknown_fields(said, family_of(said).fields):
+                logger.warning(
+                    f"the backbone of level {entry['name']} has fields in config.json that this version does not know "
+                    f"and leaves aside: {', '.join(unread)}; if results depend on them, use a newer rd_hf"
+                )
         self.levels = [{"repo_id": None, "revision": None, **entry} for entry in levels or []]
         self.level = level
         self.bases = bases or {}
@@ -159,6 +172,7 @@ class RDEsmConfig(PretrainedConfig):
         if self.levels:
             kwargs.setdefault("pad_token_id", self.levels[0]["backbone"].get("pad_token_id", 1))
             self.level_index(level)
+        check_common(kwargs)
         if readout is not None:
             check_readout(readout, self.levels)
         super().__init__(**kwargs)
@@ -166,9 +180,9 @@ class RDEsmConfig(PretrainedConfig):
     @staticmethod
     def _drop_unknown(fields: dict[str, Any]) -> None:
         """Remove what a newer version of this file may have added, and say so."""
-        known = COMMON_FIELDS | set(vars(PretrainedConfig()))
-        unknown = sorted(name for name in fields if name not in known and not name.startswith("_"))
-        for name in unknown:
+        private = [name for name in fields if is_private(name)]
+        unknown = unknown_fields(fields)
+        for name in [*unknown, *private]:
             del fields[name]
         if unknown:
             logger.warning(
@@ -387,8 +401,8 @@ class RDEsmConfig(PretrainedConfig):
         """As in transformers.
 
         Raises:
-            ValueError: the checkpoint is of another model type, which transformers itself would only warn of, or it
-                has no levels.
+            ValueError: the checkpoint is of another model type, which transformers itself would only warn of, it has
+                no levels, or its weights are to be quantised.
         """
         config, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         found = config.get("model_type", cls.model_type)
@@ -402,7 +416,17 @@ class RDEsmConfig(PretrainedConfig):
                 f"{pretrained_model_name_or_path}: levels in its config.json must be a list with an entry for each "
                 f"level, not {config.get('levels')!r}"
             )
+        if config.get("quantization_config"):
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: its config.json has a quantization_config, and weights of a "
+                f"reverse-distilled model are stored as they are: remove it, and pass quantization_config= when loading"
+            )
         return config, unused
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers, but what `RUNNERS_FIELDS` names is decided by keywords alone."""
+        return super().from_dict(decided_by_file(config_dict), **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As in transformers."""
