@@ -33,6 +33,8 @@ _NUMBERS = {
 # Of sizes that no weight need have: beyond any encoder's, and still made in no time.
 _MOST = {"num_hidden_layers": 1024, "max_position_embeddings": 2**20, "num_labels": 2**20}
 _ACTIVATIONS = ("gelu", "silu", "swish", "relu")
+# What git allows in the name of a branch or tag, and no absolute path.
+_REVISION = re.compile(r"[^\x00-\x20\x7f~^:?*\[\\/][^\x00-\x20\x7f~^:?*\[\\]*")
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 # What a backbone cannot be, and what that is.
 _REFUSED = {
@@ -184,7 +186,7 @@ def check_entry(where: str, entry: Any) -> None:
         expect(f"{where}.{field}", entry.get(field), str, "a text or null")
     revision = entry.get("revision")
     # It becomes part of a path in the Hub's cache.
-    if revision is not None and (".." in revision or not re.fullmatch(r"[^\s~^:?*\[\\/][^\s~^:?*\[\\]*", revision)):
+    if revision is not None and (".." in revision or not _REVISION.fullmatch(revision)):
         raise wrong(f"{where}.revision", "a commit, branch or tag", revision)
     for field in ("layers_of", "level_of_repo"):
         named = entry.get(field)

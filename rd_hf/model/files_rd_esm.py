@@ -119,6 +119,8 @@ def find_weights(
     where = os.fspath(where)
     hub = {name: hub[name] for name in HUB_ARGUMENTS if hub.get(name) is not None}
     if not os.path.isdir(where):
+        if not may_be_hub_id(where):
+            raise OSError(f"{where!r} is no folder that exists, and no Hub id (owner/name)")
         if revision is None or not _COMMIT.fullmatch(revision):
             # One commit for all files, even where the repo moves on meanwhile.
             revision = commit_of(where, revision, subfolder, hub)
