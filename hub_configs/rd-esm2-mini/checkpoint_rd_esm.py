@@ -26,12 +26,20 @@ from .added_rd_esm import (
 from .alphabet_rd_esm import check_alphabet
 from .configuration_rd_esm import RDEsmConfig
 from .families_rd_esm import FAMILIES
-from .files_rd_esm import HUB_ARGUMENTS, WeightFiles, commit_of, find_weights
+from .files_rd_esm import HUB_ARGUMENTS, WeightFiles, commit_of, find_weights, may_be_hub_id
 from .layers_rd_esm import encoder_class, settle
 from .lean_rd_esm import make_lean
 from .placement_rd_esm import Placement
 from .saving_rd_esm import RDEsmSaving
-from .weights_rd_esm import check_loaded, reading, refuse_links, rotary_modules, set_rotary_frequencies, without_bars
+from .weights_rd_esm import (
+    check_loaded,
+    check_sizes,
+    reading,
+    refuse_links,
+    rotary_modules,
+    set_rotary_frequencies,
+    without_bars,
+)
 
 # How weights are laid out; said of the backbones, since the projections are small and always float32.
 _WEIGHT_ARGUMENTS = (
@@ -50,6 +58,8 @@ _REFUSED: dict[str, tuple[Any, str]] = {
     "state_dict": (None, "weights are read from files; load_state_dict of the loaded model takes others"),
     "use_kernels": (False, "no compiled code is fetched; leave it out"),
 }
+# What names of the bases' tensors begin with.
+_BASES = ("projections.", "readout.", "whitening.")
 
 
 class RDEsmPreTrainedModel(RDEsmSaving):
@@ -99,6 +109,9 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         layers: an approximation, of families that were fitted with it (`rd-hf fit --one-pass`). The card says how near
         each level comes.
 
+        With `long_input="window"` a sequence of more than `max_residues` residues is run in windows, with `"whole"` as
+        it is; by default it is refused (see `RDEsmConfig`).
+
         Bases are read from safetensors alone; backbones too where their repo has them, and else from `.bin` files,
         which torch's restricted reader opens: tensors only, no code. `use_safetensors=True` refuses those too.
 
@@ -143,14 +156,16 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         config = kwargs.pop("config", None)
         if isinstance(config, PretrainedConfig):
             config = copy.deepcopy(config)
-            config.level = kwargs.pop("level", config.level)
-            config.one_pass = kwargs.pop("one_pass", config.one_pass)
+            for name in ("level", "one_pass", "long_input", "max_residues"):
+                setattr(config, name, kwargs.pop(name, getattr(config, name)))
         else:
             config, kwargs = RDEsmConfig.from_pretrained(
                 path if config is None else config, return_unused_kwargs=True, **kwargs
             )
             kwargs = dict(kwargs) | hub | own
         config.up_to(config.level).check_release()
+        if not os.path.isdir(path):
+            _refuse_places(path, config)
         if "attn_implementation" in weights:
             kwargs["attn_implementation"] = weights.pop("attn_implementation")
 
@@ -159,6 +174,8 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         full = config.backbones_in_checkpoint
         # Backbones are loaded below: none is built before. (A subclass need not take an argument for that.)
         config.backbones_in_checkpoint = False
+        mine = inspect.signature(cls.__init__).parameters.keys() & kwargs.keys()
+        build = partial(cls, config, *args, **{name: kwargs[name] for name in mine})
         model = info = None
         if config.level_index(config.level) == 0 and not config.one_pass and not config.whitening:
             # The first level has no basis, so without whitening and a head there is nothing to read of this checkpoint.
@@ -180,6 +197,8 @@ class RDEsmPreTrainedModel(RDEsmSaving):
             for name in own:
                 kwargs.pop(name, None)
             if files is not None:
+                with reading(f"the bases of {path}"):
+                    check_loaded(f"the bases of {path}", _unlike(build, files))
                 with reading(f"the bases of {path}", quiet=True):
                     folder, links = weights_alone(files.folder)
                     model, info = super().from_pretrained(
@@ -197,8 +216,6 @@ class RDEsmPreTrainedModel(RDEsmSaving):
                 model.config.name_or_path = model.name_or_path = path
         assert model is not None
         assert info is not None
-        mine = inspect.signature(cls.__init__).parameters.keys() & kwargs.keys()
-        build = partial(cls, config, *args, **{name: kwargs[name] for name in mine})
         check_loaded(f"the bases of {path}", settle_head(model, info, path, ignore_mismatched_sizes, build))
         _check_finite(model)
         dtype = weights.pop("torch_dtype", None)
@@ -345,6 +362,9 @@ class RDEsmPreTrainedModel(RDEsmSaving):
     ) -> PreTrainedModel:
         """One backbone; `kwargs` as `from_pretrained` takes them."""
         levels = self.config.backbone_groups[index]
+        with reading(what):
+            shapes = files.shapes()
+        check_sizes(what, self.config.levels[levels[0]]["backbone"], self.config.backbone_depth(index), shapes)
         config = self.config.backbone_config(levels[0])
         family, depth = FAMILIES[config.model_type], self.config.backbone_depth(index)
         encoder = encoder_class(config, depth)
@@ -389,6 +409,21 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         return backbone
 
 
+def _unlike(build: Callable[[], PreTrainedModel], files: WeightFiles) -> dict[str, Any]:
+    """Bases that are missing, or of another shape than the config says, in words of transformers.
+
+    Asked before any is built: the library makes what is missing at random first, whatever its size.
+    """
+    with torch.device("meta"):
+        state = build().state_dict()
+    wanted = {name: tuple(value.shape) for name, value in state.items() if name.startswith(_BASES)}
+    found = files.shapes()
+    return {
+        "missing_keys": [name for name in wanted if name not in found],
+        "mismatched_keys": [name for name, shape in wanted.items() if found.get(name, shape) != shape],
+    }
+
+
 def _refuse_unheard(kwargs: dict[str, Any]) -> None:
     """Take out arguments that would be dropped.
 
@@ -403,8 +438,18 @@ def _refuse_unheard(kwargs: dict[str, Any]) -> None:
 
 def _refuse_nowhere(path: str) -> None:
     """Raise `OSError` for a path that is neither a folder nor what a Hub id looks like."""
-    if not os.path.isdir(path) and (os.path.isabs(path) or path.startswith(".") or path.count("/") > 1):
+    if not os.path.isdir(path) and not may_be_hub_id(path):
         raise OSError(f"{path}: no such folder (and no Hub id, which is owner/name)")
+
+
+def _refuse_places(path: str, config: RDEsmConfig) -> None:
+    """Raise where a checkpoint of the Hub takes a backbone from elsewhere: it must not name folders of this machine."""
+    for entry in config.levels:
+        if entry["repo_id"] is not None and not may_be_hub_id(entry["repo_id"]):
+            raise ValueError(
+                f"{path} on the Hub takes the backbone of level {entry['name']} from {entry['repo_id']!r}, which is no "
+                f"Hub id (owner/name): it is not looked for"
+            )
 
 
 def _check_finite(model: RDEsmPreTrainedModel) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 
+from rd_hf.model.windows_rd_esm import MAX_RESIDUES, OVERLAP
+
 POOLINGS = ("mean", "max", "cls", "residue", "positions")
 # What the model computes in unless a user names another: one for every entry point, level and device, so that the same
 # protein has the same numbers wherever it is embedded.
@@ -18,9 +20,6 @@ AUTO_MEANS = (
 )
 OUTPUT_DTYPES = ("float32", "float16")
 LONG_POLICIES = ("error", "truncate", "window")
-# ESM-2 was trained on crops of 1,022 residues and cls and eos (Lin et al. 2023).
-MAX_RESIDUES = 1022
-OVERLAP = 256
 
 
 @dataclass(frozen=True, slots=True)
