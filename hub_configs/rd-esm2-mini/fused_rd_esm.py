@@ -136,10 +136,13 @@ class FusedRotary(InPlaceOf):
             library: Any = self.library.forward
             ours = _rotary_of(library)
             if ours is not None:
-                # Made at each call, some microseconds: all else that it names is what it is at that moment.
+                # Made at each call, in some microseconds: all else that it names is what it is at that moment.
                 around = {**library.__globals__, _ROTARY: ours}
-                rest = library.__name__, library.__defaults__, library.__closure__
-                return FunctionType(library.__code__, around, *rest)(self, *args, **kwargs)
+                forward = FunctionType(
+                    library.__code__, around, library.__name__, library.__defaults__, library.__closure__
+                )
+                forward.__kwdefaults__ = library.__kwdefaults__
+                return forward(self, *args, **kwargs)
         return super().forward(*args, **kwargs)  # type: ignore[misc]
 
 
