@@ -268,15 +268,15 @@ def test_paths_are_timed_over_equal_numbers(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(limit, "BATCH_TOKENS", 256)
     ratios = {ratio.name: ratio for ratio in limit.run(1)}
     for path in ("model", "fit pass", "embed"):
-        saved = ratios[f"{path}: lean / transformers, 8M + 35M, float32"]
+        saved = ratios[f"{path}: fused / transformers, 8M + 35M, float32"]
         assert saved.value > 0
         assert "of transformers' states" in saved.detail
     assert ratios["embed at 35M: limit / time"].target == 0.6
-    assert 0 < ratios["35M: share of products, lean"].value < 1
-    exact, lean = common.twins(sizes)
-    lean.backbones[0].encoder.layer[0].output.dense.bias.data = torch.linspace(0, 1e-2, 320)
+    assert 0 < ratios["35M: share of products, fused"].value < 1
+    exact, fused = common.twins(sizes)
+    fused.backbones[0].encoder.layer[0].output.dense.bias.data = torch.linspace(0, 1e-2, 320)
     with torch.inference_mode(), pytest.raises(RuntimeError, match="differ from transformers' own by"):
-        limit.difference(lean, exact, common.full_batches(256, 1)[0])
+        limit.difference(fused, exact, common.full_batches(256, 1)[0])
 
 
 def test_reading_code_is_counted_by_package() -> None:

@@ -27,8 +27,8 @@ from .alphabet_rd_esm import check_alphabet
 from .configuration_rd_esm import RDEsmConfig
 from .families_rd_esm import FAMILIES
 from .files_rd_esm import HUB_ARGUMENTS, WeightFiles, commit_of, find_weights, may_be_hub_id
+from .fused_rd_esm import fuse_layers
 from .layers_rd_esm import encoder_class, settle
-from .lean_rd_esm import make_lean
 from .placement_rd_esm import Placement
 from .saving_rd_esm import RDEsmSaving
 from .weights_rd_esm import (
@@ -404,7 +404,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
                     frequencies = 1.0 / base ** (torch.arange(0, width, 2, dtype=torch.float) / width)
                 set_rotary_frequencies(rotary, frequencies)
         if not self.config.exact_activation:
-            make_lean(backbone)
+            fuse_layers(backbone)
         backbone.train(self.training)
         return backbone
 

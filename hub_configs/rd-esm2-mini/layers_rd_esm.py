@@ -7,9 +7,11 @@ scaled by its number of layers, and ESM-2's contact head has a weight for each o
 This file travels to the Hub beside ``modeling_rd_esm.py``: it imports public names of torch and transformers only.
 """
 
+import copy
+import copyreg
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -32,8 +34,36 @@ class Climb:
         self.states: dict[int, torch.Tensor] = {}
 
 
-class _Watched:
-    """Before a class of layers among its bases: tells a climb what it made, and does nothing beyond its end."""
+class InPlaceOf:
+    """Before a class of the library among the bases of a module's class.
+
+    A copy has the same class. A pickle holds a module of the library's, so that a backbone by itself loads wherever
+    transformers is; the model that it belongs to changes its class anew.
+    """
+
+    library: ClassVar[Any]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        twin = memo[id(self)] = nn.Module.__new__(type(self))  # type: ignore[arg-type]
+        twin.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return copyreg._reconstructor, (self.library, object, None), dict(self.__dict__)  # type: ignore[attr-defined]
+
+
+@functools.cache
+def in_place_of(library: type[nn.Module], mixin: type[InPlaceOf]) -> type[nn.Module]:
+    """The class of the library's, by its name and with `mixin` before it.
+
+    (By its name device maps and checkpointing know it.)
+    """
+    around = {"__module__": library.__module__, "__qualname__": library.__qualname__, "library": library}
+    return type(library.__name__, (mixin, library), around)
+
+
+class _Watched(InPlaceOf):
+    """A layer that tells a climb what it made, and does nothing beyond its end."""
 
     depth: int
 
@@ -49,20 +79,6 @@ class _Watched:
             climb.states[self.depth] = state
         return state
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return _again, (type(self).__mro__[2],), dict(self.__dict__)
-
-
-@functools.cache
-def _watched(layer: Any) -> type[nn.Module]:
-    # Under the layer's own name, by which device maps and checkpointing know it.
-    return type(layer.__name__, (_Watched, layer), {"__module__": layer.__module__})
-
-
-def _again(layer: type[nn.Module]) -> nn.Module:
-    """A layer that was pickled or copied; its state follows."""
-    return nn.Module.__new__(_watched(layer))  # type: ignore[arg-type]
-
 
 def stack_of(backbone: PreTrainedModel) -> nn.ModuleList:
     """The layers of a backbone."""
@@ -75,7 +91,7 @@ def watch_layers(backbone: PreTrainedModel) -> None:
     """Let `states_after` ask for states within; what the backbone computes for others is unchanged."""
     for number, layer in enumerate(stack_of(backbone), start=1):
         if not isinstance(layer, _Watched):
-            layer.__class__ = _watched(type(layer))  # type: ignore[arg-type]
+            layer.__class__ = in_place_of(type(layer), _Watched)
         layer.depth = number  # type: ignore[assignment]
 
 

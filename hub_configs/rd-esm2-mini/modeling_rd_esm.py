@@ -34,8 +34,8 @@ from .configuration_rd_esm import RDEsmConfig
 from .families_rd_esm import family_of
 from .fields_rd_esm import check_entry  # noqa: F401
 from .files_rd_esm import WeightFiles  # noqa: F401
+from .fused_rd_esm import fuse_layers
 from .layers_rd_esm import encoder_class, settle, watch_layers
-from .lean_rd_esm import make_lean
 from .merging_rd_esm import cut_long
 from .origin_rd_esm import decide_form  # noqa: F401
 from .outputs_rd_esm import NO_WHITENING, RDEsmModelOutput, output_class
@@ -44,7 +44,6 @@ from .placement_rd_esm import Placement  # noqa: F401
 from .pooling_rd_esm import ResiduePooling, refuse_unknown  # noqa: F401
 from .projection_rd_esm import RDEsmProjection
 from .readout_rd_esm import RDEsmReadout
-from .rotary_rd_esm import turned  # noqa: F401
 from .saving_rd_esm import RDEsmSaving  # noqa: F401
 from .weights_rd_esm import keep_float32, rotary_modules
 from .whitening_rd_esm import RDEsmWhitening
@@ -116,8 +115,18 @@ class RDEsmModel(RDEsmPreTrainedModel):
         )
         settle(backbone, watch=len(levels) > 1 or self.config.one_pass)
         if not self.config.exact_activation:
-            make_lean(backbone)
+            fuse_layers(backbone)
         return backbone
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a pickle, in which the backbones' modules are the library's."""
+        super().__setstate__(state)
+        for levels, backbone in zip(self.config.backbone_groups, self.backbones):
+            if isinstance(backbone, PreTrainedModel):
+                if len(levels) > 1 or self.config.one_pass:
+                    watch_layers(backbone)
+                if not self.config.exact_activation:
+                    fuse_layers(backbone)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "RDEsmModel":
         # ESM-2 was trained with rotary frequencies rounded to float16; rounded once more by .to(bfloat16) they

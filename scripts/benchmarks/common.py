@@ -112,14 +112,14 @@ def random_family(sizes: Mapping[str, tuple[int, int, int]], seed: int = 0, devi
 def twins(
     sizes: Mapping[str, tuple[int, int, int]], device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[RDEsmModel, RDEsmModel]:
-    """The same weights computed as transformers does, and lean."""
-    lean = random_family(sizes, device=device).to(dtype)
-    config = type(lean.config)(levels=lean.config.levels, exact_activation=True)
+    """The same weights computed as transformers does, and fused."""
+    fused = random_family(sizes, device=device).to(dtype)
+    config = type(fused.config)(levels=fused.config.levels, exact_activation=True)
     with torch.device(device):
         exact = RDEsmModel(config).eval()
     # The same tensors: what it was made with is let go.
-    exact.load_state_dict(lean.state_dict(), assign=True)
-    return exact, lean
+    exact.load_state_dict(fused.state_dict(), assign=True)
+    return exact, fused
 
 
 def carried_proteins(seed: int = 0) -> list[str]:

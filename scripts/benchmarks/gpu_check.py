@@ -135,12 +135,12 @@ def loaded(bench: Bench, **how: Any) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def lean_layers(bench: Bench) -> dict[str, Any]:
-    """The same weights on the device with lean layers and without: within float32's rounding of a dozen layers."""
-    exact, lean = twins(bench.sizes, bench.device)
-    one, other = bench.states(exact), bench.states(lean)
+def fused_layers(bench: Bench) -> dict[str, Any]:
+    """The same weights on the device with fused layers and without: within float32's rounding of a dozen layers."""
+    exact, fused = twins(bench.sizes, bench.device)
+    one, other = bench.states(exact), bench.states(fused)
     error = float((one - other).norm() / one.norm())
-    assert error <= 1e-5, f"lean layers are {error:.2g} of the norm off"
+    assert error <= 1e-5, f"fused layers are {error:.2g} of the norm off"
     return {"error": error, "largest": float((one - other).abs().max())}
 
 
@@ -197,7 +197,7 @@ def steps() -> dict[str, Callable[[Bench], dict[str, Any]]]:
     for dtype in TOLERANCE:
         found[f"equal: padded, {dtype}"] = partial(padded, dtype=dtype)
         found[f"equal: packed, {dtype}"] = partial(packed_row, dtype=dtype)
-    found["equal: lean layers and transformers' own"] = lean_layers
+    found["equal: fused layers and transformers' own"] = fused_layers
     found["equal: levels on streams"] = streams
     for name, how in (
         ("loaded on the CPU and moved", {}),

@@ -61,16 +61,16 @@ def seconds(device: str, call: Callable[[], object], rounds: int = 3) -> float:
 
 @torch.inference_mode()
 def kernels(device: str, small: bool) -> dict[str, Any]:
-    """Where the time of one pass goes at 650M, bfloat16: transformers' own, lean in padded rows, lean and packed."""
-    plain, lean = twins({"650M": size_of("650M", small)}, device, torch.bfloat16)
+    """Where the time of one pass goes at 650M, bfloat16: transformers' own, fused in padded rows, fused and packed."""
+    plain, fused = twins({"650M": size_of("650M", small)}, device, torch.bfloat16)
     proteins = carried_proteins()[: 8 if small else 96]
     ids, mask = (tensor.to(device) for tensor in collate(sorted(proteins, key=len)))
     rows = {name: value.to(device) if torch.is_tensor(value) else value for name, value in pack(proteins).items()}
     found: dict[str, Any] = {}
     for name, model, given in (
         ("transformers", plain, {"input_ids": ids, "attention_mask": mask}),
-        ("lean, padded", lean, {"input_ids": ids, "attention_mask": mask}),
-        ("lean, packed", lean, rows),
+        ("fused, padded", fused, {"input_ids": ids, "attention_mask": mask}),
+        ("fused, packed", fused, rows),
     ):
         model.set_attn_implementation(PACKED_ATTENTION if given is rows else "sdpa")
         model(**given)

@@ -7,7 +7,7 @@ with it; the limit of a path is the time that its products take at that peak. At
 counts as the rest: 4 k operations a token and neighbour, a fiftieth of the products at 150M and 300 residues.
 
 Paths are taken twice, as they are and with ``exact_activation=True``, which is transformers' own forward pass: the
-ratio is what lean layers save. Times alternate on the same batches, and what counts is the median of the ratios of
+ratio is what fused layers save. Times alternate on the same batches, and what counts is the median of the ratios of
 neighbours. What eats the rest is what torch's profiler says of one pass at each width, by kind.
 """
 
@@ -47,43 +47,43 @@ KINDS = {
 
 def run(rounds: int) -> list[Ratio]:
     """See the module's docstring."""
-    exact, lean = twins(ESM2_SIZES)
+    exact, fused = twins(ESM2_SIZES)
     groups = full_groups(BATCH_TOKENS, 1)
     batches = full_batches(BATCH_TOKENS, 1)
-    ratios = _saved(lean, exact, batches, groups, rounds)
-    ratios += [ratio for level in ESM2_SIZES for ratio in _at_level(lean, level, batches, groups, rounds)]
-    for level, index in zip(ESM2_SIZES, range(len(lean.backbones)), strict=True):
-        for name, model in (("lean", lean), ("transformers", exact)):
+    ratios = _saved(fused, exact, batches, groups, rounds)
+    ratios += [ratio for level in ESM2_SIZES for ratio in _at_level(fused, level, batches, groups, rounds)]
+    for level, index in zip(ESM2_SIZES, range(len(fused.backbones)), strict=True):
+        for name, model in (("fused", fused), ("transformers", exact)):
             shares = eaten(model.backbones[index], batches[0])
             told = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in shares.items())
             ratios.append(Ratio(f"{level}: share of products, {name}", shares["products"], None, detail=told))
     return ratios
 
 
-def difference(lean: RDEsmModel, exact: RDEsmModel, batch: tuple[torch.Tensor, torch.Tensor]) -> float:
+def difference(fused: RDEsmModel, exact: RDEsmModel, batch: tuple[torch.Tensor, torch.Tensor]) -> float:
     """Largest difference of a final state at a token.
 
     Raises:
         RuntimeError: it is beyond rounding.
     """
     input_ids, mask = batch
-    outputs = [model(input_ids, attention_mask=mask, output_backbone_states=True) for model in (lean, exact)]
+    outputs = [model(input_ids, attention_mask=mask, output_backbone_states=True) for model in (fused, exact)]
     states = zip(*(output.backbone_states for output in outputs), strict=True)
     found = max(float((ours - theirs)[mask.bool()].abs().max()) for ours, theirs in states)
     if not found <= WITHIN:
-        raise RuntimeError(f"lean backbones differ from transformers' own by {found:.2g}")
+        raise RuntimeError(f"fused backbones differ from transformers' own by {found:.2g}")
     return found
 
 
 @torch.inference_mode()
 def _saved(
-    lean: RDEsmModel, exact: RDEsmModel, batches: Any, groups: Sequence[Sequence[str]], rounds: int
+    fused: RDEsmModel, exact: RDEsmModel, batches: Any, groups: Sequence[Sequence[str]], rounds: int
 ) -> list[Ratio]:
     """Time of each path over that with transformers' own forward pass."""
-    within = difference(lean, exact, batches[0])
+    within = difference(fused, exact, batches[0])
     ratios = []
     for what, path in _paths(batches, groups).items():
-        calls = {"lean": partial(path, lean), "exact": partial(path, exact)}
+        calls = {"fused": partial(path, fused), "exact": partial(path, exact)}
         for call in calls.values():
             # Not counted: memory is asked for, kernels are made.
             call()
@@ -91,9 +91,9 @@ def _saved(
         seconds = alternating(calls, rounds + 1)
         ratios.append(
             Ratio(
-                f"{what}: lean / transformers, {' + '.join(lean.config.level_names)}, float32",
-                paired(seconds["lean"], seconds["exact"]), SAVED, at_least=False,
-                detail=f"{_ms(seconds['lean'])} against {_ms(seconds['exact'])} a batch of up to "
+                f"{what}: fused / transformers, {' + '.join(fused.config.level_names)}, float32",
+                paired(seconds["fused"], seconds["exact"]), SAVED, at_least=False,
+                detail=f"{_ms(seconds['fused'])} against {_ms(seconds['exact'])} a batch of up to "
                 f"{BATCH_TOKENS:,} tokens; within {within:.1g} of transformers' states",
             )
         )  # fmt: skip
@@ -116,7 +116,7 @@ def _paths(batches: Any, groups: Sequence[Sequence[str]]) -> dict[str, Callable[
 
 
 @torch.inference_mode()
-def _at_level(lean: RDEsmModel, level: str, batches: Any, groups: Sequence[Sequence[str]], rounds: int) -> list[Ratio]:
+def _at_level(fused: RDEsmModel, level: str, batches: Any, groups: Sequence[Sequence[str]], rounds: int) -> list[Ratio]:
     """The share of the time of a path up to a level that its products take at the machine's peak."""
     rows = batches[0][0].numel()
     names = list(ESM2_SIZES)
@@ -131,7 +131,7 @@ def _at_level(lean: RDEsmModel, level: str, batches: Any, groups: Sequence[Seque
         seconds["limit"].append(sum(products(name, rows) / peaks[name] for name in wanted))
         for name, path in paths.items():
             started = time.perf_counter()
-            path(lean, level)
+            path(fused, level)
             seconds[name].append(time.perf_counter() - started)
     told = ", ".join(f"{ESM2_SIZES[name][0]} wide {peaks[name] / 1e9:.0f} GFLOP/s" for name in wanted)
     goal = GOAL if names.index(level) >= names.index(GOAL_FROM) else None

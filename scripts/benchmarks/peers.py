@@ -6,7 +6,7 @@ way of batching is; answers are compared at residues before anything is timed, a
 else is named with its error, and not timed as if it did not.
 
 * ``transformers``: ``EsmModel``, padded batches, scaled dot product attention;
-* ``rd_hf``: the same in a family of one level, with lean layers;
+* ``rd_hf``: the same in a family of one level, with fused layers;
 * ``fair-esm`` 2.0: the first implementation, padded batches;
 * ``ONNX Runtime``: transformers' model as torch exports it, padded batches (its graph fuses GELU and norms);
 * ``esm-cpp``: C++ (``pip install --no-deps esm-cpp==0.2.1``), its own scheduler over packed rows, which
