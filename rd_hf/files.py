@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 _BLOCK = 1 << 22
+_TOKEN = re.compile("[0-9a-f]{32}")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM}
 # What file systems of clusters, containers and phones answer to locks and fsync that they do not have.
@@ -145,6 +147,12 @@ def write_json(path: str | Path, content: Any, indent: int = 1) -> None:
     write_text(path, json.dumps(content, indent=indent) + "\n")
 
 
+def _is_noted(name: str, hashes: Any) -> bool:
+    """Whether a record says so of a file: what it says is acted upon, and so must lie in the output folder."""
+    path = Path(name)
+    return not path.is_absolute() and ".." not in path.parts and isinstance(hashes, list)
+
+
 class Workspace:
     """A hidden folder of this project's own, in an output folder: the record, a lock, half-written files.
 
@@ -166,8 +174,9 @@ class Workspace:
         """The record, None if there is none that this project wrote."""
         try:
             content = json.loads(self._record_path.read_bytes())
-            return content if isinstance(content["token"], str) and isinstance(content["written"], dict) else None
-        except (OSError, ValueError, TypeError, KeyError):
+            whole = _TOKEN.fullmatch(content["token"]) and all(_is_noted(*one) for one in content["written"].items())
+            return content if whole else None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
     def refuse(self, *names: str) -> None:

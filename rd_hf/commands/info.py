@@ -40,7 +40,9 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     found = [path for path in (Path(args.what) / name for name in MANIFESTS) if path.is_file()]
     if found:
-        content = json.loads(found[0].read_text(encoding="utf-8"))
+        from rd_hf.embedding.folder import OutputFolder
+
+        content = OutputFolder(args.what).manifest() or {}
         print(json.dumps(content, indent=1) if args.json else embeddings_text(args.what, content))
         return
     if Path(args.what).is_dir() and not (Path(args.what) / "config.json").is_file():
@@ -104,7 +106,8 @@ def embeddings_text(folder: str, manifest: dict[str, Any]) -> str:
     model, job, counts = (manifest.get(name) or {} for name in ("model", "job", "counts"))
     revision = f" @ {model['revision'][:12]}" if model.get("revision") else ""
     one_pass = ", in one pass" if model.get("one_pass") else ""
-    columns = [f"{name}: {entry['level']}, {entry['width']:,} wide" for name, entry in manifest["columns"].items()]
+    held = manifest.get("columns", {})
+    columns = [f"{name}: {one.get('level')}, {one.get('width', 0):,} wide" for name, one in held.items()]
     size = sum(file.stat().st_size for file in Path(folder).glob("*.parquet"))
     options = ("pooling", "dtype", "output_dtype", "normalize", "long", "max_length", "width", "whiten")
     lines = [

@@ -82,8 +82,8 @@ def arguments(finished: Finished, values: Mapping[str, Any], given: Collection[s
     job, model = finished.manifest["job"], finished.manifest["model"]
     taken = dict(values)
     for name in (*OPTIONS, *COLUMNS):
-        # A manifest that does not say whether it was whitened is of one that was not.
-        was = job.get(name, False) if name == "whiten" else job[name]
+        # What a manifest does not say was as by default.
+        was = job.get(name, getattr(finished.settings.options, name, None))
         if name in given and values[name] != was:
             raise JobError(
                 f"{finished.folder.path} was made with {name} {was!r}, not {values[name]!r}: leave "
@@ -94,7 +94,7 @@ def arguments(finished: Finished, values: Mapping[str, Any], given: Collection[s
     taken["revision"] = values["revision"] or model["revision"]
     taken["input"] = values["input"] or job["inputs"]
     if "attn_implementation" not in given:
-        taken["attn_implementation"] = job["attn_implementation"]
+        taken["attn_implementation"] = job.get("attn_implementation")
     return taken
 
 

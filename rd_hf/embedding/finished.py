@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rd_hf.data.fasta import FastaRecord
+from rd_hf.data.fasta import FastaRecord, InputError
 from rd_hf.data.text import readable
+from rd_hf.embedding.checkpoint import Checkpoint
+from rd_hf.embedding.fields import unfinished
 from rd_hf.embedding.folder import JobError, OutputFolder
 from rd_hf.embedding.manifest import MANIFEST_FORMAT
 from rd_hf.embedding.options import EmbeddingOptions
@@ -22,6 +26,76 @@ from rd_hf.embedding.settings import JobSettings
 # What the manifest says of a job under the names of an embedding's options, and of its tables' columns.
 OPTIONS = ("pooling", "positions", "normalize", "dtype", "output_dtype", "long", "max_length", "overlap", "whiten")
 COLUMNS = ("sequence_column", "id_column", "positions_column")
+LIMITS = ("part_records", "part_bytes")
+
+
+def finished_manifest(path: str | os.PathLike) -> tuple[OutputFolder, dict[str, Any]]:
+    """A folder and its manifest, which says all that readers rely on, in the types that a job writes.
+
+    Raises:
+        InputError: no such folder, its job is not finished, or its manifest is not as a job writes it.
+    """
+    folder = OutputFolder(path)
+    if not folder.manifest_path.is_file():
+        raise InputError(
+            f"{path} is no folder of embeddings (it holds no {folder.manifest_path.name}): make one with rd-hf embed"
+        )
+    try:
+        manifest = folder.manifest() or {}
+    except JobError as error:
+        raise InputError(str(error)) from error
+    if manifest["format"] != MANIFEST_FORMAT:
+        raise InputError(f"{path} was written by another version of rd_hf: embed its input again")
+    if manifest.get("status") != "complete":
+        raise InputError(f"{path} is not finished: give its embed command again, then this one")
+    wrong = unfinished(manifest)
+    try:
+        if wrong is None:
+            options_of(manifest["job"])
+    except ValueError as error:
+        wrong = str(error)
+    if wrong is not None:
+        raise InputError(
+            f"{folder.manifest_path} is not as an embedding job writes it ({wrong}): restore it, or embed again into "
+            "another folder"
+        )
+    return folder, manifest
+
+
+def options_of(job: dict[str, Any]) -> EmbeddingOptions:
+    """How a manifest's job embedded; what it does not say is as by default.
+
+    Raises:
+        ValueError: no options are so.
+    """
+    chosen = {one.name: job[one.name] for one in fields(EmbeddingOptions) if one.name in job}
+    return EmbeddingOptions(**{name: tuple(one) if isinstance(one, list) else one for name, one in chosen.items()})
+
+
+def model_of(manifest: dict[str, Any]) -> Checkpoint:
+    """The model that a manifest names."""
+    said = manifest["model"]
+    return Checkpoint(**{one.name: said[one.name] for one in fields(Checkpoint) if one.name in said})
+
+
+def part_files(folder: OutputFolder, manifest: dict[str, Any]) -> list[Path]:
+    """The files of a finished folder, in order, each as large as it was written and of as many rows.
+
+    Raises:
+        InputError: one is not.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files = [folder.path / part["file"] for part in manifest["parts"]]
+    for file, part in zip(files, manifest["parts"], strict=True):
+        try:
+            as_written = file.stat().st_size == part["bytes"] and pq.read_metadata(file).num_rows == part["written"]
+        except (pa.ArrowException, OSError):
+            as_written = False
+        if not as_written:
+            raise InputError(f"{file} is missing or not as it was written: give the embed command again")
+    return files
 
 
 @dataclass(slots=True)
@@ -49,30 +123,22 @@ class Finished:
         """Read the manifest of a folder.
 
         Raises:
-            JobError: there is no finished job of this version in it.
+            InputError: see :func:`finished_manifest`.
+            JobError: it is no job of this version's, or has lost its journal.
         """
-        folder = OutputFolder(path)
-        if not folder.manifest_path.is_file():
-            raise JobError(f"{path} holds no _manifest.json of an embedding job: name a folder that rd-hf embed wrote")
-        manifest = folder.manifest() or {}
-        job = manifest.get("job", {})
-        if manifest.get("format") != MANIFEST_FORMAT:
-            raise JobError(f"{path} was written by another version of rd_hf: embed its input again")
-        if manifest.get("status") != "complete":
-            raise JobError(f"the job of {path} is not finished: give its own command again, then this one")
+        folder, manifest = finished_manifest(path)
         if not folder.noted_parts():
             raise JobError(f"{path} has lost its journal (the folder .job): copy the folder whole")
+        job, absent = manifest["job"], [name for name in LIMITS if name not in manifest["job"]]
+        if absent:
+            raise JobError(f"{path} does not say how its input was cut ({absent[0]}): embed its input again")
         column, widest = max(manifest["columns"].items(), key=lambda item: item[1]["width"])
-        options: dict[str, Any] = {name: job[name] for name in OPTIONS if name in job}
-        options |= {"positions": tuple(job["positions"]), "width": job.get("width")}
         settings = JobSettings(
             model=manifest["model"]["name"],
             inputs=tuple(job["inputs"]),
             output=path,
-            options=EmbeddingOptions(**options),
-            part_records=job["part_records"],
-            part_bytes=job["part_bytes"],
-            **{name: job[name] for name in COLUMNS},
+            options=replace(options_of(job), levels=()),
+            **{name: job[name] for name in (*LIMITS, *COLUMNS)},
         )
         return cls(folder, manifest, settings, widest["level"], widest["width"], column)
 
@@ -133,23 +199,52 @@ class Finished:
             yield from self._part_rows(index, column, None)
 
     def ids(self) -> Iterator[str]:
-        """Ids of all rows, in order."""
-        import pyarrow.parquet as pq
+        """Ids of all rows, in order.
 
-        for part in self.manifest["parts"]:
-            yield from pq.read_table(self.folder.path / part["file"], columns=["id"])["id"].to_pylist()
+        Raises:
+            JobError: a file is not as it was written.
+        """
+        for index in range(len(self.manifest["parts"])):
+            yield from self._part(index, ["id"])["id"].to_pylist()
 
     def _part_rows(self, index: int, column: str, wanted: Any) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+        for batch in self._part(index, ["record", "id", column], wanted).to_batches():
+            yield from zip(batch.select(["record", "id"]).to_pylist(), self._arrays(batch[column]), strict=True)
+
+    def _part(self, index: int, columns: list[str], wanted: Any = None) -> Any:
+        """Columns of a part, once its file was found to be the one that the journal tells of."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        path = self.folder.path / self.manifest["parts"][index]["file"]
-        entry = self.folder.entry(index)
-        if index not in self.verified and (entry is None or not self.folder.holds(entry)):
-            raise JobError(f"{path} is not as it was written: give the command that wrote it again")
-        self.verified.add(index)
-        table = pq.read_table(path, columns=["record", "id", column], filters=wanted)
-        for batch in table.to_batches():
-            yield from zip(batch.select(["record", "id"]).to_pylist(), self._arrays(batch[column]), strict=True)
+        noted = self.manifest["parts"][index]
+        path = self.folder.path / noted["file"]
+        damaged = JobError(f"{path} is not as it was written: give the command that wrote it again")
+        if index not in self.verified:
+            entry = self.folder.entry(index)
+            if entry is None or any(getattr(entry, name, None) != value for name, value in noted.items()):
+                raise damaged
+            if not self.folder.holds(entry):
+                raise damaged
+            self.verified.add(index)
+        try:
+            table = pq.read_table(path, columns=columns, filters=wanted)
+        except (pa.ArrowException, OSError) as error:
+            raise damaged from error
+        if set(columns) - set(table.column_names) or not all(map(self._is_stored_so, table.schema)):
+            raise damaged
+        return table
+
+    def _is_stored_so(self, field: Any) -> bool:
+        """Whether a column of a file, where it holds embeddings, holds them as the manifest says."""
+        import pyarrow as pa
+
+        held = self.manifest["columns"].get(field.name)
+        if held is None:
+            return True
+        kind = field.type
+        if not self.settings.options.one_row:
+            kind = kind.value_type if pa.types.is_list(kind) else pa.null()
+        return pa.types.is_fixed_size_list(kind) and kind.list_size == held["width"]
 
     def _arrays(self, column: Any) -> list[np.ndarray]:
         """An Arrow column as one array a record, each a view."""

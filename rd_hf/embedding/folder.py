@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from rd_hf.embedding.fields import ENTRY, MANIFEST, misfit
 from rd_hf.files import FolderError, Workspace, explained, file_sha256
 
 _REJECTS_COLUMNS = ("source", "record", "id", "reason")
@@ -86,8 +87,11 @@ class PartEntry:
 
     @classmethod
     def from_json(cls, text: str) -> PartEntry:
-        """An entry from what :meth:`to_json` wrote."""
+        """An entry from what :meth:`to_json` wrote; ValueError, TypeError or KeyError for anything else."""
         fields = json.loads(text)
+        wrong = misfit(fields, ENTRY)
+        if wrong is not None:
+            raise ValueError(wrong)
         fields["rejects"] = tuple(Reject(**reject) for reject in fields["rejects"])
         return cls(**fields)
 
@@ -134,22 +138,30 @@ class OutputFolder:
         self.workspace.leave()
 
     def manifest(self) -> dict[str, Any] | None:
-        """The manifest of an earlier run, None if there was none.
+        """The manifest of an earlier run, None if there was none; its fields are of the types that a job writes.
 
         Raises:
             JobError: it cannot be understood, or is no embedding job's.
         """
         try:
             with explained(self.path, JobError):
-                content = json.loads(self.manifest_path.read_bytes()) if self.manifest_path.exists() else None
+                if not self.manifest_path.exists():
+                    return None
+                content = json.loads(self.manifest_path.read_bytes())
         except (ValueError, RecursionError) as error:
             if isinstance(error, JobError):
                 raise
             raise JobError(
-                f"{self.manifest_path} is damaged ({error}): restore it, or choose another --output"
+                f"{self.manifest_path} is damaged ({error}): restore it, or embed again into another folder"
             ) from error
-        if content is not None and not (isinstance(content, dict) and {"format", "model", "job"} <= set(content)):
+        if not (isinstance(content, dict) and {"format", "model", "job"} <= set(content)):
             raise JobError(f"{self.manifest_path} is no embedding job's: choose another --output")
+        wrong = misfit(content, MANIFEST)
+        if wrong is not None:
+            raise JobError(
+                f"{self.manifest_path} is not as an embedding job writes it ({wrong}): restore it, or embed again "
+                "into another folder"
+            )
         return content
 
     def write_manifest(self, content: Mapping[str, Any]) -> None:
@@ -176,13 +188,12 @@ class OutputFolder:
         self.write_entry(entry)
 
     def entry(self, index: int) -> PartEntry | None:
-        """Journal entry of a part, None if it is not finished (or the entry is damaged)."""
+        """Journal entry of a part, None if it is not finished (or the entry is damaged, or of another part)."""
         try:
-            return PartEntry.from_json(self.entry_path(index).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            entry = PartEntry.from_json(self.entry_path(index).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
             return None
-        except (ValueError, TypeError, KeyError):
-            return None
+        return entry if (entry.index, entry.file) == (index, self.part_path(index).name) else None
 
     def noted_parts(self) -> list[int]:
         """Numbers of all parts that have a journal entry, in order."""

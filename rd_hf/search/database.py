@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,9 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rd_hf.data.records import InputError
-from rd_hf.embedding.checkpoint import Checkpoint
-from rd_hf.embedding.folder import OutputFolder
-from rd_hf.embedding.options import EmbeddingOptions
+from rd_hf.embedding.finished import COLUMNS, finished_manifest, model_of, options_of, part_files
 
 # Embeddings in a block: enough rows for a matrix product to be worth its name, few enough to forget.
 BLOCK_BYTES = 64 << 20
@@ -74,42 +72,22 @@ class Database:
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
         self.transform: Transform | None = None
-        folder = OutputFolder(path)
-        if not folder.manifest_path.is_file():
-            raise InputError(
-                f"{path} is no folder of embeddings (it has no {folder.manifest_path.name}): make one with rd-hf embed"
-            )
-        manifest = folder.manifest() or {}
-        try:
-            job: dict[str, Any] = manifest["job"]
-            self.model = Checkpoint(**manifest["model"])
-            names = {field.name for field in fields(EmbeddingOptions)} & job.keys() - {"levels", "batch_tokens"}
-            chosen: dict[str, Any] = {
-                name: tuple(job[name]) if isinstance(job[name], list) else job[name] for name in names
-            }
-            self.options = EmbeddingOptions(levels=tuple(job["levels"]), **chosen)
-            self._columns = {name: (entry["level"], int(entry["width"])) for name, entry in manifest["columns"].items()}
-            self.inputs = tuple(job["inputs"])
-            self.columns_of_inputs = tuple(job[f"{name}_column"] for name in ("sequence", "id", "positions"))
-            self.parts = tuple(manifest.get("parts", ()))
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{folder.manifest_path} is not as an embedding job writes it ({error!r}): embed again"
-            ) from error
+        folder, manifest = finished_manifest(path)
+        job: dict[str, Any] = manifest["job"]
+        self.model = model_of(manifest)
+        self.options = replace(options_of(job), batch_tokens=None)
+        self._columns = {name: (entry["level"], entry["width"]) for name, entry in manifest["columns"].items()}
+        self.inputs = tuple(job["inputs"])
+        self.columns_of_inputs = tuple(job[name] for name in COLUMNS)
+        self.parts = tuple(manifest["parts"])
         if not self.options.one_row:
             raise InputError(
                 f"{path} holds embeddings with pooling {self.options.pooling!r}, many rows a protein: a search needs "
                 "one a protein, so embed with --pooling mean, max or cls"
             )
-        if manifest.get("status") != "complete":
-            raise InputError(f"{path} is not finished: give its embed command again")
-        widest = max(width for _, width in self._columns.values())
-        self.levels = self.model.held(widest)
+        self.levels = self.model.held(max(width for _, width in self._columns.values()))
         self.rows = sum(part["written"] for part in self.parts)
-        for part in self.parts:
-            file = self.path / part["file"]
-            if not file.is_file() or file.stat().st_size != part["bytes"]:
-                raise InputError(f"{file} is missing or not as it was written: give the embed command again")
+        part_files(folder, manifest)
 
     @property
     def content(self) -> tuple[str, ...]:

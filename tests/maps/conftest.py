@@ -80,8 +80,22 @@ def write_folder(
             }
         ).replace_schema_metadata({"rd_hf": json.dumps(described)})
         pq.write_table(table, folder.part_path(index))
-        noted.append({"file": folder.part_path(index).name, "written": len(rows)})
-    folder.write_manifest({"format": 2, "model": {}, "job": {}, "status": status, "parts": noted})
+        part = folder.part_path(index)
+        sizes = {"bytes": part.stat().st_size, "first_record": int(rows[0]) + 1, "records": len(rows)}
+        noted.append({"file": part.name, "sha256": "", "written": len(rows), "rejected": 0, **sizes})
+    model = {"name": "owner/model", "revision": None, "fingerprint": "sha256:0", "nested_dims": dims}
+    columns = {f"{name}_column": None for name in ("sequence", "id", "positions")}
+    widest = {"level": described["levels"][0], "width": vectors.shape[1]}
+    folder.write_manifest(
+        {
+            "format": 2,
+            "model": model,
+            "job": {"inputs": ["p.fasta"], **{name: described[name] for name in ("levels", "pooling", "normalize")}, **columns},
+            "columns": {"embedding": widest},
+            "status": status,
+            "parts": noted,
+        }
+    )
     return folder.path
 
 

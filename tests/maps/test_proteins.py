@@ -107,12 +107,6 @@ def cut_part(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def swap_model(folder: Path) -> None:
-    vectors, _ = clusters(5, 12)
-    other = write_folder(folder.parent / "other", vectors, fingerprint="sha256:1")
-    (other / "embeddings-000001.parquet").replace(folder / "embeddings-000001.parquet")
-
-
 def lose_rows(folder: Path) -> None:
     path = folder / "embeddings-000001.parquet"
     pq.write_table(pq.read_table(path).slice(1), path)
@@ -122,10 +116,9 @@ def lose_rows(folder: Path) -> None:
     ("damage", "sentence"),
     [
         (damage_manifest, "manifest.json is damaged"),
-        (lose_part, "embeddings-000001.parquet is missing"),
-        (cut_part, "embeddings-000001.parquet is damaged"),
-        (swap_model, "embeddings-000001.parquet was made by another model"),
-        (lose_rows, "holds 9 rows where its manifest says 10"),
+        (lose_part, "embeddings-000001.parquet is missing or not as it was written"),
+        (cut_part, "embeddings-000001.parquet is missing or not as it was written"),
+        (lose_rows, "embeddings-000001.parquet is missing or not as it was written"),
     ],
 )
 def test_a_damaged_folder_is_said(tmp_path: Path, damage: object, sentence: str) -> None:
@@ -140,7 +133,7 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     vectors, _ = clusters(10, 12)
     with pytest.raises(InputError, match=r"nowhere is no folder of embeddings"):
         read_proteins(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"is not finished: give its rd-hf embed command again"):
+    with pytest.raises(InputError, match=r"is not finished: give its embed command again"):
         read_proteins(write_folder(tmp_path / "a", vectors, status="running"))
     with pytest.raises(InputError, match="holds 2 proteins, and a map needs at least 3"):
         read_proteins(write_folder(tmp_path / "b", vectors[:2]))

@@ -196,7 +196,7 @@ def test_folders_that_cannot_be_searched_get_a_sentence(
     database = folder(protein_like(9), "noise")
     noise = database / "embeddings-000001.parquet"
     noise.write_bytes(bytes(noise.stat().st_size))
-    assert "is no readable Parquet file" in says(database)
+    assert "is missing or not as it was written" in says(database)
     database = folder(protein_like(9), "named")
     assert "cannot be compared, so give --model" in says(database, "--model", tiny_checkpoint)
     database = folder(protein_like(9)[:, :8], "small")

@@ -82,6 +82,9 @@ const proteinMap = (() => {
     return made.filter((one) => one.members.length);
   }
 
+  // Nothing where the folder, converted from stored embeddings, does not know it.
+  const residues = (i) => (lengths[i] ? `${numbers.format(lengths[i])} residues` : "");
+
   const haystack = Array.from({ length: count }, (_, i) =>
     [data.ids[i], description(i), ...columns.map((column) => labelOf(i, column))].join("\n").toLowerCase());
 
@@ -94,7 +97,7 @@ const proteinMap = (() => {
   }
 
   return {
-    data, count, numbers, records, lengths, columns, levels, name, description, labelOf, labelled, similarity,
+    data, count, numbers, records, residues, columns, levels, name, description, labelOf, labelled, similarity,
     neighbours, agreement, grouped, search,
   };
 })();

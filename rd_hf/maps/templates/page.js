@@ -3,7 +3,7 @@
 // numbers and colours only: its own texts understand markup.
 (() => {
   const {
-    data, count, numbers, records, lengths, columns, levels, name, description, labelOf, labelled, similarity,
+    data, count, numbers, records, residues, columns, levels, name, description, labelOf, labelled, similarity,
     neighbours, agreement, grouped, search,
   } = proteinMap;
   const $ = (id) => document.getElementById(id);
@@ -252,7 +252,7 @@
     if (i < 0) return;
     $("chosen-id").textContent = name(i);
     $("chosen-about").textContent = [
-      ...labelled(i), description(i), `${numbers.format(lengths[i])} residues`,
+      ...labelled(i), description(i), residues(i),
       `record ${numbers.format(records[i])}`,
     ].filter(Boolean).join(" · ");
     const level = levels[state.level];
@@ -280,7 +280,7 @@
 
   function tip(event) {
     const i = proteinAt(event.points[0]);
-    const lines = [...labelled(i), description(i), `${numbers.format(lengths[i])} residues`].filter(Boolean);
+    const lines = [...labelled(i), description(i), residues(i)].filter(Boolean);
     const box = $("tip");
     box.replaceChildren(element("b", { textContent: name(i) }), ...lines.map((line) => element("span", { textContent: line })));
     box.hidden = false;
