@@ -47,7 +47,7 @@ _REFUSED: dict[bytes, tuple[str, str]] = {
     b"\x89LZO": ("compressed with lzop", "unpack it (lzop -d) and give the result"),
     b"\xff\x06\x00\x00sNaPpY": ("compressed with snappy", "unpack it and give the result"),
     b"\x5d\x00\x00": ("compressed with lzma", "unpack it (xz -d --format=lzma) and give the result"),
-    b"PAR1\x15": ("a Parquet file", "let its name end in .parquet"),
+    b"PAR1\x15": ("a Parquet file", "let the name of a table of sequences end in .parquet, and write labels as text"),
     b"ARROW1\x00\x00": ("an Arrow file", "write it as Parquet and give that"),
     b"\x89HDF": ("an HDF5 file", "write its sequences as FASTA or Parquet and give that"),
     b"SQLite format 3": ("an SQLite database", "write its sequences as FASTA or CSV and give that"),

@@ -52,6 +52,16 @@ class Assay:
         return np.array([len(positions) for positions in self.positions])
 
 
+def variant_name(mutant: str) -> str:
+    """A mutant's name with its substitutions in order of position: one name for "K7D:R11W" and "R11W:K7D"."""
+
+    def place(name: str) -> tuple[int, str]:
+        match = _SUBSTITUTION.fullmatch(name)
+        return (int(match[2]) if match else 0), name
+
+    return ":".join(sorted(mutant.strip().split(":"), key=place))
+
+
 def _row(index: int) -> str:
     return f"row {index + 2}"  # as an editor counts lines: the header is line 1
 
@@ -140,14 +150,6 @@ def read_assay(path: str | Path) -> Assay:
         raise InputError(
             f"{path} ends at {last} and holds {len(mutants)} variants; nested cross-validation needs {MIN_VARIANTS}"
         )
-    seen: dict[str, int] = {}
-    for index, mutant in enumerate(mutants):
-        if mutant in seen:
-            raise InputError(
-                f"{path}, {_row(index)}: {mutant} is there already ({_row(seen[mutant])}) and would sit in training "
-                "and test folds at once; keep one row a variant"
-            )
-        seen[mutant] = index
     scores = _read_scores(path, mutants, table["DMS_score"].tolist())
     if np.all(scores == scores[0]):
         raise InputError(
@@ -155,11 +157,20 @@ def read_assay(path: str | Path) -> Assay:
             "check the score column"
         )
     sequences, wild_types, positions = [], [], []
+    seen: dict[str, int] = {}
     for index, (mutant, letters) in enumerate(zip(mutants, table["mutated_sequence"].tolist(), strict=True)):
         try:
             sequence = clean_sequence(letters)
         except RejectedSequenceError as error:
             raise InputError(f"{path}, {_row(index)} ({mutant}): {error}; mend mutated_sequence") from error
+        first = seen.setdefault(sequence, index)
+        if first != index:
+            # Its substitutions may stand in another order there.
+            name = "" if mutants[first] == mutant else f" as {mutants[first]}"
+            raise InputError(
+                f"{path}, {_row(index)}: {mutant} is there already{name} ({_row(first)}) and would sit in training "
+                "and test folds at once; keep one row a variant"
+            )
         before, where = _take_back(path, index, mutant, sequence)
         sequences.append(sequence)
         wild_types.append(before)

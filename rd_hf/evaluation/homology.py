@@ -115,8 +115,8 @@ def read_domains(folder: str | Path) -> Domains:
     """Domains from the one FASTA file of a folder, whose headers are SCOP's: ``>sid sccs ...``.
 
     Raises:
-        InputError: no such file or several, a header without classification, an id twice, or a sequence that cannot be
-            embedded; the message names the file and the record.
+        InputError: no such file or several, a header without classification, an id or a sequence twice, or a sequence
+            that cannot be embedded; the message names the file and the record.
     """
     folder = Path(folder)
     files = sorted({path for ending in FASTA_ENDINGS for path in folder.glob(ending)})
@@ -125,6 +125,7 @@ def read_domains(folder: str | Path) -> Domains:
         raise InputError(f"{folder} {found}; --data takes a folder with one, of SCOP domains")
     path = files[0]
     ids: dict[str, str] = {}
+    seen: dict[str, str] = {}
     classes = []
     for record in read_fasta(path):
         words = record.description.split()
@@ -140,6 +141,11 @@ def read_domains(folder: str | Path) -> Domains:
             ids[record.id] = clean_sequence(record.sequence)
         except RejectedSequenceError as error:
             raise InputError(f"{path}, record {record.number} ({record.id}): {error}; remove it") from error
+        if seen.setdefault(ids[record.id], record.id) != record.id:
+            raise InputError(
+                f"{path}, record {record.number}: {record.id} has the sequence of {seen[ids[record.id]]}, which would "
+                "find it without any homology; keep one of the two"
+            )
         classes.append(words[1])
     return Domains(tuple(ids), tuple(ids.values()), tuple(classes))
 

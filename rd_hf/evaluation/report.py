@@ -180,7 +180,7 @@ def read_published(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file; leave --reference out, or fetch ProteinGym's supervised table")
-    table = pd.read_csv(path)
+    table = pd.read_csv(path, dtype={"DMS_id": str})
     if not {"DMS_id", PUBLISHED[0]} <= set(table.columns):
         raise InputError(f"{path} lacks the column DMS_id or {PUBLISHED[0]}; give ProteinGym's supervised table")
     return table.set_index("DMS_id")

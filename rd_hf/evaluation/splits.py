@@ -11,7 +11,7 @@ import pandas as pd
 from sklearn.model_selection import KFold
 
 from rd_hf.data.fasta import InputError
-from rd_hf.evaluation.assays import MIN_VARIANTS, Assay
+from rd_hf.evaluation.assays import MIN_VARIANTS, Assay, variant_name
 
 OUTER_FOLDS = 5
 LABELLED = {"random": "fold_random_5", "modulo": "fold_modulo_5", "contiguous": "fold_contiguous_5"}
@@ -40,10 +40,10 @@ class Fold:
 
 
 def read_fold_labels(path: str | Path) -> FoldLabels:
-    """ProteinGym's labels of single mutants: for each DMS_id a frame indexed by mutant.
+    """ProteinGym's labels of single mutants: for each DMS_id a frame indexed by :func:`variant_name`.
 
     Raises:
-        InputError: no such file, or a column is missing.
+        InputError: no such file, a column or cell is missing, or a variant has two folds.
     """
     path = Path(path)
     if not path.exists():
@@ -52,6 +52,19 @@ def read_fold_labels(path: str | Path) -> FoldLabels:
     absent = {"DMS_id", "mutant", *LABELLED.values()} - set(table.columns)
     if absent:
         raise InputError(f"{path} lacks the column {', '.join(sorted(absent))}; it must label ProteinGym's folds")
+    table = table[["DMS_id", "mutant", *LABELLED.values()]].drop_duplicates()
+    empty = table.isna().any(axis=1)
+    if empty.any():
+        row = table.index[empty][0]
+        raise InputError(f"{path}, row {row + 2}: a cell is empty; give the variant's assay, name and folds, or none")
+    table = table.assign(mutant=table["mutant"].map(variant_name)).drop_duplicates()
+    twice = table.duplicated(["DMS_id", "mutant"])
+    if twice.any():
+        row = table[twice].iloc[0]
+        raise InputError(
+            f"{path} gives {row['mutant']} of {row['DMS_id']} two different folds, which would put it in training and "
+            "test at once; keep one"
+        )
     return {str(name): group.set_index("mutant") for name, group in table.groupby("DMS_id")}
 
 
@@ -60,10 +73,11 @@ def _labelled(assay: Assay, labels: FoldLabels | None, scheme: str) -> tuple[np.
     if labels is None or assay.name not in labels:
         return None
     column = labels[assay.name][LABELLED[scheme]]
-    rows = np.array([row for row, mutant in enumerate(assay.mutants) if mutant in column.index], dtype=np.int64)
+    names = [variant_name(mutant) for mutant in assay.mutants]
+    rows = np.array([row for row, name in enumerate(names) if name in column.index], dtype=np.int64)
     if len(rows) < MIN_VARIANTS:
         return None
-    return rows, column.loc[[assay.mutants[row] for row in rows]].to_numpy()
+    return rows, column.loc[[names[row] for row in rows]].to_numpy()
 
 
 def _seeded(rows: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

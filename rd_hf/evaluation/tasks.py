@@ -48,6 +48,24 @@ class ResidueTask:
     splits: Mapping[str, list[Chain]] = field(repr=False)
 
 
+def _apart(path: Path, task: ResidueTask) -> ResidueTask:
+    """The task, whose test chains were neither trained nor chosen on.
+
+    Raises:
+        InputError: one was, perhaps under another name.
+    """
+    seen: dict[str, tuple[str, str]] = {}
+    for part, chains in task.splits.items():
+        for chain in chains:
+            before, name = seen.setdefault(chain.sequence, (part, chain.id))
+            if before != part and before in (TRAIN, VALIDATION):
+                raise InputError(
+                    f"{path}: {chain.id} of the {part} set has the sequence of {name} of the {before} set, which would "
+                    "be tested on what it was fitted to; remove one of the two"
+                )
+    return task
+
+
 def _clean(path: Path, name: str, letters: str) -> str:
     try:
         sequence = clean_sequence(letters)
@@ -93,7 +111,7 @@ def read_secondary_structure(folder: str | Path) -> ResidueTask:
         labels[np.array(list(mask)) == "0"] = UNLABELLED
         part = TEST if "SET=test" in title else VALIDATION if "VALIDATION=True" in title else TRAIN
         splits[part].append(Chain(name, _clean(path, name, residues), labels))
-    return ResidueTask("secondary structure (Q3)", classes, splits)
+    return _apart(path, ResidueTask("secondary structure (Q3)", classes, splits))
 
 
 def _read_binding(path: Path) -> dict[str, list[int]]:
@@ -156,7 +174,7 @@ def read_metal_binding(folder: str | Path) -> ResidueTask:
         TEST: chains(fasta, binding, named("uniprot_test.txt")),
         "independent": chains(independent / "indep_set.fasta", independent / "binding_residues_metal.txt", None),
     }
-    return ResidueTask("metal binding", ("other", "metal"), splits)
+    return _apart(fasta, ResidueTask("metal binding", ("other", "metal"), splits))
 
 
 def subsample(task: ResidueTask, train: int | None, validation: int | None, seed: int = 0) -> ResidueTask:

@@ -12,6 +12,7 @@ import numpy as np
 from rd_hf.data.records import InputError
 from rd_hf.data.sources import ID_COLUMNS
 from rd_hf.data.tables import BadRow, delimited
+from rd_hf.data.text import readable
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,8 @@ def read_labels(path: str | Path) -> dict[str, dict[str, str]]:
     with delimited(path, ".tsv", lambda columns: any(map(is_id, columns))) as table:
         ids = next(filter(is_id, table.columns), None)
         names = [column for column in table.columns if column != ids]
-        if ids is None or not names or len(set(table.columns)) != len(table.columns) or not all(names):
+        called = [column.strip() for column in table.columns]
+        if ids is None or not names or len(set(called)) != len(called) or not all(called):
             raise InputError(
                 f"{path}: the first line must name the columns, each once, such as id<TAB>kingdom, and is "
                 f"{chr(9).join(table.columns)!r}{table.about}"
@@ -71,15 +73,15 @@ def read_labels(path: str | Path) -> dict[str, dict[str, str]]:
         for row in table.read(table.columns):
             if isinstance(row, BadRow):
                 raise InputError(f"{path}: {row.reason}; mend the row")
-            one = row[ids].strip()
+            one = readable(row[ids].strip())
             for name in names:
-                label = row[name].strip()
+                label = readable(row[name].strip())
                 if label and found[name].setdefault(one, label) != label:
                     raise InputError(
                         f"{path}: {one!r} has two labels as {name}, {found[name][one]!r} and {label!r}: keep one, "
                         "since a point has one colour"
                     )
-    return {name.strip(): labels for name, labels in found.items()}
+    return {readable(name.strip()): labels for name, labels in found.items()}
 
 
 def label_columns(path: str | Path, ids: Sequence[str]) -> tuple[list[Column], int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,9 @@ from rd_hf.search.database import Database
 from rd_hf.search.neighbours import NOBODY, need_faiss, unit
 
 # faiss asks for at least 39 rows a list to train on, and calls 4 to 16 times the root of the rows a good number of
-# lists; of them the nearest sixteenth is searched.
+# lists; of them the nearest sixteenth is searched at first, and no fewer than eight.
 _ROWS_A_LIST = 39
-_LISTS, _SEARCHED = 4, 1 / 16
+_LISTS, _SEARCHED, _LEAST_LISTS = 4, 1 / 16, 8
 _TRAIN_ROWS = 64
 # Links of a node in the graph.
 _LINKS = 32
@@ -47,34 +47,56 @@ class Approximate:
 
     def candidates(
         self, queries: np.ndarray, count: int, own: np.ndarray | None, allowed: np.ndarray | None
-    ) -> np.ndarray:
-        """(queries, count) int64 records near each query, ``NOBODY`` where fewer were found.
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Records near each query; queries that find too few in the nearest lists, or the graph, look at more of it.
 
         Args:
             queries: (queries, width) float32.
             count: candidates a query.
             own: (queries,) record to leave out for each.
             allowed: ascending records that may be returned; all for None.
+
+        Returns:
+            (queries, candidates) int64 records, ``NOBODY`` where fewer were found, and which queries (from 0) did not
+            find all that there are to find: those with rows that no link of the graph leads to.
         """
         faiss = need_faiss()
-        asked = min(len(self.records), count + (own is not None))
+        asked = min(len(self.records) if allowed is None else len(allowed), count + (own is not None))
         chosen: dict[str, Any] = {}
         if allowed is not None:
             mask = np.packbits(np.isin(self.records, allowed, assume_unique=True), bitorder="little")
             chosen["sel"] = faiss.IDSelectorBitmap(mask)
-        if self.kind == "ivf":
-            parameters = faiss.SearchParametersIVF(nprobe=max(1, round(self.index.nlist * _SEARCHED)), **chosen)
-        else:
-            parameters = faiss.SearchParametersHNSW(efSearch=max(64, 2 * asked), **chosen)
         prepared = unit(queries) if self.metric == "cosine" else queries
-        _, rows = self.index.search(prepared, asked, params=parameters)
+        rows = np.full((len(queries), asked), -1)
+        pending = np.arange(len(queries))
+        for effort in self._efforts(asked):
+            if not len(pending):
+                break
+            parameters = (
+                faiss.SearchParametersIVF(nprobe=effort, **chosen)
+                if self.kind == "ivf"
+                else faiss.SearchParametersHNSW(efSearch=effort, **chosen)
+            )
+            _, rows[pending] = self.index.search(prepared[pending], asked, params=parameters)
+            pending = pending[(rows[pending] < 0).any(axis=1)]
         records = np.where(rows < 0, NOBODY, self.records[rows])
         if own is None:
-            return records
+            return records, pending
         # A record's own row goes; where it was not found, the last of the others does.
         records = np.where(records == own[:, None], NOBODY, records)
         order = np.argsort(records == NOBODY, axis=1, kind="stable")
-        return np.take_along_axis(records, order, axis=1)[:, :count]
+        return np.take_along_axis(records, order, axis=1)[:, :count], pending
+
+    def _efforts(self, asked: int) -> Iterator[int]:
+        """Lists, or nodes of the graph, to look at: each time twice as many, up to all."""
+        if self.kind == "ivf":
+            effort, most = max(_LEAST_LISTS, round(self.index.nlist * _SEARCHED)), self.index.nlist
+        else:
+            effort, most = max(64, 2 * asked), len(self.records)
+        while effort < most:
+            yield effort
+            effort *= 2
+        yield most if self.kind == "ivf" else effort
 
 
 def open_index(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from rd_hf.data.records import InputError
 from rd_hf.search.approximate import Approximate, open_index
 from rd_hf.search.database import Database, keep
+from rd_hf.search.labels import SHOWN, some
 from rd_hf.search.neighbours import NOBODY, Hits, nearest
 from rd_hf.search.settings import Recall, SearchSettings
 
@@ -106,7 +108,7 @@ class Picker:
         self._index: Approximate | None = None
 
     def pick(self, queries: np.ndarray, own: np.ndarray | None, on_rows: Callable[[int], object]) -> np.ndarray:
-        """(queries, candidates) int64 records, ``NOBODY`` where there are fewer.
+        """(queries, candidates) int64 records, ``NOBODY`` where the database has fewer.
 
         Args:
             queries: (queries, width) float32 at the shortlist's level.
@@ -114,14 +116,24 @@ class Picker:
             on_rows: told the rows of each block that was read.
         """
         settings, plan = self.settings, self.plan
-        if settings.index == "exact":
+
+        def compare(queries: np.ndarray, own: np.ndarray | None) -> np.ndarray:
             rows = keep(self.database.blocks(plan.shortlist_level), self.allowed)
             return nearest(rows, queries, plan.candidates, settings.metric, own, on_rows).records
+
+        if settings.index == "exact":
+            return compare(queries, own)
         if self._index is None:
             self._index = open_index(
                 self.database, plan.shortlist_level, settings.metric, settings.index, self.cache, self.report, on_rows
             )
-        return self._index.candidates(queries, plan.candidates, own, self.allowed)
+        found, short = self._index.candidates(queries, plan.candidates, own, self.allowed)
+        if not len(short):
+            return found
+        candidates = np.full((len(queries), plan.candidates), NOBODY)
+        candidates[:, : found.shape[1]] = found
+        candidates[short] = compare(queries[short], None if own is None else own[short])
+        return candidates
 
 
 @dataclass(slots=True)
@@ -153,10 +165,49 @@ class Sample:
         self.own.append(own[mine])
         self.found.append(hits.records[mine])
 
-    def recall(self, exact: Callable[[np.ndarray, np.ndarray], Hits]) -> Recall:
-        """Search the sample again with a function of its vectors and own records, and compare."""
+    def recall(self, exact: Callable[[np.ndarray, np.ndarray], Hits]) -> Recall | None:
+        """Search the sample again with a function of its vectors and own records, and compare.
+
+        Queries that have no neighbour to be found are left out; None where that is all of them.
+        """
         wanted = exact(np.concatenate(self.queries), np.concatenate(self.own)).records
         found = np.concatenate(self.found)
         there = wanted != NOBODY
+        asked = int(there[:, 0].sum())
+        if not asked:
+            return None
         hit = there & (wanted[:, :, None] == found[:, None, :]).any(axis=2)
-        return Recall(len(wanted), float(hit[:, 0].mean()), float(hit.sum() / max(1, there.sum())))
+        return Recall(asked, float(hit[:, 0].sum() / asked), float(hit.sum() / there.sum()))
+
+
+@dataclass(slots=True)
+class Short:
+    """Queries that found fewer than k neighbours, as they come by; in words by ``str``, which is empty without any.
+
+    Attributes:
+        k: neighbours asked for.
+        fewer, none: how many queries have fewer, and of those none.
+        fewer_ids, none_ids: ids of the first few.
+    """
+
+    k: int
+    fewer: int = 0
+    none: int = 0
+    fewer_ids: list[str] = field(default_factory=list)
+    none_ids: list[str] = field(default_factory=list)
+
+    def take(self, ids: pa.StringArray, hits: Hits) -> int:
+        """Look at a block of queries; how many hits there are."""
+        counts = (hits.records != NOBODY).sum(axis=1)
+        fewer, none = np.flatnonzero(counts < self.k), np.flatnonzero(counts == 0)
+        self.fewer += len(fewer)
+        self.none += len(none)
+        for names, places in ((self.fewer_ids, fewer), (self.none_ids, none)):
+            names += ids.take(pa.array(places[: SHOWN - len(names)])).to_pylist()
+        return int(counts.sum())
+
+    def __str__(self) -> str:
+        if not self.fewer:
+            return ""
+        said = f"fewer than {self.k:,} hits for {self.fewer:,} queries ({some(self.fewer_ids, self.fewer)})"
+        return said + (f", none at all for {self.none:,} ({some(self.none_ids, self.none)})" if self.none else "")

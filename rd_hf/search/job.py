@@ -22,7 +22,7 @@ from rd_hf.embedding.checkpoint import Checkpoint, resolve
 from rd_hf.embedding.folder import OutputFolder
 from rd_hf.files import explained
 from rd_hf.search.database import Block, Database, keep
-from rd_hf.search.funnel import Picker, Plan, Sample, plan
+from rd_hf.search.funnel import Picker, Plan, Sample, Short, plan
 from rd_hf.search.labels import labelled, predictions_table, read_labels, transfer
 from rd_hf.search.neighbours import NOBODY, Hits, nearest, need_faiss, score
 from rd_hf.search.output import TableWriter
@@ -65,8 +65,9 @@ def search(
 
     The columns are query_record, query_id, rank (from 1), record, id, similarity or distance, and level; with labels
     also the neighbours' labels, and a second file ``<output>.labels.<suffix>`` has query_record, query_id, label,
-    reliability (see :mod:`rd_hf.search.labels`) and neighbours that have it. Memory does not grow with the rows of
-    either side.
+    reliability (see :mod:`rd_hf.search.labels`) and neighbours that have it. A query with no neighbour has one row in
+    each, whose cells are empty but for its record, its id and the level. Memory does not grow with the rows of either
+    side.
 
     Args:
         settings: the search.
@@ -216,6 +217,7 @@ class _Run:
         sampled = settings.recall_sample if aim.candidates and not aim.progressive else 0
         sample = Sample.draw(self.queries.rows, sampled)
         done = hits = predicted = 0
+        short = Short(settings.k)
         with ExitStack() as files:
             writer = files.enter_context(TableWriter(settings.output))
             second = files.enter_context(TableWriter(_labels_path(settings.output))) if labels is not None else None
@@ -225,10 +227,10 @@ class _Run:
                 sample.take(done, block.vectors, block.records, found)
                 done += len(block.records)
                 table, each = self._table(block, found, labels)
-                hits += table.num_rows
+                hits += short.take(block.ids, found)
                 writer.write(table)
                 if second is not None:
-                    predictions = [transfer(one) for one in each]
+                    predictions = [transfer(one, settings.k) for one in each]
                     predicted += sum(map(len, predictions))
                     second.write(predictions_table(block.records, block.ids, predictions))
         recall = None
@@ -250,6 +252,7 @@ class _Run:
             predictions=predicted if labels is not None else None,
             seconds=time.perf_counter() - started,
             whitening=self.by.words if self.by else None,
+            short=str(short) or None,
         )
 
     def _larger(self) -> Larger:
@@ -316,28 +319,35 @@ class _Run:
     ) -> tuple[pa.Table, list[list[tuple[float, tuple[str, ...]]]]]:
         """Hits of a block of queries as rows, and each query's neighbours as label transfer takes them."""
         cosine = self.settings.metric == "cosine"
-        query, rank = np.nonzero(found.records != NOBODY)
+        there = found.records != NOBODY
+        there[:, 0] = True  # A row for each query, though it may be an empty one.
+        query, rank = np.nonzero(there)
         records = found.records[query, rank]
+        empty = records == NOBODY
         closeness = found.closeness[query, rank]
-        unique, place = np.unique(records, return_inverse=True)
-        ids = self.database.ids(unique).take(pa.array(place))
+        unique, place = np.unique(records[~empty], return_inverse=True)
+        places = np.zeros(len(records), np.int64)
+        places[~empty] = place
+        ids = self.database.ids(unique).take(pa.array(places, mask=empty))
+        scores = closeness if cosine else -closeness
         columns: dict[str, Any] = {
             "query_record": pa.array(block.records[query], pa.int64()),
             "query_id": block.ids.take(pa.array(query)),  # type: ignore[union-attr]
-            "rank": pa.array(rank + 1, pa.int32()),
-            "record": pa.array(records, pa.int64()),
+            "rank": pa.array(rank + 1, pa.int32(), mask=empty),
+            "record": pa.array(records, pa.int64(), mask=empty),
             "id": ids,
-            "similarity" if cosine else "distance": pa.array(closeness if cosine else -closeness, pa.float32()),
+            "similarity" if cosine else "distance": pa.array(scores, pa.float32(), mask=empty),
             "level": pa.DictionaryArray.from_arrays(
                 pa.array(np.zeros(len(query), np.int8)), pa.array([self.plan.level])
             ).cast(pa.string()),
         }
         each: list[list[tuple[float, tuple[str, ...]]]] = [[] for _ in block.records]
         if labels is not None:
-            names = [labels[name] for name in ids.to_pylist()]
+            names = [None if name is None else labels[name] for name in ids.to_pylist()]
             columns["labels"] = pa.array(names, pa.list_(pa.string()))
             for asked, near, known in zip(query, closeness.astype(np.float64), names, strict=True):
-                each[asked].append((float(1 - near if cosine else -near), known))
+                if known is not None:
+                    each[asked].append((float(1 - near if cosine else -near), known))
         return pa.table(columns), each
 
 

@@ -7,7 +7,9 @@ neighbours that have it, divided by k. There d is Euclidean; for the cosine it i
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +19,13 @@ import pyarrow as pa
 from rd_hf.data.records import InputError
 from rd_hf.data.sources import ID_COLUMNS
 from rd_hf.data.streams import DAMAGED, damaged, open_text
+from rd_hf.data.text import readable
 from rd_hf.search.database import Database
 
 # Several labels in one cell.
 _BETWEEN = ";"
-_SHOWN = 3
+# Names in a sentence about many.
+SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +47,8 @@ def read_labels(path: str | Path, column: str | None = None) -> dict[str, tuple[
     """Labels of each id.
 
     Args:
-        path: tab-separated, ids in the first column, gzip or not. Several labels of an id stand in one cell with
-            ``;`` between them, or on several lines. A first line whose first cell is called as a column of ids is
+        path: tab-separated, ids in the first column, compressed or not. Several labels of an id stand in one cell with
+            ``;`` between them, or on several lines. Cells may be quoted, a row is a line. A first line whose first cell is called as a column of ids is
             (``id``, ``name``, ``accession``, ...) is a header; with ``column`` it always is one.
         column: name of the column with the labels; by default the second.
 
@@ -57,7 +61,7 @@ def read_labels(path: str | Path, column: str | None = None) -> dict[str, tuple[
     with open_text(path) as handle:
         try:
             for number, line in enumerate(handle, start=1):
-                row = [_cell(text) for text in line.split("\t")]
+                row = _cells(line)
                 if number == 1 and column is not None:
                     if column not in row:
                         raise InputError(f"{path} has no column {column!r}; its columns are {', '.join(row)}")
@@ -77,10 +81,14 @@ def read_labels(path: str | Path, column: str | None = None) -> dict[str, tuple[
     return labels_of
 
 
-def _cell(text: str) -> str:
-    """A cell of a tab-separated file, without the quotes that a spreadsheet may have put around it."""
-    text = text.strip()
-    return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
+def _cells(line: str) -> list[str]:
+    """Cells of a tab-separated line, with the quotes of a spreadsheet where they are whole; else quotes are letters."""
+    line = readable(line.rstrip("\n"))
+    cells = line.split("\t")
+    if '"' in line:
+        with suppress(csv.Error):
+            cells = next(csv.reader([line], delimiter="\t", strict=True))
+    return [cell.strip() for cell in cells]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +120,7 @@ def labelled(database: Database, labels: Mapping[str, tuple[str, ...]], path: st
         having.append(records[mask])
         unused.difference_update(texts)
         missing += int((~mask).sum())
-        without += [text for text, has in zip(texts, mask, strict=True) if not has][: _SHOWN - len(without)]
+        without += [text for text, has in zip(texts, mask, strict=True) if not has][: SHOWN - len(without)]
     chosen = np.concatenate(having) if having else np.empty(0, np.int64)
     if not len(chosen):
         raise InputError(
@@ -122,15 +130,16 @@ def labelled(database: Database, labels: Mapping[str, tuple[str, ...]], path: st
     parts = []
     if missing:
         parts.append(
-            f"{missing:,} of {database.rows:,} proteins have no label and are left out ({_some(without, missing)})"
+            f"{missing:,} of {database.rows:,} proteins have no label and are left out ({some(without, missing)})"
         )
     if unused:
-        parts.append(f"{len(unused):,} labelled ids are not in the database ({_some(sorted(unused), len(unused))})")
+        parts.append(f"{len(unused):,} labelled ids are not in the database ({some(sorted(unused), len(unused))})")
     return Labelled(chosen, f"{path}: {'; '.join(parts)}" if parts else None)
 
 
-def _some(names: list[str], of: int) -> str:
-    return ", ".join(repr(name) for name in names[:_SHOWN]) + (", ..." if of > _SHOWN else "")
+def some(names: list[str], of: int) -> str:
+    """The first of so many names."""
+    return ", ".join(repr(name) for name in names[:SHOWN]) + (", ..." if of > SHOWN else "")
 
 
 def reliability(distance: float) -> float:
@@ -139,11 +148,12 @@ def reliability(distance: float) -> float:
     return 0.5 / (0.5 + max(0.0, distance))
 
 
-def transfer(neighbours: list[tuple[float, tuple[str, ...]]]) -> list[Prediction]:
+def transfer(neighbours: list[tuple[float, tuple[str, ...]]], k: int) -> list[Prediction]:
     """Labels of a query's neighbours.
 
     Args:
         neighbours: distance and labels of each.
+        k: neighbours that were asked for; one that is not there speaks for no label.
 
     Returns:
         The labels, most reliable first, ties in order of their text.
@@ -152,22 +162,22 @@ def transfer(neighbours: list[tuple[float, tuple[str, ...]]]) -> list[Prediction
     for distance, labels in neighbours:
         for label in labels:
             total.setdefault(label, []).append(reliability(distance))
-    predictions = [Prediction(label, sum(each) / len(neighbours), len(each)) for label, each in total.items()]
+    predictions = [Prediction(label, sum(each) / k, len(each)) for label, each in total.items()]
     return sorted(predictions, key=lambda one: (-one.reliability, one.label))
 
 
 def predictions_table(
     query_records: np.ndarray, query_ids: pa.StringArray, predictions: list[list[Prediction]]
 ) -> pa.Table:
-    """One row a query and label."""
-    each = np.repeat(np.arange(len(predictions)), [len(one) for one in predictions])
-    flat = [prediction for one in predictions for prediction in one]
+    """One row a query and label; a query that was given none has a row without label and reliability."""
+    each = np.repeat(np.arange(len(predictions)), [max(1, len(one)) for one in predictions])
+    flat = [prediction for one in predictions for prediction in (one or [None])]
     return pa.table(
         {
             "query_record": pa.array(query_records[each], pa.int64()),
             "query_id": query_ids.take(pa.array(each)),
-            "label": pa.array([one.label for one in flat], pa.string()),
-            "reliability": pa.array([one.reliability for one in flat], pa.float32()),
-            "neighbours": pa.array([one.neighbours for one in flat], pa.int32()),
+            "label": pa.array([one and one.label for one in flat], pa.string()),
+            "reliability": pa.array([one and one.reliability for one in flat], pa.float32()),
+            "neighbours": pa.array([one.neighbours if one else 0 for one in flat], pa.int32()),
         }
     )

@@ -62,5 +62,5 @@ class TableWriter(AbstractContextManager["TableWriter"]):
 def _as_text(column: pa.ChunkedArray) -> list[str]:
     """Cells as text; Arrow writes a float32 with the digits that it has."""
     if pa.types.is_list(column.type):
-        return [";".join(items) for items in column.to_pylist()]
+        return [";".join(items or ()) for items in column.to_pylist()]
     return pc.cast(column, pa.string()).to_pylist()

@@ -119,6 +119,7 @@ class SearchSummary:
             residues of the former.
         predictions: labels given to queries, None without labels.
         seconds: of the whole search.
+        short: which queries have fewer than k hits, in words; None where none has.
     """
 
     queries: int
@@ -134,12 +135,15 @@ class SearchSummary:
     predictions: int | None
     seconds: float
     whitening: str | None = None
+    short: str | None = None
 
     def __str__(self) -> str:
         lines = [
             f"{self.queries:,} queries against {self.rows:,} proteins: {self.hits:,} hits, {self.metric} at level "
             f"{self.level}"
         ]
+        if self.short is not None:
+            lines.append(self.short)
         if self.whitening is not None:
             lines.append(f"whitened {self.whitening}")
         if self.shortlist is not None:

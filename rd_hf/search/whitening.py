@@ -24,10 +24,12 @@ from rd_hf.search.settings import SearchSettings
 
 if TYPE_CHECKING:
     from rd_hf.bases.moments import JointMoments
+    from rd_hf.bases.whitening import Whitening
 
-# Proteins a dimension of the widest block, from which on a database's own statistics are used: below three or four,
+# Different proteins a dimension of the widest block, from which on a database's own statistics are used: below three or four,
 # those of the model found more (SCOPe, chain to a real ESM-2 8M).
 ENOUGH = 4
+_DISTINCT = "distinct"
 # Rows that statistics are taken from at most, evenly spread: hundreds a dimension of the widest level there is.
 ROWS = 65536
 
@@ -118,26 +120,33 @@ def whitening(
     # What came with the model is of exact embeddings.
     model_can &= not database.model.one_pass
     model_can &= sum(widths) in database.model.nested_dims.values()
-    own = level in held
-    enough = database.rows >= ENOUGH * max(widths)
+    own, statistics, lacks = level in held, None, f"lacks level {level}"
+    if own and (by == "database" or (by == "auto" and database.rows >= ENOUGH * max(widths))):
+        statistics = _statistics(database, level, widths, cache, report, on_rows)
+        lacks = statistics.lacks(max(widths))
+    elif own:
+        lacks = f"has {database.rows:,} proteins, fewer than {ENOUGH} a dimension of its widest block"
     if by == "auto":
-        by = "database" if own and enough else "model" if model_can else "none"
+        by = "database" if not lacks else "model" if model_can else "none"
         if by == "none":
-            lacks = f"lacks level {level}"
-            if own:
-                lacks = f"has {database.rows:,} proteins, fewer than {ENOUGH} a dimension of its widest block"
             report(
                 f"vectors are compared as they are: {database.path} {lacks}, and {database.model.name} holds nothing "
                 "to whiten by"
             )
             return None
     if by == "database":
-        if not own:
+        if statistics is None:
             raise InputError(
                 f"{database.path} does not hold level {level}, and so knows nothing to whiten it by: give --whiten "
                 "model or none"
             )
-        return _of_database(database, level, widths, weights, cache, report, on_rows)
+        if statistics.constant:
+            raise InputError(
+                f"{database.path} {lacks}, and so nothing to whiten by: give --whiten model or none"
+            )
+        if lacks:
+            report(f"{database.path} {lacks}: --whiten model or none may find more")
+        return statistics.blockwise([1.0] * len(widths) if weights is None else weights[: len(widths)])
     if not model_can:
         raise InputError(
             f"{database.model.name} holds nothing to whiten level {level} of {database.path} by: --whiten database "
@@ -153,58 +162,108 @@ def _widths(database: Database, level: str) -> list[int]:
     return [wide - narrow for narrow, wide in pairwise([0, *ends])]
 
 
-def _of_database(
+@dataclass(frozen=True, slots=True)
+class _Statistics:
+    """Of the rows of a database.
+
+    Attributes:
+        moments: of each block.
+        distinct: how many of the rows differ: copies of a protein say nothing more of how proteins vary.
+    """
+
+    moments: list[JointMoments]
+    distinct: int
+
+    def _fitted(self) -> Whitening:
+        from rd_hf.bases.whitening import block_moments, fit_whitening
+
+        return fit_whitening([block for one in self.moments for block in block_moments(one)])
+
+    def _ranks(self) -> list[int]:
+        """Dimensions of each block along which the rows vary by more than rounding."""
+        return [int(turned.any(dim=0).sum()) for turned in self._fitted().maps]
+
+    @property
+    def constant(self) -> bool:
+        """Whether there is a block that is the same in all rows."""
+        return min(self._ranks()) == 0
+
+    def lacks(self, widest: int) -> str:
+        """What there is too little of to whiten by, in words; empty where there is enough."""
+        count = self.moments[0].count
+        if self.distinct < ENOUGH * widest:
+            return (
+                f"has {self.distinct:,} different proteins among {count:,}, fewer than {ENOUGH} a dimension of its "
+                "widest block"
+            )
+        for rank, one in zip(self._ranks(), self.moments, strict=True):
+            # A model's own layer norm takes a direction from every protein, queries too. Where most are missing, these
+            # are few proteins, whose copies differ in last digits.
+            varying = int((one.scatter_diagonal() > 0).sum())
+            if 2 * rank < varying:
+                return f"has {count:,} proteins that vary in {rank:,} of {varying:,} dimensions of a block alone"
+        return ""
+
+    def blockwise(self, weights: list[float]) -> Blockwise:
+        """The whitening, with so much weight a block."""
+        fitted = self._fitted()
+        return Blockwise(
+            tuple(mean.numpy() for mean in fitted.means),
+            tuple((turned * weight).numpy() for turned, weight in zip(fitted.maps, weights, strict=True)),
+            f"by {self.moments[0].count:,} proteins of the database, {_weighed(weights)}",
+        )
+
+
+def _statistics(
     database: Database,
     level: str,
     widths: list[int],
-    weights: list[float] | None,
     cache: Path,
     report: Callable[[str], None],
     on_rows: Callable[[int], object],
-) -> Blockwise:
-    from rd_hf.bases.moments import save_tensors
-    from rd_hf.bases.whitening import block_moments, fit_whitening
+) -> _Statistics:
+    """Of evenly spread rows of a database, or what an earlier search kept of them."""
+    import torch
 
-    chosen = [1.0] * len(widths) if weights is None else weights[: len(widths)]
-    what = hashlib.sha256(repr([database.content, level, widths, ROWS]).encode()).hexdigest()[:32]
+    from rd_hf.bases.moments import save_tensors
+
+    what = hashlib.sha256(repr([database.content, level, widths, ROWS, _DISTINCT]).encode()).hexdigest()[:32]
     path = cache / f"moments-{what}.safetensors"
-    moments = _kept(path, len(widths))
-    if moments is None:
-        moments = _moments(database, level, widths, on_rows)
-        state = {f"{place}.{key}": value for place, one in enumerate(moments) for key, value in one.state().items()}
+    found = _kept(path, len(widths))
+    if found is None:
+        found = _moments(database, level, widths, on_rows)
+        state = {f"{place}.{key}": value for place, one in enumerate(found.moments) for key, value in one.state().items()}
+        state[_DISTINCT] = torch.tensor(found.distinct)
         try:
             cache.mkdir(parents=True, exist_ok=True)
             save_tensors(path, state)
         except (OSError, FolderError) as error:
             report(f"statistics of the database cannot be kept in {cache} ({error}): the next search reads it again")
-    fitted = fit_whitening([block for one in moments for block in block_moments(one)], chosen)
-    return Blockwise(
-        tuple(mean.numpy() for mean in fitted.means),
-        tuple(turned.numpy() for turned in fitted.maps),
-        f"by {moments[0].count:,} proteins of the database, {_weighed(chosen)}",
-    )
+    return found
 
 
-def _moments(database: Database, level: str, widths: list[int], on_rows: Callable[[int], object]) -> list[JointMoments]:
-    """Of evenly spread rows, a block each: what two have in common is not asked for, and would be large."""
+def _moments(database: Database, level: str, widths: list[int], on_rows: Callable[[int], object]) -> _Statistics:
+    """A block's by itself: what two have in common is not asked for, and would be large."""
     import torch
 
     from rd_hf.bases.moments import JointMoments
 
     moments = [JointMoments([width]) for width in widths]
     every = max(1, -(-database.rows // ROWS))
+    distinct: set[bytes] = set()
     seen = 0
     for block in database.blocks(level, plain=True):
         # A copy: what is memory-mapped cannot be written to, which torch would warn of.
-        rows = torch.from_numpy(block.vectors[-seen % every :: every].copy())
-        for one, part in zip(moments, rows.split(widths, dim=1), strict=True):
+        chosen = block.vectors[-seen % every :: every].copy()
+        distinct.update(hashlib.blake2b(row, digest_size=16).digest() for row in chosen)
+        for one, part in zip(moments, torch.from_numpy(chosen).split(widths, dim=1), strict=True):
             one.update([part])
         seen += len(block.records)
         on_rows(len(block.records))
-    return moments
+    return _Statistics(moments, len(distinct))
 
 
-def _kept(path: Path, blocks: int) -> list[JointMoments] | None:
+def _kept(path: Path, blocks: int) -> _Statistics | None:
     """What an earlier search left; None where there is nothing, or nothing whole."""
     from rd_hf.bases.moments import JointMoments, load_tensors
 
@@ -214,7 +273,7 @@ def _kept(path: Path, blocks: int) -> list[JointMoments] | None:
             {key.partition(".")[2]: value for key, value in kept.items() if key.startswith(f"{place}.")}
             for place in range(blocks)
         ]
-        return [JointMoments.from_state(part) for part in parts]
+        return _Statistics([JointMoments.from_state(part) for part in parts], int(kept[_DISTINCT]))
     except (ValueError, KeyError):
         return None
 

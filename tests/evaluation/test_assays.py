@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from rd_hf.data.fasta import InputError
-from rd_hf.evaluation.assays import Assay, one_hot, read_assay
+from rd_hf.evaluation.assays import Assay, one_hot, read_assay, variant_name
 from rd_hf.evaluation.plan import read_assays
 from tests.evaluation.conftest import ASSAY_FILE
 
@@ -30,6 +30,18 @@ def with_cell(row: int, column: str, value: str):
         return table
 
     return change
+
+
+def reordered(table: pd.DataFrame) -> pd.DataFrame:
+    """One of the double mutants once more, its substitutions in another order."""
+    double = table[table["mutant"].str.contains(":")].iloc[[0]]
+    return pd.concat([table, double.assign(mutant=":".join(reversed(double["mutant"].iloc[0].split(":"))))])
+
+
+def test_one_variant_has_one_name() -> None:
+    assert variant_name("R11W:K7D") == variant_name("K7D:R11W") == "K7D:R11W"
+    assert variant_name("A100G:C20D:E3F") == "E3F:C20D:A100G"
+    assert variant_name("WT") == "WT"
 
 
 def test_variants_are_read_in_file_order_with_positions_from_zero(assay: Assay) -> None:
@@ -60,6 +72,7 @@ def test_variants_are_read_in_file_order_with_positions_from_zero(assay: Assay) 
         (with_cell(5, "mutant", "WT"), ["row 5", "'WT'", "substitution"]),
         (with_cell(5, "mutant", "A999G"), ["row 5", "position 999", "52"]),
         (lambda table: pd.concat([table, table.iloc[[3]]]), ["row 160", "row 5", "one row a variant"]),
+        (reordered, ["row 160", "is there already as", "one row a variant"]),
         (with_cell(6, "mutated_sequence", "EL?WT"), ["row 6", "'?'", "mend"]),
         (lambda table: table.head(0), ["0 variants"]),
     ],

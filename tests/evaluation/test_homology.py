@@ -79,6 +79,7 @@ def test_a_folder_is_read_and_what_is_wrong_is_named(tmp_path: Path) -> None:
         (">d1 a.1.1 short\nMKT\n", r"domains.fa, record 1 \(d1\): its header .* such as a.1.1.2"),
         (">d1\nMKT\n", r"record 1 \(d1\): its header"),
         (">d1 a.1.1.1\nMKT\n>d1 a.1.1.2\nMKV\n", "record 2: d1 is there already"),
+        (">d1 a.1.1.1\nMKT\n>d2 a.1.1.2\nmkt\n", "record 2: d2 has the sequence of d1, which would find it"),
         (">d1 a.1.1.1\nMK*T\n", r"record 1 \(d1\): stop codon"),
     ):
         file.write_text(broken)

@@ -59,7 +59,7 @@ def metal(tmp_path: Path) -> Path:
     for number, names in enumerate(("a", "b", "", "", "c"), start=1):
         (development / f"ids_split{number}.txt").write_text(f"{names}\n")
     (development / "uniprot_test.txt").write_text("d\n")
-    (independent / "indep_set.fasta").write_text(fasta({"e": "MKTAYIAKQR"}))
+    (independent / "indep_set.fasta").write_text(fasta({"e": "MKTAYIAKQK"}))
     (independent / "binding_residues_metal.txt").write_text("e\t2,10\n")
     return tmp_path
 
@@ -105,6 +105,19 @@ def test_broken_tasks_name_the_record(structure: Path, metal: Path, tmp_path: Pa
         read_secondary_structure(structure)
     (structure / "splits.zip").write_text("no archive")
     with pytest.raises(InputError, match=r"splits\.zip"):
+        read_secondary_structure(structure)
+
+
+def test_a_protein_is_not_tested_where_it_was_trained_on(structure: Path, metal: Path) -> None:
+    """Whatever it is called there: proteins are told apart by their sequences."""
+    (metal / "independent_set" / "indep_set.fasta").write_text(fasta({"e": CHAINS["a"]}))
+    with pytest.raises(InputError, match="e of the independent set has the sequence of a of the train set"):
+        read_metal_binding(metal)
+    with zipfile.ZipFile(structure / "splits.zip", "w") as archive:
+        archive.writestr("splits/sequences.fasta", fasta({"a": CHAINS["a"], "b": CHAINS["b"], "c": CHAINS["b"].lower()}))
+        archive.writestr("splits/sampled.fasta", fasta({"a": "CCCEEEHHHC", "b": "CCCEEEHHHC", "c V VALIDATION=True": "CCCEEEHHHC"}))
+        archive.writestr("splits/mask.fasta", fasta(dict.fromkeys("abc", "1111111111")))
+    with pytest.raises(InputError, match="c of the validation set has the sequence of b of the train set"):
         read_secondary_structure(structure)
 
 

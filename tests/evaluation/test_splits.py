@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from rd_hf.data.fasta import InputError
 from rd_hf.evaluation.assays import Assay
-from rd_hf.evaluation.splits import SCHEMES, Fold, FoldLabels, folds, low_n_folds
+from rd_hf.evaluation.splits import SCHEMES, Fold, FoldLabels, folds, low_n_folds, read_fold_labels
 from tests.evaluation.conftest import FOLDS_FILE
 
 
@@ -31,6 +34,26 @@ def test_first_repeat_is_proteingyms_labelling(assay: Assay, fold_labels: FoldLa
         mutants = {assay.mutants[row] for row in fold.test}
         assert mutants == set(table.loc[table[column] == fold.fold, "mutant"])
     assert covered(first) == np.flatnonzero(assay.mutation_counts == 1).tolist()
+
+
+def test_labels_are_of_the_variant_whatever_its_name(assay: Assay, tmp_path: Path) -> None:
+    """A folds file may name a double mutant's substitutions in another order, and a variant twice."""
+    table = pd.read_csv(FOLDS_FILE, sep="\t")
+    first = table.iloc[0]
+    doubles = [mutant for mutant in assay.mutants if ":" in mutant]
+    turned = [":".join(reversed(mutant.split(":"))) for mutant in doubles]
+    more = pd.DataFrame([{**first, "mutant": name} for name in turned])
+    path = tmp_path / "folds.csv"
+    pd.concat([table, table.tail(2), more, more.assign(mutant=doubles)]).to_csv(path, index=False)
+    labels = read_fold_labels(path)
+    assert covered([fold for fold in folds(assay, "modulo", 1, labels)]) == list(range(len(assay.mutants)))
+    other = more.assign(mutant=doubles, fold_modulo_5=first["fold_modulo_5"] + 1)
+    pd.concat([table, more, other]).to_csv(path, index=False)
+    with pytest.raises(InputError, match="two different folds, which would put it in training and test at once"):
+        read_fold_labels(path)
+    pd.concat([table, more.assign(fold_modulo_5=None)]).to_csv(path, index=False)
+    with pytest.raises(InputError, match=f"row {len(table) + 2}: a cell is empty"):
+        read_fold_labels(path)
 
 
 def test_random_folds_are_redrawn_for_later_repeats_and_labelled_ones_are_not(

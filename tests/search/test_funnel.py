@@ -132,3 +132,56 @@ def test_an_index_that_cannot_be_kept_is_said_and_used(
     assert outcome.status == 0
     assert "the index cannot be kept in" in outcome.stderr
     assert (tmp_path / "hits.tsv").exists()
+
+
+def test_as_many_lists_are_searched_as_the_neighbours_need(
+    run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """One list of seven was, and most queries had fewer than k hits."""
+    rows = protein_like(300)
+    database = folder(rows)
+    arguments = ("--queries", database, "--database", database, "--index", "ivf", "--output", tmp_path / "hits.tsv")
+    outcome = run(*arguments, "--k", 60)
+    assert "fewer than" not in outcome.stdout
+    np.testing.assert_array_equal(records_found(tmp_path / "hits.tsv", 60), by_hand(rows, rows, 60, "cosine", True))
+    assert told(outcome) == (100, 1, 1)
+
+
+@pytest.mark.parametrize(("index", "count"), [("ivf", 1500), ("hnsw", 3000)])
+def test_the_labelled_are_found_however_few_they_are(
+    run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path, index: str, count: int
+) -> None:
+    """They are in none of the lists that are searched first, nor in that part of the graph."""
+    rows, queries = protein_like(count), protein_like(20, seed=1)
+    places = np.array([5, count // 2, count - 100])
+    (tmp_path / "few.tsv").write_text("".join(f"r{place + 1}\tx\n" for place in places))
+    outcome = run(
+        *("--queries", folder(queries, "queries"), "--database", folder(rows), "--index", index, "--k", 3),
+        *("--labels", tmp_path / "few.tsv", "--output", tmp_path / "hits.tsv"),
+    )
+    assert "fewer than" not in outcome.stdout
+    expected = places[by_hand(queries, rows[places], 3, "cosine") - 1] + 1
+    np.testing.assert_array_equal(records_found(tmp_path / "hits.tsv", 3), expected)
+
+
+def test_queries_that_an_index_serves_ill_are_compared_with_every_row(
+    run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where no link of a graph leads to some of its rows: here nothing but one list is looked at."""
+    monkeypatch.setattr(approximate.Approximate, "_efforts", lambda *_: iter([1]))
+    rows = protein_like(300)
+    database = folder(rows)
+    arguments = ("--queries", database, "--database", database, "--index", "ivf", "--k", 60)
+    run(*arguments, "--output", tmp_path / "hits.tsv")
+    np.testing.assert_array_equal(records_found(tmp_path / "hits.tsv", 60), by_hand(rows, rows, 60, "cosine", True))
+
+
+def test_recall_is_of_queries_that_have_a_neighbour(
+    run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The only labelled protein has none, and so nothing was missed."""
+    database = folder(protein_like(40))
+    (tmp_path / "one.tsv").write_text("r7\tx\n")
+    arguments = ("--queries", database, "--database", database, "--index", "ivf", "--k", 1)
+    outcome = run(*arguments, "--labels", tmp_path / "one.tsv", "--output", tmp_path / "hits.tsv")
+    assert told(outcome) == (39, 1, 1)

@@ -20,24 +20,25 @@ NAMES = st.lists(st.sampled_from("ABCDE"), unique=True).map(tuple)
 
 
 def test_one_neighbour_gives_its_labels_half_over_half_plus_distance() -> None:
-    (prediction,) = transfer([(0.5, ("GO:1",))])
+    (prediction,) = transfer([(0.5, ("GO:1",))], 1)
     assert (prediction.label, prediction.reliability, prediction.neighbours) == ("GO:1", 0.5, 1)
-    assert transfer([(0.0, ("GO:1",))])[0].reliability == 1
+    assert transfer([(0.0, ("GO:1",))], 1)[0].reliability == 1
 
 
-@given(st.lists(st.tuples(st.floats(0, 100), NAMES), min_size=1, max_size=8))
-def test_over_several_neighbours_it_is_the_mean_of_those_that_have_the_label(
-    neighbours: list[tuple[float, tuple[str, ...]]],
+@given(st.lists(st.tuples(st.floats(0, 100), NAMES), max_size=8), st.integers(8, 10))
+def test_over_k_neighbours_it_is_the_mean_of_those_that_have_the_label(
+    neighbours: list[tuple[float, tuple[str, ...]]], k: int
 ) -> None:
-    predictions = {one.label: one for one in transfer(neighbours)}
+    """Over those that were asked for: where fewer were found, what they say is not worth more for it."""
+    predictions = {one.label: one for one in transfer(neighbours, k)}
     assert predictions.keys() == {label for _, labels in neighbours for label in labels}
     for label, prediction in predictions.items():
         # Littmann et al. 2021: RI = 1/k sum over the hits with the label of 0.5 / (0.5 + d), as a matrix product here.
         has = np.array([label in labels for _, labels in neighbours])
-        expected = has @ (1 / (1 + 2 * np.array([distance for distance, _ in neighbours]))) / len(neighbours)
+        expected = has @ (1 / (1 + 2 * np.array([distance for distance, _ in neighbours]))) / k
         assert prediction.reliability == pytest.approx(expected, rel=1e-12)
         assert prediction.neighbours == has.sum()
-    order = [(-one.reliability, one.label) for one in transfer(neighbours)]
+    order = [(-one.reliability, one.label) for one in transfer(neighbours, k)]
     assert order == sorted(order)
 
 
@@ -49,6 +50,54 @@ def test_files_of_labels(tmp_path: Path) -> None:
     assert read_labels(tmp_path / "labels.tsv.gz") == {"a": ("x",), "b": ("y",)}
     plain.write_text("sid\tfold\tfamily\nd1\ta.1\ta.1.1.1\n")
     assert read_labels(plain, "family") == {"d1": ("a.1.1.1",)}
+
+
+def test_files_as_other_tools_write_them(tmp_path: Path) -> None:
+    """Cells in quotes with a tab inside, quotes that are letters, other encodings, ids that look like numbers."""
+    path = tmp_path / "labels.tsv"
+    path.write_text('007\t"a\tb; c"\n7\t5"-nucleotidase\n1e3\t"open\n"1.0"\tq\nNA\tz\n')
+    assert read_labels(path) == {
+        **{"007": ("a\tb", "c"), "7": ('5"-nucleotidase',), "1e3": ('"open',), "1.0": ("q",), "NA": ("z",)}
+    }
+    path.write_bytes("id\tlabel\r\nprotéine\tnoyau cellulaire\r\n".encode("utf-16"))
+    assert read_labels(path) == {"protéine": ("noyau cellulaire",)}
+    path.write_bytes("p1\tprotéine\n".encode("latin-1"))
+    assert read_labels(path) == {"p1": ("prot\\xe9ine",)}
+
+
+def test_labels_in_another_encoding_are_written(
+    run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "labels.tsv").write_bytes("r1\tprotéine\n".encode("latin-1"))
+    database = folder(protein_like(2))
+    arguments = ("--queries", database, "--database", database, "--labels", tmp_path / "labels.tsv", "--k", 1)
+    for suffix in (".tsv", ".parquet"):
+        assert run(*arguments, "--output", tmp_path / f"hits{suffix}").status == 0
+    assert pq.read_table(tmp_path / "hits.parquet")["labels"].to_pylist() == [None, ["prot\\xe9ine"]]
+
+
+def test_a_query_without_a_neighbour_is_named_and_has_a_row(
+    run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The one labelled protein of a database that is searched against itself."""
+    (tmp_path / "labels.tsv").write_text("r2\tx\n")
+    database = folder(protein_like(5))
+    arguments = ("--queries", database, "--database", database, "--labels", tmp_path / "labels.tsv", "--k", 1)
+    outcome = run(*arguments, "--output", tmp_path / "hits.tsv")
+    assert "5 queries against 1 proteins: 4 hits" in outcome.stdout
+    assert "fewer than 1 hits for 1 queries ('r2'), none at all for 1 ('r2')" in outcome.stdout
+    hits = read_hits(tmp_path / "hits.tsv")
+    assert hits["query_id"] == ["r1", "r2", "r3", "r4", "r5"]
+    assert [hits[name][1] for name in ("rank", "record", "id", "similarity", "labels")] == [""] * 5
+    given_labels = read_hits(tmp_path / "hits.labels.tsv")
+    assert given_labels["query_id"] == hits["query_id"]
+    assert [given_labels[name][1] for name in ("label", "reliability", "neighbours")] == ["", "", "0"]
+    # With k of 2 each of the others has one neighbour of two.
+    outcome = run(*arguments[:-1], 2, "--output", tmp_path / "hits.parquet")
+    assert "fewer than 2 hits for 5 queries ('r1', 'r2', 'r3', ...), none at all for 1 ('r2')" in outcome.stdout
+    assert pq.read_table(tmp_path / "hits.parquet")["rank"].to_pylist() == [1, None, 1, 1, 1]
+    reliabilities = pq.read_table(tmp_path / "hits.labels.parquet")["reliability"].to_pylist()
+    assert max(one for one in reliabilities if one is not None) <= 0.5
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,58 @@ def test_few_proteins_and_a_model_without_statistics_leave_vectors_as_they_are(
 
 
 @pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (np.repeat(protein_like(1), 300, axis=0), "has 1 different proteins among 300, fewer than 4 a dimension"),
+        (np.repeat(protein_like(2), 150, axis=0), "has 2 different proteins among 300"),
+        (np.tile(protein_like(60), (5, 1)), "has 60 different proteins among 300"),
+        # Copies that were computed in other batches, and differ in their last digits.
+        (
+            np.repeat(protein_like(3), 100, axis=0) * (1 + 1e-7 * np.random.default_rng(0).integers(-2, 3, (300, 32))),
+            "has 300 proteins that vary in 2 of 8 dimensions of a block alone",
+        ),
+        # Others, of which each is a mixture of five.
+        (
+            np.random.default_rng(0).random((300, 5)) @ protein_like(5),
+            "has 300 proteins that vary in 5 of 16 dimensions of a block alone",
+        ),
+    ],
+    ids=["one", "two", "sixty", "rounding", "mixtures"],
+)
+def test_copies_are_no_statistics(
+    run: Run, folder: Callable[..., Path], tmp_path: Path, rows: np.ndarray, says: str
+) -> None:
+    """Of what does not vary in the database, whitening leaves nothing: not between a query and its own copy."""
+    rows = rows.astype(np.float32)
+    folder(rows)
+    queries = np.concatenate([rows[:1], protein_like(2, seed=5)])
+    folder(queries, "queries")
+    outcome = run(*asked(tmp_path, "--whiten", "auto"))
+    assert outcome.status == 0
+    assert says in outcome.stderr
+    assert "whitened" not in outcome.stdout
+    similarities = np.array(read_hits(tmp_path / "hits.tsv")["similarity"], float).reshape(3, 5)
+    lengths = np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(rows, axis=1)
+    np.testing.assert_allclose(similarities[:, 0], (queries @ rows.T / lengths).max(axis=1), atol=1e-6)
+    assert similarities[0, 0] == pytest.approx(1)
+    # Asked for in so many words it is done where it can be, and said.
+    outcome = run(*asked(tmp_path, "--whiten", "database"))
+    assert says in outcome.stderr
+    assert (outcome.status, "whitened by 300" in outcome.stdout) == ((1, False) if "has 1 " in says else (0, True))
+
+
+def test_a_direction_that_no_protein_has_costs_nothing(
+    run: Run, world: tuple[np.ndarray, np.ndarray], folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A channel that is always 0, and the direction that a layer norm takes from a block."""
+    database, _ = world
+    database = database * (np.arange(32) != 3)
+    database[:, 8:16] -= database[:, 8:16].mean(axis=1, keepdims=True)
+    folder(database, "database")
+    assert "whitened by 300 proteins" in run(*asked(tmp_path, "--whiten", "auto")).stdout
+
+
+@pytest.mark.parametrize(
     ("options", "more", "sentence"),
     [
         ({"whiten": True}, ("--whiten", "database"), "holds whitened vectors"),
