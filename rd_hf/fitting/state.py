@@ -104,7 +104,7 @@ def is_state(folder: Path) -> bool:
     """Whether a folder is the state of a fit, by what it says of itself (those of older versions have no record)."""
     try:
         return {"sequences", "heldout", "levels"} <= set(json.loads((folder / "settings.json").read_bytes()))
-    except (OSError, ValueError, TypeError, RecursionError):
+    except (OSError, ValueError, TypeError):
         return False
 
 
@@ -122,10 +122,7 @@ def open_state(folder: Path, settings: dict[str, Any], resume: bool) -> None:
                 f"{folder.parent} holds an unfinished fit: add --resume to continue it, or delete {folder} to start "
                 "over"
             )
-        try:
-            before = dict(json.loads(record.read_bytes()))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(f"{record} is damaged: delete {folder} to start over") from error
+        before = json.loads(record.read_bytes())
         changed = [name for name in settings if before.get(name) != settings[name]]
         if changed:
             raise ValueError(
