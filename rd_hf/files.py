@@ -1,8 +1,10 @@
 """Files in folders of a user's: written whole or not at all, told apart from others', and kept to one job at a time.
 
-Nothing is known by its name. A hidden folder of this project's own (:class:`Workspace`) carries a record with a random
-token and the hashes of what was written; half-written files lie in it under that token. What is not in the record, or
-has changed since, is somebody's work: it is neither replaced nor removed.
+A hidden folder of this project's own (:class:`Workspace`) carries a record with a random token and the hashes of what
+was written; half-written files lie in it under that token. What is not in the record, or has changed since, is
+somebody's work: it is neither replaced nor removed. Half-written files beside a user's own lie in a hidden folder whose
+name carries its own checksum (:func:`rd_hf.model.staging_rd_esm.staging`): the next write there clears away what a kill
+left.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from rd_hf.model.staging_rd_esm import clear_staging, is_staging, staging
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +95,7 @@ def replacing(path: str | Path, temporary: Path | None = None, kind: type[Folder
 
     Args:
         path: the file; its folder is there.
-        temporary: where it is written first, on the same file system; by default a hidden name beside it.
+        temporary: where it is written first, on the same file system; by default in a hidden folder beside it.
         kind: of error.
 
     Yields:
@@ -101,9 +105,11 @@ def replacing(path: str | Path, temporary: Path | None = None, kind: type[Folder
         FolderError: the disk is full or the folder cannot be written to.
     """
     path = Path(path)
-    temporary = temporary or path.with_name(f".{secrets.token_hex(8)}.tmp")
     # Hidden folders are this project's own: what a user knows is the one around.
-    with explained(path.parent.parent if path.parent.name.startswith(".") else path.parent, kind):
+    known = path.parent.parent if path.parent.name.startswith(".") else path.parent
+    with explained(known, kind), ExitStack() as stack:
+        if temporary is None:
+            temporary = Path(stack.enter_context(staging(path.parent)), path.name)
         try:
             with temporary.open("xb") as handle:
                 mode = stat.S_IMODE(os.fstat(handle.fileno()).st_mode)
@@ -205,9 +211,11 @@ class Workspace:
         if not self.output.is_dir():
             raise self.kind(f"{self.output} is no folder: choose another --output")
         with explained(self.output, self.kind):
-            others = sorted({entry.name for entry in self.output.iterdir()} - set(own))
-            if self.path.name in others and (self.record() is not None or self._is_begun()):
+            names = {entry.name for entry in self.output.iterdir()}
+            if self.path.name in names and (self.record() is not None or self._is_begun()):
                 return
+        # What a killed save left is no file of a user's, and goes with the next one.
+        others = sorted(name for name in names - set(own) if not is_staging(name))
         if others:
             raise self.kind(
                 f"{self.output} holds other files ({', '.join(others[:3])}{', ...' if len(others) > 3 else ''}) and "
@@ -216,9 +224,14 @@ class Workspace:
 
     def _is_begun(self) -> bool:
         """Whether a run was killed (or is about) between making the folder and writing the record."""
-        if self.path.is_symlink() or any(entry != self.path for entry in self.output.iterdir()):
+        if self.path.is_symlink() or any(
+            entry != self.path and not is_staging(entry.name) for entry in self.output.iterdir()
+        ):
             return False
-        return all(entry.name == "lock" and entry.stat().st_size == 0 for entry in self.path.iterdir())
+        return all(
+            is_staging(entry.name) or (entry.name == "lock" and entry.stat().st_size == 0)
+            for entry in self.path.iterdir()
+        )
 
     def claim(self) -> None:
         """Make the folder, keep others out of it until :meth:`leave` or the end of this process, and clear up.
@@ -242,30 +255,30 @@ class Workspace:
             if record is None:
                 write_json(self._record_path, {"command": self.command, "token": secrets.token_hex(16), "written": {}})
             else:
+                # Somebody may have been killed who wrote it.
+                clear_staging(self.path)
                 for stale in self.path.glob(f"{record['token']}-*.tmp"):
                     stale.unlink()
 
     def _has_locks(self) -> bool:
-        """Whether the file system knows locks; asked of a file of its own, since filelock takes any no for a rival."""
+        """Whether the file system knows locks; asked first, since filelock takes any no for a rival."""
         try:
             import fcntl
         except ImportError:  # Windows, whose file systems do
             return True
-        probe = self.path / f".{secrets.token_hex(8)}.tmp"
-        with probe.open("xb") as handle:
+        with (self.path / "lock").open("ab") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno not in _ABSENT:
-                    raise
+                    # A rival, most likely.
+                    return True
                 logger.warning(
                     "%s lies on a file system without locks (%s): see to it that no other run works there",
                     self.output,
                     error.strerror,
                 )
                 return False
-            finally:
-                probe.unlink()
         return True
 
     def leave(self) -> None:
@@ -316,12 +329,18 @@ class Workspace:
                 fresh.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
     def remove(self, *patterns: str) -> None:
-        """Take the folder away again: the record, the lock, and the files of these patterns; anything else stays."""
+        """Take the folder away again: the files of these patterns, in turn, the lock, the record; anything else stays.
+
+        A kill on the way leaves a folder that can be claimed, and removed, again.
+        """
         record = self.record()
         token = [f"{record['token']}-*.tmp"] if record else []
-        self.leave()
-        for pattern in (*patterns, *token, "lock", self._record_path.name):
+        for pattern in (*patterns, *token):
             for path in self.path.glob(pattern):
                 path.unlink()
+        clear_staging(self.path)
+        self.leave()
+        for path in (self.path / "lock", self._record_path):
+            path.unlink(missing_ok=True)
         with suppress(OSError):
             self.path.rmdir()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,13 @@ def processes() -> Processes:
     if not said.isdecimal():
         raise ValueError(f"the environment variable WORLD_SIZE is {said!r}, not a number of processes: unset it")
     if int(said) <= 1:
+        # accelerate launch gives an address to meet at wherever several processes are asked for, and starts one of
+        # them where it finds no GPUs.
+        if {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ:
+            logger.warning(
+                "accelerate launch was asked for several processes and started one, as it does on CPUs: this one does "
+                "all of the work; torchrun --nproc_per_node N starts N on CPUs"
+            )
         return Processes()
     state = _state()
     if state.num_processes != int(said):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from rd_hf.bases.moments import save_tensors
 from rd_hf.files import FolderError, Workspace, replacing, write_text
+from rd_hf.model.staging_rd_esm import clear_staging, is_staging, staging
 
 UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 
@@ -111,6 +112,59 @@ def test_each_refusal_has_its_own_mend(
     assert not list(tmp_path.iterdir())
 
 
+def leftover(folder: Path, lock: bool = True) -> Path:
+    """What a process leaves in a folder that is killed while it writes there."""
+    with staging(folder) as inner:
+        Path(inner, "half").write_text("half a file")
+        kept = Path(inner).parent
+        if not lock:
+            (kept / "lock").unlink()
+        kept.rename(folder / "aside")
+    (folder / "aside").rename(kept)
+    return kept
+
+
+@pytest.mark.parametrize("lock", [True, False], ids=["in its work", "before its lock"])
+def test_what_a_kill_left_beside_a_file_goes_with_the_next_write(lock: bool, tmp_path: Path) -> None:
+    kept = leftover(tmp_path, lock)
+    assert is_staging(kept.name)
+    for own in (".notes.tmp", "0123456789abcdef.tmp", ".0123456789abcdef-0123456789abcdef.rd_hf-tmp"):
+        (tmp_path / own).mkdir()
+    write_text(tmp_path / "text", "whole")
+    assert not kept.exists()
+    assert len(list(tmp_path.iterdir())) == 4, "a name without its checksum is somebody else's"
+
+
+def test_what_another_process_writes_is_left_to_it(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a") as theirs:
+        theirs.write_text("theirs")
+        write_text(tmp_path / "b", "ours")
+        clear_staging(tmp_path)
+    assert (tmp_path / "a").read_text() == "theirs"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_where_there_are_no_locks_nothing_is_taken_for_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = leftover(tmp_path)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    write_text(tmp_path / "text", "whole")
+    assert kept.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([kept.name, "text"])
+
+
+def test_a_link_by_such_a_name_is_not_followed(tmp_path: Path) -> None:
+    kept = leftover(tmp_path)
+    (tmp_path / "theirs").mkdir()
+    kept.rename(tmp_path / "theirs" / "moved")
+    kept.symlink_to(tmp_path / "theirs" / "moved")
+    write_text(tmp_path / "text", "whole")
+    assert (tmp_path / "theirs" / "moved" / "files" / "half").exists()
+
+
 def test_only_one_at_a_time(tmp_path: Path) -> None:
     first, second = (Workspace(tmp_path / "out" / ".job", "a test") for _ in range(2))
     first.claim()
@@ -198,6 +252,12 @@ def test_a_claim_that_was_killed_at_once_is_taken_up(tmp_path: Path) -> None:
     workspace.path.mkdir(parents=True)
     workspace.refuse_others()
     (workspace.path / "lock").touch()
+    workspace.refuse_others()
+    # While the record is written.
+    leftover(workspace.path)
+    workspace.refuse_others()
+    # And a save beside it.
+    leftover(workspace.output)
     workspace.refuse_others()
     workspace.claim()
     assert json.loads((workspace.path / "rd_hf.json").read_text())["command"] == "a test"

@@ -35,6 +35,26 @@ def test_a_process_without_a_launcher_is_alone(monkeypatch: pytest.MonkeyPatch) 
     assert processes() == Processes(rank=0, world=1, local_rank=0)
 
 
+@pytest.mark.parametrize("asked", [1, 2])
+def test_a_launcher_that_starts_one_process_where_several_were_asked_for_is_told_of(
+    asked: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As ``accelerate launch --num_processes 2`` does on a machine without a GPU."""
+    from argparse import Namespace
+
+    from accelerate.commands.launch import launch_command_parser
+    from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+
+    words = ["--num_processes", str(asked), "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    given = launch_command_parser().parse_args([*words, "--num_cpu_threads_per_process", "1", "x.py"])
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    _, environment_of_it = prepare_simple_launcher_cmd_env(Namespace(**{"use_cpu": False} | vars(given)))
+    for name, value in environment_of_it.items():
+        monkeypatch.setenv(name, value)
+    assert processes() == Processes(rank=0, world=1, local_rank=0)
+    assert ("torchrun --nproc_per_node N starts N on CPUs" in caplog.text) == (asked == 2)
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads are counted in /proc")
 def test_no_thread_of_the_group_is_left_to_abort_the_process_at_its_end(tmp_path: Path) -> None:
     script = tmp_path / "parting.py"

@@ -265,17 +265,18 @@ class JointMoments:
         return cls.from_state(load_tensors(path), device=device)
 
 
-def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], temporary: Path | None = None) -> None:
+def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write a safetensors file atomically: after a kill a reader finds the old file or the new one, whole.
 
     Args:
-        path, temporary: as in :func:`rd_hf.files.replacing`.
+        path: of the file.
         tensors: of any device.
 
     Raises:
         FolderError: the disk is full or the folder cannot be written to.
     """
-    with replacing(path, temporary) as fresh:
+    # safetensors writes beside the name that it is given, and renames: both lie in a hidden folder of their own.
+    with replacing(path) as fresh:
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, fresh)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any
 
 from rd_hf.commands._main import run_command
@@ -26,6 +27,35 @@ _NO_BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")
 
 class MissingExtraError(ValueError):
     """A command needs what this installation does not have."""
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """The type of a flag that takes a whole number of at least ``least``."""
+
+    def number(word: str) -> int:
+        with suppress(ValueError):
+            if (value := int(word)) >= least:
+                return value
+        raise argparse.ArgumentTypeError(f"{word!r} is no whole number of at least {least}")
+
+    return number
+
+
+def real(
+    least: float = -math.inf, *, above: float = -math.inf, most: float = math.inf, below: float = math.inf
+) -> Callable[[str], float]:
+    """The type of a flag that takes a finite number within bounds, with or without the bounds themselves."""
+    bounds = {"of at least": least, "above": above, "of at most": most, "below": below}
+    words = " and ".join(f"{name} {bound:g}" for name, bound in bounds.items() if math.isfinite(bound))
+
+    def number(word: str) -> float:
+        with suppress(ValueError):
+            value = float(word)
+            if math.isfinite(value) and above < value < below and least <= value <= most:
+                return value
+        raise argparse.ArgumentTypeError(f"{word!r} is no finite number{f' {words}' if words else ''}")
+
+    return number
 
 
 def command_parser(name: str, words: str | None) -> argparse.ArgumentParser:

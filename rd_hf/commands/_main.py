@@ -5,6 +5,7 @@
   1  it cannot be done: one sentence on standard error names the cause and the mend
   2  the arguments cannot be understood (argparse's own)
 130  interrupted from the keyboard: standard error says how to go on
+143  ended by SIGTERM, as schedulers and kill do: the same words
 ===  ==========================================================================================================
 """
 
@@ -14,7 +15,9 @@ import atexit
 import errno
 import gc
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
@@ -48,12 +51,16 @@ def run_command(
     # transformers made for cycles among them would take as long as a small job.
     atexit.register(gc.freeze)
     caught: tuple[type[Exception], ...] = (ValueError, OSError, *errors)
-    with standard_streams() as streams:
+    with standard_streams() as streams, told_of_the_end():
         try:
             code = body() or 0
-        except KeyboardInterrupt:
-            print(f"{prog}: interrupted; {go_on} to go on", file=sys.stderr)
-            code = 130
+        except KeyboardInterrupt as end:
+            terminated = isinstance(end, Terminated)
+            # Of processes that share a job one speaks.
+            if os.environ.get("RANK", "0") == "0":
+                how = "terminated" if terminated else "interrupted"
+                print(f"{prog}: {how}; {go_on} to go on", file=sys.stderr)
+            code = 143 if terminated else 130
         except caught as error:
             print(f"{prog}: error: {sentence(error)}", file=sys.stderr)
             code = 1
@@ -64,6 +71,36 @@ def run_command(
             if prints_result:
                 code = code or 1
     return code
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: what is cleared up after an interruption is cleared up after this."""
+
+
+@contextmanager
+def told_of_the_end() -> Iterator[None]:
+    """Raise :class:`Terminated` at SIGTERM, once; where nobody else has a say in it."""
+    alone = threading.current_thread() is threading.main_thread()
+    if not alone or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    owner = os.getpid()
+
+    def end(number: int, _: object) -> None:
+        if os.getpid() != owner:
+            # Forked from it, as the workers of a pool are, which are ended so.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        # A launcher sends on what the scheduler has sent already. (Ignored, a signal on its way would be complained of.)
+        signal.signal(number, lambda *_: None)
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class _Stream:

@@ -25,8 +25,8 @@ import sys
 import time
 from pathlib import Path
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
-from rd_hf.evaluation.arguments import add_fit_arguments, add_run_arguments
+from rd_hf.commands._arguments import command_parser, run_with_arguments, whole
+from rd_hf.commands._evaluation import add_fit_arguments, add_run_arguments
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,17 +38,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sizes",
         nargs="+",
-        type=int,
+        type=whole(1),
         default=(500, 1000, 2000, 5000),
         help="of the sequences study; beyond all: left out",
     )
     parser.add_argument("--folds", type=Path, help="ProteinGym's fold labels of single mutants")
-    parser.add_argument("--seeds", type=int, default=1, help="repeats of the random folds (default 1)")
+    parser.add_argument("--seeds", type=whole(1), default=1, help="repeats of the random folds (default 1)")
     parser.add_argument("--output", required=True, type=Path, help="folder for the report and its data")
     parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, help="processes that probe (default: all cores)"
+        "--jobs", type=whole(1), default=os.cpu_count() or 1, help="processes that probe (default: all cores)"
     )
-    parser.add_argument("--threads", type=int, help="threads that embed meanwhile (default: half the cores)")
+    parser.add_argument("--threads", type=whole(1), help="threads that embed meanwhile (default: half the cores)")
     add_run_arguments(parser)
     return parser
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
+from rd_hf.commands._arguments import command_parser, run_with_arguments, whole
 from rd_hf.embedding.options import OUTPUT_DTYPES
 from rd_hf.lazy import uncollected
 
@@ -52,9 +52,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--id-column", metavar="NAME", help="column of Parquet files with ids (default: id, name, ...)")
     parser.add_argument("--ids", metavar="FILE", help="ids of .npy files: one a line, or the FASTA file they came from")
     parser.add_argument("--strict", action="store_true", help="stop at the first protein that would be rejected")
-    parser.add_argument("--part-records", type=int, default=16384, metavar="N", help="records a file at most")
+    parser.add_argument("--part-records", type=whole(1), default=16384, metavar="N", help="records a file at most")
     parser.add_argument(
-        "--part-megabytes", type=int, default=256, metavar="N", help="raw embeddings a file at most (default 256 MB)"
+        "--part-megabytes",
+        type=whole(1),
+        default=256,
+        metavar="N",
+        help="raw embeddings a file at most (default 256 MB)",
     )
     parser.add_argument("--device", metavar="D", help="torch device (default: a GPU where there is one)")
     return parser

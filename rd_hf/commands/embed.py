@@ -24,7 +24,7 @@ import argparse
 import sys
 from functools import partial
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
+from rd_hf.commands._arguments import command_parser, real, run_with_arguments, whole
 from rd_hf.embedding.options import LONG_POLICIES, MAX_RESIDUES, MODEL_DTYPES, OUTPUT_DTYPES, OVERLAP, POOLINGS
 from rd_hf.lazy import uncollected
 
@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--width",
-        type=int,
+        type=whole(1),
         metavar="N",
         help="the first N dimensions alone, of --level or of the whole family: only the backbones up to the smallest "
         "level that has so many run",
@@ -83,7 +83,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="read every level out of the largest backbone, which alone is fetched and run: an approximation, of "
         "models fitted with rd-hf fit --one-pass, whose card says how near it comes; never mixed with exact ones",
     )
-    what.add_argument("--positions", nargs="+", type=int, default=[], metavar="N", help="residues to return, from 1")
+    what.add_argument(
+        "--positions", nargs="+", type=whole(1), default=[], metavar="N", help="residues to return, from 1"
+    )
     what.add_argument("--normalize", action="store_true", help="make vectors of length one, each level for itself")
     what.add_argument(
         "--dtype",
@@ -106,13 +108,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     how.add_argument(
         "--max-length",
-        type=int,
+        type=whole(1),
         default=MAX_RESIDUES,
         metavar="N",
         help=f"residues seen at once (default {MAX_RESIDUES})",
     )
     how.add_argument(
-        "--overlap", type=int, default=OVERLAP, metavar="N", help=f"residues that windows share (default {OVERLAP})"
+        "--overlap",
+        type=whole(0),
+        default=OVERLAP,
+        metavar="N",
+        help=f"residues that windows share (default {OVERLAP})",
     )
     how.add_argument(
         "--strict",
@@ -130,14 +136,14 @@ def build_parser() -> argparse.ArgumentParser:
     machine = parser.add_argument_group("machine")
     machine.add_argument(
         "--batch-tokens",
-        type=int,
+        type=whole(1),
         metavar="N",
         help="tokens a batch, padding included (default: 2,048 on a CPU, as its memory allows on a GPU); halved when a "
         "batch does not fit in memory",
     )
     machine.add_argument(
         "--window-tokens",
-        type=int,
+        type=whole(1),
         metavar="N",
         help="for a family larger than memory: hold one backbone at a time, loaded anew for every N tokens of batches, "
         "whose embeddings (4 bytes a dimension) are held meanwhile (default: hold all backbones)",
@@ -148,13 +154,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     machine.add_argument(
         "--part-records",
-        type=int,
+        type=whole(1),
         default=16384,
         metavar="N",
         help="records a file at most (default 16,384; the first have 1,024, so that processes can share small inputs)",
     )
     machine.add_argument(
-        "--part-megabytes", type=int, default=256, metavar="N", help="embeddings a file at most (default 256 MB)"
+        "--part-megabytes", type=whole(1), default=256, metavar="N", help="embeddings a file at most (default 256 MB)"
     )
 
     cluster = parser.add_argument_group("cluster")
@@ -171,13 +177,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="of a Ray cluster: auto for the one this machine belongs to, or host:port (default: this machine alone)",
     )
     cluster.add_argument(
-        "--workers", type=int, metavar="N", help="most Ray workers at once (default: as many as the cluster holds)"
+        "--workers", type=whole(1), metavar="N", help="most Ray workers at once (default: as many as the cluster holds)"
     )
     cluster.add_argument(
-        "--cpus-per-worker", type=int, default=1, metavar="N", help="and threads of each, on CPUs (default 1)"
+        "--cpus-per-worker", type=whole(1), default=1, metavar="N", help="and threads of each, on CPUs (default 1)"
     )
     cluster.add_argument(
-        "--gpus-per-worker", type=float, metavar="N", help="(default: one where the cluster has any, else none)"
+        "--gpus-per-worker", type=real(0), metavar="N", help="(default: one where the cluster has any, else none)"
     )
     cluster.add_argument(
         "--deduplicate",

@@ -25,8 +25,8 @@ import sys
 import time
 from pathlib import Path
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
-from rd_hf.evaluation.arguments import add_family_arguments, add_fit_arguments, add_run_arguments
+from rd_hf.commands._arguments import command_parser, real, run_with_arguments, whole
+from rd_hf.commands._evaluation import add_family_arguments, add_fit_arguments, add_run_arguments
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--depth",
         nargs="+",
-        type=float,
+        type=real(0, most=1),
         default=(1.0,),
         help="relative depth of the backbone layer: 1 is the final state (default), 0.5 half-way; other depths than 1 "
         "refit the bases on --fit-data",
@@ -73,16 +73,24 @@ def build_parser() -> argparse.ArgumentParser:
         help="random, modulo, contiguous (ProteinGym's folds of single mutants; random is redrawn for each seed after "
         "the first), by_mutations (all variants), singles_to_multiples; default: all but modulo and contiguous",
     )
-    test.add_argument("--seeds", type=int, default=3, help="repeats of every split that is drawn (default 3)")
+    test.add_argument("--seeds", type=whole(1), default=3, help="repeats of every split that is drawn (default 3)")
     test.add_argument(
-        "--low-n", nargs="*", type=int, default=(24, 96, 384), help="training variants of the low-n curves (24 96 384)"
+        "--low-n",
+        nargs="*",
+        type=whole(1),
+        default=(24, 96, 384),
+        help="training variants of the low-n curves (24 96 384)",
     )
-    test.add_argument("--inner-folds", type=int, default=5, help="folds that choose the ridge strength (default 5)")
+    test.add_argument(
+        "--inner-folds", type=whole(2), default=5, help="folds that choose the ridge strength (default 5)"
+    )
     test.add_argument("--no-control", dest="control", action="store_false", help="leave out the shuffled-score control")
     test.add_argument("--reference", type=Path, help="ProteinGym's supervised Spearman table, quoted beside ours")
     run = parser.add_argument_group("the run")
-    run.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that probe (default: all cores)")
-    run.add_argument("--threads", type=int, help="threads that embed meanwhile (default: half the cores)")
+    run.add_argument(
+        "--jobs", type=whole(1), default=os.cpu_count() or 1, help="processes that probe (default: all cores)"
+    )
+    run.add_argument("--threads", type=whole(1), help="threads that embed meanwhile (default: half the cores)")
     add_run_arguments(run)
     return parser
 

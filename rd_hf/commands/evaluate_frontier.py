@@ -19,8 +19,8 @@ import sys
 import time
 from pathlib import Path
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
-from rd_hf.evaluation.arguments import add_run_arguments
+from rd_hf.commands._arguments import command_parser, run_with_arguments, whole
+from rd_hf.commands._evaluation import add_run_arguments
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,12 +36,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--output", required=True, type=Path, help="folder for the report and its data")
     test = parser.add_argument_group("how it is tested")
-    test.add_argument("--variants", type=int, metavar="N", help="draw at most N variants of each assay (default: all)")
-    test.add_argument("--seeds", type=int, default=3, help="repeats of the random folds (default 3)")
-    test.add_argument("--inner-folds", type=int, default=5, help="folds that choose the ridge strength (default 5)")
+    test.add_argument(
+        "--variants", type=whole(1), metavar="N", help="draw at most N variants of each assay (default: all)"
+    )
+    test.add_argument("--seeds", type=whole(1), default=3, help="repeats of the random folds (default 3)")
+    test.add_argument(
+        "--inner-folds", type=whole(2), default=5, help="folds that choose the ridge strength (default 5)"
+    )
     run = parser.add_argument_group("the run")
-    run.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that probe (default: all cores)")
-    run.add_argument("--threads", type=int, default=1, help="threads that embed, and are timed (default 1)")
+    run.add_argument(
+        "--jobs", type=whole(1), default=os.cpu_count() or 1, help="processes that probe (default: all cores)"
+    )
+    run.add_argument("--threads", type=whole(1), default=1, help="threads that embed, and are timed (default 1)")
     add_run_arguments(run)
     return parser
 

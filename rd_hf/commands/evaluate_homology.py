@@ -24,8 +24,8 @@ import sys
 import time
 from pathlib import Path
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
-from rd_hf.evaluation.arguments import add_family_arguments, add_fit_arguments, add_run_arguments
+from rd_hf.commands._arguments import command_parser, run_with_arguments, whole
+from rd_hf.commands._evaluation import add_family_arguments, add_fit_arguments, add_run_arguments
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -47,14 +47,14 @@ def build_parser() -> argparse.ArgumentParser:
         default=("superfamily", "fold"),
         help="what is looked for (default: superfamily fold)",
     )
-    what.add_argument("--max-length", type=int, help="leave longer domains out, as queries and as answers")
+    what.add_argument("--max-length", type=whole(1), help="leave longer domains out, as queries and as answers")
     what.add_argument(
         "--no-search", dest="search", action="store_false", help="leave out the weights that labels would choose"
     )
     fit = parser.add_argument_group("fitting sequences (for pca, rd_all, --backbones and whitened_fit)")
     add_fit_arguments(fit, required=False)
     run = parser.add_argument_group("the run")
-    run.add_argument("--threads", type=int, help="threads (default: all cores)")
+    run.add_argument("--threads", type=whole(1), help="threads (default: all cores)")
     add_run_arguments(run)
     return parser
 

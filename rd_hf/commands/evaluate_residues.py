@@ -20,8 +20,8 @@ import sys
 import time
 from pathlib import Path
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
-from rd_hf.evaluation.arguments import add_chain_arguments, add_fit_arguments, add_run_arguments
+from rd_hf.commands._arguments import command_parser, real, run_with_arguments, whole
+from rd_hf.commands._evaluation import add_chain_arguments, add_fit_arguments, add_run_arguments
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,11 +36,13 @@ def build_parser() -> argparse.ArgumentParser:
         default=("raw", "rd", "pca", "concat", "rd_all", "random", "one_hot"),
         help="contenders (default: raw rd pca concat rd_all random one_hot)",
     )
-    parser.add_argument("--depth", nargs="+", type=float, default=(1.0,), help="relative depth of the layer (1)")
+    parser.add_argument(
+        "--depth", nargs="+", type=real(0, most=1), default=(1.0,), help="relative depth of the layer (1)"
+    )
     add_chain_arguments(parser)
     add_fit_arguments(parser, required=False)
-    parser.add_argument("--resamples", type=int, default=500, help="bootstrap resamples of the test chains (500)")
-    parser.add_argument("--threads", type=int, help="threads (default: all cores)")
+    parser.add_argument("--resamples", type=whole(1), default=500, help="bootstrap resamples of the test chains (500)")
+    parser.add_argument("--threads", type=whole(1), help="threads (default: all cores)")
     add_run_arguments(parser)
     return parser
 

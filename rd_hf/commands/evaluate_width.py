@@ -22,8 +22,8 @@ import sys
 import time
 from pathlib import Path
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
-from rd_hf.evaluation.arguments import add_family_arguments, add_fit_arguments, add_run_arguments
+from rd_hf.commands._arguments import command_parser, run_with_arguments, whole
+from rd_hf.commands._evaluation import add_family_arguments, add_fit_arguments, add_run_arguments
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,14 +33,18 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--assays", nargs="+", type=Path, help="CSV files in ProteinGym's format, or folders of them")
     what.add_argument("--folds", type=Path, help="ProteinGym's fold labels of single mutants (cv_folds_singles.tsv.gz)")
     what.add_argument("--data", type=Path, help="folder with one FASTA file of SCOP domains")
-    what.add_argument("--widths", nargs="+", type=int, help="where to cut (default: where levels end, and below)")
+    what.add_argument("--widths", nargs="+", type=whole(1), help="where to cut (default: where levels end, and below)")
     what.add_argument("--output", required=True, type=Path, help="folder for the figure and its data")
-    what.add_argument("--seeds", type=int, default=1, help="repeats of every split (default 1)")
-    what.add_argument("--low-n", nargs="*", type=int, default=(96,), help="training variants of the low-n panels (96)")
+    what.add_argument("--seeds", type=whole(1), default=1, help="repeats of every split (default 1)")
+    what.add_argument(
+        "--low-n", nargs="*", type=whole(1), default=(96,), help="training variants of the low-n panels (96)"
+    )
     add_fit_arguments(parser.add_argument_group("fitting sequences"), required=True)
     run = parser.add_argument_group("the run")
-    run.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that probe (default: all cores)")
-    run.add_argument("--threads", type=int, help="threads that embed and rank (default: half the cores)")
+    run.add_argument(
+        "--jobs", type=whole(1), default=os.cpu_count() or 1, help="processes that probe (default: all cores)"
+    )
+    run.add_argument("--threads", type=whole(1), help="threads that embed and rank (default: half the cores)")
     add_run_arguments(run)
     return parser
 

@@ -38,7 +38,7 @@ from rd_hf.files import replacing
 if TYPE_CHECKING:
     from rd_hf.bases.chain import FitReport
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
+from rd_hf.commands._arguments import command_parser, real, run_with_arguments, whole
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -74,12 +74,15 @@ def build_parser() -> argparse.ArgumentParser:
     job.add_argument("--output", required=True, type=Path, help="folder for the fitted model")
     job.add_argument("--resume", action="store_true", help="continue the unfinished fit in --output")
     sample = parser.add_argument_group("the sample")
-    sample.add_argument("--num-sequences", type=int, help="draw this many distinct sequences (default: all)")
+    sample.add_argument("--num-sequences", type=whole(1), help="draw this many distinct sequences (default: all)")
     sample.add_argument("--seed", type=int, default=0, help="of the draw and of the held-out split (default 0)")
     sample.add_argument(
-        "--heldout-fraction", type=float, default=0.1, help="share kept out of the fit to judge it (default 0.1)"
+        "--heldout-fraction",
+        type=real(0, below=1),
+        default=0.1,
+        help="share kept out of the fit to judge it (default 0.1)",
     )
-    sample.add_argument("--max-length", type=int, default=1022, help="residues used of a sequence (default 1022)")
+    sample.add_argument("--max-length", type=whole(1), default=1022, help="residues used of a sequence (default 1022)")
     sample.add_argument("--sequence-column", help="column with the sequences, for tables and datasets")
     maths = parser.add_argument_group("the maths")
     maths.add_argument(
@@ -88,7 +91,9 @@ def build_parser() -> argparse.ArgumentParser:
         default="pcr",
         help="of the larger level on the smaller: principal components above the noise edge (default), all, or ridge",
     )
-    maths.add_argument("--ridge-alpha", type=float, default=1.0, help="penalty of --regression ridge (default 1)")
+    maths.add_argument(
+        "--ridge-alpha", type=real(above=0), default=1.0, help="penalty of --regression ridge (default 1)"
+    )
     maths.add_argument(
         "--keep",
         nargs="+",
@@ -99,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     maths.add_argument(
         "--block-weights",
         nargs="+",
-        type=float,
+        type=real(0),
         metavar="W",
         help="what each level's block is multiplied by where embeddings are whitened (--whiten of embed and search), "
         "one number a level (default: chosen without labels, so that each level judges as its backbone does)",
@@ -107,7 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
     maths.add_argument(
         "--one-pass",
         nargs="*",
-        type=int,
+        type=whole(0),
         metavar="LAYER",
         help="also read the nested embedding out of the largest backbone alone: out of these layers of it (0 is what "
         "the first is given) and its final state; by default four, evenly spread. Each takes a backbone's width more "
@@ -124,15 +129,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--max-shard-size", default="5GB", help="largest file of weights to write (default 5GB)")
     run.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the backbones")
-    run.add_argument("--batch-tokens", type=int, default=4096, help="tokens a batch, padding included (default 4096)")
+    run.add_argument(
+        "--batch-tokens", type=whole(1), default=4096, help="tokens a batch, padding included (default 4096)"
+    )
     run.add_argument(
         "--window-tokens",
-        type=int,
+        type=whole(1),
         metavar="N",
         help="for a family larger than memory: hold one backbone at a time, loaded anew for every N tokens of batches, "
         "whose states (all widths, 4 or 2 bytes each) are held meanwhile (default: hold all backbones)",
     )
-    run.add_argument("--checkpoint-seconds", type=float, default=60.0, help="between two saves of the state (60)")
+    run.add_argument("--checkpoint-seconds", type=real(0), default=60.0, help="between two saves of the state (60)")
     return parser
 
 
@@ -201,20 +208,25 @@ def run(args: argparse.Namespace) -> None:
     from rd_hf.data.batching import SPECIAL_TOKENS
     from rd_hf.embedding.dtypes import warn_of
     from rd_hf.fitting import FitOptions, draw_sample, fit_bases, install_bases
+    from rd_hf.fitting.fit import check_options
     from rd_hf.fitting.one_pass import choose_layers
-    from rd_hf.fitting.state import STATE_FILES, is_state, state_workspace
+    from rd_hf.fitting.state import SETTINGS_FILE, STATE_FILES, is_state, state_workspace
     from rd_hf.hub import load_family, save_checkpoint
     from rd_hf.hub.backbones import family_config
-    from rd_hf.hub.checkpoint import is_checkpoint, refuse_foreign
+    from rd_hf.hub.checkpoint import REPORT_FILE, is_checkpoint, refuse_foreign
     from rd_hf.launch import processes
 
     state_folder = args.output / ".fit"
-    if (args.output / "fit_report.json").exists() and not state_folder.exists():
-        if args.resume:
-            print(f"{args.output} holds a finished fit; nothing is left to do")
-            return
-        raise ValueError(f"{args.output} holds a finished fit already: choose another --output, or delete it")
     workspace = state_workspace(state_folder)
+    if (args.output / REPORT_FILE).exists() and not (state_folder / SETTINGS_FILE).exists():
+        if workspace.record() is not None:
+            # Killed while it cleared up.
+            workspace.claim()
+            workspace.remove(*STATE_FILES)
+        if not args.resume:
+            raise ValueError(f"{args.output} holds a finished fit already: choose another --output, or delete it")
+        print(f"{args.output} holds a finished fit; nothing is left to do")
+        return
     if not is_checkpoint(args.output):
         workspace.refuse_others([state_folder.name] if is_state(state_folder) else [])
     refuse_foreign(args.output)
@@ -268,6 +280,10 @@ def run(args: argparse.Namespace) -> None:
         one_pass=one_pass,
         block_weights=None if args.block_weights is None else tuple(args.block_weights),
     )
+    try:
+        check_options(model.config, options)
+    except ValueError as error:
+        raise ValueError(str(error).replace("residual_directions", "--keep")) from error
     main = accelerator.is_main_process
     say = partial(tqdm.write, file=sys.stderr) if main else None
     sample = draw_sample(args.data, options, args.sequence_column, progress=main, say=say)

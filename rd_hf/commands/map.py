@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
+from rd_hf.commands._arguments import command_parser, run_with_arguments, whole
 
 if TYPE_CHECKING:
     from rd_hf.maps.labels import Column
@@ -47,23 +47,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--neighbours",
-        type=int,
+        type=whole(0),
         default=NEIGHBOURS,
         metavar="K",
         help=f"neighbours listed for each protein (default {NEIGHBOURS}; 0: none)",
     )
-    parser.add_argument("--sample", type=int, metavar="N", help="draw N proteins chosen at random")
-    parser.add_argument("--seed", type=int, default=0, help="of --sample and of UMAP (default 0)")
+    parser.add_argument("--sample", type=whole(3), metavar="N", help="draw N proteins chosen at random")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of --sample and of UMAP (default 0)")
     parser.add_argument("--title", help="of the page (default: the folder's name)")
     parser.add_argument("--no-descriptions", action="store_true", help="leave the FASTA descriptions out of the page")
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.neighbours < 0:
-        raise ValueError(f"--neighbours must be 0 or more, not {args.neighbours}")
-    if args.sample is not None and args.sample < 3:
-        raise ValueError(f"--sample must be 3 or more, not {args.sample}")
     from tqdm import tqdm
 
     from rd_hf.data.records import InputError

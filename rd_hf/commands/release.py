@@ -23,7 +23,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
+from rd_hf.commands._arguments import command_parser, real, run_with_arguments, whole
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,13 +45,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--from-published", action="store_true", help="the first publication's bases, not new ones")
     fit = parser.add_argument_group("the fit (see rd-hf fit)")
     fit.add_argument("--data", nargs="+", help="sequences (default: the 1,000 proteins of the package)")
-    fit.add_argument("--num-sequences", type=int, help="draw this many distinct sequences (default: all)")
+    fit.add_argument("--num-sequences", type=whole(1), help="draw this many distinct sequences (default: all)")
     fit.add_argument("--seed", type=int, default=0, help="of the draw and of the held-out split (default 0)")
-    fit.add_argument("--max-length", type=int, default=1022, help="residues used of a sequence (default 1022)")
-    fit.add_argument("--batch-tokens", type=int, default=4096, help="tokens a batch, padding included (default 4096)")
-    fit.add_argument("--window-tokens", type=int, metavar="N", help="hold one backbone at a time, N tokens a window")
+    fit.add_argument("--max-length", type=whole(1), default=1022, help="residues used of a sequence (default 1022)")
     fit.add_argument(
-        "--least-r2", type=float, default=0.0, help="held-out R2 below which nothing is pushed (default 0)"
+        "--batch-tokens", type=whole(1), default=4096, help="tokens a batch, padding included (default 4096)"
+    )
+    fit.add_argument(
+        "--window-tokens", type=whole(1), metavar="N", help="hold one backbone at a time, N tokens a window"
+    )
+    fit.add_argument(
+        "--least-r2", type=real(), default=0.0, help="held-out R2 below which nothing is pushed (default 0)"
     )
     push = parser.add_argument_group("the push (see rd-hf push)")
     push.add_argument("--private", action="store_true", default=None, help="make a new repo private")

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from rd_hf.commands._arguments import command_parser, run_with_arguments
-from rd_hf.evaluation.arguments import add_chain_arguments, add_fit_arguments, add_run_arguments
+from rd_hf.commands._evaluation import add_chain_arguments, add_fit_arguments, add_run_arguments
 
 
 def build_parser() -> argparse.ArgumentParser:

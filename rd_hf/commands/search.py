@@ -22,7 +22,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
+from rd_hf.commands._arguments import command_parser, real, run_with_arguments, whole
 from rd_hf.lazy import uncollected
 from rd_hf.search.settings import INDICES, METRICS, NEIGHBOURS, RECALL_SAMPLE, WHITENINGS
 
@@ -44,7 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--model", metavar="ID_OR_DIR", help="reverse-distilled model (default: the one that the database names)"
     )
     parser.add_argument("--revision", help="branch, tag or commit of a Hub model")
-    parser.add_argument("--k", type=int, default=NEIGHBOURS, metavar="N", help=f"neighbours (default {NEIGHBOURS})")
+    parser.add_argument(
+        "--k", type=whole(1), default=NEIGHBOURS, metavar="N", help=f"neighbours (default {NEIGHBOURS})"
+    )
     parser.add_argument("--metric", choices=METRICS, default="cosine", help="default cosine")
     parser.add_argument(
         "--level",
@@ -64,14 +66,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--block-weights",
         nargs="+",
-        type=float,
+        type=real(0),
         default=[],
         metavar="W",
         help="what each level's whitened block is multiplied by (default: as the model says)",
     )
     less = parser.add_argument_group("pay for less")
     less.add_argument("--shortlist-level", metavar="L", help="smaller level that picks candidates")
-    less.add_argument("--shortlist", type=int, metavar="N", help="candidates a query")
+    less.add_argument("--shortlist", type=whole(1), metavar="N", help="candidates a query")
     less.add_argument(
         "--index",
         choices=INDICES,
@@ -89,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     less.add_argument("--cache", metavar="DIR", help="what the next search can use (default: DATABASE/.search)")
     less.add_argument(
         "--recall-sample",
-        type=int,
+        type=whole(0),
         default=RECALL_SAMPLE,
         metavar="N",
         help=f"queries on which a shortlist is held against an exact search; 0 for none (default {RECALL_SAMPLE})",

@@ -106,13 +106,13 @@ def _describe(settings: JobSettings, widths: dict[str, int]) -> dict[str, Any]:
 
 
 def _compare(folder: OutputFolder, checkpoint: Checkpoint, job: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest of an earlier run, None if there was none.
+    """The manifest of an earlier run, None if there was none, or none that finished a part: it claims nothing.
 
     Raises:
         JobError: it is another job's, whose parts this one's would be mixed with.
     """
     before = folder.manifest()
-    if before is None:
+    if before is None or not folder.holds_work():
         return None
     if before.get("format") != MANIFEST_FORMAT:
         raise JobError(f"{folder.path} was written by another version of rd_hf: choose another --output")

@@ -98,6 +98,21 @@ def reduce_moments(moments: JointMoments, accelerator: Accelerator) -> JointMome
     return JointMoments.from_state(state, device=moments.device)
 
 
+def check_options(config: RDEsmConfig, options: FitOptions) -> RDEsmConfig:
+    """The config that a fit with these options gives, so that what does not fit is said before hours of work.
+
+    Raises:
+        ValueError: widths, residual directions or block weights do not fit the family.
+    """
+    directions = list(options.residual_directions or config.residual_directions)
+    if options.block_weights is not None and len(options.block_weights) != len(config.levels):
+        raise ValueError(
+            f"{len(options.block_weights)} block weights for {len(config.levels)} levels "
+            f"({', '.join(config.level_names)}): give one a level"
+        )
+    return RDEsmConfig(levels=config.levels, residual_directions=directions)
+
+
 def fit_bases(
     model: RDEsmModel,
     sample: Sample,
@@ -126,16 +141,7 @@ def fit_bases(
     Raises:
         ValueError: too few residues, an unfinished fit of other settings, NaN in a backbone's output.
     """
-    # Built anew so that widths and directions are checked before hours of work, not after.
-    config = RDEsmConfig(
-        levels=model.config.levels,
-        residual_directions=list(options.residual_directions or model.config.residual_directions),
-    )
-    if options.block_weights is not None and len(options.block_weights) != len(config.levels):
-        raise ValueError(
-            f"{len(options.block_weights)} block weights for {len(config.levels)} levels "
-            f"({', '.join(config.level_names)}): give one a level"
-        )
+    config = check_options(model.config, options)
     widths = config.backbone_widths
     training = sample.residues(heldout=False)
     if training <= widths[0]:
@@ -226,6 +232,8 @@ def _accumulate(
             found = backbone_states(model, sequences, layers)
             for index, states in zip(window, found, strict=True):
                 part, positions = batches[index]
+                if not state.done:
+                    _refuse_constant(states, model.config.level_names)
                 try:
                     state.moments[part].update(states)
                 except NonFiniteStatesError as error:
@@ -247,6 +255,16 @@ def _accumulate(
     if accelerator.is_main_process:
         state.merge_earlier()
     return {part: reduce_moments(moments, accelerator) for part, moments in state.moments.items()}
+
+
+def _refuse_constant(states: Sequence[torch.Tensor], names: Sequence[str]) -> None:
+    """Raise a ValueError where a backbone says the same of every residue: its weights are zero, or not its own."""
+    for name, state in zip(names, states, strict=False):
+        if len(state) > 1 and bool((state == state[0]).all()):
+            raise ValueError(
+                f"the backbone of level {name} gives the same hidden state for all {len(state)} residues of the first "
+                "batch: its weights are empty; fetch or save them again"
+            )
 
 
 def install_bases(

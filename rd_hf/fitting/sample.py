@@ -59,6 +59,8 @@ class FitOptions:
             raise ValueError(f"the held-out fraction must lie in [0, 1), got {self.heldout_fraction}")
         if self.max_length < 1 or self.batch_tokens < 1:
             raise ValueError("the maximal length and the token budget must be positive")
+        if not 0 < self.ridge_alpha < float("inf"):
+            raise ValueError(f"the penalty of ridge must be positive and finite, got {self.ridge_alpha}")
         for weight in self.block_weights or ():
             if not 0 <= weight < float("inf"):
                 raise ValueError(f"weights of blocks must be finite and not below 0, got {weight}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,6 @@ class FitProgress:
             product_dtype = torch.float32
         self.moments = {part: JointMoments(widths, device=self.device, product_dtype=product_dtype) for part in parts}
         self.done: list[int] = []
-        self.workspace = state_workspace(folder)
         self.earlier = sorted(folder.glob("moments-*.safetensors"))
         runs = [int(path.name.split("-")[1]) for path in self.earlier]
         self.path = folder / f"moments-{max(runs, default=-1) + 1:04d}-{accelerator.process_index:04d}.safetensors"
@@ -43,7 +43,7 @@ class FitProgress:
         state = {"done": torch.tensor(self.done, dtype=torch.int64)}
         for part, moments in self.moments.items():
             state |= {f"{part}.{key}": value for key, value in moments.state().items()}
-        save_tensors(self.path, state, self.workspace.temporary())
+        save_tensors(self.path, state)
 
     def done_earlier(self) -> set[int]:
         """Batches that files of former runs hold."""
@@ -67,32 +67,51 @@ def fit_settings(sample: Sample, model: RDEsmModel, options: FitOptions) -> dict
     digest = hashlib.sha256()
     for sequence in sample.sequences:
         digest.update(sequence.encode() + b"\n")
-    weights = hashlib.sha256()
+    config = model.config
+    backbones: dict[str, dict[str, Any]] = {}
 
-    def digest_weights(served: list[int], backbone: torch.nn.Module) -> None:
-        level = served[0]
-        for name, parameter in backbone.named_parameters():
-            # A sum a parameter tells other weights apart at the cost of one read, without hashing gigabytes.
-            total = float(parameter.detach().double().sum())
-            weights.update(f"{level}.{name} {tuple(parameter.shape)} {parameter.dtype} {total!r}".encode())
+    def describe(served: list[int], backbone: torch.nn.Module) -> None:
+        for level in served:
+            entry = config.levels[level]
+            backbones[entry["name"]] = {
+                "commit": entry["revision"],
+                "config": entry["backbone"],
+                "layer": config.depth(level),
+                "weights": weights_sha256(backbone) if level == served[0] else None,
+            }
 
-    model.visit_backbones(digest_weights)
-    levels: dict[str, Any] = dict(zip(model.config.level_names, model.config.backbone_widths, strict=True))
-    for index, entry in enumerate(model.config.levels):
-        if "layer" in entry:
-            levels[entry["name"]] = f"{levels[entry['name']]} after layer {model.config.depth(index)}"
-    return {
+    model.visit_backbones(describe)
+    settings = {
+        "format": STATE_FORMAT,
         "sequences": digest.hexdigest(),
         "heldout": hashlib.sha256(str(sorted(sample.heldout)).encode()).hexdigest(),
-        "levels": levels,
-        "backbone weights": weights.hexdigest(),
+        "levels": dict(zip(config.level_names, config.backbone_widths, strict=True)),
+        "backbones": backbones,
         "batch tokens": options.batch_tokens,
         "one-pass layers": None if options.one_pass is None else list(options.one_pass),
     }
+    # As they are read back.
+    return dict(json.loads(json.dumps(settings)))
 
 
-# What a finished fit takes away from its state folder.
-STATE_FILES = ("moments-*.safetensors", "settings.json", "fit_report.png")
+def weights_sha256(module: torch.nn.Module) -> str:
+    """A digest of a module's parameters and rotary frequencies: names, shapes, dtypes and every byte, in their order.
+
+    One read, at 1.5 GB a second on a CPU that has SHA in hardware.
+    """
+    digest = hashlib.sha256()
+    # Other buffers are caches, or follow from the config.
+    frequencies = ((name, buffer) for name, buffer in module.named_buffers() if name.endswith("inv_freq"))
+    for name, tensor in chain(module.named_parameters(), frequencies):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+STATE_FORMAT = 2
+SETTINGS_FILE = "settings.json"
+# What a finished fit takes away from its state folder. The settings go first: without them a fit is finished.
+STATE_FILES = (SETTINGS_FILE, "moments-*.safetensors", "fit_report.png")
 
 
 def state_workspace(folder: Path) -> Workspace:
@@ -103,28 +122,54 @@ def state_workspace(folder: Path) -> Workspace:
 def is_state(folder: Path) -> bool:
     """Whether a folder is the state of a fit, by what it says of itself (those of older versions have no record)."""
     try:
-        return {"sequences", "heldout", "levels"} <= set(json.loads((folder / "settings.json").read_bytes()))
+        return {"sequences", "heldout", "levels"} <= set(json.loads((folder / SETTINGS_FILE).read_bytes()))
     except (OSError, ValueError, TypeError):
         return False
 
 
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between the settings of two fits, in words."""
+    changed = [name for name in now if name != "backbones" and before.get(name) != now[name]]
+    if changed:
+        return changed
+    for level, backbone in now["backbones"].items():
+        old = before["backbones"][level]
+        own = f"of the backbone of {level}"
+        for field in sorted(backbone["config"] | old["config"]):
+            then, is_now = old["config"].get(field), backbone["config"].get(field)
+            if then != is_now:
+                changed.append(f"{field} {own} ({then} then, {is_now} now)")
+        if backbone["commit"] != old["commit"]:
+            changed.append(f"commit {own} ({old['commit']} then, {backbone['commit']} now)")
+        changed += [f"{name} {own}" for name in ("weights", "layer") if backbone[name] != old[name]]
+    return changed
+
+
 def open_state(folder: Path, settings: dict[str, Any], resume: bool) -> None:
-    """Start or continue the state of a fit in ``folder``.
+    """Start or continue the state of a fit in ``folder``; one that holds no moments yet is begun anew.
 
     Raises:
-        ValueError: an unfinished fit is there and ``resume`` was not asked for, or it was of other settings;
-            the message names them.
+        ValueError: an unfinished fit is there and ``resume`` was not asked for, or it was of other settings or of an
+            earlier version, or its settings are lost; the message says which.
     """
-    record = folder / "settings.json"
-    if record.exists():
+    record = folder / SETTINGS_FILE
+    if any(folder.glob("moments-*.safetensors")):
+        if not is_state(folder):
+            raise ValueError(
+                f"{folder} holds moments and not what they are of ({record.name}): delete it to start over"
+            )
         if not resume:
             raise ValueError(
                 f"{folder.parent} holds an unfinished fit: add --resume to continue it, or delete {folder} to start "
                 "over"
             )
         before = json.loads(record.read_bytes())
-        changed = [name for name in settings if before.get(name) != settings[name]]
-        if changed:
+        if before.get("format") != STATE_FORMAT:
+            raise ValueError(
+                f"the unfinished fit in {folder} was begun by another version of rd_hf, and its state does not tell "
+                f"all that this one compares: continue it with that version, or delete {folder} to start over"
+            )
+        if changed := _changes(before, settings):
             raise ValueError(
                 f"the unfinished fit in {folder} was of other {', '.join(changed)}: "
                 f"repeat the command that began it, or delete {folder} to start over"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +22,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rd_hf.data.records import InputError
+from rd_hf.files import write_text
 from rd_hf.maps.labels import Column
 from rd_hf.maps.neighbours import Neighbours
 from rd_hf.maps.projection import Projection
@@ -172,15 +172,7 @@ def write_page(path: str | Path, text: str) -> int:
         Its bytes.
 
     Raises:
-        InputError: it cannot be written there.
+        FolderError: it cannot be written there.
     """
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        size = temporary.stat().st_size
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"{path} cannot be written ({error.strerror}): choose another --output") from error
-    return size
+    write_text(path, text)
+    return Path(path).stat().st_size

@@ -5,7 +5,6 @@ This file travels to the Hub beside ``modeling_rd_esm.py``: it imports public na
 
 import os
 import stat
-import tempfile
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from transformers.utils import cached_file
 from .families_rd_esm import FAMILIES
 from .layers_rd_esm import stack_of
 from .origin_rd_esm import check_names, decide_form
+from .staging_rd_esm import staging
 from .weights_rd_esm import former_weights, refuse_foreign, rotary_modules, without_bars, write_index
 
 # What a repo holds beside config, code and weights.
@@ -96,10 +96,10 @@ class RDEsmSaving(PreTrainedModel):
             self.config.levels = [_without_folder(entry) for entry in levels]
         try:
             # Written beside the old files and moved over them: these may be what the model's tensors map.
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as staging, without_bars():
+            with staging(folder) as fresh_folder, without_bars():
                 for variant, part in parts.items():
                     super().save_pretrained(
-                        staging,
+                        fresh_folder,
                         state_dict=part,
                         max_shard_size=max_shard_size,
                         variant=variant,
@@ -107,14 +107,14 @@ class RDEsmSaving(PreTrainedModel):
                         save_original_format=False,
                     )
                 if full:
-                    write_index(staging)
-                fresh = os.listdir(staging)
+                    write_index(fresh_folder)
+                fresh = os.listdir(fresh_folder)
                 refuse_foreign(folder, fresh)
                 former = former_weights(folder)
-                mode = _file_mode(staging)
+                mode = _file_mode(fresh_folder)
                 for name in fresh:
-                    os.chmod(os.path.join(staging, name), mode)
-                    os.replace(os.path.join(staging, name), os.path.join(folder, name))
+                    os.chmod(os.path.join(fresh_folder, name), mode)
+                    os.replace(os.path.join(fresh_folder, name), os.path.join(folder, name))
             for name in former - set(fresh):
                 os.remove(os.path.join(folder, name))
         finally:

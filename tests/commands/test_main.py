@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +110,58 @@ def test_a_keyboard_interrupt_says_how_to_go_on(capsys: pytest.CaptureFixture[st
 
     assert run_command("tool", body, go_on="add --resume to the same command") == 130
     assert capsys.readouterr().err == "tool: interrupted; add --resume to the same command to go on\n"
+
+
+# A command that waits in the middle of its work, with a child of its own as a pool has, and says what became of both.
+WAITING = r"""
+import os, sys, time
+from rd_hf.commands._main import run_command
+
+def body():
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    print("ready", child, flush=True)
+    try:
+        time.sleep(60)
+    finally:
+        os.kill(child, 15)
+        print("child", os.waitpid(child, 0)[1], flush=True)
+
+sys.exit(run_command("tool", body, go_on="add --resume to the same command"))
+"""
+
+
+@pytest.mark.parametrize("rank", [None, "0", "1"])
+def test_sigterm_has_the_words_of_an_interruption(rank: str | None) -> None:
+    """Schedulers send it, and their launchers send it on; of processes that share a job the first speaks."""
+    variables = {} if rank is None else {"RANK": rank}
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING],
+        env={**environment(), **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("ready")
+    process.terminate()
+    process.terminate()
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert out == f"child {int(signal.SIGTERM)}\n", "a forked worker ends as by default, without words"
+    assert err == ("" if rank == "1" else "tool: terminated; add --resume to the same command to go on\n")
+
+
+def test_a_handler_of_the_callers_own_is_left_alone() -> None:
+    before = signal.signal(signal.SIGTERM, handler := lambda *_: None)
+    try:
+        assert run_command("tool", lambda: int(signal.getsignal(signal.SIGTERM) is not handler)) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert run_command("tool", lambda: int(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)) == 0
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_fault_of_the_program_keeps_its_traceback() -> None:

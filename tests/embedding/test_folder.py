@@ -109,6 +109,34 @@ def test_another_jobs_folder_is_refused_unchanged(embed: Embed, job: list[object
     assert snapshot(output) == before
 
 
+def test_a_job_that_wrote_nothing_claims_nothing(embed: Embed, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The advice of its own error, followed, is taken."""
+    table, output = tmp_path / "t.csv", tmp_path / "out"
+    table.write_text("name,letters\na,MKTAYIAKQR\nb,MKTAYIAKQRQISFVK\n")
+    job = ["--model", tiny_checkpoint, "--input", table, "--output", output]
+    outcome = embed(*job)
+    assert outcome.status == 1
+    assert "name one with --sequence-column" in outcome.stderr
+    assert embed(*job, "--sequence-column", "letters", "--level", "L1").status == 0
+    manifest = json.loads((output / "_manifest.json").read_text())
+    assert manifest["job"]["sequence_column"] == "letters"
+    assert list(manifest["columns"].values()) == [{"level": "L1", "width": 48}]
+
+
+@pytest.mark.parametrize("left", ["embeddings-000000.parquet", ".job/000000.json", ".job/staged/block-000000.npy"])
+def test_a_job_that_computed_anything_claims_its_folder(
+    left: str, embed: Embed, job: list[object], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    embed(*job, "--output", output)
+    kept = (output / left).read_bytes() if (output / left).exists() else b"computed by a worker of Ray"
+    for path in (*output.glob("*.parquet"), *output.glob(".job/0*.json"), output / "_rejects.tsv"):
+        path.unlink()
+    (output / left).parent.mkdir(exist_ok=True)
+    (output / left).write_bytes(kept)
+    assert "holds another job" in embed(*job, "--pooling", "max", "--output", output).stderr
+
+
 @pytest.mark.parametrize("name", ["embeddings-000001.parquet", "_rejects.tsv"])
 def test_a_file_put_where_the_job_will_write_is_not_replaced(
     name: str, embed: Embed, job: list[object], tmp_path: Path

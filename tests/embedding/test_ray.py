@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -381,7 +382,7 @@ def test_without_ray_it_says_what_to_install(
 
 def test_nothing_of_a_cluster_of_its_own_is_left(job: list[object], local: Path, tmp_path: Path) -> None:
     """Without an address the job starts Ray on this machine, and ends it."""
-    before = {process.pid for process in psutil.process_iter() if "raylet" in process.name()}
+    before = {process for process in psutil.process_iter() if "raylet" in process.name()}
     process = subprocess.Popen(
         command(*job, tmp_path / "out", "--engine", "ray", "--workers", 1),
         env=environment(),
@@ -389,15 +390,16 @@ def test_nothing_of_a_cluster_of_its_own_is_left(job: list[object], local: Path,
         stderr=subprocess.PIPE,
         text=True,
     )
-    started: set[int] = set()
+    # Processes, not their numbers, which others get: psutil compares when they were started too.
+    started: set[psutil.Process] = set()
     while process.poll() is None:
-        with_children = psutil.Process(process.pid).children(recursive=True)
-        started |= {child.pid for child in with_children}
+        with contextlib.suppress(psutil.NoSuchProcess):
+            started |= set(psutil.Process(process.pid).children(recursive=True))
         time.sleep(0.2)
     assert process.returncode == 0, process.communicate()[1]
     assert started
     assert content_hashes(tmp_path / "out") == content_hashes(local)
     deadline = time.monotonic() + 30
-    while left := {pid for pid in started - before if psutil.pid_exists(pid)}:
+    while left := {each for each in started - before if each.is_running()}:
         assert time.monotonic() < deadline, left
         time.sleep(0.2)

@@ -366,4 +366,6 @@ def test_nan_in_the_weights(tiny_checkpoint: Path, fasta: Path, tmp_path: Path) 
 @pytest.mark.parametrize("keep", [["0"], ["5"], ["5", "65"], ["5", "6", "7"]])
 def test_impossible_numbers_of_directions(tiny_checkpoint: Path, fasta: Path, tmp_path: Path, keep: list[str]) -> None:
     arguments = ("--config", tiny_checkpoint, "--data", fasta, "--output", tmp_path / "out", "--keep", *keep)
-    assert "residual" in one_sentence(run(*arguments))
+    said = one_sentence(run(*arguments))
+    assert "--keep" in said, "in words of the flag"
+    assert "residual_directions" not in said

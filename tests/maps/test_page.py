@@ -238,10 +238,6 @@ def test_wrong_commands_get_one_sentence(draw: Callable[..., Outcome], tmp_path:
         assert sentence in done.stderr
         assert done.stderr.count("\n") == 1
         assert not output.exists()
-    for flag, value in (("--neighbours", "-1"), ("--sample", "2")):
-        done = draw(folder, flag, value, "--output", output)
-        assert done.status == 1
-        assert f"{flag} must be" in done.stderr
 
 
 def test_without_plotly_the_extra_is_named(

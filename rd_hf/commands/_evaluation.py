@@ -1,9 +1,11 @@
-"""Command-line arguments that the evaluation scripts share. Imports nothing heavy."""
+"""Command-line arguments that the evaluations share. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+
+from rd_hf.commands._arguments import whole
 
 
 def add_fit_arguments(parser: argparse._ActionsContainer, *, required: bool) -> None:
@@ -14,7 +16,9 @@ def add_fit_arguments(parser: argparse._ActionsContainer, *, required: bool) -> 
         nargs="+",
         help="FASTA, table or dataset the model's bases were fitted on" + ("" if required else " (for pca and rd_all)"),
     )
-    parser.add_argument("--fit-sequences", type=int, help="sequences drawn from it (default: as the model records)")
+    parser.add_argument(
+        "--fit-sequences", type=whole(1), help="sequences drawn from it (default: as the model records)"
+    )
     parser.add_argument("--fit-seed", type=int, help="seed of the draw (default: as the model records, or 0)")
 
 
@@ -38,11 +42,11 @@ def add_family_arguments(parser: argparse._ActionsContainer) -> None:
 def add_run_arguments(parser: argparse._ActionsContainer) -> None:
     """``--device``, ``--batch-tokens`` and ``--cache``: where and how the backbones run."""
     parser.add_argument("--device", default="cpu", help="where backbones run: cpu (default), cuda, mps")
-    parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens a forward pass (default 4096)")
+    parser.add_argument("--batch-tokens", type=whole(1), default=4096, help="tokens a forward pass (default 4096)")
     parser.add_argument("--cache", type=Path, help="folder of states, shared by runs (default: OUTPUT/cache)")
 
 
 def add_chain_arguments(parser: argparse._ActionsContainer) -> None:
     """``--train-chains`` and ``--validation-chains``: how much of a residue task is used."""
-    parser.add_argument("--train-chains", type=int, default=400, help="training chains drawn (default 400)")
-    parser.add_argument("--validation-chains", type=int, default=100, help="validation chains drawn (default 100)")
+    parser.add_argument("--train-chains", type=whole(1), default=400, help="training chains drawn (default 400)")
+    parser.add_argument("--validation-chains", type=whole(1), default=100, help="validation chains drawn (default 100)")
