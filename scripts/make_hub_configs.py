@@ -5,7 +5,7 @@
 
 All come from one description of the families, rd_hf/families.py. Each holds a config.json alone: the backbones
 are fetched by rd-hf fit, which adds bases, code, tokenizer and card. The shipped mini family, which is a
-complete repo, gets the remote code and the tokenizer of this version.
+complete repo, gets the remote code, the tokenizer and what sentence-transformers reads of this version.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ def main() -> None:
     # Imported here, so that --help and typing errors are answered at once.
     import rd_hf.model.configuration_rd_esm
     from rd_hf.families import NAMED
+    from rd_hf.files import write_json
+    from rd_hf.hub.checkpoint import SENTENCE_TRANSFORMERS_FILES
     from rd_hf.hub.tokenizer import save_tokenizer
 
     stale = []
@@ -43,6 +45,8 @@ def main() -> None:
         wanted[args.output / "rd-esm2-mini" / path.name] = path.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as scratch:
         save_tokenizer(Path(scratch))
+        for name, content in SENTENCE_TRANSFORMERS_FILES.items():
+            write_json(Path(scratch) / name, content, indent=2)
         for path in sorted(Path(scratch).iterdir()):
             wanted[args.output / "rd-esm2-mini" / path.name] = path.read_text(encoding="utf-8")
     for path, text in wanted.items():

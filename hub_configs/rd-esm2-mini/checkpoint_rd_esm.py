@@ -15,18 +15,20 @@ from transformers import PretrainedConfig, PreTrainedModel
 from .alphabet_rd_esm import check_alphabet
 from .configuration_rd_esm import RDEsmConfig
 from .families_rd_esm import FAMILIES
-from .files_rd_esm import HUB_ARGUMENTS, WeightFiles, commit_of, find_weights
+from .files_rd_esm import HUB_ARGUMENTS, WeightFiles, commit_of, find_weights, may_be_hub_id
 from .layers_rd_esm import encoder_class, settle
 from .lean_rd_esm import make_lean
 from .placement_rd_esm import Placement
 from .saving_rd_esm import RDEsmSaving
-from .weights_rd_esm import check_loaded, reading, refuse_links, rotary_modules, set_rotary_frequencies
+from .weights_rd_esm import check_loaded, check_sizes, reading, refuse_links, rotary_modules, set_rotary_frequencies
 
 # How weights are laid out; said of the backbones, since the projections are small and always float32.
 _WEIGHT_ARGUMENTS = (
     *("dtype", "torch_dtype", "attn_implementation", "device_map", "max_memory", "offload_folder"),
     *("offload_buffers", "quantization_config", "tp_plan", "disable_mmap"),
 )
+# What names of the bases' tensors begin with.
+_BASES = ("projections.", "readout.", "whitening.")
 
 
 class RDEsmPreTrainedModel(RDEsmSaving):
@@ -76,6 +78,9 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         layers: an approximation, of families that were fitted with it (`rd-hf fit --one-pass`). The card says how near
         each level comes.
 
+        With `long_input="window"` a sequence of more than `max_residues` residues is run in windows, with `"whole"` as
+        it is; by default it is refused (see `RDEsmConfig`).
+
         Bases are read from safetensors alone; backbones too where their repo has them, and else from `.bin` files,
         which torch's restricted reader opens: tensors only, no code.
 
@@ -94,7 +99,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         if os.path.isdir(path):
             refuse_links(path)
-        elif os.path.isabs(path) or path.startswith(".") or path.count("/") > 1:
+        elif not may_be_hub_id(path):
             raise OSError(f"{path}: no such folder (and no Hub id, which is owner/name)")
         else:
             # One commit for everything that follows, even where the repo moves on meanwhile.
@@ -103,14 +108,16 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         config = kwargs.pop("config", None)
         if isinstance(config, PretrainedConfig):
             config = copy.deepcopy(config)
-            config.level = kwargs.pop("level", config.level)
-            config.one_pass = kwargs.pop("one_pass", config.one_pass)
+            for name in ("level", "one_pass", "long_input", "max_residues"):
+                setattr(config, name, kwargs.pop(name, getattr(config, name)))
         else:
             config, kwargs = RDEsmConfig.from_pretrained(
                 path if config is None else config, return_unused_kwargs=True, **kwargs
             )
             kwargs = dict(kwargs) | hub | own
         config.up_to(config.level).check_release()
+        if not os.path.isdir(path):
+            _refuse_places(path, config)
         if "attn_implementation" in weights:
             kwargs["attn_implementation"] = weights.pop("attn_implementation")
 
@@ -129,6 +136,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
             variant = "projections" if full else None
             with reading(f"the bases of {path}"):
                 files = find_weights(path, variant=variant, allow_bin=False, **hub, **own)
+                check_loaded(f"the bases of {path}", cls._unlike(config, files))
             for name in own:
                 kwargs.pop(name, None)
             with reading(f"the bases of {path}", quiet=True):
@@ -157,6 +165,21 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         weights |= {"dtype": dtype, "sequential": sequential, "above": above}
         model.load_backbones(source, **weights, **hub, **(own if full else {}))
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _unlike(cls, config: RDEsmConfig, files: WeightFiles) -> dict[str, Any]:
+        """Bases that are missing, or of another shape than the config says, in words of transformers.
+
+        Asked before any is built: the library makes what is missing at random first, whatever its size.
+        """
+        with torch.device("meta"):
+            state = cls(config, build_backbones=False).state_dict()
+        wanted = {name: tuple(value.shape) for name, value in state.items() if name.startswith(_BASES)}
+        found = files.shapes()
+        return {
+            "missing_keys": [name for name in wanted if name not in found],
+            "mismatched_keys": [name for name, shape in wanted.items() if found.get(name, shape) != shape],
+        }
 
     def load_backbones(
         self,
@@ -274,6 +297,9 @@ class RDEsmPreTrainedModel(RDEsmSaving):
     ) -> PreTrainedModel:
         """One backbone; `kwargs` as `from_pretrained` takes them."""
         levels = self.config.backbone_groups[index]
+        with reading(what):
+            shapes = files.shapes()
+        check_sizes(what, self.config.levels[levels[0]]["backbone"], self.config.backbone_depth(index), shapes)
         config = self.config.backbone_config(levels[0])
         family, depth = FAMILIES[config.model_type], self.config.backbone_depth(index)
         encoder = encoder_class(config, depth)
@@ -314,6 +340,16 @@ class RDEsmPreTrainedModel(RDEsmSaving):
             make_lean(backbone)
         backbone.train(self.training)
         return backbone
+
+
+def _refuse_places(path: str, config: RDEsmConfig) -> None:
+    """Raise where a checkpoint of the Hub takes a backbone from elsewhere: it must not name folders of this machine."""
+    for entry in config.levels:
+        if entry["repo_id"] is not None and not may_be_hub_id(entry["repo_id"]):
+            raise ValueError(
+                f"{path} on the Hub takes the backbone of level {entry['name']} from {entry['repo_id']!r}, which is no "
+                f"Hub id (owner/name): it is not looked for"
+            )
 
 
 def _check_finite(model: RDEsmPreTrainedModel) -> None:

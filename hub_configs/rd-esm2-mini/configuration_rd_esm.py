@@ -14,17 +14,23 @@ from transformers.utils import logging
 from .alphabet_rd_esm import check_tokens
 from .families_rd_esm import family_of, longest_input
 from .fields_rd_esm import (
-    COMMON_FIELDS,
     LEVEL_NAME,
+    check_common,
     check_entry,
+    check_long,
+    check_number,
     check_readout,
     check_whitening,
+    decided_by_file,
     expect,
+    is_private,
     is_whole,
     stored_entries,
+    unknown_fields,
     whole_entries,
     wrong,
 )
+from .windows_rd_esm import MAX_RESIDUES, SPECIAL_TOKENS
 
 logger = logging.get_logger(__name__)
 
@@ -77,6 +83,12 @@ class RDEsmConfig(PretrainedConfig):
             `False`: the backbones' layers are computed in fewer passes over memory than transformers takes, which
             rounds otherwise (by some 5e-6 in a final state of order one, float32). `True`: the same bits as
             transformers' own classes. The weights are the same.
+        long_input (`str`):
+            What becomes of a sequence of more than `max_residues` residues that the model is called with. `"error"`: it
+            is refused. `"window"`: it is run in overlapping windows, and their states are merged as rd_hf's `Embedder`
+            merges them. `"whole"`: it is run as it is. As `level` it is said when loading, and `forward` takes it too.
+        max_residues (`int`):
+            Longest sequence that the model sees at once, in residues; by default that of ESM-2's training, 1,022.
         rd_hf_version (`str`, *optional*):
             The version that wrote the checkpoint; `None` before 0.2.0. Saving writes the version that saves.
 
@@ -110,6 +122,8 @@ class RDEsmConfig(PretrainedConfig):
         rd_hf_version: str | None = None,
         readout: dict[str, Any] | None = None,
         one_pass: bool = False,
+        long_input: str = "error",
+        max_residues: int = MAX_RESIDUES,
         **kwargs: Any,
     ) -> None:
         for derived in _DERIVED_FIELDS:
@@ -123,13 +137,22 @@ class RDEsmConfig(PretrainedConfig):
         for field, value in (
             ("backbones_in_checkpoint", backbones_in_checkpoint),
             ("exact_activation", exact_activation),
+            ("one_pass", one_pass),
         ):
             if not isinstance(value, bool):
                 raise wrong(field, "true or false", value)
+        check_number("initializer_range", initializer_range, 0, float("inf"))
+        expect("rd_hf_version", rd_hf_version, str, "a text")
         levels = whole_entries(levels)
         for index, entry in enumerate(levels or []):
             check_entry(f"levels[{index}]", entry)
             check_tokens(entry["name"], entry)
+            said = {name: value for name, value in entry["backbone"].items() if value not in (None, False)}
+            if unread := unknown_fields(said, family_of(said).fields):
+                logger.warning(
+                    f"the backbone of level {entry['name']} has fields in config.json that this version does not know "
+                    f"and leaves aside: {', '.join(unread)}; if results depend on them, use a newer rd_hf"
+                )
         self.levels = [{"repo_id": None, "revision": None, **entry} for entry in levels or []]
         self.level = level
         self.bases = bases or {}
@@ -141,11 +164,15 @@ class RDEsmConfig(PretrainedConfig):
         self.rd_hf_version = rd_hf_version
         self.readout = readout
         self.one_pass = one_pass
+        check_long(long_input, max_residues)
+        self.long_input = long_input
+        self.max_residues = max_residues
         self._check_levels()
         self.residual_directions = self._directions(residual_directions)
         if self.levels:
             kwargs.setdefault("pad_token_id", self.levels[0]["backbone"].get("pad_token_id", 1))
             self.level_index(level)
+        check_common(kwargs)
         if readout is not None:
             check_readout(readout, self.levels)
         super().__init__(**kwargs)
@@ -153,9 +180,9 @@ class RDEsmConfig(PretrainedConfig):
     @staticmethod
     def _drop_unknown(fields: dict[str, Any]) -> None:
         """Remove what a newer version of this file may have added, and say so."""
-        known = COMMON_FIELDS | set(vars(PretrainedConfig()))
-        unknown = sorted(name for name in fields if name not in known and not name.startswith("_"))
-        for name in unknown:
+        private = [name for name in fields if is_private(name)]
+        unknown = unknown_fields(fields)
+        for name in [*unknown, *private]:
             del fields[name]
         if unknown:
             logger.warning(
@@ -327,6 +354,12 @@ class RDEsmConfig(PretrainedConfig):
         entries = self.levels[-1:] if self.one_pass else self.levels[: self.level_index(level) + 1]
         return min(filter(None, (longest_input(entry["backbone"]) for entry in entries)), default=None)
 
+    @property
+    def residues_at_once(self) -> int:
+        """Longest sequence that a model sees at once, in residues."""
+        longest = self.longest_input()
+        return self.max_residues if longest is None else min(self.max_residues, longest - SPECIAL_TOKENS)
+
     def up_to(self, level: str | None) -> "RDEsmConfig":
         """A copy that ends at `level`, as if the larger levels did not exist."""
         index = self.level_index(level)
@@ -345,8 +378,10 @@ class RDEsmConfig(PretrainedConfig):
         """A copy that describes what a model of this config holds: the levels up to `level`, or in one pass all.
 
         Raises:
-            ValueError: one pass, for which this family was not fitted.
+            ValueError: one pass, for which this family was not fitted; or what was said of long sequences when loading
+                is none of the choices.
         """
+        check_long(self.long_input, self.max_residues)
         if not self.one_pass:
             return self.up_to(self.level)
         if self.readout is None:
@@ -366,8 +401,8 @@ class RDEsmConfig(PretrainedConfig):
         """As in transformers.
 
         Raises:
-            ValueError: the checkpoint is of another model type, which transformers itself would only warn of, or it
-                has no levels.
+            ValueError: the checkpoint is of another model type, which transformers itself would only warn of, it has
+                no levels, or its weights are to be quantised.
         """
         config, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         found = config.get("model_type", cls.model_type)
@@ -381,7 +416,17 @@ class RDEsmConfig(PretrainedConfig):
                 f"{pretrained_model_name_or_path}: levels in its config.json must be a list with an entry for each "
                 f"level, not {config.get('levels')!r}"
             )
+        if config.get("quantization_config"):
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: its config.json has a quantization_config, and weights of a "
+                f"reverse-distilled model are stored as they are: remove it, and pass quantization_config= when loading"
+            )
         return config, unused
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers, but what `RUNNERS_FIELDS` names is decided by keywords alone."""
+        return super().from_dict(decided_by_file(config_dict), **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As in transformers."""
@@ -396,4 +441,7 @@ class RDEsmConfig(PretrainedConfig):
             # Absent where there is none, as in every config.json of before there were any.
             if not output.get(name):
                 output.pop(name, None)
+        for name, default in (("long_input", "error"), ("max_residues", MAX_RESIDUES)):
+            if output.get(name) == default:
+                del output[name]
         return output | {name: getattr(self, name) for name in _DERIVED_FIELDS}

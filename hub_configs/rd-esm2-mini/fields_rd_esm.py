@@ -3,10 +3,16 @@
 This file travels to the Hub beside ``configuration_rd_esm.py``.
 """
 
+import math
 import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
+from transformers import PretrainedConfig
+
 from .families_rd_esm import FAMILIES, counts_from, family_of
+from .windows_rd_esm import LONG_INPUTS
 
 # A level's name becomes part of file names (`model.backbone-150M.safetensors`).
 LEVEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -18,9 +24,29 @@ _COUNTS = (
     *("max_position_embeddings", "num_key_value_heads", "head_dim"),
 )
 _TOKEN_IDS = ("pad_token_id", "mask_token_id", "bos_token_id", "eos_token_id")
-_NUMBERS = (
-    *("layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range"),
-    *("attention_dropout", "rope_theta"),
+# Least and largest value.
+_NUMBERS = {
+    **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout"), (0, 1)),
+    **dict.fromkeys(("layer_norm_eps", "rope_theta"), (5e-324, math.inf)),
+    "initializer_range": (0, math.inf),
+}
+# Of sizes that no weight need have: beyond any encoder's, and still made in no time.
+_MOST = {"num_hidden_layers": 1024, "max_position_embeddings": 2**20, "num_labels": 2**20}
+_ACTIVATIONS = ("gelu", "silu", "swish", "relu")
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+# What a backbone cannot be, and what that is.
+_REFUSED = {
+    "is_folding_model": "a folding model",
+    "is_decoder": "a decoder",
+    "quantization_config": "quantised",
+}
+# Who runs a model decides these, never the config.json of a checkpoint: how it is computed (for an attention called
+# "owner/kernel" transformers fetches compiled code), which files are read, and what the checkpoint is called.
+RUNNERS_FIELDS = frozenset(
+    (
+        *("attn_implementation", "experts_implementation", "kernel_config", "fusion_config", "distributed_config"),
+        *("transformers_weights", "name_or_path", "trust_remote_code"),
+    )
 )
 _FLAGS = ("emb_layer_norm_before", "token_dropout", "attention_bias", "mlp_bias")
 # Fields that some transformers release from 4.57 on writes for every model, whether or not the running one does.
@@ -49,6 +75,15 @@ def is_whole(value: Any) -> bool:
 
 def wrong(field: str, wanted: str, value: Any) -> ValueError:
     return ValueError(f"{field} in an RDEsmConfig (config.json) must be {wanted}, not {value!r}")
+
+
+def check_number(field: str, value: Any, least: float, most: float) -> None:
+    """Raise unless this is a finite number within bounds."""
+    if not (is_whole(value) or isinstance(value, float)) or not math.isfinite(value):
+        raise wrong(field, "a finite number", value)
+    if not least <= value <= most:
+        bounds = f"from {least} to {most}" if most < math.inf else "above 0" if least else "not below 0"
+        raise wrong(field, f"a number {bounds}", value)
 
 
 def expect(field: str, value: Any, kind: type, wanted: str) -> None:
@@ -93,6 +128,49 @@ def check_whitening(whitening: Any, levels: int) -> None:
         raise wrong("whitening.weights", f"{levels} finite numbers not below 0, one a level", weights)
 
 
+def decided_by_file(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config.json may decide, of all that it says."""
+    return {name: value for name, value in fields.items() if name not in RUNNERS_FIELDS and not is_private(name)}
+
+
+def is_private(field: str) -> bool:
+    """Whether transformers keeps this to itself; the commit is its own note of where a file was found."""
+    return field.startswith("_") and field != "_commit_hash"
+
+
+def unknown_fields(fields: Mapping[str, Any], own: Collection[str] = ()) -> list[str]:
+    """Those that are neither among `own` nor in any config of transformers."""
+    known = COMMON_FIELDS | set(vars(PretrainedConfig())) | set(own)
+    return sorted(name for name in fields if name not in known and not name.startswith("_"))
+
+
+def check_common(fields: Mapping[str, Any]) -> None:
+    """Raise unless the fields that every model of transformers has are what they can be here."""
+    for field in ("dtype", "torch_dtype"):
+        value = fields.get(field)
+        floats = isinstance(value, torch.dtype) and value.is_floating_point
+        if value is not None and not floats and value not in _DTYPES:
+            raise wrong(field, " or ".join(_DTYPES), value)
+    for field in ("output_attentions", "output_hidden_states", "return_dict"):
+        expect(field, fields.get(field), bool, "true or false")
+    for field in ("id2label", "label2id"):
+        expect(field, fields.get(field), dict, "an object")
+    labels = fields.get("num_labels")
+    if labels is not None and not (is_whole(labels) and 0 <= labels <= _MOST["num_labels"]):
+        raise wrong("num_labels", f"a whole number up to {_MOST['num_labels']:,}", labels)
+    pad = fields.get("pad_token_id", 1)
+    if not is_whole(pad) or pad != 1:
+        raise wrong("pad_token_id", "1, that of ESM-2's vocabulary", pad)
+
+
+def check_long(long_input: Any, max_residues: Any) -> None:
+    """Raise unless these say what becomes of a long sequence, and how long it may be."""
+    if long_input not in LONG_INPUTS:
+        raise wrong("long_input", f"one of {', '.join(LONG_INPUTS)}", long_input)
+    if not is_whole(max_residues) or max_residues < 1:
+        raise wrong("max_residues", "a whole number above 0", max_residues)
+
+
 def check_entry(where: str, entry: Any) -> None:
     """Raise unless one of `levels` is what a level is described by."""
     if not isinstance(entry, dict):
@@ -104,6 +182,15 @@ def check_entry(where: str, entry: Any) -> None:
         raise wrong(f"{where}.name", "a text", entry["name"])
     for field in ("repo_id", "revision"):
         expect(f"{where}.{field}", entry.get(field), str, "a text or null")
+    revision = entry.get("revision")
+    # It becomes part of a path in the Hub's cache.
+    if revision is not None and (".." in revision or not re.fullmatch(r"[^\s~^:?*\[\\/][^\s~^:?*\[\\]*", revision)):
+        raise wrong(f"{where}.revision", "a commit, branch or tag", revision)
+    for field in ("layers_of", "level_of_repo"):
+        named = entry.get(field)
+        expect(f"{where}.{field}", named, str, "the name of a level")
+        if named is not None and not LEVEL_NAME.fullmatch(named):
+            raise wrong(f"{where}.{field}", "the name of a level, which can be part of a file name", named)
     backbone = entry["backbone"]
     if not isinstance(backbone, dict):
         raise wrong(f"{where}.backbone", "an object", backbone)
@@ -119,23 +206,27 @@ def check_entry(where: str, entry: Any) -> None:
     for field in _COUNTS:
         if field in backbone and not (is_whole(backbone[field]) and backbone[field] > 0):
             raise wrong(f"{where}.backbone.{field}", "a whole number above 0", backbone[field])
+        if backbone.get(field, 0) > _MOST.get(field, math.inf):
+            raise wrong(f"{where}.backbone.{field}", f"at most {_MOST[field]:,}", backbone[field])
     for field in _TOKEN_IDS:
         value = backbone.get(field, 0)
         if not (is_whole(value) and 0 <= value < backbone["vocab_size"]):
             raise wrong(f"{where}.backbone.{field}", f"a token id below {backbone['vocab_size']}", value)
-    for field in _NUMBERS:
-        value = backbone.get(field, 0)
-        if not (is_whole(value) or isinstance(value, float)):
-            raise wrong(f"{where}.backbone.{field}", "a number", value)
+    for field, bounds in _NUMBERS.items():
+        if field in backbone:
+            check_number(f"{where}.backbone.{field}", backbone[field], *bounds)
     for field in _FLAGS:
         expect(f"{where}.backbone.{field}", backbone.get(field), bool, "true or false")
     if backbone.get("position_embedding_type", "absolute") not in _POSITIONS:
         raise wrong(
             f"{where}.backbone.position_embedding_type", " or ".join(_POSITIONS), backbone["position_embedding_type"]
         )
-    if backbone.get("is_folding_model"):
-        raise ValueError(f"the backbone of level {entry['name']} is a folding model, which this version cannot build")
-    expect(f"{where}.layers_of", entry.get("layers_of"), str, "the name of a level")
+    for field, what in _REFUSED.items():
+        if backbone.get(field):
+            raise ValueError(f"the backbone of level {entry['name']} is {what} ({field}), which this version cannot build")
+    if backbone.get("hidden_act", "gelu") not in _ACTIVATIONS:
+        raise wrong(f"{where}.backbone.hidden_act", " or ".join(_ACTIVATIONS), backbone["hidden_act"])
+    _check_rotary(f"{where}.backbone.rope_parameters", backbone.get("rope_parameters"))
     layer, layers = entry.get("layer", 1), backbone["num_hidden_layers"]
     if not (is_whole(layer) and 1 <= layer <= layers):
         raise wrong(f"{where}.layer", f"the number of one of its backbone's {layers} layers, from 1", layer)
@@ -143,6 +234,17 @@ def check_entry(where: str, entry: Any) -> None:
     if backbone["hidden_size"] % (heads * (2 if rotary else 1)):
         wanted = f"a multiple of its {heads} heads{', each of even width' if rotary else ''}"
         raise wrong(f"{where}.backbone.hidden_size", wanted, backbone["hidden_size"])
+
+
+def _check_rotary(where: str, rotary: Any) -> None:
+    """Raise unless rotary positions are counted as every published family counts them, or nothing is said."""
+    expect(where, rotary, dict, "an object")
+    if rotary is None:
+        return
+    if rotary.get("rope_type", "default") != "default":
+        raise wrong(f"{where}.rope_type", "'default'", rotary["rope_type"])
+    if "rope_theta" in rotary:
+        check_number(f"{where}.rope_theta", rotary["rope_theta"], *_NUMBERS["rope_theta"])
 
 
 def check_readout(readout: dict[str, Any], levels: list[dict[str, Any]]) -> None:

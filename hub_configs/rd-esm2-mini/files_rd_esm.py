@@ -24,6 +24,12 @@ from transformers.utils import cached_file
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
+
+
+def may_be_hub_id(name: str) -> bool:
+    """Whether a name reads as `owner/name` on the Hub: no path out of a folder, no address."""
+    return _HUB_ID.fullmatch(name) is not None and ".." not in name
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,26 @@ class WeightFiles:
             for key, entry in read_header(path).items():
                 if entry["dtype"] in _FLOATS:
                     yield key, _read_tensor(path, entry)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each weight by its name in the files, of which no weight is read.
+
+        Raises:
+            ValueError: a file is damaged.
+        """
+        found: dict[str, tuple[int, ...]] = {}
+        for name in self.names:
+            path = os.path.join(self.folder, name)
+            if not self.safetensors:
+                found |= {key: tuple(value.shape) for key, value in read_bin(path).items()}
+                continue
+            try:
+                found |= {key: tuple(entry["shape"]) for key, entry in read_header(path).items()}
+            except (ValueError, MemoryError, OverflowError) as error:
+                raise ValueError(
+                    f"a weights file is cut short or is no safetensors file ({path}: {error}); fetch it again"
+                ) from error
+        return found
 
     def rotary_frequencies(self) -> torch.Tensor | None:
         """Rotary `inv_freq` as it is stored, float32 `(head width / 2,)`; `None` where there is none.
@@ -229,11 +255,25 @@ def read_bin(path: str) -> dict[str, torch.Tensor]:
 
 
 def read_header(path: str) -> dict[str, Any]:
-    """JSON header of a safetensors file (8 bytes of length, then that many of JSON), tensors only."""
+    """JSON header of a safetensors file (8 bytes of length, then that many of JSON), tensors only.
+
+    Raises:
+        ValueError: it is none; `MemoryError` and `OverflowError` where the length is none.
+    """
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        for entry in header.values():
+            numbers = [*entry["shape"], *entry["data_offsets"]]
+            if not all(type(number) is int and number >= 0 for number in numbers) or len(entry["data_offsets"]) != 2:
+                raise ValueError("a tensor without shape or place")
+            if not isinstance(entry["dtype"], str):
+                raise ValueError("a tensor without dtype")
+    except (AttributeError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"its header lists no tensors ({error!r})") from error
     return header
 
 

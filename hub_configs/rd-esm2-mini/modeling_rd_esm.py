@@ -35,6 +35,7 @@ from .fields_rd_esm import check_entry  # noqa: F401
 from .files_rd_esm import WeightFiles  # noqa: F401
 from .layers_rd_esm import encoder_class, settle, watch_layers
 from .lean_rd_esm import make_lean
+from .merging_rd_esm import cut_long
 from .origin_rd_esm import decide_form  # noqa: F401
 from .outputs_rd_esm import NO_WHITENING, RDEsmModelOutput, output_class
 from .passes_rd_esm import BackbonePass, backbone_arguments, run_backbone
@@ -46,6 +47,7 @@ from .rotary_rd_esm import turned  # noqa: F401
 from .saving_rd_esm import RDEsmSaving  # noqa: F401
 from .weights_rd_esm import keep_float32, rotary_modules
 from .whitening_rd_esm import RDEsmWhitening
+from .windows_rd_esm import MAX_RESIDUES  # noqa: F401
 
 
 class RDEsmModel(RDEsmPreTrainedModel):
@@ -239,14 +241,15 @@ class RDEsmModel(RDEsmPreTrainedModel):
             level (`str`, *optional*): name of the level, by default the largest that was loaded.
             output_backbone_states (`bool`): also return each backbone's own final hidden state.
             output_hidden_states, output_attentions, return_dict (`bool`, *optional*): as in transformers.
-            packing: `cu_seq_lens_q`, `cu_seq_lens_k` (int32, `(sequences + 1,)`: where each sequence starts, and the
+            packing: `long_input` (`str`, by default the config's), what becomes of a sequence of more than the config's
+                `max_residues` residues: `"error"`, `"window"` or `"whole"`. And `cu_seq_lens_q`, `cu_seq_lens_k` (int32, `(sequences + 1,)`: where each sequence starts, and the
                 end), `max_length_q` and `max_length_k`, for sequences (each with its cls and eos) that share one row
                 of `input_ids` without padding, `(1, length)`. `position_ids`, which
                 `DataCollatorWithFlattening` makes too, follow from them and are not read.
 
         Raises:
             ValueError: unknown level; the backbones are not there; in eval mode, `<unk>` among the tokens; a sequence
-                longer than a backbone's table of positions; or a packed row where sequences would see each other:
+                longer than `max_residues` or than a backbone's table of positions; or a packed row where sequences would see each other:
                 attention other than `rd_esm_packed` or flash attention, or `<mask>` tokens, which token dropout
                 counts over the whole row.
         """
@@ -290,7 +293,9 @@ class RDEsmModel(RDEsmPreTrainedModel):
             extras["output_hidden_states"] = True
         if output_attentions:
             extras["output_attentions"] = True
-        passes = [BackbonePass(backbone_arguments(self.config, **batch) | extras) for batch in batches]
+        long = [cut_long(self.config, batch, bool(output_attentions)) for batch in batches]
+        runs = [own for batch, cut in zip(batches, long) for own in (cut.batches if cut else [batch])]
+        passes = [BackbonePass(backbone_arguments(self.config, **batch) | extras) for batch in runs]
 
         def advance(levels: list[int], backbone: PreTrainedModel) -> None:
             depths = [self.config.depth(level) for level in levels]
@@ -307,7 +312,8 @@ class RDEsmModel(RDEsmPreTrainedModel):
         else:
             self.visit_backbones(advance, last)
         dims = dict(list(self.config.nested_dims.items())[: last + 1])
-        outputs = [one.output(dims) for one in passes]
+        found = iter([one.output(dims) for one in passes])
+        outputs = [cut.join([next(found) for _ in cut.batches]) if cut else next(found) for cut in long]
         if self.whitening is not None:
             for output in outputs:
                 output.whitening = self.whitening  # type: ignore[misc]

@@ -15,9 +15,12 @@ from .alphabet_rd_esm import TOKENS
 from .attention_rd_esm import PACKED_ATTENTION
 from .configuration_rd_esm import RDEsmConfig
 from .families_rd_esm import POSITION_FIELDS, counts_from, longest_input
+from .fields_rd_esm import check_long
 from .layers_rd_esm import states_after
 from .outputs_rd_esm import RDEsmModelOutput, output_class
+from .pooling_rd_esm import is_tracing
 from .readout_rd_esm import RDEsmReadout
+from .windows_rd_esm import SPECIAL_TOKENS
 
 
 @dataclass
@@ -123,21 +126,24 @@ def backbone_arguments(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     position_ids: torch.Tensor | None = None,
+    long_input: str | None = None,
     **packing: Any,
 ) -> dict[str, Any]:
     """What every backbone is called with.
 
     Args:
         config: of the model.
-        input_ids (`torch.LongTensor` of shape `(batch, length)`), attention_mask, packing: as `RDEsmModel.forward`.
+        input_ids (`torch.LongTensor` of shape `(batch, length)`), attention_mask, long_input, packing: as
+            `RDEsmModel.forward`.
 
     Raises:
         TypeError: an argument that is none of these.
-        ValueError: a packed row that is none.
+        ValueError: a packed row that is none; a sequence longer than the model takes at once.
     """
     unknown = packing.keys() - {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
     if unknown:
         raise TypeError(f"forward() got an unexpected keyword argument {min(unknown)!r}")
+    limit = _limit(config, long_input)
     ends = packing.get("cu_seq_lens_q")
     if ends is None:
         if packing or position_ids is not None:
@@ -145,6 +151,10 @@ def backbone_arguments(
             raise ValueError("sequences that share a row need cu_seq_lens_q, or they would see each other")
         if attention_mask is None:
             attention_mask = input_ids.ne(config.pad_token_id).long()
+        if limit is not None and input_ids.shape[1] > limit:
+            # Rows may be padded to more than their longest sequence; within a graph no number is looked at.
+            seen = attention_mask.ndim == 2 and attention_mask.device.type != "meta" and not is_tracing()
+            _refuse_long(limit, int(attention_mask.sum(1).max()) if seen else input_ids.shape[1])
         return {"input_ids": input_ids, "attention_mask": attention_mask}
     length = input_ids.shape[1]
     if attention_mask is not None or input_ids.shape[0] != 1 or ends[0] != 0 or ends[-1] != length:
@@ -157,6 +167,7 @@ def backbone_arguments(
         raise ValueError("a packed row cannot hold <mask>: token dropout counts it over the whole row; pad instead")
     lengths = ends.diff()
     longest = packing.get("max_length_q") or int(lengths.max())
+    _refuse_long(limit, longest)
     starts = ends[:-1].repeat_interleave(lengths, output_size=length)
     return {
         "input_ids": input_ids,
@@ -168,3 +179,24 @@ def backbone_arguments(
         "max_length_q": longest,
         "max_length_k": packing.get("max_length_k") or longest,
     }
+
+
+def _limit(config: RDEsmConfig, long_input: str | None) -> int | None:
+    """Tokens of a sequence at most; None for any number, as in what is traced or exported: a graph cannot refuse."""
+    # torch has the second from 2.7 on.
+    exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+    if torch.jit.is_tracing() or exporting():  # type: ignore[attr-defined]
+        return None
+    check_long(long_input or config.long_input, config.max_residues)
+    return None if (long_input or config.long_input) == "whole" else config.max_residues + SPECIAL_TOKENS
+
+
+def _refuse_long(limit: int | None, tokens: int) -> None:
+    """Raise `ValueError` for a sequence of more tokens than the model takes at once."""
+    if limit is not None and tokens > limit:
+        # No thousands separators: in a compiled model these are no plain numbers.
+        raise ValueError(
+            f"a sequence here has {tokens - SPECIAL_TOKENS} residues, and the model takes {limit - SPECIAL_TOKENS} at "
+            f"once: load it with long_input='window' for merged windows (as SentenceTransformer, and rd_hf's Embedder "
+            f"and rd-hf embed, make them unasked), or with long_input='whole' to run it as it is"
+        )

@@ -8,9 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from .alphabet_rd_esm import TOKENS
+
 # ESM-2's token ids: <unk>; from L to O the residues, before them <cls>, <pad>, <eos>, behind them gaps and <mask>.
 UNKNOWN = 3
 FIRST_RESIDUE, LAST_RESIDUE = 4, 28
+# How a token is shown; those of no letter as "?".
+_LETTERS = {number: token for token, number in TOKENS.items() if len(token) == 1} | {29: ".", 30: "-"}
 
 
 def is_tracing() -> bool:
@@ -24,18 +28,29 @@ def refuse_unknown(input_ids: torch.Tensor) -> None:
     Nothing is refused while a graph is made of the model.
 
     Raises:
-        ValueError: naming the first row and position.
+        ValueError: naming the sequence by its first letters, since whoever made the batch may have sorted it.
     """
     if is_tracing() or input_ids.device.type == "meta":
         return
     unknown = input_ids.eq(UNKNOWN)
     if unknown.any():
         row, position = unknown.nonzero()[0].tolist()
+        ids = input_ids[row].tolist()
+        # In a packed row, and in one that is padded on the left, a sequence begins with its own cls.
+        before = [place for place in range(position) if ids[place] == TOKENS["<cls>"]]
+        start = before[-1] + 1 if before else 0
         raise ValueError(
-            f"input_ids hold <unk> (row {row + 1}, residue {position}): a character that is no residue, such as a stop "
-            f"codon inside the sequence, a digit or (with a tokenizer that does not clean) a lower-case letter; "
-            f"correct the sequence, or use the tokenizer that came with this model"
+            f"input_ids hold <unk> (residue {position - start + 1} of {_shown(ids[start:])}): a character that is no "
+            f"residue, such as a stop codon inside the sequence, a digit or (with a tokenizer that does not clean) a "
+            f"lower-case letter; correct the sequence, or use the tokenizer that came with this model"
         )
+
+
+def _shown(ids: list[int]) -> str:
+    """A sequence's first letters and their number, from its tokens; what follows its eos is not its own."""
+    stop = next((place for place, token in enumerate(ids) if token in (TOKENS["<eos>"], TOKENS["<pad>"])), len(ids))
+    letters = "".join(_LETTERS.get(token, "?") for token in ids[:stop])
+    return f"the sequence {letters!r}" if stop <= 20 else f"the sequence of {stop} letters that begins {letters[:20]!r}"
 
 
 def mean_over_residues(states: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
@@ -79,8 +94,10 @@ class ResiduePooling(nn.Module):
         refuse_unknown(ids)
         keep = ids.ge(FIRST_RESIDUE) & ids.le(LAST_RESIDUE)
         if not is_tracing() and not keep.any(dim=1).all():
-            row = int(keep.any(dim=1).logical_not().nonzero()[0])
-            raise ValueError(f"row {row + 1} of the batch has no residues to take a mean over")
+            raise ValueError(
+                "one of the sequences has no residues to take a mean over: leave out those that are empty, or gaps and "
+                "stops alone"
+            )
         features["sentence_embedding"] = mean_over_residues(embeddings, keep).to(embeddings.dtype)
         return features
 

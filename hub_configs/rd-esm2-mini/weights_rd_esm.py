@@ -7,7 +7,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
+from .fields_rd_esm import LEVEL_NAME
 from .files_rd_esm import read_header
 
 
@@ -102,6 +103,28 @@ def check_loaded(what: str, info: dict[str, Any]) -> None:
         )
 
 
+def check_sizes(what: str, backbone: Mapping[str, Any], depth: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise where a config says sizes that its weights cannot have, before anything is built of them.
+
+    What is missing or of another shape would first be made at random, whatever its size.
+
+    Args:
+        what: the backbone, for the message.
+        backbone: its description in the config.
+        depth: layers of it that are wanted.
+        shapes: of its weights.
+    """
+    if depth > len(shapes):
+        raise ValueError(f"{what}: config.json says that it has {depth:,} layers, and its weights are {len(shapes):,}")
+    widest = max((size for shape in shapes.values() for size in shape), default=0)
+    for field in ("hidden_size", "vocab_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"):
+        if backbone.get(field, 0) > widest:
+            raise ValueError(
+                f"{what}: config.json says {field} {backbone[field]:,}, and none of its weights has a side of more than "
+                f"{widest:,}; check that config, revision and weights belong together, or fetch them again"
+            )
+
+
 def refuse_links(folder: str) -> None:
     """Raise if a file of a local checkpoint is a link that leads out of it.
 
@@ -178,11 +201,12 @@ def former_weights(folder: str) -> set[str]:
         return set()
     with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
         entries = json.load(file).get("levels", [])
-    levels = [f"backbone-{entry.get('layers_of', entry['name'])}" for entry in entries]
+    # Names of levels as others wrote them, which may be anything.
+    levels = [str(entry.get("layers_of", entry.get("name"))) for entry in entries if isinstance(entry, dict)]
     index = "model.safetensors.index.json"
-    names = {"model.safetensors", "model.projections.safetensors", index}
-    for level in levels:
-        names |= {f"model.{level}.safetensors", f"model.safetensors.index.{level}.json"}
+    names = {"model.safetensors", index}
+    for part in ["projections", *(f"backbone-{level}" for level in levels if LEVEL_NAME.fullmatch(level))]:
+        names |= {f"model.{part}.safetensors", f"model.safetensors.index.{part}.json"}
     if is_own(os.path.join(folder, index)):
         with open(os.path.join(folder, index), encoding="utf-8") as file:
             names |= {os.path.basename(name) for name in json.load(file)["weight_map"].values()}

@@ -19,9 +19,10 @@ from rd_hf.embedding.checkpoint import settle_after_fork
 from rd_hf.embedding.lanes import MOST_LANES, in_order, lanes_for, may_share
 from rd_hf.embedding.layouts import Layout, layout_of
 from rd_hf.embedding.options import EmbeddingOptions
-from rd_hf.embedding.pieces import Piece, cut, merge_weights
+from rd_hf.model.merging_rd_esm import Merging
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from rd_hf.model.pooling_rd_esm import mean_over_residues
+from rd_hf.model.windows_rd_esm import Piece, cut
 
 # On a CPU a batch should stay in the caches: 2,048 tokens beat 4,096 and 1,024 when measured at 8M + 35M.
 CPU_BATCH_TOKENS = 2048
@@ -49,23 +50,13 @@ class Work:
 
 
 @dataclass(slots=True)
-class _Merging:
-    """A long sequence whose pieces are still coming in."""
-
-    weights: list[np.ndarray]
-    rows: torch.Tensor  # (length, width) float32, on the CPU
-    first: torch.Tensor  # (width,) float32: sum of the pieces' cls
-    arrived: int = 0
-
-
-@dataclass(slots=True)
 class _Call:
     """What one call of :meth:`Engine.embed` has in hand."""
 
     requests: Sequence[Request]
     long: dict[int, list[Piece]]  # pieces of each sequence that was cut
     results: list[np.ndarray | str]
-    merging: dict[int, _Merging] = field(default_factory=dict)
+    merging: dict[int, Merging] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -205,6 +196,8 @@ class Engine:
             arguments = self.layout.arguments(sequences)
             device = self.model.device
             inputs.append({name: v.to(device) if torch.is_tensor(v) else v for name, v in arguments.items()})
+            # What is longer than the options say was cut before; max_length may be more than the model's own limit.
+            inputs[-1]["long_input"] = "whole"
         values: list[Sequence[np.ndarray]] = []
         for batch, states in zip(batches, self._states(inputs), strict=True):
             lengths = [piece.length for piece in batch]
@@ -263,22 +256,11 @@ class Engine:
     def _merge(self, call: _Call, piece: Piece, value: np.ndarray) -> None:
         """Add a piece, (1 + length, width) from cls on, to its sequence; finish the sequence with its last."""
         if piece.owner not in call.merging:
-            siblings = call.long[piece.owner]
-            width = value.shape[-1]
-            call.merging[piece.owner] = _Merging(
-                merge_weights(siblings, self.options.overlap),
-                torch.zeros(max(sibling.stop for sibling in siblings), width),
-                torch.zeros(width),
-            )
-        whole = call.merging[piece.owner]
+            call.merging[piece.owner] = Merging(call.long[piece.owner], self.options.overlap)
         # Pieces of one sequence are equally long and ties keep their order, so they arrive in order.
-        whole.rows[piece.start : piece.stop] += torch.from_numpy(whole.weights[whole.arrived][:, None] * value[1:])
-        whole.first += torch.from_numpy(value[0])
-        whole.arrived += 1
-        if whole.arrived == len(whole.weights):
-            del call.merging[piece.owner]
-            first = (whole.first / whole.arrived).numpy()
-            call.results[piece.owner] = self._reduce(first, whole.rows.numpy(), call.requests[piece.owner])
+        if call.merging[piece.owner].add(torch.from_numpy(value[0]), torch.from_numpy(value[1:])):
+            rows, (first,) = call.merging.pop(piece.owner).complete()
+            call.results[piece.owner] = self._reduce(first.numpy(), rows.numpy(), call.requests[piece.owner])
 
     def _reduce(self, first: np.ndarray, rows: np.ndarray, request: Request) -> np.ndarray:
         """One sequence's cls (width,) and residues (length, width) to what was asked for."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rd_hf.model.windows_rd_esm import MAX_RESIDUES, OVERLAP
+
 POOLINGS = ("mean", "max", "cls", "residue", "positions")
 MODEL_DTYPES = ("float32", "bfloat16", "float16", "auto")
 OUTPUT_DTYPES = ("float32", "float16")
 LONG_POLICIES = ("error", "truncate", "window")
-# ESM-2 was trained on crops of 1,022 residues and cls and eos (Lin et al. 2023).
-MAX_RESIDUES = 1022
-OVERLAP = 256
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,12 +139,12 @@ def residue_states(family: Family, sequences: Sequence[str]) -> tuple[torch.Tens
     device = next(model.parameters()).device
     input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
     if model.config.one_pass:
-        states = [model(input_ids, attention_mask).last_hidden_state]
+        states = [model(input_ids, attention_mask, long_input="whole").last_hidden_state]
     elif family.depth == 1:
-        output = model(input_ids, attention_mask, output_backbone_states=True)
+        output = model(input_ids, attention_mask, output_backbone_states=True, long_input="whole")
         states = list(output.backbone_states or ())
     else:
-        output = model(input_ids, attention_mask, output_hidden_states=True)
+        output = model(input_ids, attention_mask, output_hidden_states=True, long_input="whole")
         hidden = list(output.hidden_states or ())
         states = []
         for index, levels in enumerate(model.config.backbone_groups):

@@ -73,7 +73,7 @@ def measure_costs(family: Family, sequences: Sequence[str], repeats: int = REPEA
     """
     model, config = family.model, family.model.config
     ids, mask = (tensor.to(model.device) for tensor in collate(sequences))
-    batch = [{"input_ids": ids, "attention_mask": mask}]
+    batch = [{"input_ids": ids, "attention_mask": mask, "long_input": "whole"}]
     residues = sum(map(len, sequences))
 
     def seconds(run: Callable[[], object]) -> float:
@@ -95,7 +95,7 @@ def measure_costs(family: Family, sequences: Sequence[str], repeats: int = REPEA
         cost = Cost(flop + 2 * sum(buffer.numel() for buffer in linear), seconds(partial(model.forward_window, batch)))
         # All levels are read out whichever is wanted.
         return {("one_pass", name): cost for name in family.names}
-    arguments = backbone_arguments(config, ids, mask)
+    arguments = backbone_arguments(config, ids, mask, long_input="whole")
     bases = 0
     ran: dict[int, int] = {}
     for index, levels in enumerate(config.backbone_groups):

@@ -43,6 +43,12 @@ SENTENCE_TRANSFORMERS_MODULES = [
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
     {"idx": 1, "name": "1", "path": "1_ResiduePooling", "type": "modeling_rd_esm.ResiduePooling"},
 ]
+# Sequences beyond what backbones were trained on in windows, as the jobs compute them.
+SENTENCE_TRANSFORMERS_SETTINGS = {"model_args": {"long_input": "window"}}
+SENTENCE_TRANSFORMERS_FILES = {
+    "modules.json": SENTENCE_TRANSFORMERS_MODULES,
+    "sentence_bert_config.json": SENTENCE_TRANSFORMERS_SETTINGS,
+}
 REPORT_FILE = "fit_report.json"
 FIGURE_FILE = "fit_report.png"
 WEIGHTS_FILE = "model.safetensors"
@@ -65,7 +71,7 @@ def refuse_foreign(folder: str | Path) -> None:
     folder = Path(folder)
     if is_checkpoint(folder):
         return
-    for name in ("config.json", "modules.json", *TOKENIZER_FILES, REPORT_FILE, FIGURE_FILE, "README.md"):
+    for name in ("config.json", *SENTENCE_TRANSFORMERS_FILES, *TOKENIZER_FILES, REPORT_FILE, FIGURE_FILE, "README.md"):
         path = folder / name
         if os.path.lexists(path):
             raise ValueError(
@@ -111,7 +117,8 @@ def save_checkpoint(
     with explained(folder):
         model.save_pretrained(folder, backbones=backbones, max_shard_size=max_shard_size)
         save_tokenizer(folder)
-        write_json(folder / "modules.json", SENTENCE_TRANSFORMERS_MODULES, indent=2)
+        for name, content in SENTENCE_TRANSFORMERS_FILES.items():
+            write_json(folder / name, content, indent=2)
         if report is not None:
             write_json(folder / REPORT_FILE, [level.to_dict() for level in report])
         if figure is not None:

@@ -21,7 +21,7 @@ from rd_hf.model.origin_rd_esm import decide_form
 
 # What a repo of this project is made of; anything else in the folder stays at home.
 PUSHED = (
-    *("config.json", "*_rd_esm.py", "modules.json", "README.md"),
+    *("config.json", "*_rd_esm.py", "modules.json", "sentence_bert_config.json", "README.md"),
     *("model.safetensors", "model.*.safetensors", "model.safetensors.index*.json"),
     *("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *(REPORT_FILE, FIGURE_FILE, "LICENSE*", "*.md"),

@@ -68,7 +68,7 @@ class BackboneFamily:
                 f"transformers has from {self.released} on, and this is {transformers.__version__}: upgrade it, or "
                 f"load a level below {level}"
             )
-        return mapping[self.model_type](**{key: value for key, value in backbone.items() if key != "model_type"})
+        return mapping[self.model_type](**{key: value for key, value in backbone.items() if key in self.fields})
 
 
 _SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")

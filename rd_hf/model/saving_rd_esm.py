@@ -19,7 +19,7 @@ from .weights_rd_esm import former_weights, refuse_foreign, rotary_modules, with
 
 # What a repo holds beside config, code and weights.
 _COMPANIONS = (
-    *("README.md", "fit_report.json", "fit_report.png", "modules.json"),
+    *("README.md", "fit_report.json", "fit_report.png", "modules.json", "sentence_bert_config.json"),
     *("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"),
 )
 

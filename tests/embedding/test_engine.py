@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from rd_hf.data.batching import collate
 from rd_hf.embedding.engine import Engine, Request, embed_requests, prepare
 from rd_hf.embedding.layouts import pool
 from rd_hf.embedding.options import EmbeddingOptions
-from rd_hf.embedding.pieces import cut, merge_weights, taper
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 # Float32 sums in another order: a few units in the last place of values around one, after two layers.
@@ -96,28 +92,6 @@ def test_positions_of_one_sequence_share_one_pass(tiny_model: RDEsmModel) -> Non
     for positions, result in zip(asked, results, strict=True):
         # Position p counts from 1, and row 0 of the states is cls: no shift is left.
         np.testing.assert_allclose(result, rows[list(positions)], atol=TOLERANCE)
-
-
-@given(st.integers(1, 500), st.integers(1, 100), st.data())
-@settings(deadline=None)
-def test_pieces_cover_a_sequence_and_their_shares_add_up_to_one(length: int, size: int, data: st.DataObject) -> None:
-    overlap = data.draw(st.integers(0, size - 1))
-    pieces = cut(0, length, size, overlap)
-    assert pieces[0].start == 0
-    assert pieces[-1].stop == length
-    assert all(piece.length == min(size, length) for piece in pieces)
-    for before, after in itertools.pairwise(pieces):
-        assert before.start < after.start
-        assert before.stop - after.start >= overlap
-    shares = np.zeros(length)
-    for piece, share in zip(pieces, merge_weights(pieces, overlap), strict=True):
-        shares[piece.start : piece.stop] += share
-    np.testing.assert_allclose(shares, 1, atol=1e-6)  # float32 shares
-
-
-def test_a_residue_weighs_most_where_it_has_context_on_both_sides() -> None:
-    assert taper(7, 2).tolist() == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 2 / 3, 1 / 3])
-    assert taper(3, 0).tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max", "cls", "residue", "positions"])
