@@ -162,7 +162,7 @@ def _read_config(name: str, folder: Path) -> RDEsmConfig:
         config = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise InputError(f"{name} holds no config.json; give the folder or Hub id of a saved model") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is no JSON ({error}); fetch the model again") from error
     found = config.get("model_type") if isinstance(config, dict) else None
     if found != "rd_esm":
