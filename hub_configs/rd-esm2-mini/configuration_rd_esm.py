@@ -402,9 +402,14 @@ class RDEsmConfig(PretrainedConfig):
 
         Raises:
             ValueError: the checkpoint is of another model type, which transformers itself would only warn of, it has
-                no levels, or its weights are to be quantised.
+                no levels, its weights are to be quantised, or the file is nested too deeply.
         """
-        config, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        try:
+            config, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except RecursionError as error:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: its config.json is nested too deeply to be read: fetch it again"
+            ) from error
         found = config.get("model_type", cls.model_type)
         if found != cls.model_type:
             raise ValueError(

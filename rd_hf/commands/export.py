@@ -6,7 +6,8 @@
 
 The file has a dataset a protein with the original id in its attribute original_id. A dataset's name is the id; where
 an id repeats or has a slash in it, it is the hash of the sequence by which biotrainer looks embeddings up, for which
-the sequences are read again and compared with what was embedded.
+the sequences are read again and compared with what was embedded. Records that share a sequence share a dataset then:
+its attribute original_ids lists the ids of all of them, as JSON.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
 
     with tqdm(unit=" proteins", disable=True if args.quiet else None, leave=False) as bar:
         done = export_h5(args.embeddings, args.output, args.level, args.key, tuple(args.input), bar.update)
-    shared = f" ({done.repeated:,} rows repeat a sequence)" if done.repeated else ""
+    shared = f" ({done.repeated:,} rows repeat a sequence: original_ids)" if done.repeated else ""
     print(f"{done.datasets:,} datasets{shared} named by {done.key}, level {done.level}, {done.width:,} dimensions")
     print(f"written to {args.output}")
 

@@ -1,13 +1,15 @@
 """A folder of embeddings as one h5 file: a dataset a protein, as biotrainer and protspace keep them.
 
 A dataset's name is the protein's id where ids serve as names, and else the hash of its sequence that biotrainer looks
-embeddings up by, SHA-256 over ``SEQUENCE_LENGTH``; the attribute ``original_id`` is the id in both cases. The file's
-attribute ``model_name`` is what protspace calls the embedding.
+embeddings up by, SHA-256 over ``SEQUENCE_LENGTH``; the attribute ``original_id`` is the id in both cases. Records of one
+sequence share a dataset by hash: its attribute ``original_ids`` lists all their ids, as JSON. The file's attribute
+``model_name`` is what protspace calls the embedding.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from rd_hf.conversion.h5 import writing
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
 from rd_hf.embedding.finished import Finished
 from rd_hf.embedding.folder import JobError
@@ -64,8 +67,6 @@ def export_h5(
         ModuleNotFoundError: h5py is not installed.
         ValueError: an unknown ``key``.
     """
-    import h5py
-
     if key not in KEYS:
         raise ValueError(f"key must be one of {', '.join(KEYS)}, not {key!r}")
     finished = Finished.read(folder)
@@ -75,8 +76,10 @@ def export_h5(
         raise JobError(f"{trouble}: choose --key hash")
     by_hash = bool(trouble) or key == "hash"
     rows = _with_sequences(finished, column, inputs) if by_hash else finished.all_rows(column)
-    written = repeated = 0
-    with replacing(Path(output), kind=JobError) as temporary, h5py.File(temporary, "w") as file:
+    written = 0
+    # Of names that several records share: the ids of all of them.
+    shared: dict[str, list[str]] = {}
+    with replacing(Path(output), kind=JobError) as temporary, writing(temporary) as (file, check):
         model = finished.manifest["model"]
         file.attrs["model_name"] = f"{Path(model['name']).name} {level}"
         file.attrs["revision"] = model["revision"] or model["fingerprint"]
@@ -86,11 +89,16 @@ def export_h5(
         for row, value in rows:
             name = sequence_hash(row["sequence"]) if by_hash else row["id"]
             if name in file:  # the same sequence once more, which has the same embedding
-                repeated += 1
+                shared.setdefault(name, [file[name].attrs["original_id"]]).append(row["id"])
             else:
                 file.create_dataset(name, data=value[..., :width]).attrs["original_id"] = row["id"]
                 written += 1
+            check()
             on_record(1)
+        for name, ids in shared.items():
+            # One text, for an array in an attribute holds 64 kB.
+            file[name].attrs["original_ids"] = json.dumps(ids, ensure_ascii=False)
+    repeated = sum(len(ids) - 1 for ids in shared.values())
     return Exported(written, repeated, "hash" if by_hash else "id", level, width)
 
 

@@ -13,7 +13,6 @@ Nothing is unpickled but tensors in plain containers, and no file is read whole 
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -21,11 +20,16 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from rd_hf.conversion.checks import id_of, reading, refuse_dtype, refuse_more_than_is_there
+from rd_hf.conversion.h5 import H5File
 from rd_hf.data.columns import ID_COLUMNS
 from rd_hf.data.fasta import InputError, read_fasta
 from rd_hf.data.streams import open_text
+from rd_hf.data.text import readable
+from rd_hf.data.values import as_list
 
 H5_SUFFIXES = (".h5", ".hdf5", ".hdf")
 # Rows of a Parquet file that are decoded together.
@@ -83,41 +87,14 @@ def open_raw(path: str, pooling: str, layers: dict[int, int], id_column: str | N
     raise InputError(f"{path} is no .parquet, {', '.join(H5_SUFFIXES)}, .npy or .pt file, nor a folder of .pt files")
 
 
-class H5File:
-    """A dataset a protein, at the root or in groups."""
-
-    def __init__(self, path: Path) -> None:
-        import h5py
-
-        self.path = str(path)
-        self.ids: list[str] = []
-        self._names: list[str] = []
-        try:
-            self._file = h5py.File(path, "r")
-
-            def visit(name: str, item: Any) -> None:
-                if isinstance(item, h5py.Dataset):
-                    self._names.append(name)
-                    self.ids.append(str(item.attrs.get("original_id", name)))
-
-            self._file.visititems(visit)
-        except OSError as error:
-            raise InputError(f"{path} is no readable h5 file: {error}") from error
-        if not self._names:
-            raise InputError(f"{path} holds no dataset: a protein's embedding is a dataset of its own, named by its id")
-        first = self._file[self._names[0]]
-        self.width = int(first.shape[-1]) if first.shape else 0
-
-    def take(self, places: Sequence[int]) -> list[np.ndarray]:
-        return [np.asarray(self._file[self._names[place]]) for place in places]
-
-
 class NpyFile:
     """A matrix, mapped and not read, and a list of ids."""
 
     def __init__(self, path: Path, ids: str | None) -> None:
         self.path = str(path)
         matrix = self._mapped()
+        if matrix.dtype.kind != "f":
+            refuse_dtype(str(path), matrix.dtype)
         if matrix.ndim != 2:
             raise InputError(f"{path} is of shape {matrix.shape}: one row a protein is wanted")
         usual = [path.with_suffix(ending) for ending in (".ids.txt", ".ids", ".txt")]
@@ -134,10 +111,8 @@ class NpyFile:
 
     def _mapped(self) -> np.ndarray:
         """Mapped anew each time: pages that were read would add up to the whole file in memory."""
-        try:
-            return np.load(self.path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise InputError(f"{self.path} is no readable .npy file of numbers: {error}") from error
+        with reading(self.path, "readable .npy file of numbers"):
+            return np.lib.format.open_memmap(self.path, mode="r")
 
     def take(self, places: Sequence[int]) -> list[np.ndarray]:
         matrix = self._mapped()
@@ -161,7 +136,7 @@ class PtFiles:
         self.path = str(folder if len(files) > 1 else files[0])
         # The label is a path where it has a slash in it, and that is where its writer put it.
         labels = [str(file.relative_to(folder).with_suffix("")) for file in files]
-        self.ids = [label.split(None, 1)[0] if label.split() else label for label in labels]
+        self.ids = [readable(label.split(None, 1)[0] if label.split() else label) for label in labels]
         held = self._read(files[0])
         self.width = next(iter(held.values())).shape[-1]
         self._layer = layers.get(self.width, max(held))
@@ -184,25 +159,48 @@ class PtFiles:
 
         try:
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except (RuntimeError, pickle.UnpicklingError, OSError, EOFError, ValueError) as error:
-            raise InputError(f"{file} is no .pt file of plain tensors: {str(error).splitlines()[0]}") from error
+        except Exception as error:  # of many kinds, with advice to unpickle whatever it is
+            raise InputError(
+                f"{file} is no .pt file of plain tensors: it is damaged or of another kind, or holds objects, which are "
+                f"not unpickled"
+            ) from error
         wanted = {"mean": ("mean_representations", "representations"), "cls": ("bos_representations",)}
         names = wanted.get(self._pooling, ("representations",))
         for name in names:
             held = content.get(name) if isinstance(content, dict) else None
-            if isinstance(held, dict) and held and all(isinstance(value, torch.Tensor) for value in held.values()):
-                return held
+            if isinstance(held, dict) and held and all(isinstance(layer, int) for layer in held):
+                return {layer: _plain(value, f"{file}: layer {layer}", file) for layer, value in held.items()}
         raise InputError(f"{file} has no {' or '.join(names)} by layer, as fair-esm's extract.py writes them")
+
+
+def _plain(value: Any, what: str, file: Path) -> Any:
+    """A tensor of floating-point numbers as it lies in the file, without what else torch may keep of it.
+
+    Raises:
+        InputError: it is something else, or sparse, quantised, or without numbers.
+    """
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        refuse_dtype(what, f"a {type(value).__name__}")
+    odd = value.is_quantized or value.is_nested or value.layout != torch.strided or value.device.type != "cpu"
+    if odd or not value.is_floating_point():
+        sort = "a quantised" if value.is_quantized else f"a {str(value.layout).removeprefix('torch.')} tensor of"
+        refuse_dtype(what, f"{sort} {str(value.dtype).removeprefix('torch.')}")
+    if not value.ndim:
+        raise InputError(f"{what} is a single number: a vector or rows of them are wanted")
+    # A view may repeat what the file holds once.
+    refuse_more_than_is_there(what, value.numel() * value.element_size(), file.stat().st_size)
+    return value.detach().resolve_neg()
 
 
 def _parquet(path: Path, id_column: str | None) -> list[Raw]:
     """One source a column of embeddings."""
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} is no readable Parquet file: {error}") from error
-    with file:
+    with reading(path, "readable Parquet file"), pq.ParquetFile(path) as file:
         schema = file.schema_arrow
+        twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+        if twice:
+            raise InputError(f"{path} has more than one column {twice[0]!r}: rename all but one")
         by_lower = {name.lower(): name for name in schema.names}
         column = id_column or next((by_lower[name] for name in ID_COLUMNS if name in by_lower), None)
         if column not in schema.names:
@@ -210,11 +208,23 @@ def _parquet(path: Path, id_column: str | None) -> list[Raw]:
                 f"{path} has no column {id_column or 'of ids'!r}; its columns are {', '.join(schema.names)}: name one "
                 f"with --id-column"
             )
-        ids = [str(value) for value in file.read(columns=[column])[column].to_pylist()]
         vectors = [field.name for field in schema if _depth(field.type)]
-    if not vectors or not ids:
-        raise InputError(f"{path} has no rows of lists of numbers; its columns are {', '.join(schema.names)}")
+        if not vectors or not file.metadata.num_rows:
+            raise InputError(
+                f"{path} has no rows of lists of floating-point numbers; its columns are "
+                f"{', '.join(f'{field.name} ({field.type})' for field in schema)}"
+            )
+        _refuse_bomb(path, file.metadata)
+        values = as_list(file.read(columns=[column])[column])
+    ids = [id_of(value, number, path) for number, value in enumerate(values, start=1)]
     return [ParquetColumn(path, name, ids) for name in vectors]
+
+
+def _refuse_bomb(path: Path, metadata: pq.FileMetaData) -> None:
+    """Stop where repetition or packing makes far more numbers of the file than it has bytes."""
+    groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
+    claimed = sum(group.column(index).num_values for group in groups for index in range(group.num_columns))
+    refuse_more_than_is_there(str(path), 4 * claimed, path.stat().st_size)
 
 
 def _depth(kind: pa.DataType) -> int:
@@ -234,8 +244,9 @@ class ParquetColumn:
         self._start = 0
         self._rows: pa.Array = pa.array([])
         self._batches: Iterator[pa.Array] = iter(())
-        self._rewind()
-        first = self._value(0)
+        with reading(self._source, "readable Parquet file"):
+            self._rewind()
+            first = self._value(0)
         self.width = first.shape[-1]
 
     def _rewind(self) -> None:
@@ -254,10 +265,18 @@ class ParquetColumn:
             raise InputError(f"{self.path}: {self.ids[place]} has no embedding")
         if not _depth(values.type):
             return np.array(values)
+        widths = pc.list_value_length(values).unique()
+        if len(widths) != 1 or widths.null_count:
+            found = ", ".join("none" if width is None else str(width) for width in widths.to_pylist())
+            raise InputError(
+                f"{self.path}: {self.ids[place]} has residues of different widths ({found or 'no residue'}): each "
+                f"must have the same"
+            )
         return np.array(values.flatten()).reshape(len(values), -1)
 
     def take(self, places: Sequence[int]) -> list[np.ndarray]:
-        found = {place: self._value(place) for place in sorted(set(places))}
+        with reading(self._source, "readable Parquet file"):
+            found = {place: self._value(place) for place in sorted(set(places))}
         return [found[place] for place in places]
 
 

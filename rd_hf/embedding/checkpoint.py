@@ -227,7 +227,7 @@ def _read_config(name: str, folder: Path) -> RDEsmConfig:
         config = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise InputError(f"{name} holds no config.json; give the folder or Hub id of a saved model") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         from rd_hf.model.files_rd_esm import fetch_again
 
         raise InputError(f"{path} is no JSON ({error}): {fetch_again(str(path))}") from error

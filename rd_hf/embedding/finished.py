@@ -79,7 +79,7 @@ def model_of(manifest: dict[str, Any]) -> Checkpoint:
 
 
 def part_files(folder: OutputFolder, manifest: dict[str, Any]) -> list[Path]:
-    """The files of a finished folder, in order, each as large as it was written and of as many rows.
+    """The files of a finished folder, in order, each as large as it was written, of as many rows and its columns.
 
     Raises:
         InputError: one is not.
@@ -90,12 +90,41 @@ def part_files(folder: OutputFolder, manifest: dict[str, Any]) -> list[Path]:
     files = [folder.path / part["file"] for part in manifest["parts"]]
     for file, part in zip(files, manifest["parts"], strict=True):
         try:
-            as_written = file.stat().st_size == part["bytes"] and pq.read_metadata(file).num_rows == part["written"]
+            metadata = pq.read_metadata(file)
+            as_written = file.stat().st_size == part["bytes"] and metadata.num_rows == part["written"]
+            as_written = as_written and is_part(metadata.schema.to_arrow_schema(), manifest)
         except (pa.ArrowException, OSError):
             as_written = False
         if not as_written:
             raise InputError(f"{file} is missing or not as it was written: give the embed command again")
     return files
+
+
+def is_part(schema: Any, manifest: dict[str, Any]) -> bool:
+    """Whether columns are those of a part of a finished folder, once each and of types that hold what they should.
+
+    Args:
+        schema: pyarrow's, of a part's file.
+        manifest: of the folder.
+    """
+    import pyarrow as pa
+
+    text, whole = "string", "int64 int32"
+    kinds = {"record": whole, "length": whole, "source": text, "id": text, "description": text}
+    one_row = options_of(manifest["job"]).one_row
+
+    def holds(name: str) -> bool:
+        if schema.names.count(name) != 1:
+            return False
+        kind = schema.field(name).type
+        if name in kinds:
+            return str(kind).removeprefix("large_") in kinds[name].split()
+        if not one_row:
+            kind = kind.value_type if pa.types.is_list(kind) else pa.null()
+        width = manifest["columns"][name]["width"]
+        return pa.types.is_fixed_size_list(kind) and kind.list_size == width and pa.types.is_floating(kind.value_type)
+
+    return all(map(holds, [*kinds, *manifest["columns"]]))
 
 
 @dataclass(slots=True)
@@ -227,24 +256,11 @@ class Finished:
                 raise damaged
             self.verified.add(index)
         try:
-            table = pq.read_table(path, columns=columns, filters=wanted)
+            if not is_part(pq.read_schema(path), self.manifest):
+                raise damaged
+            return pq.read_table(path, columns=columns, filters=wanted)
         except (pa.ArrowException, OSError) as error:
             raise damaged from error
-        if set(columns) - set(table.column_names) or not all(map(self._is_stored_so, table.schema)):
-            raise damaged
-        return table
-
-    def _is_stored_so(self, field: Any) -> bool:
-        """Whether a column of a file, where it holds embeddings, holds them as the manifest says."""
-        import pyarrow as pa
-
-        held = self.manifest["columns"].get(field.name)
-        if held is None:
-            return True
-        kind = field.type
-        if not self.settings.options.one_row:
-            kind = kind.value_type if pa.types.is_list(kind) else pa.null()
-        return pa.types.is_fixed_size_list(kind) and kind.list_size == held["width"]
 
     def _arrays(self, column: Any) -> list[np.ndarray]:
         """An Arrow column as one array a record, each a view."""

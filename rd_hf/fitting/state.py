@@ -123,7 +123,7 @@ def is_state(folder: Path) -> bool:
     """Whether a folder is the state of a fit, by what it says of itself (those of older versions have no record)."""
     try:
         return {"sequences", "heldout", "levels"} <= set(json.loads((folder / SETTINGS_FILE).read_bytes()))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 
@@ -163,13 +163,18 @@ def open_state(folder: Path, settings: dict[str, Any], resume: bool) -> None:
                 f"{folder.parent} holds an unfinished fit: add --resume to continue it, or delete {folder} to start "
                 "over"
             )
-        before = json.loads(record.read_bytes())
-        if before.get("format") != STATE_FORMAT:
+        try:
+            before = json.loads(record.read_bytes())
+            known = before.get("format") == STATE_FORMAT
+            changed = _changes(before, settings) if known else []
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{record} is damaged: delete {folder} to start over") from error
+        if not known:
             raise ValueError(
                 f"the unfinished fit in {folder} was begun by another version of rd_hf, and its state does not tell "
                 f"all that this one compares: continue it with that version, or delete {folder} to start over"
             )
-        if changed := _changes(before, settings):
+        if changed:
             raise ValueError(
                 f"the unfinished fit in {folder} was of other {', '.join(changed)}: "
                 f"repeat the command that began it, or delete {folder} to start over"

@@ -175,19 +175,32 @@ def _open(path: Path) -> np.lib.npyio.NpzFile:
     return archive
 
 
+def _shape(archive: np.lib.npyio.NpzFile, key: str) -> tuple[int, ...]:
+    """What an array's header says of it."""
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    with archive.zip.open(f"{key}.npy") as member:
+        shape, _, dtype = readers[np.lib.format.read_magic(member)](member)
+    if dtype.hasobject:
+        raise ValueError("it holds objects")
+    return shape
+
+
 def _array(path: Path, archive: np.lib.npyio.NpzFile, key: str, shape: tuple[int, ...]) -> np.ndarray:
     """One array, float64, of the shape it must have."""
     if key not in archive:
         raise PublishedFileError(f"{path} has no {key}; it has {', '.join(sorted(archive.files))}")
-    try:
-        array = archive[key]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise PublishedFileError(f"{path}: {key} cannot be read without unpickling, or is damaged ({error})") from error
     # scikit-learn writes the intercept of a fit without one as the number 0.
-    if key.endswith("intercept_") and array.ndim == 0:
+    single = key.endswith("intercept_")
+    try:
+        # Asked before it is read: a file of a few bytes may say that it needs more memory than there is.
+        found = _shape(archive, key)
+        array = archive[key] if found == shape or (single and not found) else None
+    except (ValueError, OSError, EOFError, KeyError, SyntaxError, zipfile.BadZipFile) as error:
+        raise PublishedFileError(f"{path}: {key} cannot be read without unpickling, or is damaged ({error})") from error
+    if array is None:
+        raise PublishedFileError(f"{path}: {key} has shape {found}, but these levels need {shape}")
+    if single and array.ndim == 0:
         array = np.full(shape, float(array))
-    if array.shape != shape:
-        raise PublishedFileError(f"{path}: {key} has shape {array.shape}, but these levels need {shape}")
     if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
         raise PublishedFileError(f"{path}: {key} holds NaN, infinite or non-numeric values")
     return array.astype(np.float64)

@@ -95,7 +95,8 @@ FAMILIES = {
                 *("attention_probs_dropout_prob", "max_position_embeddings", "initializer_range", "layer_norm_eps"),
                 *("position_embedding_type", "rope_theta", "emb_layer_norm_before", "token_dropout"),
             ),
-            required=_SIZES[:-1],
+            # The library has no padding where it is not said.
+            required=(*_SIZES[:-1], "pad_token_id"),
         ),
         # ESM Cambrian (EvolutionaryScale 2024).
         BackboneFamily(

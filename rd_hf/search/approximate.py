@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from rd_hf.files import FolderError, replacing
+from rd_hf.files import FolderError, file_sha256, replacing, write_text
 from rd_hf.search.database import Database
 from rd_hf.search.neighbours import NOBODY, need_faiss, unit
 
@@ -126,8 +126,10 @@ def open_index(
     path = cache / f"{kind}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]}.faiss"
     numbers = [records for records, _, _ in database.names()]
     records = np.concatenate(numbers) if numbers else np.empty(0, np.int64)
-    if path.is_file():
-        # A file that is damaged is made anew; faiss raises RuntimeError for all that it cannot read.
+    # A file that is damaged is made anew. faiss may follow a number in it that is wrong to anywhere, so that its hash
+    # lies beside it.
+    note = path.with_suffix(".sha256")
+    if path.is_file() and note.is_file() and note.read_bytes().strip() == file_sha256(path).encode():
         with suppress(RuntimeError):
             index = faiss.read_index(str(path))
             if index.ntotal == len(records) and index.d == database.levels[level]:
@@ -137,6 +139,7 @@ def open_index(
         cache.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             faiss.write_index(index, str(temporary))
+        write_text(note, f"{file_sha256(path)}\n")
     except (OSError, FolderError, RuntimeError) as error:
         report(f"the index cannot be kept in {cache} ({error}): the next search makes it anew; name another --cache")
     return Approximate(index, kind, metric, records)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -14,8 +16,9 @@ import pytest
 
 from rd_hf.commands.embed import main as embed
 from rd_hf.commands.export import main
-from tests.embedding.conftest import read
+from tests.embedding.conftest import read, small_disk
 
+__all__ = ["small_disk"]
 Export = Callable[..., str]
 
 
@@ -111,8 +114,61 @@ def test_a_sequence_that_comes_twice_has_one_dataset_and_rejects_none(
     export: Export, folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     source = folder([("x/1", "MKTAYI"), ("bad", "M*K"), ("x/2", "mktayi"), ("x/3", "ACDEF")])
-    assert "2 datasets (1 rows repeat a sequence) named by hash" in export(source)
+    assert "2 datasets (1 rows repeat a sequence: original_ids) named by hash" in export(source)
     assert sorted(one for one, _ in contents(tmp_path / "e.h5").values()) == ["x/1", "x/3"]
+
+
+@pytest.mark.parametrize("option", [(), ("--key", "hash")])
+def test_every_id_of_a_shared_sequence_is_in_the_file(
+    export: Export, folder: Callable[..., Path], tmp_path: Path, option: tuple[str, ...]
+) -> None:
+    """Two more than an array in an attribute has room for."""
+    names = [f"x/{number}-{'y' * 40}" for number in range(2000)]
+    export(folder([("a/1", "ACDEF"), *((name, "MKTAYI") for name in names)]), *option)
+    with h5py.File(tmp_path / "e.h5") as file:
+        ids = {
+            one
+            for dataset in file.values()
+            for one in json.loads(dataset.attrs.get("original_ids", json.dumps([dataset.attrs["original_id"]])))
+        }
+        assert len(file) == 2
+    assert ids == {"a/1", *names}
+
+
+@contextmanager
+def limited_files(size: int) -> Iterator[None]:
+    """No file may be longer than ``size`` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("option", [(), ("--key", "hash")])
+def test_a_disk_that_fills_is_one_sentence_and_the_old_file_stays(
+    export: Export, folder: Callable[..., Path], tmp_path: Path, option: tuple[str, ...]
+) -> None:
+    source = folder([(f"p{number}", "MKTAYI" + "A" * number) for number in range(100)])
+    export(source, *option)
+    whole = (tmp_path / "e.h5").read_bytes()
+    # Room for nothing, for the first words of the file, for some datasets, for all but what is written as it closes.
+    for missing in (1.0, 0.97, 0.5, 0.02, 0.0001):
+        with limited_files(int(len(whole) * (1 - missing))):
+            said = export(source, *option)
+        assert f"{tmp_path} is full (File too large): free some space and give the same command again" in said
+        assert (tmp_path / "e.h5").read_bytes() == whole
+
+
+def test_a_disk_that_fills_is_one_sentence_on_a_file_system_too(
+    folder: Callable[..., Path], small_disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = folder([(f"p{number}", "MKTAYI" + "A" * number) for number in range(200)])
+    disk = small_disk("size=64k")
+    assert main([str(source), "--output", str(disk / "e.h5")]) == 1
+    assert f"{disk} is full (No space left on device)" in capsys.readouterr().err
+    assert not list(disk.iterdir())
 
 
 def test_rows_a_residue_and_inputs_that_moved(export: Export, folder: Callable[..., Path], tmp_path: Path) -> None:

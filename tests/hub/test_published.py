@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+import zipfile
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -222,6 +224,7 @@ class Bomb:
         ("absent key", "has no pca__components_"),
         ("wrong size", "has shape (3, 320)"),
         ("nan", "NaN"),
+        ("bomb", "pca__components_ has shape (800000000, 320)"),
         ("truncated", "no readable .npz"),
         ("no archive", "no readable .npz"),
         ("absent", "no such file"),
@@ -241,8 +244,16 @@ def test_a_bad_file_is_named_and_never_unpickled(
         arrays["regressor__input_components_"] = arrays["regressor__input_components_"][:3]
     elif case == "nan":
         arrays["pca__mean_"][5] = np.nan
+    elif case == "bomb":
+        del arrays["pca__components_"]
     if case != "absent":
         np.savez(path, **arrays)
+    if case == "bomb":
+        header = io.BytesIO()
+        about = {"descr": "<f4", "fortran_order": False, "shape": (800_000_000, 320)}
+        np.lib.format.write_array_header_1_0(header, about)
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("pca__components_.npy", header.getvalue())
     if case == "truncated":
         path.write_bytes(path.read_bytes()[:-1000])
     elif case == "no archive":

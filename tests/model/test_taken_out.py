@@ -1,7 +1,7 @@
 """A backbone that is taken out of a model is a plain ESM-2.
 
 Models here compute as transformers does (`exact_activation=True`), so that its own classes over the same weights give
-the same bits; tests/model/test_lean_rd_esm.py has what is saved of the others.
+the same bits; tests/model/test_fused_rd_esm.py has what is saved of the others.
 """
 
 from __future__ import annotations
