@@ -36,9 +36,9 @@ def refuse(parser: argparse.ArgumentParser, args: argparse.Namespace, derived: M
         args: as it parsed them.
         derived: what it writes beside its outputs, in words.
     """
-    outputs = dict(_given(parser, args, OUTPUTS))
+    outputs = {**dict(_given(parser, args, OUTPUTS)), **derived}
     if outputs:
-        refuse_replacing({**outputs, **derived}, dict(_given(parser, args, INPUTS)))
+        refuse_replacing(outputs, dict(_given(parser, args, INPUTS)))
 
 
 def refuse_replacing(outputs: Mapping[str, str | os.PathLike], inputs: Mapping[str, str | os.PathLike]) -> None:
