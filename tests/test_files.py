@@ -237,7 +237,22 @@ def test_killed_between_note_and_rename_either_file_is_known(tmp_path: Path, mon
     workspace.refuse_changed("report.md")
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"token": 3, "written": {}}', "\x00", '{"token": "a"}'])
+TOKEN = "0" * 32
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{}", "[]", '{"token": 3, "written": {}}', "\x00", '{"token": "a"}', "[" * 100_000),
+        # What is cleared away is what begins with the token, and what is hashed is what was written.
+        '{"token": "../../*", "written": {}}',
+        *(
+            f'{{"token": "{TOKEN}", "written": {written}}}'
+            for written in ("[]", '{"../other": []}', '{"/etc/hosts": []}')
+        ),
+        f'{{"token": "{TOKEN}", "written": {{"report.md": 3}}}}',
+    ],
+)
 def test_a_record_of_somebody_elses_is_none(content: str, tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "out" / ".job", "a test")
     workspace.path.mkdir(parents=True)

@@ -36,9 +36,9 @@ def refuse(parser: argparse.ArgumentParser, args: argparse.Namespace, derived: M
         args: as it parsed them.
         derived: what it writes beside its outputs, in words.
     """
-    outputs = dict(_given(parser, args, OUTPUTS))
+    outputs = {**dict(_given(parser, args, OUTPUTS)), **derived}
     if outputs:
-        refuse_replacing({**outputs, **derived}, dict(_given(parser, args, INPUTS)))
+        refuse_replacing(outputs, dict(_given(parser, args, INPUTS)))
 
 
 def refuse_replacing(outputs: Mapping[str, str | os.PathLike], inputs: Mapping[str, str | os.PathLike]) -> None:
@@ -55,7 +55,7 @@ def refuse_replacing(outputs: Mapping[str, str | os.PathLike], inputs: Mapping[s
     """
     read = [(words, place) for words, value in inputs.items() for place in _places(value)]
     for words, place in list(read):
-        read += [(f"{one}, which {words} was made of", one) for one in _sources(place) if os.path.exists(one)]
+        read += [(f"{one}, which {words} was made of", Path(one)) for one in _sources(place) if _is_there(one)]
     for output, where in outputs.items():
         place = Path(os.path.realpath(where))
         for words, one in read:

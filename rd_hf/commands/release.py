@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
     if window is not None and window < args.batch_tokens:
         raise ValueError(f"--window-tokens {window:,} must be at least --batch-tokens {args.batch_tokens:,}")
     config = family_of(args.level, args.config)
-    output = args.output or Path(f"release-{args.repo_id.partition('/')[2]}")
+    output = args.output or _usual_output(args)
     data = args.data or [str(files("rd_hf").joinpath("data/examples/proteins_1000.fasta.gz"))]
     memory = None if args.memory is None else parse_memory(args.memory)
     skipped = set(args.skip)
@@ -188,9 +188,17 @@ def run(args: argparse.Namespace) -> None:
     release.run("compare", skipped, do_compare, print)
 
 
+def _usual_output(args: argparse.Namespace) -> Path:
+    return Path(f"release-{args.repo_id.partition('/')[2]}")
+
+
+def _derived(args: argparse.Namespace) -> dict[str, Path]:
+    return {} if args.output else {f"the usual --output {_usual_output(args)}": _usual_output(args)}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
-    return run_with_arguments(build_parser(), run, argv)
+    return run_with_arguments(build_parser(), run, argv, derived=_derived)
 
 
 if __name__ == "__main__":

@@ -115,8 +115,8 @@ def misfit(value: Any, kind: Any, name: str = "it") -> str | None:
     container = kind.container if isinstance(kind, Each) else dict
     if not isinstance(value, container):
         return f"{name} is {_short(value)} and not {'a list' if container is list else 'an object'}"
-    fields = value.items() if isinstance(value, dict) else enumerate(value)
-    for field, one in fields:
+    items: Any = value  # an object or a list, as was just seen
+    for field, one in items.items() if isinstance(items, dict) else enumerate(items):
         within = kind.kind if isinstance(kind, Each) else kind.get(field)
         if within is not None and (found := misfit(one, within, f"{name}.{field}" if name != "it" else str(field))):
             return found

@@ -68,8 +68,9 @@ def options_of(job: dict[str, Any]) -> EmbeddingOptions:
     Raises:
         ValueError: no options are so.
     """
-    chosen = {one.name: job[one.name] for one in fields(EmbeddingOptions) if one.name in job}
-    return EmbeddingOptions(**{name: tuple(one) if isinstance(one, list) else one for name, one in chosen.items()})
+    said = {one.name: job[one.name] for one in fields(EmbeddingOptions) if one.name in job}
+    options: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
+    return EmbeddingOptions(**options)
 
 
 def model_of(manifest: dict[str, Any]) -> Checkpoint:

@@ -171,14 +171,16 @@ def predictions_table(
     query_records: np.ndarray, query_ids: pa.StringArray, predictions: list[list[Prediction]]
 ) -> pa.Table:
     """One row a query and label; a query that was given none has a row without label and reliability."""
-    each = np.repeat(np.arange(len(predictions)), [max(1, len(one)) for one in predictions])
-    flat = [prediction for one in predictions for prediction in (one or [None])]
+    rows = np.repeat(np.arange(len(predictions)), [max(1, len(one)) for one in predictions])
+    flat: list[Prediction | None] = []
+    for one in predictions:
+        flat += one or [None]
     return pa.table(
         {
-            "query_record": pa.array(query_records[each], pa.int64()),
-            "query_id": query_ids.take(pa.array(each)),
-            "label": pa.array([one and one.label for one in flat], pa.string()),
-            "reliability": pa.array([one and one.reliability for one in flat], pa.float32()),
-            "neighbours": pa.array([one.neighbours if one else 0 for one in flat], pa.int32()),
+            "query_record": pa.array(query_records[rows], pa.int64()),
+            "query_id": query_ids.take(pa.array(rows)),
+            "label": pa.array([each and each.label for each in flat], pa.string()),
+            "reliability": pa.array([each and each.reliability for each in flat], pa.float32()),
+            "neighbours": pa.array([each.neighbours if each else 0 for each in flat], pa.int32()),
         }
     )

@@ -59,7 +59,7 @@ def render_ablations(
                 pair = statistics.compare(own, base)
                 cells += [signed(pair["difference"])]
                 cells += [signed_between(pair["difference_low"], pair["difference_high"])]
-                cells += [share(pair["wins"], pair["assays"]), chance(pair["p"])]
+                cells += [share(pair["wins"], len(own)), chance(pair["p"])]
             rows.append(cells)
         parts += [f"## {study}: {STUDIES[study]}", markdown_table(header, rows)]
     return "\n\n".join(parts) + "\n"

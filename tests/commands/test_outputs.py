@@ -149,6 +149,17 @@ def test_what_a_folder_was_made_of_is_an_input_of_its_readers(
     assert (tmp_path / "proteins.tsv").read_text() == "id\tsequence\n"
 
 
+def test_an_output_that_has_a_usual_name_is_looked_at_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "release-it").mkdir()
+    (tmp_path / "release-it" / "p.fasta").write_text(">a\nMKT\n")
+    words = ["release", "--level", "35M", "--repo-id", "me/it", "--data", "release-it/p.fasta"]
+    assert main(words) == 1
+    assert "the usual --output release-it is a folder that holds --data release-it/p.fasta" in capsys.readouterr().err
+
+
 def test_links_and_folders_are_looked_through(tmp_path: Path, database: Path) -> None:
     path = tmp_path / "one.tsv"
     path.write_text("x")
