@@ -152,14 +152,16 @@ def test_long_sequences(
     assert len((tmp_path / "out" / "_rejects.tsv").read_text().splitlines()) == 1 + rejected
 
 
-def test_a_job_whose_every_record_is_rejected_ends_well_and_says_so(
+def test_a_job_whose_every_record_is_rejected_is_whole_and_fails_with_the_reasons(
     embed: Embed, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "bad.fasta").write_text(">x\tq\nMK*T\n>y\n")
     outcome = embed("--model", tiny_checkpoint, "--input", tmp_path / "bad.fasta", "--output", tmp_path / "out")
-    assert outcome.status == 0
-    assert "2 records: 0 written, 2 rejected" in outcome.stdout
+    assert outcome.status == 1
+    assert "none of the 2 records could be embedded" in outcome.stderr
+    assert "record 2 (y): no residues" in outcome.stderr
     assert read(tmp_path / "out").num_rows == 0
+    assert json.loads((tmp_path / "out" / "_manifest.json").read_text())["status"] == "complete"
 
 
 def test_numbers_beyond_float16_are_rejected_not_stored_as_infinity(
@@ -169,7 +171,8 @@ def test_numbers_beyond_float16_are_rejected_not_stored_as_infinity(
     scale_tensors(model, ".directions", 1e6)
     command = ("--model", model, "--input", fasta, "--output", tmp_path / "out", "--output-dtype", "float16")
     outcome = embed(*command)
-    assert "0 written, 5 rejected" in outcome.stdout
+    assert outcome.status == 1
+    assert "none of the 5 records could be embedded" in outcome.stderr
     assert "beyond float16: use --output-dtype float32" in (tmp_path / "out" / "_rejects.tsv").read_text()
 
 
