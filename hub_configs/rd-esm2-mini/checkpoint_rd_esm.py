@@ -159,7 +159,8 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         full = config.backbones_in_checkpoint
         # Backbones are loaded below: none is built before. (A subclass need not take an argument for that.)
         config.backbones_in_checkpoint = False
-        model = info = None
+        model: Any = None
+        info: dict[str, Any] | None = None
         if config.level_index(config.level) == 0 and not config.one_pass and not config.whitening:
             # The first level has no basis, so without whitening and a head there is nothing to read of this checkpoint.
             model = cls._from_config(config, attn_implementation=kwargs.get("attn_implementation"))
@@ -195,7 +196,6 @@ class RDEsmPreTrainedModel(RDEsmSaving):
                     )
                     loaded_from(model, path, links)
                 model.config.name_or_path = model.name_or_path = path
-        assert model is not None
         assert info is not None
         mine = inspect.signature(cls.__init__).parameters.keys() & kwargs.keys()
         build = partial(cls, config, *args, **{name: kwargs[name] for name in mine})
@@ -212,9 +212,9 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         model.load_backbones(source, **weights, **hub, **(own if full else {}))
         cast_head(model, model.config.dtype)
         if adapter is not None:
-            where, name, settings = adapter
+            where, called, settings = adapter
             with reading(f"the adapter in {where}"), without_bars():
-                model.load_adapter(where, adapter_name=name, adapter_kwargs=settings)
+                model.load_adapter(where, adapter_name=called, adapter_kwargs=settings)
         return (model, info) if wants_info else model
 
     def load_backbones(

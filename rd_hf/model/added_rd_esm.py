@@ -115,7 +115,7 @@ def cast_head(model: PreTrainedModel, dtype: torch.dtype) -> None:
 def place_head(model: nn.Module, device: Any) -> dict[str, Any]:
     """Move a head to where the embedding comes out; its part of a device map."""
     placed: dict[str, Any] = {}
-    for name, tensor in head_tensors(model):  # type: ignore[arg-type]
+    for name, tensor in head_tensors(model):
         tensor.data = tensor.data.to(device)
         placed[name.split(".")[0]] = device
     return placed
@@ -146,7 +146,7 @@ def find_adapter(
     where = settings.pop("_adapter_model_path", None)
     if where is not None or looked or not is_peft_available():
         return path, None if where is None else (os.fspath(where), name, settings)
-    settings = {key: kwargs[key] for key in ("revision", "subfolder") if kwargs.get(key)}
+    settings = {str(key): kwargs[key] for key in ("revision", "subfolder") if kwargs.get(key)}
     found = find_adapter_config_file(path, **settings, **hub)
     if found is None:
         return path, None
@@ -159,7 +159,8 @@ def find_adapter(
         path = str(base)
         for key in settings:
             del kwargs[key]
-    return path, (adapter, name, {key: hub[key] for key in ("cache_dir", "token") if key in hub} | settings)
+    settings |= {str(key): hub[key] for key in ("cache_dir", "token") if key in hub}
+    return path, (adapter, name, settings)
 
 
 def weights_alone(folder: str) -> tuple[str, tempfile.TemporaryDirectory[str] | None]:
