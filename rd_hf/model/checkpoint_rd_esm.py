@@ -20,6 +20,7 @@ from .added_rd_esm import (
     head_tensors,
     loaded_from,
     place_head,
+    put_adapter,
     settle_head,
     weights_alone,
 )
@@ -31,7 +32,7 @@ from .layers_rd_esm import encoder_class, settle
 from .lean_rd_esm import make_lean
 from .placement_rd_esm import Placement
 from .saving_rd_esm import RDEsmSaving
-from .weights_rd_esm import check_loaded, reading, refuse_links, rotary_modules, set_rotary_frequencies, without_bars
+from .weights_rd_esm import check_loaded, reading, refuse_links, rotary_modules, set_rotary_frequencies
 
 # How weights are laid out; said of the backbones, since the projections are small and always float32.
 _WEIGHT_ARGUMENTS = (
@@ -212,9 +213,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         model.load_backbones(source, **weights, **hub, **(own if full else {}))
         cast_head(model, model.config.dtype)
         if adapter is not None:
-            where, called, settings = adapter
-            with reading(f"the adapter in {where}"), without_bars():
-                model.load_adapter(where, adapter_name=called, adapter_kwargs=settings)
+            put_adapter(model, *adapter)
         return (model, info) if wants_info else model
 
     def load_backbones(
