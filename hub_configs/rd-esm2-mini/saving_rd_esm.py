@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file
 
 from .added_rd_esm import is_head, refuse_adapter
@@ -116,8 +115,11 @@ class RDEsmSaving(PreTrainedModel):
             with staging(folder) as fresh_folder, without_bars():
                 for kind in type(self).__mro__[1:]:
                     if vars(kind).get("_auto_class"):
-                        # Of a subclass: who knows nothing of it loads the model that it adds to.
-                        custom_object_save(kind.__new__(kind), fresh_folder, config=self.config)
+                        # Of a subclass: its name goes into config.json, and with it the code and the entry of the model
+                        # that it adds to, which those who know nothing of it load.
+                        plain: Any = object.__new__(kind)
+                        vars(plain).update(vars(self))
+                        PreTrainedModel.save_pretrained(plain, fresh_folder, state_dict={}, variant=next(iter(parts)))
                 for variant, part in parts.items():
                     super().save_pretrained(
                         fresh_folder,

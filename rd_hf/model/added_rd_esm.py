@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, find_adapter_config_file, is_peft_available, logging
+
+from .weights_rd_esm import reading, without_bars
 
 logger = logging.get_logger(__name__)
 
@@ -112,10 +114,10 @@ def cast_head(model: PreTrainedModel, dtype: torch.dtype) -> None:
             tensor.data = tensor.data.to(dtype)
 
 
-def place_head(model: nn.Module, device: Any) -> dict[str, Any]:
+def place_head(model: PreTrainedModel, device: Any) -> dict[str, Any]:
     """Move a head to where the embedding comes out; its part of a device map."""
     placed: dict[str, Any] = {}
-    for name, tensor in head_tensors(model):  # type: ignore[arg-type]
+    for name, tensor in head_tensors(model):
         tensor.data = tensor.data.to(device)
         placed[name.split(".")[0]] = device
     return placed
@@ -146,7 +148,7 @@ def find_adapter(
     where = settings.pop("_adapter_model_path", None)
     if where is not None or looked or not is_peft_available():
         return path, None if where is None else (os.fspath(where), name, settings)
-    settings = {key: kwargs[key] for key in ("revision", "subfolder") if kwargs.get(key)}
+    settings = {str(key): kwargs[key] for key in ("revision", "subfolder") if kwargs.get(key)}
     found = find_adapter_config_file(path, **settings, **hub)
     if found is None:
         return path, None
@@ -159,7 +161,25 @@ def find_adapter(
         path = str(base)
         for key in settings:
             del kwargs[key]
-    return path, (adapter, name, {key: hub[key] for key in ("cache_dir", "token") if key in hub} | settings)
+    settings |= {str(key): hub[key] for key in ("cache_dir", "token") if key in hub}
+    return path, (adapter, name, settings)
+
+
+def put_adapter(model: PreTrainedModel, where: str, name: str, settings: dict[str, Any]) -> None:
+    """Load an adapter that `find_adapter` found onto a model with its backbones.
+
+    Raises:
+        OSError, ValueError: it cannot be had, fits no module of the model, or this release of transformers does not
+            find its weights (5.0 does not, of any model, and would start it at random).
+    """
+    with reading(f"the adapter in {where}"), without_bars():
+        found: Any = model.load_adapter(where, adapter_name=name, adapter_kwargs=settings)
+        # (Before 5.0 nothing is returned.)
+        if missing := sorted(getattr(found, "missing_keys", ())):
+            raise ValueError(
+                f"transformers {transformers.__version__} finds no weights in it for {missing[0]}: load the model from "
+                f"elsewhere and put the adapter on with PeftModel.from_pretrained, or use a newer transformers"
+            )
 
 
 def weights_alone(folder: str) -> tuple[str, tempfile.TemporaryDirectory[str] | None]:

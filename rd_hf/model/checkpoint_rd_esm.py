@@ -20,6 +20,7 @@ from .added_rd_esm import (
     head_tensors,
     loaded_from,
     place_head,
+    put_adapter,
     settle_head,
     weights_alone,
 )
@@ -38,7 +39,6 @@ from .weights_rd_esm import (
     refuse_links,
     rotary_modules,
     set_rotary_frequencies,
-    without_bars,
 )
 
 # How weights are laid out; said of the backbones, since the projections are small and always float32.
@@ -176,7 +176,8 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         config.backbones_in_checkpoint = False
         mine = inspect.signature(cls.__init__).parameters.keys() & kwargs.keys()
         build = partial(cls, config, *args, **{name: kwargs[name] for name in mine})
-        model = info = None
+        model: Any = None
+        info: dict[str, Any] | None = None
         if config.level_index(config.level) == 0 and not config.one_pass and not config.whitening:
             # The first level has no basis, so without whitening and a head there is nothing to read of this checkpoint.
             model = cls._from_config(config, attn_implementation=kwargs.get("attn_implementation"))
@@ -214,7 +215,6 @@ class RDEsmPreTrainedModel(RDEsmSaving):
                     )
                     loaded_from(model, path, links)
                 model.config.name_or_path = model.name_or_path = path
-        assert model is not None
         assert info is not None
         check_loaded(f"the bases of {path}", settle_head(model, info, path, ignore_mismatched_sizes, build))
         _check_finite(model)
@@ -229,9 +229,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         model.load_backbones(source, **weights, **hub, **(own if full else {}))
         cast_head(model, model.config.dtype)
         if adapter is not None:
-            where, name, settings = adapter
-            with reading(f"the adapter in {where}"), without_bars():
-                model.load_adapter(where, adapter_name=name, adapter_kwargs=settings)
+            put_adapter(model, *adapter)
         return (model, info) if wants_info else model
 
     def load_backbones(

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from transformers import AutoModel
 from transformers.modeling_outputs import TokenClassifierOutput
 
+from rd_hf.embedding.checkpoint import resolve
 from rd_hf.hub import load_family, save_checkpoint
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
@@ -344,6 +346,18 @@ def adapted(saved: dict[bool, Path], tmp_path_factory: pytest.TempPathFactory) -
     return {name: folder / name for name in ("alone", "bases", "full", "expected.pt")}
 
 
+readable = pytest.mark.skipif(
+    transformers.__version__.startswith("5.0."), reason="this release finds no adapter's weights, of EsmModel neither"
+)
+
+
+@pytest.mark.skipif(not transformers.__version__.startswith("5.0."), reason="other releases find them")
+def test_an_adapter_whose_weights_the_library_does_not_find_is_an_error(adapted: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match=r"the adapter in .*: transformers 5\.0.* finds no weights in it for"):
+        RDEsmModel.from_pretrained(adapted["full"])
+
+
+@readable
 @pytest.mark.parametrize("where", ["alone", "bases", "full"])
 @pytest.mark.parametrize("loader", ["AutoModel", "RDEsmModel"])
 def test_an_adapter_is_loaded_with_what_it_belongs_to(adapted: dict[str, Path], where: str, loader: str) -> None:
@@ -355,6 +369,7 @@ def test_an_adapter_is_loaded_with_what_it_belongs_to(adapted: dict[str, Path], 
     assert list(model.peft_config) == ["default" if loader == "AutoModel" else "mine"]
 
 
+@readable
 def test_it_goes_onto_the_levels_that_were_loaded(saved: dict[bool, Path], adapted: dict[str, Path]) -> None:
     model = RDEsmModel.from_pretrained(adapted["full"], level="L0")
     assert torch.equal(embedding(model), torch.load(adapted["expected.pt"])[..., : WIDTHS[0]])
@@ -362,6 +377,19 @@ def test_it_goes_onto_the_levels_that_were_loaded(saved: dict[bool, Path], adapt
         RDEsmModel.from_pretrained(adapted["full"], sequential=True)
     onto = PeftModel.from_pretrained(RDEsmModel.from_pretrained(saved[False]), adapted["alone"])
     assert torch.equal(embedding(onto), torch.load(adapted["expected.pt"]))
+
+
+@readable
+def test_another_strength_of_the_adapter_is_another_model(adapted: dict[str, Path], tmp_path: Path) -> None:
+    """To jobs that go on: its weights and its settings."""
+    shutil.copytree(adapted["full"], tmp_path / "model")
+    before = resolve(tmp_path / "model").fingerprint
+    path = tmp_path / "model" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 64}))
+    assert resolve(tmp_path / "model").fingerprint != before
+    assert not torch.equal(
+        embedding(RDEsmModel.from_pretrained(tmp_path / "model")), torch.load(adapted["expected.pt"])
+    )
 
 
 def test_an_adapter_beside_a_backbone_is_not_looked_for(saved: dict[bool, Path], tmp_path: Path) -> None:
