@@ -44,7 +44,8 @@ class InPlaceOf:
     library: ClassVar[Any]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        twin = memo[id(self)] = nn.Module.__new__(type(self))  # type: ignore[arg-type]
+        twin: Any = object.__new__(type(self))
+        memo[id(self)] = twin
         twin.__setstate__(copy.deepcopy(self.__dict__, memo))
         return twin
 
@@ -53,7 +54,7 @@ class InPlaceOf:
 
 
 @functools.cache
-def in_place_of(library: type[nn.Module], mixin: type[InPlaceOf]) -> type[nn.Module]:
+def in_place_of(library: Any, mixin: Any) -> type[nn.Module]:
     """The class of the library's, by its name and with `mixin` before it.
 
     (By its name device maps and checkpointing know it.)
