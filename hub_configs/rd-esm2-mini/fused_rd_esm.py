@@ -164,7 +164,7 @@ def fuse_layers(backbone: nn.Module) -> None:
             fused = FusedRotary
         if fused is None or issubclass(library, InPlaceOf) or not _is_shipped(library.forward):
             continue
-        module.__class__ = in_place_of(library, fused)
+        module.__class__ = in_place_of(library, fused)  # type: ignore[arg-type]
         placed = vars(module).get("_old_forward")
         if getattr(placed, "__func__", None) is library.forward:
             # Placed by a device map: accelerate calls what it found, from a method of its own.

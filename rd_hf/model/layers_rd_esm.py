@@ -92,7 +92,7 @@ def watch_layers(backbone: PreTrainedModel) -> None:
     """Let `states_after` ask for states within; what the backbone computes for others is unchanged."""
     for number, layer in enumerate(stack_of(backbone), start=1):
         if not isinstance(layer, _Watched):
-            layer.__class__ = in_place_of(type(layer), _Watched)
+            layer.__class__ = in_place_of(type(layer), _Watched)  # type: ignore[arg-type]
         layer.depth = number  # type: ignore[assignment]
 
 
