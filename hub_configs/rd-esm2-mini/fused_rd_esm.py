@@ -164,11 +164,11 @@ def fuse_layers(backbone: nn.Module) -> None:
             fused = FusedRotary
         if fused is None or issubclass(library, InPlaceOf) or not _is_shipped(library.forward):
             continue
-        module.__class__ = in_place_of(library, fused)  # type: ignore[assignment]
+        module.__class__ = in_place_of(library, fused)  # type: ignore[arg-type]
         placed = vars(module).get("_old_forward")
         if getattr(placed, "__func__", None) is library.forward:
             # Placed by a device map: accelerate calls what it found, from a method of its own.
-            module._old_forward = MethodType(type(module).forward, module)  # type: ignore[assignment, arg-type]
+            module._old_forward = MethodType(type(module).forward, module)  # type: ignore[assignment]
 
 
 def _runs_as_written() -> bool:
@@ -254,7 +254,7 @@ def _is_one_call(block: Any, states: torch.Tensor) -> bool:
     )
 
 
-def _is_ordinary(tensor: Any, kind: type = torch.Tensor) -> bool:
+def _is_ordinary(tensor: Any, kind: Any = torch.Tensor) -> bool:
     """Whether a tensor is numbers in memory, float32, and stands for nothing else."""
     return bool(
         type(tensor) is kind and tensor.is_cpu and tensor.dtype is torch.float32 and tensor.layout is torch.strided

@@ -44,7 +44,8 @@ class InPlaceOf:
     library: ClassVar[Any]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        twin = memo[id(self)] = nn.Module.__new__(type(self))  # type: ignore[arg-type]
+        twin: Any = object.__new__(type(self))
+        memo[id(self)] = twin
         twin.__setstate__(copy.deepcopy(self.__dict__, memo))
         return twin
 
@@ -53,7 +54,7 @@ class InPlaceOf:
 
 
 @functools.cache
-def in_place_of(library: type[nn.Module], mixin: type[InPlaceOf]) -> type[nn.Module]:
+def in_place_of(library: Any, mixin: Any) -> type[nn.Module]:
     """The class of the library's, by its name and with `mixin` before it.
 
     (By its name device maps and checkpointing know it.)
@@ -91,7 +92,7 @@ def watch_layers(backbone: PreTrainedModel) -> None:
     """Let `states_after` ask for states within; what the backbone computes for others is unchanged."""
     for number, layer in enumerate(stack_of(backbone), start=1):
         if not isinstance(layer, _Watched):
-            layer.__class__ = in_place_of(type(layer), _Watched)
+            layer.__class__ = in_place_of(type(layer), _Watched)  # type: ignore[arg-type]
         layer.depth = number  # type: ignore[assignment]
 
 

@@ -548,4 +548,6 @@ def test_what_once_was_lost(name: str, size: str) -> None:
     family, acts, mode = NAMED[name]
     if family not in FAMILIES:
         pytest.skip("this release has no ESM-C")
+    if mode is traced and hasattr(modeling_esm, "RotaryEmbedding"):
+        pytest.skip("what this release keeps from one call to the next is another graph")
     assert not isinstance(check(family, acts, mode, size), str)

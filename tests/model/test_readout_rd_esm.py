@@ -125,7 +125,9 @@ def test_packed_equals_padded_and_sequential_equals_resident(checkpoint: Path, m
 @torch.no_grad()
 def test_it_compiles_into_one_graph(model: RDEsmModel) -> None:
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    assert torch.equal(compiled(IDS, IDS.ne(1).long()).last_hidden_state, model(IDS).last_hidden_state)
+    # (A compiler is given the library's own activation, which rounds otherwise.)
+    found = compiled(IDS, IDS.ne(1).long()).last_hidden_state
+    torch.testing.assert_close(found, model(IDS).last_hidden_state, atol=1e-4, rtol=1e-4)
 
 
 def test_it_survives_pickling_and_copies_of_its_output(model: RDEsmModel) -> None:

@@ -95,7 +95,8 @@ def test_it_compiles_whole(model: RDEsmModel) -> None:
     expected = whitened(model)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.inference_mode():
-        assert torch.equal(compiled(IDS).nested("L2", whiten=True), expected)
+        # (A compiler is given the library's own activation, which rounds otherwise; whitening divides.)
+        torch.testing.assert_close(compiled(IDS).nested("L2", whiten=True), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_without_statistics_nothing_is_there_and_asking_is_a_sentence(tmp_path: Path) -> None:
