@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rd_hf.model.windows_rd_esm import MAX_RESIDUES, OVERLAP
+from rd_hf.model.windows_rd_esm import MAX_RESIDUES as MAX_RESIDUES
+from rd_hf.model.windows_rd_esm import OVERLAP as OVERLAP
 
 POOLINGS = ("mean", "max", "cls", "residue", "positions")
 MODEL_DTYPES = ("float32", "bfloat16", "float16", "auto")

@@ -83,6 +83,8 @@ def render_card(
         limits=_limits(config),
         lossless=config.is_lossless and len(config.levels) > 1,
         whitening=_whitening(config),
+        pinned=all(entry["revision"] for entry in config.levels),
+        max_residues=f"{config.max_residues:,}",
     )
     return str(card)
 

@@ -225,7 +225,9 @@ def check_entry(where: str, entry: Any) -> None:
         )
     for field, what in _REFUSED.items():
         if backbone.get(field):
-            raise ValueError(f"the backbone of level {entry['name']} is {what} ({field}), which this version cannot build")
+            raise ValueError(
+                f"the backbone of level {entry['name']} is {what} ({field}), which this version cannot build"
+            )
     if backbone.get("hidden_act", "gelu") not in _ACTIVATIONS:
         raise wrong(f"{where}.backbone.hidden_act", " or ".join(_ACTIVATIONS), backbone["hidden_act"])
     _check_rotary(f"{where}.backbone.rope_parameters", backbone.get("rope_parameters"))

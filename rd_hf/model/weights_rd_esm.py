@@ -117,11 +117,18 @@ def check_sizes(what: str, backbone: Mapping[str, Any], depth: int, shapes: Mapp
     if depth > len(shapes):
         raise ValueError(f"{what}: config.json says that it has {depth:,} layers, and its weights are {len(shapes):,}")
     widest = max((size for shape in shapes.values() for size in shape), default=0)
-    for field in ("hidden_size", "vocab_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"):
+    for field in (
+        "hidden_size",
+        "vocab_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+    ):
         if backbone.get(field, 0) > widest:
             raise ValueError(
-                f"{what}: config.json says {field} {backbone[field]:,}, and none of its weights has a side of more than "
-                f"{widest:,}; check that config, revision and weights belong together, or fetch them again"
+                f"{what}: config.json says {field} {backbone[field]:,}, and none of its weights has a side of more "
+                f"than {widest:,}; check that config, revision and weights belong together, or fetch them again"
             )
 
 

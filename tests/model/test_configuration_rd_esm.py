@@ -139,7 +139,10 @@ WRONG = [
     (with_backbone(max_position_embeddings=1e3), r"levels\[0\]\.backbone\.max_position_embeddings .* not 1000\.0"),
     (with_backbone(pad_token_id=33), r"levels\[0\]\.backbone\.pad_token_id .* a token id below 33, not 33"),
     (with_backbone(mask_token_id="<mask>"), r"levels\[0\]\.backbone\.mask_token_id .* not '<mask>'"),
-    (with_backbone(layer_norm_eps="1e-5"), r"levels\[0\]\.backbone\.layer_norm_eps .* must be a finite number, not '1e-5'"),
+    (
+        with_backbone(layer_norm_eps="1e-5"),
+        r"levels\[0\]\.backbone\.layer_norm_eps .* must be a finite number, not '1e-5'",
+    ),
     (with_backbone(layer_norm_eps=float("nan")), r"backbone\.layer_norm_eps .* must be a finite number, not nan"),
     (with_backbone(layer_norm_eps=-1), r"backbone\.layer_norm_eps .* must be a number above 0, not -1"),
     (with_backbone(hidden_dropout_prob=5.0), r"backbone\.hidden_dropout_prob .* a number from 0 to 1, not 5\.0"),
