@@ -243,15 +243,15 @@ class RDEsmModel(RDEsmPreTrainedModel):
             output_hidden_states, output_attentions, return_dict (`bool`, *optional*): as in transformers.
             packing: `long_input`, by default the config's: what becomes of a sequence of more than `max_residues`
                 residues, `"error"`, `"window"` or `"whole"`. And `cu_seq_lens_q`, `cu_seq_lens_k` (int32,
-                `(sequences + 1,)`: where each sequence starts, and the end), `max_length_q` and `max_length_k`, for sequences (each with its cls and eos) that share one row
-                of `input_ids` without padding, `(1, length)`. `position_ids`, which
-                `DataCollatorWithFlattening` makes too, follow from them and are not read.
+                `(sequences + 1,)`: where each sequence starts, and the end), `max_length_q` and `max_length_k`, for
+                sequences (each with its cls and eos) that share one row of `input_ids` without padding, `(1, length)`.
+                `position_ids`, which `DataCollatorWithFlattening` makes too, follow from them and are not read.
 
         Raises:
             ValueError: unknown level; the backbones are not there; in eval mode, `<unk>` among the tokens; a sequence
                 longer than `max_residues` or than a backbone's table of positions; or a packed row where sequences
-                would see each other: attention other than `rd_esm_packed` or flash attention, or `<mask>` tokens, which token dropout
-                counts over the whole row.
+                would see each other: attention other than `rd_esm_packed` or flash attention, or `<mask>` tokens,
+                which token dropout counts over the whole row.
         """
         if not self.training:
             # Training may replace residues by tokens at random.
