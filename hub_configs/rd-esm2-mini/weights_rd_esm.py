@@ -127,8 +127,8 @@ def check_sizes(what: str, backbone: Mapping[str, Any], depth: int, shapes: Mapp
     ):
         if backbone.get(field, 0) > widest:
             raise ValueError(
-                f"{what}: config.json says {field} {backbone[field]:,}, and none of its weights has a side of more than "
-                f"{widest:,}; check that config, revision and weights belong together, or fetch them again"
+                f"{what}: config.json says {field} {backbone[field]:,}, and none of its weights has a side of more "
+                f"than {widest:,}; check that config, revision and weights belong together, or fetch them again"
             )
 
 

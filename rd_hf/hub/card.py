@@ -91,6 +91,8 @@ def render_card(
         limits=[*_lengths(config), *_limits(config, full, license)],
         lossless=config.is_lossless and len(config.levels) > 1,
         whitening=_whitening(config),
+        pinned=all(entry["revision"] for entry in config.levels),
+        max_residues=f"{config.max_residues:,}",
     )
     text = str(card)
     return _STAMP.sub(rf"\g<1>{_digest(text)}\g<3>", text, count=1)

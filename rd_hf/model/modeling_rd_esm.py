@@ -267,17 +267,17 @@ class RDEsmModel(RDEsmPreTrainedModel):
             level (`str`, *optional*): name of the level, by default the largest that was loaded.
             output_backbone_states (`bool`): also return each backbone's own final hidden state.
             output_hidden_states, output_attentions, return_dict (`bool`, *optional*): as in transformers.
-            packing: `long_input` (`str`, by default the config's), what becomes of a sequence of more than the config's
-                `max_residues` residues: `"error"`, `"window"` or `"whole"`. And `cu_seq_lens_q`, `cu_seq_lens_k` (int32, `(sequences + 1,)`: where each sequence starts, and the
-                end), `max_length_q` and `max_length_k`, for sequences (each with its cls and eos) that share one row
-                of `input_ids` without padding, `(1, length)`. `position_ids`, which
-                `DataCollatorWithFlattening` makes too, follow from them and are not read.
+            packing: `long_input`, by default the config's: what becomes of a sequence of more than `max_residues`
+                residues, `"error"`, `"window"` or `"whole"`. And `cu_seq_lens_q`, `cu_seq_lens_k` (int32,
+                `(sequences + 1,)`: where each sequence starts, and the end), `max_length_q` and `max_length_k`, for
+                sequences (each with its cls and eos) that share one row of `input_ids` without padding, `(1, length)`.
+                `position_ids`, which `DataCollatorWithFlattening` makes too, follow from them and are not read.
 
         Raises:
             ValueError: unknown level; the backbones are not there; in eval mode, `<unk>` among the tokens; a sequence
-                longer than `max_residues` or than a backbone's table of positions; or a packed row where sequences would see each other:
-                attention other than `rd_esm_packed` or flash attention, or `<mask>` tokens, which token dropout
-                counts over the whole row.
+                longer than `max_residues` or than a backbone's table of positions; or a packed row where sequences
+                would see each other: attention other than `rd_esm_packed` or flash attention, or `<mask>` tokens,
+                which token dropout counts over the whole row.
         """
         # Wrappers pass on what they were not given (PEFT: inputs_embeds, labels, start_positions, ...).
         packing = {name: value for name, value in packing.items() if value is not None}

@@ -17,6 +17,7 @@ from transformers import AutoModel, EsmConfig, EsmModel
 
 from rd_hf.families import ESM2, esm2_backbone
 from rd_hf.hub import load_family, save_checkpoint
+from rd_hf.hub.card import render_card
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from tests.conftest import REPOSITORY, backbone_settings, random_model
@@ -337,3 +338,22 @@ def test_bases_at_esm2s_real_widths_are_small_and_exact(tmp_path: Path) -> None:
     print(f"bases up to 650M: {size:,} bytes")
     assert size < 25e6
     assert torch.equal(output(RDEsmModel.from_pretrained(folder)), output(model))
+
+
+@pytest.mark.parametrize(
+    ("revision", "full", "said"),
+    [
+        ("0" * 40, False, "at the commit that the bases were fitted with;"),
+        (None, False, "at the commit that stands beside it below, or where none does as that repo is on the day;"),
+        (None, True, "reads the files of the levels up to that one only"),
+    ],
+)
+def test_the_card_says_where_backbones_come_from_and_what_long_sequences_are(
+    revision: str | None, full: bool, said: str
+) -> None:
+    entry = {"name": "S", "backbone": backbone_settings(32), "repo_id": "lab/s", "revision": revision}
+    config = RDEsmConfig(levels=[entry], backbones_in_checkpoint=full, max_residues=1500)
+    card = " ".join(render_card(config, repo_id="me/x", full=full).split())
+    assert said in card
+    assert "more than 1,500 residues is embedded in overlapping windows by `SentenceTransformer`" in card
+    assert 'unless loaded with `long_input="window"`' in card

@@ -75,7 +75,10 @@ def test_a_foreign_file_that_would_be_replaced_is_refused_unchanged(name: str, t
     assert snapshot(folder) == before
 
 
-@pytest.mark.parametrize("name", ["vocab.txt", "README.md", "modules.json", "fit_report.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "name",
+    ["vocab.txt", "README.md", "modules.json", "sentence_bert_config.json", "fit_report.json", "tokenizer_config.json"],
+)
 def test_what_only_a_whole_checkpoint_would_replace(name: str, tmp_path: Path) -> None:
     folder = put(tmp_path / "theirs", name)
     before = snapshot(folder)

@@ -10,7 +10,7 @@ from tests.conftest import REPOSITORY
 from tests.hub.conftest import World
 
 BASES_ONLY = {
-    *("README.md", "config.json", "modules.json"),
+    *("README.md", "config.json", "modules.json", "sentence_bert_config.json"),
     *(path.name for path in (REPOSITORY / "rd_hf" / "model").glob("*_rd_esm.py")),
     *("model.safetensors", "tokenizer.json", "vocab.txt", "tokenizer_config.json", "fit_report.json", "fit_report.png"),
 }

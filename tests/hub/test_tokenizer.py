@@ -17,8 +17,10 @@ from transformers import AutoTokenizer, EsmTokenizer, pipeline
 
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence, encode
 from rd_hf.embedding import Embedder
+from rd_hf.hub.card import render_card
 from rd_hf.hub.tokenizer import build_tokenizer
 from rd_hf.model.modeling_rd_esm import RDEsmModel, ResiduePooling
+from tests.conftest import backbone_settings
 
 SEQUENCES = {
     "as it is": "MKTAYIAKQR",
@@ -199,6 +201,28 @@ def test_the_awkward_files(shared_data: Path, sentence_transformer: Any, embedde
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     print(f"{taken} records equal, {rejected} refused")
     assert (taken, rejected) == (106, 4)
+
+
+# -- what the card says of it --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "text", "letters"),
+    [
+        ("takes lower case too", "mkTa", "MKTA"),
+        ("reads J as X", "MJTj", "MXTX"),
+        ("drops gaps (`-` and `.`), white space and stops (`*`) at the end", "-M.K T\n*", "MKT"),
+        ("X, B, Z, U, O are residues", "XBZUO", "XBZUO"),
+        ("any other character is refused", "MK1", None),
+        ("any other character is refused", "M*K", None),
+    ],
+)
+def test_the_card_says_what_the_tokenizer_does(words: str, text: str, letters: str | None, tokenizer: Any) -> None:
+    config = RDEsmModel.config_class(levels=[{"name": "S", "backbone": backbone_settings(32)}])
+    card = " ".join(render_card(config, repo_id="me/x", full=True).split())
+    assert words in card
+    ids = tokenizer(text)["input_ids"]
+    assert 3 in ids if letters is None else ids == encode(letters).tolist()
 
 
 # -- tokenizers that do not clean ---------------------------------------------------------------------------------

@@ -86,14 +86,15 @@ def test_weights_that_are_to_be_quantised_are_refused(changed: Change) -> None:
             load(folder)
 
 
-def test_a_field_of_a_backbone_that_is_not_known_is_named(changed: Change, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_field_of_a_backbone_that_is_not_known_is_named(changed: Change) -> None:
     heard: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rd_hf.model.configuration_rd_esm.logger.warning", heard.append)
         RDEsmConfig.from_pretrained(changed({"layer_types": ["x"], "vocab_list": None, "use_cache": True}))
     assert len(heard) == 1
     assert "backbone of level L1 has fields in config.json that this version does not know" in heard[0]
-    assert "layer_types" in heard[0] and "vocab_list" not in heard[0] and "use_cache" not in heard[0]
+    assert "layer_types" in heard[0]
+    assert not {"vocab_list", "use_cache"} & set(heard[0].replace(";", ",").split(", "))
 
 
 # -- sizes ------------------------------------------------------------------------------------------------------------
@@ -148,7 +149,7 @@ def test_a_checkpoint_of_the_hub_names_no_folder_of_this_machine(
     config.backbones_in_checkpoint = False
     config.levels[0]["repo_id"] = place.format(folder=tiny_checkpoint)
     monkeypatch.setattr(checkpoint_rd_esm, "commit_of", lambda *_: "0" * 40)
-    with pytest.raises(ValueError, match="me/nested on the Hub takes the backbone of level L0 from .*no Hub id"):
+    with pytest.raises(ValueError, match=r"me/nested on the Hub takes the backbone of level L0 from .*no Hub id"):
         RDEsmModel.from_pretrained("me/nested", config=config, level="L0")
 
 

@@ -145,7 +145,7 @@ def test_windows_are_cut_of_padding_on_either_side(small: RDEsmModel) -> None:
         right = small(ids, mask, long_input="window").last_hidden_state
         left = small(*turned, long_input="window").last_hidden_state
         assert torch.equal(torch.roll(left[0], -35, dims=0), right[0])
-        with pytest.raises(ValueError, match="row 2 of input_ids has 95 tokens.*begin with <cls>"):
+        with pytest.raises(ValueError, match=r"row 2 of input_ids has 95 tokens.*begin with <cls>"):
             small(*collate_without_ends([protein(3), protein(95)]), long_input="window")
         with pytest.raises(ValueError, match="attentions of windows are not those of a sequence"):
             small(ids, mask, long_input="window", output_attentions=True)
