@@ -14,6 +14,7 @@ from rd_hf.__main__ import main
 from rd_hf.evaluation.embeddings import load_family
 from rd_hf.hub.checkpoint import save_checkpoint
 from rd_hf.hub.push import PushedModelDiffersError, compare_with_hub, plan_push
+from rd_hf.model.modeling_rd_esm import RDEsmModel
 from rd_hf.trust import earlier_code, missing_code, refuse_foreign_code, strange_code, this_code
 from tests.conftest import EXAMPLE_FASTA, random_model
 
@@ -164,3 +165,13 @@ def test_the_check_after_a_push_runs_nothing_that_was_fetched(
             compare_with_hub(folder, str(pushed), "main")
     assert not loot.exists()
     assert os.environ["HF_TOKEN"] == "hf_secret"
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_a_models_own_push_publishes_no_pointer_either(folder: Path, file: str, tmp_path: Path) -> None:
+    """model.push_to_hub(), which goes by what was saved and what lies beside the model."""
+    put(folder, file, auto_map={"AutoTokenizer": ["evil/code--tokenizer.Tokenizer", None]})
+    model = RDEsmModel.from_pretrained(folder)
+    model.save_pretrained(tmp_path / "saved")
+    with pytest.raises(ValueError, match=rf"{file} names code in another repo \(evil/code--tokenizer.Tokenizer\)"):
+        model._upload_modified_files(tmp_path / "saved", "me/model", {})

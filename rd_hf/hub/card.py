@@ -148,7 +148,9 @@ def _plain(value: Any) -> str:
 
 def _code(value: Any) -> str:
     """The same between backticks."""
-    return f"`{''.join(letter for letter in ' '.join(str(value).split()) if letter.isprintable()).replace('`', chr(39))}`"
+    return (
+        f"`{''.join(letter for letter in ' '.join(str(value).split()) if letter.isprintable()).replace('`', chr(39))}`"
+    )
 
 
 def _license_of_repo(config: RDEsmConfig, full: bool, bases: str) -> str:

@@ -23,7 +23,7 @@ from rd_hf.trust import missing_code, refuse_foreign_code, strange_code
 WEIGHTS = ("model.safetensors", "model.*.safetensors", "model.safetensors.index*.json")
 # What a loaded model depends on beside its weights.
 COMPARED = (
-    *("config.json", "*_rd_esm.py", "modules.json"),
+    *("config.json", "*_rd_esm.py", "modules.json", "sentence_bert_config.json"),
     *("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
 # What a repo of this project is made of; anything else in the folder stays at home.

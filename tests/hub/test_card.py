@@ -50,7 +50,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 def edit(path: Path) -> str:
     """What a user changes: front matter, a paragraph, a figure in a table."""
     text = path.read_text()
-    text = text.replace("license: unknown\n", "license: apache-2.0\nlanguage: en\n").replace("## Use", "Mine.\n\n## Use")
+    text = text.replace("license: unknown\n", "license: apache-2.0\nlanguage: en\n").replace(
+        "## Use", "Mine.\n\n## Use"
+    )
     path.write_text(text)
     return text
 

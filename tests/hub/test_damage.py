@@ -130,7 +130,9 @@ def test_the_same_holds_of_bin_files_and_caches_without_links(tmp_path: Path) ->
     path = tmp_path / "models--me--model" / "snapshots" / ("0" * 40) / "pytorch_model.bin"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"PK no more")
-    with pytest.raises(ValueError, match=rf"is damaged or was never weights .*: delete {re.escape(str(path))}, so that"):
+    with pytest.raises(
+        ValueError, match=rf"is damaged or was never weights .*: delete {re.escape(str(path))}, so that"
+    ):
         read_bin(str(path))
 
 

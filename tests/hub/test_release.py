@@ -124,7 +124,9 @@ def test_a_stage_is_done_again_with_other_options_and_what_follows_it_too(tmp_pa
         release = Release(tmp_path, {"data": ["a"]})
         options: dict[str, dict[str, Any]] = {"judge": {"least_r2": least_r2}, "push": {"license": license}}
         for stage in ("fetch", "judge", "push", "compare"):
-            release.run(stage, set(), lambda stage=stage: did.append(stage) or {}, lambda _: None, **options.get(stage, {}))
+            release.run(
+                stage, set(), lambda stage=stage: did.append(stage) or {}, lambda _: None, **options.get(stage, {})
+            )
         return list(did)
 
     assert run("mit", 0.5) == ["fetch", "judge", "push", "compare"]
@@ -139,7 +141,9 @@ def test_a_stage_is_done_again_with_other_options_and_what_follows_it_too(tmp_pa
     assert run("apache-2.0", 0.6) == ["judge", "push", "compare"]
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"settings": 3, "stages": {}}', '{"settings": {}, "stages": {"fit": 1}}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"settings": 3, "stages": {}}', '{"settings": {}, "stages": {"fit": 1}}']
+)
 def test_a_damaged_record_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "release.json").write_text(content)
     with pytest.raises(InputError, match=r"release.json is no record of a publication .*: move it elsewhere"):
