@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rd_hf.__main__ import main
 from rd_hf.evaluation.embeddings import load_family
@@ -158,8 +161,20 @@ def test_the_check_after_a_push_runs_nothing_that_was_fetched(
         put(pushed, "config.json", auto_map={"AutoModel": EVIL})
     if spoil == "weights":
         random_model([32, 48], seed=1).save_pretrained(pushed)
+    held: list[weakref.ref[torch.nn.Module]] = []
+    load = RDEsmModel._load_backbone
+
+    def watched(model: RDEsmModel, *args: Any, **settings: Any) -> Any:
+        gc.collect()
+        assert not any(one() is not None for one in held), "one backbone at a time"
+        backbone = load(model, *args, **settings)
+        held.append(weakref.ref(backbone))
+        return backbone
+
+    monkeypatch.setattr(RDEsmModel, "_load_backbone", watched)
     if spoil == "nothing":
         assert compare_with_hub(folder, str(pushed), "main") == ["L0", "L1"]
+        assert len(held) >= 4
     else:
         with pytest.raises(PushedModelDiffersError, match="should not be used"):
             compare_with_hub(folder, str(pushed), "main")

@@ -33,7 +33,7 @@ from jinja2 import TemplateError
 from rd_hf.bases.chain import FitReport
 from rd_hf.families import named_config
 from rd_hf.files import explained, replacing, write_json, write_text
-from rd_hf.hub.card import GENERATED, PLACEHOLDER_OWNER, is_generated, read_card, render_card, renamed, stated_license
+from rd_hf.hub.card import GENERATED, PLACEHOLDER_OWNER, is_generated, read_card, renamed, render_card, stated_license
 from rd_hf.hub.tokenizer import save_tokenizer
 from rd_hf.model.alphabet_rd_esm import check_alphabet
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
