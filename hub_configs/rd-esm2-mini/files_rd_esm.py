@@ -129,9 +129,7 @@ def find_weights(
             # Releases before 5.0 believe the index, and leave what it promises in vain as it was drawn at random.
             absent = sorted(key for key, shard in weight_map.items() if shard == file and key not in found)
             if absent:
-                raise ValueError(
-                    f"{path} says that {file} holds {absent[0]}, and it does not: {fetch_again(path)}"
-                )
+                raise ValueError(f"{path} says that {file} holds {absent[0]}, and it does not: {fetch_again(path)}")
         return WeightFiles(folder, names, safetensors)
     if trouble is not None:
         raise trouble
