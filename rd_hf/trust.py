@@ -83,7 +83,7 @@ def missing_code(folder: str | Path) -> list[str]:
 @cache
 def this_code() -> dict[str, str]:
     """SHA-256 of each code file of this version."""
-    return {path.name: _digest(path) for path in (Path(__file__).parent / "model").glob(CODE)}
+    return {path.name: _digest(path) for path in sorted((Path(__file__).parent / "model").glob(CODE))}
 
 
 @cache

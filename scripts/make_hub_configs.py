@@ -2,6 +2,7 @@
 
     python scripts/make_hub_configs.py             write them all
     python scripts/make_hub_configs.py --check     say whether they are what this command would write
+    python scripts/make_hub_configs.py --released  note this version's code as published, before the version moves on
 
 All come from one description of the families, rd_hf/families.py. Each holds a config.json alone: the backbones
 are fetched by rd-hf fit, which adds bases, code, tokenizer and card. The shipped mini family, which is a
@@ -26,11 +27,24 @@ def config_text(name: str) -> str:
     return json.dumps(fields, indent=2, sort_keys=True) + "\n"
 
 
+def note_release() -> None:
+    """Add this version's code to what folders of earlier versions may hold, rd_hf/earlier_code.json."""
+    import rd_hf
+    from rd_hf.files import write_json
+    from rd_hf.trust import earlier_code, this_code
+
+    write_json(Path(rd_hf.__file__).parent / "earlier_code.json", earlier_code() | {rd_hf.__version__: this_code()})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("hub_configs"), help="folder of the folders (hub_configs)")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a file is another")
+    parser.add_argument("--released", action="store_true", help="note this version's code as published; nothing else")
     args = parser.parse_args()
+    if args.released:
+        note_release()
+        return
     # Imported here, so that --help and typing errors are answered at once.
     import rd_hf.model.configuration_rd_esm
     from rd_hf.families import NAMED

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rd_hf.__main__ import main
 from rd_hf.evaluation.embeddings import load_family
 from rd_hf.hub.checkpoint import save_checkpoint
 from rd_hf.hub.push import PushedModelDiffersError, compare_with_hub, plan_push
+from rd_hf.model.modeling_rd_esm import RDEsmModel
 from rd_hf.trust import earlier_code, missing_code, refuse_foreign_code, strange_code, this_code
 from tests.conftest import EXAMPLE_FASTA, random_model
 
@@ -157,10 +161,32 @@ def test_the_check_after_a_push_runs_nothing_that_was_fetched(
         put(pushed, "config.json", auto_map={"AutoModel": EVIL})
     if spoil == "weights":
         random_model([32, 48], seed=1).save_pretrained(pushed)
+    held: list[weakref.ref[torch.nn.Module]] = []
+    load = RDEsmModel._load_backbone
+
+    def watched(model: RDEsmModel, *args: Any, **settings: Any) -> Any:
+        gc.collect()
+        assert not any(one() is not None for one in held), "one backbone at a time"
+        backbone = load(model, *args, **settings)
+        held.append(weakref.ref(backbone))
+        return backbone
+
+    monkeypatch.setattr(RDEsmModel, "_load_backbone", watched)
     if spoil == "nothing":
         assert compare_with_hub(folder, str(pushed), "main") == ["L0", "L1"]
+        assert len(held) >= 4
     else:
         with pytest.raises(PushedModelDiffersError, match="should not be used"):
             compare_with_hub(folder, str(pushed), "main")
     assert not loot.exists()
     assert os.environ["HF_TOKEN"] == "hf_secret"
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_a_models_own_push_publishes_no_pointer_either(folder: Path, file: str, tmp_path: Path) -> None:
+    """model.push_to_hub(), which goes by what was saved and what lies beside the model."""
+    put(folder, file, auto_map={"AutoTokenizer": ["evil/code--tokenizer.Tokenizer", None]})
+    model = RDEsmModel.from_pretrained(folder)
+    model.save_pretrained(tmp_path / "saved")
+    with pytest.raises(ValueError, match=rf"{file} names code in another repo \(evil/code--tokenizer.Tokenizer\)"):
+        model._upload_modified_files(tmp_path / "saved", "me/model", {})

@@ -5,11 +5,12 @@
     rd-hf release --level 3B --repo-id rohitsinghlab/rd-esm2-3B-published --from-published
 
 --plan answers first and fetches nothing: bytes to download, disk, peak memory with and without --window-tokens, FLOP,
-and hours at a rate that it measures here in a few seconds. A run that cannot fit is refused before the download, and
-one without a login before the hours.
+hours at a rate that it measures here in a few seconds, and whether it fits. A run that does not fit is refused before
+the download, and one without a login before the hours.
 
 Backbones come from the Hub at their pinned commits. The bases are fitted on the 1,000 proteins that the package
-carries unless --data says otherwise. A run that was stopped goes on with the same command; --skip leaves stages out.
+carries unless --data says otherwise. A run that was stopped goes on with the same command: a fit of other content is
+refused then, and stages are done again where --least-r2, --license or --private is another. --skip leaves stages out.
 --from-published publishes the first publication's bases instead of fitting new ones.
 """
 

@@ -141,18 +141,20 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.strip().encode()).hexdigest()[:16]
 
 
+def _one_line(value: Any) -> str:
+    return "".join(letter for letter in " ".join(str(value).split()) if letter.isprintable())
+
+
 def _plain(value: Any) -> str:
     """A text from a config, a report or another's card as a part of a line of Markdown, or of a cell of a table."""
-    text = "".join(letter for letter in " ".join(str(value).split()) if letter.isprintable())
+    text = _one_line(value)
     # Backticks stay: a part in code is code, and a cell of a table ends at a bar whatever is around it.
     return re.sub(r"([\\*_\[\]<>|])", r"\\\1", text if len(text) <= 100 else f"{text[:100]} ...")
 
 
 def _code(value: Any) -> str:
     """The same between backticks."""
-    return (
-        f"`{''.join(letter for letter in ' '.join(str(value).split()) if letter.isprintable()).replace('`', chr(39))}`"
-    )
+    return "`" + _one_line(value).replace("`", "'") + "`"
 
 
 def _license_of_repo(config: RDEsmConfig, full: bool, bases: str) -> str:

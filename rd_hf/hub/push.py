@@ -85,9 +85,9 @@ def plan_push(folder: str | Path, repo_id: str, *, license: str = "mit") -> Push
     """Check a folder, make its card for this repo, and list what would be pushed; the folder stays as it is.
 
     Raises:
-        ValueError: not an ``owner/name``, no checkpoint, code that no version of this package wrote or that the settings
-            fetch from elsewhere, a link out of the folder, a card that is no text, or bases whose backbones nobody else
-            can fetch.
+        ValueError: not an ``owner/name``, no checkpoint, code that no version of this package wrote or that the
+            settings fetch from elsewhere, a link out of the folder, a card that is no text, or bases whose backbones
+            nobody else can fetch.
     """
     folder = Path(folder)
     if not is_hub_id(repo_id):

@@ -3,6 +3,7 @@
 This file travels to the Hub beside ``modeling_rd_esm.py``: it imports public names of torch and transformers only.
 """
 
+import json
 import os
 import stat
 from typing import Any
@@ -40,6 +41,29 @@ def _without_folder(entry: dict[str, Any]) -> dict[str, Any]:
         return entry
     kept = {key: value for key, value in entry.items() if key != "level_of_repo"}
     return kept | {"repo_id": None, "revision": None}
+
+
+def _refuse_pointers(folder: str) -> None:
+    """Stop if settings that are to be pushed name code in another repo, which whoever loads them would run.
+
+    Raises:
+        ValueError: they do.
+    """
+    for name in sorted(name for name in os.listdir(folder) if name.endswith("config.json")):
+        with open(os.path.join(folder, name), encoding="utf-8") as file:
+            content = json.load(file)
+        named = content.get("auto_map") or {}
+        classes = [one for what in (named.values() if isinstance(named, dict) else [named]) for one in _listed(what)]
+        elsewhere = [one for one in classes if "--" in str(one)] or _listed(content.get("custom_pipelines") or [])
+        if elsewhere:
+            raise ValueError(
+                f"{name} names code in another repo ({elsewhere[0]}), which whoever loads the model would run: take it "
+                f"out of {name} before pushing"
+            )
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 class RDEsmSaving(PreTrainedModel):
@@ -181,6 +205,7 @@ class RDEsmSaving(PreTrainedModel):
                     content = content.replace(old.encode(), repo_id.encode())
             with open(os.path.join(working_dir, name), "wb") as file:
                 file.write(content)
+        _refuse_pointers(os.fspath(working_dir))
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def _parts(self, state: dict[str, torch.Tensor], full: bool) -> dict[str | None, dict[str, torch.Tensor]]:

@@ -50,9 +50,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 def edit(path: Path) -> str:
     """What a user changes: front matter, a paragraph, a figure in a table."""
     text = path.read_text()
-    text = text.replace("license: unknown\n", "license: apache-2.0\nlanguage: en\n").replace(
-        "## Use", "Mine.\n\n## Use"
-    )
+    text = text.replace("license: unknown\n", "license: apache-2.0\nlanguage: en\n")
+    text = text.replace("## Use", "Mine.\n\n## Use")
     path.write_text(text)
     return text
 
@@ -86,7 +85,9 @@ def test_a_dry_run_changes_nothing_and_shows_the_card_with_the_edits(
 
 
 @pytest.mark.parametrize("kind", ["generated", "edited", "own", "absent"])
-def test_a_push_that_fails_changes_nothing(folder: Path, kind: str, hub: FakeHub) -> None:
+def test_a_push_that_fails_changes_nothing(
+    folder: Path, kind: str, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = folder / "README.md"
     if kind == "edited":
         edit(path)
@@ -95,11 +96,9 @@ def test_a_push_that_fails_changes_nothing(folder: Path, kind: str, hub: FakeHub
     if kind == "absent":
         path.unlink()
     before = snapshot(folder)
-    hub.token = "hf_other"
-    hub.repos.clear()
-    api = HfApi(endpoint=hub.endpoint, token="hf_wrong")
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="401"):
-        patch.setattr("rd_hf.hub.push.HfApi", lambda token: api)
+    wrong = HfApi(endpoint=hub.endpoint, token="hf_wrong")
+    monkeypatch.setattr("rd_hf.hub.push.HfApi", lambda token: wrong)
+    with pytest.raises(OSError, match="401"):
         push_folder(folder, "me/nested")
     assert snapshot(folder) == before
 

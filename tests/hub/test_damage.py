@@ -45,6 +45,8 @@ def hub(published: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "HF_HUB_CACHE": str(tmp_path / "cache"),
     }.items():
         monkeypatch.setattr(constants, name, value)
+    # Earlier releases of the client have a copy of it.
+    monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
     for name, value in {"_is_offline_mode": False, "TRANSFORMERS_CACHE": str(tmp_path / "cache")}.items():
         monkeypatch.setattr(f"transformers.utils.hub.{name}", value, raising=False)
     (tmp_path / "p.fasta").write_text(">a\nMKTAYIAKQR\n")
