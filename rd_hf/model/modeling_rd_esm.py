@@ -44,6 +44,7 @@ from .projection_rd_esm import RDEsmProjection
 from .readout_rd_esm import RDEsmReadout
 from .rotary_rd_esm import turned  # noqa: F401
 from .saving_rd_esm import RDEsmSaving  # noqa: F401
+from .staging_rd_esm import staging  # noqa: F401
 from .weights_rd_esm import keep_float32, rotary_modules
 from .whitening_rd_esm import RDEsmWhitening
 
