@@ -26,7 +26,7 @@ def is_staging(name: str) -> bool:
 
 
 @contextmanager
-def staging(folder: str | os.PathLike) -> Iterator[str]:
+def staging(folder: str | os.PathLike[str]) -> Iterator[str]:
     """An empty hidden folder in `folder`, on its file system; it and what is left in it are gone at the end.
 
     What a killed process left there is cleared away first. A folder in use is known by its lock, so that processes
@@ -36,10 +36,10 @@ def staging(folder: str | os.PathLike) -> Iterator[str]:
         OSError: the folder cannot be written to.
     """
     clear_staging(folder)
-    path = lock = None
+    lock = None
     while lock is None:
         nonce = secrets.token_hex(8)
-        path = os.path.join(folder, f".{nonce}-{_seal(nonce)}{_SUFFIX}")
+        path = os.path.join(os.fspath(folder), f".{nonce}-{_seal(nonce)}{_SUFFIX}")
         os.mkdir(path)
         lock = _hold(os.path.join(path, _LOCK), new=True)
     try:
@@ -50,9 +50,9 @@ def staging(folder: str | os.PathLike) -> Iterator[str]:
         _remove(path, lock)
 
 
-def clear_staging(folder: str | os.PathLike) -> None:
+def clear_staging(folder: str | os.PathLike[str]) -> None:
     """Remove the staging folders that killed processes left in `folder`."""
-    with suppress(OSError), os.scandir(folder) as entries:
+    with suppress(OSError), os.scandir(os.fspath(folder)) as entries:
         for path in [entry.path for entry in entries if is_staging(entry.name) and entry.is_dir(follow_symlinks=False)]:
             with suppress(OSError):
                 lock = _hold(os.path.join(path, _LOCK), new=False)
