@@ -175,7 +175,7 @@ def content(out: Path, hub: FakeHub) -> dict[str, str]:
 
 
 def try_points(name: str, command: Command, root: Path, hub: FakeHub, most: int) -> Found:
-    """Run a command undisturbed, then kill it at each point, or at so many: the first of each kind, the last, others."""
+    """Run a command undisturbed, then kill it at each point, or at ``most``, the first of each kind among them."""
     out = root / "out"
     words = [word.replace("{out}", str(out)) for word in command.words]
     published = dict(hub.repos)

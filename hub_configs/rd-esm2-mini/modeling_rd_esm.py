@@ -45,6 +45,7 @@ from .pooling_rd_esm import ResiduePooling, refuse_unknown  # noqa: F401
 from .projection_rd_esm import RDEsmProjection
 from .readout_rd_esm import RDEsmReadout
 from .saving_rd_esm import RDEsmSaving  # noqa: F401
+from .staging_rd_esm import staging  # noqa: F401
 from .weights_rd_esm import keep_float32, rotary_modules
 from .whitening_rd_esm import RDEsmWhitening
 from .windows_rd_esm import MAX_RESIDUES  # noqa: F401

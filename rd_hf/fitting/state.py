@@ -104,7 +104,7 @@ def weights_sha256(module: torch.nn.Module) -> str:
     frequencies = ((name, buffer) for name, buffer in module.named_buffers() if name.endswith("inv_freq"))
     for name, tensor in chain(module.named_parameters(), frequencies):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -26,7 +26,7 @@ def is_staging(name: str) -> bool:
 
 
 @contextmanager
-def staging(folder: str | os.PathLike) -> Iterator[str]:
+def staging(folder: str | os.PathLike[str]) -> Iterator[str]:
     """An empty hidden folder in `folder`, on its file system; it and what is left in it are gone at the end.
 
     What a killed process left there is cleared away first. A folder in use is known by its lock, so that processes
@@ -36,12 +36,12 @@ def staging(folder: str | os.PathLike) -> Iterator[str]:
         OSError: the folder cannot be written to.
     """
     clear_staging(folder)
-    path = lock = None
+    lock = None
     while lock is None:
         nonce = secrets.token_hex(8)
-        path = os.path.join(folder, f".{nonce}-{_seal(nonce)}{_SUFFIX}")
+        path = os.path.join(os.fspath(folder), f".{nonce}-{_seal(nonce)}{_SUFFIX}")
         os.mkdir(path)
-        lock = _hold(os.path.join(path, _LOCK), "xb")
+        lock = _hold(os.path.join(path, _LOCK), new=True)
     try:
         inner = os.path.join(path, "files")
         os.mkdir(inner)
@@ -50,23 +50,24 @@ def staging(folder: str | os.PathLike) -> Iterator[str]:
         _remove(path, lock)
 
 
-def clear_staging(folder: str | os.PathLike) -> None:
+def clear_staging(folder: str | os.PathLike[str]) -> None:
     """Remove the staging folders that killed processes left in `folder`."""
-    with suppress(OSError), os.scandir(folder) as entries:
+    with suppress(OSError), os.scandir(os.fspath(folder)) as entries:
         for path in [entry.path for entry in entries if is_staging(entry.name) and entry.is_dir(follow_symlinks=False)]:
             with suppress(OSError):
-                lock = _hold(os.path.join(path, _LOCK), "ab")
+                lock = _hold(os.path.join(path, _LOCK), new=False)
                 if lock is not None:
                     _remove(path, lock)
 
 
-def _hold(path: str, mode: str) -> BinaryIO | None:
+def _hold(path: str, new: bool) -> BinaryIO | None:
     """The file, opened and locked; None where another process has it.
 
     Where the file system knows no locks, a new file is taken to be held and an old one to be another's.
     """
     try:
-        file = open(path, mode)  # noqa: SIM115 (its lock lasts as long as it is open)
+        # Open as long as it is held.
+        file = open(path, "xb") if new else open(path, "ab")  # noqa: SIM115
     except (FileExistsError, FileNotFoundError):
         # Another process took this folder for one that was left, or has just removed it.
         return None
@@ -78,7 +79,7 @@ def _hold(path: str, mode: str) -> BinaryIO | None:
         # Windows removes no file that is open elsewhere: _remove stops there.
         return file
     except OSError as error:
-        if mode == "xb" and not isinstance(error, BlockingIOError):
+        if new and not isinstance(error, BlockingIOError):
             return file
         file.close()
         return None
@@ -90,7 +91,8 @@ def _remove(path: str, lock: BinaryIO) -> None:
     with suppress(OSError):
         if os.name == "nt":
             lock.close()
-        shutil.rmtree(os.path.join(path, "files"), ignore_errors=True)
+        # First: where another process holds it without a lock, as on Windows, this is refused.
         os.remove(os.path.join(path, _LOCK))
+        shutil.rmtree(os.path.join(path, "files"), ignore_errors=True)
         os.rmdir(path)
     lock.close()

@@ -122,8 +122,8 @@ def body():
     if child == 0:
         time.sleep(60)
         os._exit(0)
-    print("ready", child, flush=True)
     try:
+        print("ready", child, flush=True)
         time.sleep(60)
     finally:
         os.kill(child, 15)

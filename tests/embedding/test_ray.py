@@ -12,6 +12,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -399,6 +400,25 @@ def test_without_ray_it_says_what_to_install(
     outcome = embed(*job, tmp_path / "out", "--engine", "ray")
     assert outcome.status == 1
     assert outcome.stderr == ('rd-hf embed: error: this needs ray, which is not installed: pip install "rd_hf[ray]"\n')
+
+
+def test_a_job_keeps_its_own_words_at_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's handler, set as it starts, ends the process without any."""
+    from rd_hf.embedding.ray import cluster
+
+    def join(_: object) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
+
+    monkeypatch.setattr(cluster, "_join", join)
+    monkeypatch.setattr(cluster, "_looked_over", lambda _: None)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    before = signal.signal(signal.SIGTERM, handler := lambda *_: None)
+    try:
+        with cluster.joined(cluster.RaySettings()):
+            assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_nothing_of_a_cluster_of_its_own_is_left(job: list[object], local: Path, tmp_path: Path) -> None:

@@ -182,6 +182,9 @@ def test_what_lies_in_the_state_of_a_finished_fit_does_not_make_it_unfinished(
     assert fit(family, fasta, output, "--seed", "7") == 1
     assert "holds a finished fit already" in capsys.readouterr().err
     assert (output / "config.json").read_bytes() == before
+    (output / ".fit" / "0123.tmp").unlink()
+    assert fit(family, fasta, output, "--resume") == 0
+    assert not (output / ".fit").exists(), "killed before it was removed"
 
 
 def test_numbers_of_directions_are_judged_before_the_data_are_read(

@@ -27,6 +27,7 @@ from rd_hf.model.modeling_rd_esm import RDEsmModel
 from tests.conftest import REPOSITORY, environment, random_model
 from tests.hub.conftest import World
 from tests.hub.server import repos_asked
+from tests.test_files import leftover
 
 PLAN = Plan(
     download=0, weights=0, disk=10, resident=900, sequential=500, sequences=1, tokens=1, flop=1.0, flops=1.0,
@@ -115,6 +116,9 @@ def test_stages_that_are_done_are_not_done_again_and_a_broken_one_is(tmp_path: P
     assert set(Release(tmp_path, {"data": ["a"]}).stages) == {"fetch", "fit"}
     assert second.stages["fit"]["bytes"] == 3
     assert second.stages["fit"]["peak_bytes"] > 10**7
+    kept = leftover(tmp_path)
+    Release(tmp_path, {"data": ["a"]})
+    assert not kept.exists(), "what a kill left after the last stage was noted"
     with pytest.raises(InputError, match="holds a publication of other data: repeat the command that began it"):
         Release(tmp_path, {"data": ["b"]})
 

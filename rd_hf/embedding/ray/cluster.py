@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -93,8 +95,12 @@ def joined(settings: RaySettings) -> Iterator[Cluster]:
 
     own = not ray.is_initialized()
     if own:
+        kept = signal.getsignal(signal.SIGTERM)
         with _hushed():
             _join(settings)
+        # Ray's own handler ends the process without a word.
+        if callable(kept) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, kept)
     try:
         _quiet()
         yield _looked_over(settings)
