@@ -25,7 +25,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -79,7 +78,11 @@ def _convert(*inputs: str, ids: str | None = None) -> tuple[str, ...]:
 
 
 KINDS = {
-    "config": Kind(5, ("model/config.json",), (*READERS, _convert("raw/L0.h5", "raw/L1.h5"), ("fit", *FIT, "p.fasta", "--output", "new"))),
+    "config": Kind(
+        5,
+        ("model/config.json",),
+        (*READERS, _convert("raw/L0.h5", "raw/L1.h5"), ("fit", *FIT, "p.fasta", "--output", "new")),
+    ),
     "weights": Kind(
         3,
         ("model/model.backbone-L0.safetensors", "model/model.projections.safetensors"),
@@ -122,10 +125,7 @@ def run(command: tuple[str, ...]) -> tuple[int, str]:
     """Run a command in this process; its exit code and all that it printed."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        if command[0] == "from_pretrained":
-            code = load(command[1])
-        else:
-            code = mains()[command[0]](list(command[1:]))
+        code = load(command[1]) if command[0] == "from_pretrained" else mains()[command[0]](list(command[1:]))
     return code, said.getvalue()
 
 
@@ -325,8 +325,10 @@ def sign(part: Path) -> None:
 
 def digest(tree: Path) -> str:
     """Of names and contents of all files."""
-    found = ((path, path.read_bytes()) for path in sorted(tree.rglob("*")) if path.is_file())
-    return hashlib.sha256(b"".join(f"{path}\0".encode() + hashlib.sha256(data).digest() for path, data in found)).hexdigest()
+    whole = hashlib.sha256()
+    for path in sorted(tree.rglob("*")):
+        whole.update(f"{path}\0".encode() + (hashlib.sha256(path.read_bytes()).digest() if path.is_file() else b""))
+    return whole.hexdigest()
 
 
 @pytest.fixture(scope="module")
