@@ -38,7 +38,7 @@ from tests.embedding.conftest import random_fasta
 from tests.mutations import spoil
 
 CASES, BLOCKS = 300, 10
-SECONDS, BYTES = 20, 4 << 30
+SECONDS, BYTES = 60, 4 << 30
 MODEL = ("--model", "model")
 EMBED = (*MODEL, "--input", "p.fasta", "--part-records", "4")
 FIT = ("--config", "model", "--heldout-fraction", "0", "--data")
