@@ -88,7 +88,7 @@ KINDS = {
         ("model/model.backbone-L0.safetensors", "model/model.projections.safetensors"),
         (*READERS, _convert("raw/L0.h5", "raw/L1.h5")),
     ),
-    "index of weights": Kind(2, ("model/model.safetensors.index.json",), READERS),
+    "index of weights": Kind(2, ("model/model.safetensors.index.backbone-L1.json",), READERS),
     "manifest": Kind(5, ("emb/_manifest.json",), FOLDERS),
     "manifest of a smaller level": Kind(1, ("small/_manifest.json", "small/.job/000000.json"), (EXTEND,)),
     "journal": Kind(3, ("emb/.job/000000.json", "emb/.job/000001.json", "emb/.job/rd_hf.json"), FOLDERS[1:]),
@@ -167,7 +167,7 @@ def make_base(folder: Path) -> None:
 
     folder.mkdir()
     with within(folder), pytest.MonkeyPatch.context() as patch:
-        random_model([32, 48]).save_pretrained("model")
+        random_model([32, 48]).save_pretrained("model", max_shard_size="150KB")
         random_fasta(Path("p.fasta"), 12, longest=20)
         words = Path("p.fasta").read_text().replace("MK*T", "MKT").split()
         Path("p.fasta").write_text("\n".join(words) + "\n")

@@ -176,7 +176,7 @@ def is_own(path: str) -> bool:
                 # Code says so of itself; older or changed code is known by the config that it lies beside.
                 return b"rd_esm" in file.read() or is_own(os.path.join(os.path.dirname(path), "config.json"))
         return all(re.match(r"((projections|backbones|whitening)\.\d+|readout)\.", key) for key in keys)
-    except (OSError, ValueError, OverflowError, MemoryError, AttributeError, TypeError):
+    except (OSError, ValueError, OverflowError, MemoryError, AttributeError, TypeError, RecursionError):
         return False
 
 
