@@ -189,7 +189,7 @@ def is_own(path: str) -> bool:
             return True
         files = [os.path.basename(path)] if path.endswith(".safetensors") else content["weight_map"].values()
         return _are_named_by(os.path.join(os.path.dirname(path), "config.json"), files)
-    except (OSError, ValueError, OverflowError, MemoryError, AttributeError, TypeError):
+    except (OSError, ValueError, OverflowError, MemoryError, AttributeError, TypeError, RecursionError):
         return False
 
 

@@ -1,8 +1,8 @@
 """A folder of embeddings as one h5 file: a dataset a protein, as biotrainer and protspace keep them.
 
 A dataset's name is the protein's id where ids serve as names, and else the hash of its sequence that biotrainer looks
-embeddings up by, SHA-256 over ``SEQUENCE_LENGTH``; the attribute ``original_id`` is the id in both cases. Records of one
-sequence share a dataset by hash: its attribute ``original_ids`` lists all their ids, as JSON. The file's attribute
+embeddings up by, SHA-256 over ``SEQUENCE_LENGTH``; the attribute ``original_id`` is the id in both cases. Records of
+one sequence share a dataset by hash: its attribute ``original_ids`` lists all their ids, as JSON. The file's attribute
 ``model_name`` is what protspace calls the embedding.
 """
 

@@ -161,8 +161,8 @@ class PtFiles:
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # of many kinds, with advice to unpickle whatever it is
             raise InputError(
-                f"{file} is no .pt file of plain tensors: it is damaged or of another kind, or holds objects, which are "
-                f"not unpickled"
+                f"{file} is no .pt file of plain tensors: it is damaged or of another kind, or holds objects, "
+                f"which are not unpickled"
             ) from error
         wanted = {"mean": ("mean_representations", "representations"), "cls": ("bos_representations",)}
         names = wanted.get(self._pooling, ("representations",))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -79,8 +79,12 @@ def model_of(manifest: dict[str, Any]) -> Checkpoint:
     return Checkpoint(**{one.name: said[one.name] for one in fields(Checkpoint) if one.name in said})
 
 
-def part_files(folder: OutputFolder, manifest: dict[str, Any]) -> list[Path]:
-    """The files of a finished folder, in order, each as large as it was written, of as many rows and its columns.
+def part_files(folder: OutputFolder, manifest: dict[str, Any], columns: Iterable[str]) -> list[Path]:
+    """The files of a finished folder, in order, each as large as it was written and of as many rows.
+
+    Args:
+        folder, manifest: of the job.
+        columns: that will be read, beside the embeddings.
 
     Raises:
         InputError: one is not.
@@ -93,7 +97,7 @@ def part_files(folder: OutputFolder, manifest: dict[str, Any]) -> list[Path]:
         try:
             metadata = pq.read_metadata(file)
             as_written = file.stat().st_size == part["bytes"] and metadata.num_rows == part["written"]
-            as_written = as_written and is_part(metadata.schema.to_arrow_schema(), manifest)
+            as_written = as_written and is_part(metadata.schema.to_arrow_schema(), manifest, columns)
         except (pa.ArrowException, OSError):
             as_written = False
         if not as_written:
@@ -101,12 +105,13 @@ def part_files(folder: OutputFolder, manifest: dict[str, Any]) -> list[Path]:
     return files
 
 
-def is_part(schema: Any, manifest: dict[str, Any]) -> bool:
-    """Whether columns are those of a part of a finished folder, once each and of types that hold what they should.
+def is_part(schema: Any, manifest: dict[str, Any], columns: Iterable[str]) -> bool:
+    """Whether a part has columns once each, of types that hold what they should, and all embeddings of its folder.
 
     Args:
         schema: pyarrow's, of a part's file.
         manifest: of the folder.
+        columns: of a part, beside the embeddings.
     """
     import pyarrow as pa
 
@@ -125,7 +130,7 @@ def is_part(schema: Any, manifest: dict[str, Any]) -> bool:
         width = manifest["columns"][name]["width"]
         return pa.types.is_fixed_size_list(kind) and kind.list_size == width and pa.types.is_floating(kind.value_type)
 
-    return all(map(holds, [*kinds, *manifest["columns"]]))
+    return all(map(holds, {*columns, *manifest["columns"]}))
 
 
 @dataclass(slots=True)
@@ -257,7 +262,7 @@ class Finished:
                 raise damaged
             self.verified.add(index)
         try:
-            if not is_part(pq.read_schema(path), self.manifest):
+            if not is_part(pq.read_schema(path), self.manifest, columns):
                 raise damaged
             return pq.read_table(path, columns=columns, filters=wanted)
         except (pa.ArrowException, OSError) as error:

@@ -175,10 +175,10 @@ def _open(path: Path) -> np.lib.npyio.NpzFile:
     return archive
 
 
-def _shape(archive: np.lib.npyio.NpzFile, key: str) -> tuple[int, ...]:
+def _shape(path: Path, key: str) -> tuple[int, ...]:
     """What an array's header says of it."""
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    with archive.zip.open(f"{key}.npy") as member:
+    with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
         shape, _, dtype = readers[np.lib.format.read_magic(member)](member)
     if dtype.hasobject:
         raise ValueError("it holds objects")
@@ -193,7 +193,7 @@ def _array(path: Path, archive: np.lib.npyio.NpzFile, key: str, shape: tuple[int
     single = key.endswith("intercept_")
     try:
         # Asked before it is read: a file of a few bytes may say that it needs more memory than there is.
-        found = _shape(archive, key)
+        found = _shape(path, key)
         array = archive[key] if found == shape or (single and not found) else None
     except (ValueError, OSError, EOFError, KeyError, SyntaxError, zipfile.BadZipFile) as error:
         raise PublishedFileError(f"{path}: {key} cannot be read without unpickling, or is damaged ({error})") from error

@@ -76,7 +76,7 @@ def read_proteins(
             too few proteins or more than a page can show.
     """
     folder, manifest = finished_manifest(path)
-    parts = part_files(folder, manifest)
+    parts = part_files(folder, manifest, _TEXT)
     model, options = model_of(manifest), options_of(manifest["job"])
     total = sum(part["written"] for part in manifest["parts"])
     if total < 3:

@@ -198,7 +198,7 @@ def _read_index(path: str) -> dict[str, str]:
             index = json.load(file)
         # Releases before 5.0 read the metadata too.
         weight_map = dict(index["weight_map"].items()) if isinstance(index["metadata"], dict) else {}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no index of weight files ({error!r}): {fetch_again(path)}") from error
     suffix = ".bin" if os.path.basename(path).startswith("pytorch_model") else ".safetensors"
     for name in weight_map.values():

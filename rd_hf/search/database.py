@@ -87,7 +87,7 @@ class Database:
             )
         self.levels = self.model.held(max(width for _, width in self._columns.values()))
         self.rows = sum(part["written"] for part in self.parts)
-        part_files(folder, manifest)
+        part_files(folder, manifest, ("record", "id", "length"))
 
     @property
     def content(self) -> tuple[str, ...]:

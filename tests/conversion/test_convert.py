@@ -315,7 +315,7 @@ def test_wrong_things_are_one_sentence(convert: Callable[..., str], raw: Raw, tm
     pq.write_table(pa.table({"who": ["a"], "raw": [[0.0] * 32]}), tmp_path / "c.parquet")
     assert "c.parquet has no column 'of ids'; its columns are who, raw" in said(tmp_path / "c.parquet")
     pq.write_table(pa.table({"id": ["a"], "raw": ["text"]}), tmp_path / "d.parquet")
-    assert "d.parquet has no rows of lists of numbers" in said(tmp_path / "d.parquet")
+    assert "d.parquet has no rows of lists of floating-point numbers" in said(tmp_path / "d.parquet")
     column = pa.array([None, [0.0] * 32], pa.list_(pa.float32()))
     pq.write_table(pa.table({"id": ["a", "b"], "raw": column}), tmp_path / "e.parquet")
     assert "e.parquet (raw): a has no embedding" in said(tmp_path / "e.parquet")
