@@ -324,7 +324,7 @@ def _lengths(config: RDEsmConfig) -> list[str]:
         said.append(f"{who} were trained on crops of up to {crop} tokens; longer sequences run, but were never seen.")
     if any(family_of(e["backbone"]).model_type == "esm" and not e.get("pretraining") for e in config.levels):
         who = "ESM-2 backbones" if crops or len(_titles(config)) > 1 else "Backbones"
-        said.append(f"{who} were trained on sequences of up to 1,022 residues; longer ones should be cut or windowed.")
+        said.append(f"{who} were trained on sequences of up to 1,022 residues.")
     return said
 
 

@@ -73,7 +73,7 @@ class WeightFiles:
                 found |= {key: tuple(entry["shape"]) for key, entry in read_header(path).items()}
             except (ValueError, MemoryError, OverflowError) as error:
                 raise ValueError(
-                    f"a weights file is cut short or is no safetensors file ({path}: {error}); fetch it again"
+                    f"a weights file is cut short or is no safetensors file ({path}: {error}): {fetch_again(path)}"
                 ) from error
         return found
 
