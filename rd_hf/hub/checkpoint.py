@@ -3,8 +3,8 @@
 ============================================  ==========================================================
 ``config.json``                               the family, its widths, where backbones come from
 ``configuration_rd_esm.py``, ``modeling_...`` the remote code
-``model.safetensors``                         bases only: the projections
-``model.projections.safetensors``,            full: the projections, each backbone, and an index over all
+``model.safetensors``                         bases only: the projections, and a head
+``model.projections.safetensors``,            full: the projections (and a head), each backbone, and an index over all
 ``model.backbone-150M.safetensors``, ...
 ``tokenizer.json``, ``tokenizer_config.json`` the tokenizer, which cleans sequences as the jobs do
 ``vocab.txt``                                 its vocabulary, for ``EsmTokenizer``
