@@ -4,8 +4,9 @@
 
 A process of its own: it starts a Hub on the loopback, imports and warms up once, and forks a child for each point.
 Operations counted are rename, replace, link, symlink, mkdir, unlink, rmdir, chmod, fsync, opening to write (a kill
-before and one after), and safetensors' own writer (likewise), in the command's output. It
-prints a JSON object: for each command what was counted, which points were tried, and which went wrong and how.
+before and one after), and safetensors' own writer (likewise), in the command's output. A push writes nothing there:
+those in the cache of the Hub's client count, where it fetches what it compares. It prints a JSON object: for each command
+what was counted, which points were tried, and which went wrong and how.
 """
 
 from __future__ import annotations
@@ -46,11 +47,13 @@ class Command:
         words: its arguments; {out} is the folder that it writes to.
         prepare: makes what must be there before each run.
         go_on: arguments added where the same command alone says so.
+        counted: folder whose file operations count, its output by default.
     """
 
     words: list[str]
     prepare: Callable[[], None] = lambda: None
     go_on: tuple[str, ...] = ()
+    counted: Path | None = None
 
 
 @dataclass
@@ -120,7 +123,7 @@ def arm(limit: int, root: str, note: Callable[[str], None]) -> None:
             module.save_file = save_file  # type: ignore[attr-defined]
 
 
-def run(words: list[str], limit: int, root: Path) -> tuple[int, list[str], str]:
+def run(words: list[str], limit: int, root: Path, counted: Path | None = None) -> tuple[int, list[str], str]:
     """One command in a child: its exit code (negative: a signal), its file operations, and what it said."""
     said, noted = root.with_suffix(".said"), root.with_suffix(".noted")
     child = os.fork()
@@ -131,7 +134,7 @@ def run(words: list[str], limit: int, root: Path) -> tuple[int, list[str], str]:
             os.dup2(os.open(said, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 1)
             os.dup2(1, 2)
             notes = os.open(noted, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-            arm(limit, str(root), lambda kind: os.write(notes, f"{kind}\n".encode()) and None)
+            arm(limit, str(counted or root), lambda kind: os.write(notes, f"{kind}\n".encode()) and None)
             code = _call(words)
         os._exit(code)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -187,7 +190,7 @@ def try_points(name: str, command: Command, root: Path, hub: FakeHub, most: int)
         command.prepare()
 
     fresh()
-    status, operations, said = run(words, 0, out)
+    status, operations, said = run(words, 0, out, command.counted)
     assert status == 0, f"{name}: {said}"
     wanted = content(out, hub)
     found = Found(operations)
@@ -198,7 +201,7 @@ def try_points(name: str, command: Command, root: Path, hub: FakeHub, most: int)
     points = sorted(list(dict.fromkeys([*firsts, *lasts, *others]))[: most or total])
     for point in points:
         fresh()
-        status, _, said = run(words, point, out)
+        status, _, said = run(words, point, out, command.counted)
         if status != -signal.SIGKILL:
             # Threads of the Hub's client do a little more or less from run to run.
             continue
@@ -273,6 +276,7 @@ def commands(work: Path, root: Path, hub: FakeHub) -> dict[str, Command]:
     fitted = work / "fitted"
     assert _call([*fit, "--config", str(family), "--output", str(fitted)]) == 0
     raw = [str(work / f"{name}.npy") for name in WIDTHS]
+    cache = Path(os.environ["HF_HOME"]) / "hub" / "models--me--pushed"
     return {
         "embed": Command([*embed, "--output", "{out}"]),
         "extend": Command(["embed", "--extend", str(small), "--level", "L1", "--quiet", "--output", "{out}"]),
@@ -285,7 +289,8 @@ def commands(work: Path, root: Path, hub: FakeHub) -> dict[str, Command]:
         "fit": Command([*fit, "--config", str(model), "--output", "{out}"], go_on=("--resume",)),
         "push": Command(
             ["push", "--model", "{out}", "--repo-id", "me/pushed", "--quiet"],
-            prepare=lambda: shutil.copytree(fitted, root / "out") and None,
+            prepare=lambda: shutil.copytree(fitted, root / "out") and shutil.rmtree(cache, ignore_errors=True),
+            counted=cache,
         ),
         "release": Command(
             [

@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import REPOSITORY, environment
 
 # How many points are tried of each, the first and the last of each kind before others; none: all.
-POINTS = {"embed": 16, "extend": 14, "convert": 14, "fit": 22, "push": 9, "release": 10}
+POINTS = {"embed": 12, "extend": 8, "convert": 8, "fit": 16, "push": 8, "release": 6}
 if os.environ.get("RD_HF_FULL"):
     POINTS = dict.fromkeys(POINTS, 0)
 
@@ -50,5 +50,6 @@ def test_the_same_command_ends_it_to_the_same_bytes(command: str, found: dict[st
     operations, tried = found[command]["operations"], found[command]["tried"]
     print(f"{command}: {len(operations)} file operations, killed before {len(tried)} of them")
     assert found[command]["wrong"] == []
+    assert len(operations) >= (POINTS[command] or 15)
     # Threads of the Hub's client do a little more or less from run to run, so that the last may not be reached.
-    assert len(tried) > 0.8 * (POINTS[command] or len(operations))
+    assert len(tried) >= 0.6 * (POINTS[command] or len(operations))

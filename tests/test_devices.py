@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from studies import frontier
 
 from rd_hf.commands import embed as embed_command
-from rd_hf.commands import evaluate_dms, evaluate_frontier
+from rd_hf.commands import evaluate_dms
 from rd_hf.commands import search as search_command
 from rd_hf.data.records import InputError
 from rd_hf.devices import check_device, parse_device
@@ -80,7 +81,7 @@ def test_every_command_says_it_before_it_reads_or_writes(
         run(embed_command.main, *model, "--input", fasta, "--output", output),
         run(search_command.main, *model, "--queries", fasta, "--database", tmp_path, "--output", f"{output}.tsv"),
         run(evaluate_dms.main, *model, "--assays", assay(tmp_path), "--output", output),
-        run(evaluate_frontier.main, *model, "--assays", assay(tmp_path), "--output", output),
+        run(frontier.main, *model, "--assays", assay(tmp_path), "--output", output),
     ]
     assert all(f"{device!r} names no device" in line or f"device {device}" in line for line in said), said
     assert not (output / ".job").exists()

@@ -289,7 +289,8 @@ def run(args: argparse.Namespace) -> None:
     try:
         check_options(model.config, options)
     except ValueError as error:
-        raise ValueError(str(error).replace("residual_directions", "--keep")) from error
+        words = str(error).replace("residual_directions", "--keep")
+        raise ValueError(words if keep is None or "--keep" in words else f"--keep: {words}") from error
     main = accelerator.is_main_process
     say = partial(tqdm.write, file=sys.stderr) if main else None
     sample = draw_sample(args.data, options, args.sequence_column, progress=main, say=say)

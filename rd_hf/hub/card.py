@@ -307,7 +307,7 @@ def _training_text(bases: dict[str, Any]) -> str:
         text += f"Each level was fitted on the one below by {regression}"
         text += f", with seed {_plain(bases['seed'])}." if "seed" in bases else "."
     if bases.get("imported_from"):
-        text += f" Imported from the weights of the first publication: {_plain(bases['imported_from'])}."
+        text += f" Imported from the weights of the first publication: {_code(bases['imported_from'])}."
     return text.strip()
 
 

@@ -240,7 +240,7 @@ def import_published(folder: str | Path, level: str, recipe: Recipe) -> tuple[RD
         "regression": recipe.regressor,
         "num_sequences": recipe.sequences,
         "fitted_on": {step.report.level: step.fitted_on for step in steps},
-        "imported_from": f"`reverse_distillation` 0.1.0, {recipe}",
+        "imported_from": f"reverse_distillation 0.1.0, {recipe}",
     }
     model = RDEsmModel(config, build_backbones=False)
     model.eval()

@@ -284,7 +284,12 @@ REFUSED_FILES = [
     Case("compress", b"\x1f\x9d\x90\x3e", None, "is compressed with compress (.Z): unpack it (gzip -d)"),
     Case("lzip", b"LZIP\x01\x0c", None, "is compressed with lzip: unpack it (lzip -d)"),
     Case("lzma", lzma.compress(TEXT.encode(), lzma.FORMAT_ALONE), None, "is compressed with lzma: unpack it"),
-    Case("Parquet by another name", _parquet(), None, "is a Parquet file: let its name end in .parquet"),
+    Case(
+        "Parquet by another name",
+        _parquet(),
+        None,
+        "is a Parquet file: let the name of a table of sequences",
+    ),
     Case("HDF5", b"\x89HDF\r\n\x1a\n", None, "is an HDF5 file: write its sequences as FASTA or Parquet"),
     Case("PDF", b"%PDF-1.7\n", None, "is a PDF: give its sequences as FASTA"),
 ]

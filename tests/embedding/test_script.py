@@ -182,9 +182,7 @@ def test_numbers_beyond_float16_are_rejected_not_stored_as_infinity(
         (["--input", "absent.fasta"], "absent.fasta: no such file; check the path"),
         (["--model", "absent-folder"], "absent-folder is neither a folder here nor a model that the Hub gives us"),
         (["--level", "650M"], "has no level '650M'; its levels are L0, L1, L2"),
-        (["--max-length", "0"], "max_length must be positive, not 0"),
         (["--positions", "3"], "set pooling to 'positions'"),
-        (["--batch-tokens", "-1"], "batch_tokens must be positive, not -1"),
         (["--positions-column", "where", "--pooling", "positions"], "is FASTA, which has no column 'where'"),
     ],
 )

@@ -187,7 +187,7 @@ def test_the_card_says_so_too(weights: dict[str, Path], tmp_path: Path) -> None:
         folder = save_checkpoint(model, tmp_path / kind, backbones=False, report=reports)
         card = (folder / "README.md").read_text(encoding="utf-8")
         assert ("The bases of 150M were fitted on the **raw** embedding" in card) == (kind == "raw")
-        assert "`reverse_distillation` 0.1.0, pcr-fbpca-1k" in card
+        assert "`reverse_distillation 0.1.0, pcr-fbpca-1k`" in card
         assert f"{reports[1].selected_components} of 320" in card
 
 

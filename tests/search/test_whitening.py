@@ -255,7 +255,6 @@ def test_a_direction_that_no_protein_has_costs_nothing(
         ({}, ("--whiten", "model"), "synthetic holds nothing to whiten level L"),
         ({}, ("--whiten", "database", "--block-weights", 1), "gives 1 numbers for the 3 levels of synthetic"),
         ({}, ("--whiten", "none", "--block-weights", 1, 1, 1), "weighs whitened blocks"),
-        ({}, ("--whiten", "database", "--block-weights", 1, 1, -1), "not below 0"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_sentence(
