@@ -5,8 +5,8 @@
 A process of its own: it starts a Hub on the loopback, imports and warms up once, and forks a child for each point.
 Operations counted are rename, replace, link, symlink, mkdir, unlink, rmdir, chmod, fsync, opening to write (a kill
 before and one after), and safetensors' own writer (likewise), in the command's output. A push writes nothing there:
-those in the cache of the Hub's client count, where it fetches what it compares. It prints a JSON object: for each command
-what was counted, which points were tried, and which went wrong and how.
+those in the cache of the Hub's client count, where it fetches what it compares. It prints a JSON object: for each
+command what was counted, which points were tried, and which went wrong and how.
 """
 
 from __future__ import annotations
