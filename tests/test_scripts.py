@@ -143,6 +143,22 @@ def test_the_modelling_file_names_all_others_that_travel() -> None:
     assert named == travels - {"modeling_rd_esm"}
 
 
+def relative_imports(name: str) -> set[str]:
+    tree = ast.parse((REPOSITORY / "rd_hf" / "model" / f"{name}.py").read_text())
+    return {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level and node.module}
+
+
+def test_the_configuration_names_all_that_it_needs() -> None:
+    """It is fetched by itself, before the modelling file."""
+    entry = "configuration_rd_esm"
+    found, waiting = set[str](), [entry]
+    while waiting:
+        new = relative_imports(waiting.pop()) - found
+        found |= new
+        waiting += new
+    assert found == relative_imports(entry)
+
+
 def test_nothing_is_unpickled() -> None:
     for file in [*(REPOSITORY / "rd_hf").rglob("*.py"), *(REPOSITORY / "scripts").rglob("*.py")]:
         for node in ast.walk(ast.parse(file.read_text())):
