@@ -212,7 +212,10 @@ def _accumulate(
     remaining = [index for index in range(len(batches)) if index not in done]
     # Every process must have listed the earlier files before one of them adds its own.
     accelerator.wait_for_everyone()
-    mine = remaining[accelerator.process_index :: accelerator.num_processes]
+    taken_up = set(state.done)
+    mine = [
+        index for index in remaining[accelerator.process_index :: accelerator.num_processes] if index not in taken_up
+    ]
     sizes = {index: sum(len(sample.sequences[p]) for p in batches[index][1]) for index in mine}
     label = "fitting"
     if accelerator.num_processes > 1:

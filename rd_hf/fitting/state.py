@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,12 @@ _FAST_FLOAT64 = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}
 
 
 class FitProgress:
-    """Moments of this process, where they are kept, and which batches they hold."""
+    """Moments of this process, where they are kept, and which batches they hold.
+
+    A run is what so many processes do together, from start to end. One that was killed is gone on with by as many
+    processes as it was: each takes up its own moments as it left them, so that sums are added in the same order, to the
+    same bits. With another number of processes a new run begins, and the moments of former runs are merged at its end.
+    """
 
     def __init__(
         self, folder: Path, widths: Sequence[int], accelerator: Accelerator, parts: Sequence[SamplePart]
@@ -35,12 +40,23 @@ class FitProgress:
             product_dtype = torch.float32
         self.moments = {part: JointMoments(widths, device=self.device, product_dtype=product_dtype) for part in parts}
         self.done: list[int] = []
-        self.earlier = sorted(folder.glob("moments-*.safetensors"))
-        runs = [int(path.name.split("-")[1]) for path in self.earlier]
-        self.path = folder / f"moments-{max(runs, default=-1) + 1:04d}-{accelerator.process_index:04d}.safetensors"
+        self.processes = accelerator.num_processes
+        found = sorted(folder.glob("moments-*.safetensors"))
+        runs = {path: int(path.name.split("-")[1]) for path in found}
+        run = max(runs.values(), default=0)
+        last = [path for path in found if runs[path] == run]
+        if last and any(_processes(path) != self.processes for path in last):
+            run += 1
+        self.earlier = [path for path in found if runs[path] < run]
+        self.path = folder / f"moments-{run:04d}-{accelerator.process_index:04d}.safetensors"
+        if self.path in found:
+            tensors = load_tensors(self.path)
+            self.done = tensors["done"].tolist()
+            for part in parts:
+                self.moments[part] = JointMoments.from_state(_of_part(tensors, part), self.device, product_dtype)
 
     def save(self) -> None:
-        state = {"done": torch.tensor(self.done, dtype=torch.int64)}
+        state = {"done": torch.tensor(self.done, dtype=torch.int64), "processes": torch.tensor(self.processes)}
         for part, moments in self.moments.items():
             state |= {f"{part}.{key}": value for key, value in moments.state().items()}
         save_tensors(self.path, state)
@@ -57,9 +73,18 @@ class FitProgress:
         for path in self.earlier:
             tensors = load_tensors(path)
             for part, moments in self.moments.items():
-                prefix = f"{part}."
-                state = {key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)}
-                moments.merge(JointMoments.from_state(state))
+                moments.merge(JointMoments.from_state(_of_part(tensors, part)))
+
+
+def _processes(path: Path) -> int:
+    """How many processes the run had that a file of moments is of."""
+    return int(load_tensors(path)["processes"])
+
+
+def _of_part(tensors: Mapping[str, torch.Tensor], part: SamplePart) -> dict[str, torch.Tensor]:
+    """The moments of one part of the sample, out of a file of all."""
+    prefix = f"{part}."
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 def fit_settings(sample: Sample, model: RDEsmModel, options: FitOptions) -> dict[str, Any]:
