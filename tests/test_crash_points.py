@@ -1,6 +1,6 @@
 """Killed before any of its file operations, a command ends when it is given again, with the same bytes.
 
-All points take half an hour: RD_HF_FULL=1 tries them.
+All points take more than an hour: RD_HF_FULL=1 tries them.
 """
 
 from __future__ import annotations
