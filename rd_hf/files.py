@@ -38,7 +38,7 @@ class FolderError(ValueError):
     """A folder cannot be used; the message is one sentence that names the cause and the mend."""
 
 
-def sentence(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """What an exception says, for a user: of the system's own errors no number, and the file."""
     if not isinstance(error, OSError) or error.errno is None or error.strerror is None:
         return str(error) or type(error).__name__
@@ -58,7 +58,7 @@ def _cause(error: Exception) -> OSError | None:
 
 
 @contextmanager
-def explained(path: Path, kind: type[FolderError] = FolderError) -> Iterator[None]:
+def explain_errors(path: Path, kind: type[FolderError] = FolderError) -> Iterator[None]:
     """Turn what the file system says into one sentence with a mend."""
     try:
         yield
@@ -107,7 +107,7 @@ def replacing(path: str | Path, temporary: Path | None = None, kind: type[Folder
     path = Path(path)
     # Hidden folders are this project's own: what a user knows is the one around.
     known = path.parent.parent if path.parent.name.startswith(".") else path.parent
-    with explained(known, kind), ExitStack() as stack:
+    with explain_errors(known, kind), ExitStack() as stack:
         if temporary is None:
             temporary = Path(stack.enter_context(staging(path.parent)), path.name)
         try:
@@ -210,7 +210,7 @@ class Workspace:
             return
         if not self.output.is_dir():
             raise self.kind(f"{self.output} is no folder: choose another --output")
-        with explained(self.output, self.kind):
+        with explain_errors(self.output, self.kind):
             names = {entry.name for entry in self.output.iterdir()}
             if self.path.name in names and (self.record() is not None or self._is_begun()):
                 return
@@ -241,7 +241,7 @@ class Workspace:
         """
         from filelock import FileLock, Timeout
 
-        with explained(self.output, self.kind):
+        with explain_errors(self.output, self.kind):
             self.path.mkdir(parents=True, exist_ok=True)
             if self._has_locks():
                 try:

@@ -22,7 +22,7 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     def look_up(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        with uncollected():
+        with gc_paused():
             home = import_module(homes[name])
         # Importing a module makes it an attribute of its package: one name cannot stand for it and for something in it.
         return home if homes[name] == f"{package}.{name}" else getattr(home, name)
@@ -46,7 +46,7 @@ def callable_as(package: str, function: str) -> None:
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Import, or build, what stays: without looking for garbage meanwhile.
 
     torch and transformers make a million objects as they are imported, nearly all of which stay. Looking through them

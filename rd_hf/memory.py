@@ -27,7 +27,7 @@ def bound_kernels() -> None:
         os.environ.setdefault(name, str(_KERNELS))
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Hand free pieces of memory back to the machine.
 
     Parts differ in size, so that what one leaves free seldom fits the next, and glibc by itself returns only what lies

@@ -55,18 +55,18 @@ print(used() - before)
 SCATTERED = """
 import ctypes
 from benchmarks.resident import resident_mb
-from rd_hf.memory import give_back
+from rd_hf.memory import trim_heap
 C = ctypes.CDLL(None)
 C.malloc.restype, C.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 
-give_back()
+trim_heap()
 pieces = [C.malloc(65536) for _ in range(2000)]
 for piece in pieces:
     ctypes.memset(piece, 1, 65536)
 for piece in pieces[::2]:
     C.free(piece)
 before = resident_mb("VmRSS")
-give_back()
+trim_heap()
 print(before - resident_mb("VmRSS"))
 """
 
@@ -113,7 +113,7 @@ def test_a_job_gives_back_after_every_part(
     output = tmp_path / "out"
     finished: list[int] = []
     monkeypatch.setattr(
-        "rd_hf.embedding.worker.give_back", lambda: finished.append(len(list(output.glob("*.parquet"))))
+        "rd_hf.embedding.worker.trim_heap", lambda: finished.append(len(list(output.glob("*.parquet"))))
     )
     fasta = random_fasta(tmp_path / "proteins.fasta", 7)
     settings = JobSettings(str(tiny_checkpoint), (str(fasta),), str(output), EmbeddingOptions(), part_records=3)

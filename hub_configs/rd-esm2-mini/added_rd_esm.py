@@ -54,7 +54,7 @@ def refuse_adapter(what: str, names: Iterable[str]) -> None:
             )
 
 
-def settle_head(
+def adopt_head(
     model: PreTrainedModel,
     info: dict[str, Any],
     path: str,

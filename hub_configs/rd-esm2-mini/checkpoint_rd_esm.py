@@ -15,13 +15,13 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .added_rd_esm import (
+    adopt_head,
     cast_head,
     find_adapter,
     head_tensors,
     loaded_from,
     place_head,
     put_adapter,
-    settle_head,
     weights_alone,
 )
 from .alphabet_rd_esm import check_alphabet
@@ -29,7 +29,7 @@ from .configuration_rd_esm import RDEsmConfig
 from .families_rd_esm import FAMILIES
 from .files_rd_esm import HUB_ARGUMENTS, WeightFiles, commit_of, find_weights, may_be_hub_id
 from .fused_rd_esm import fuse_layers
-from .layers_rd_esm import encoder_class, settle
+from .layers_rd_esm import encoder_class, set_class_and_recording
 from .placement_rd_esm import Placement
 from .saving_rd_esm import RDEsmSaving
 from .weights_rd_esm import (
@@ -216,7 +216,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
                     loaded_from(model, path, links)
                 model.config.name_or_path = model.name_or_path = path
         assert info is not None
-        check_loaded(f"the bases of {path}", settle_head(model, info, path, ignore_mismatched_sizes, build))
+        check_loaded(f"the bases of {path}", adopt_head(model, info, path, ignore_mismatched_sizes, build))
         _check_finite(model)
         dtype = weights.pop("torch_dtype", None)
         dtype = weights.pop("dtype", None) or dtype or "auto"
@@ -390,7 +390,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
                 backbone, info = encoder.from_pretrained(folder, **settings)
             loaded_from(backbone, files.folder, links)
             check_loaded(what, info)
-            settle(backbone, watch=len(levels) > 1 or self.config.one_pass)
+            set_class_and_recording(backbone, watch=len(levels) > 1 or self.config.one_pass)
             if family.stores_frequencies and (rotary := rotary_modules(backbone)):
                 # They are lost where the weights are loaded in a narrower dtype or left on disk, or with a release
                 # before 5.6 from a file that a later one wrote; a checkpoint without them gets base^(-2 j / d)

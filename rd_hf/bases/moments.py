@@ -16,8 +16,8 @@ from itertools import accumulate
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from rd_hf.files import replacing
 
@@ -280,13 +280,14 @@ def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor]) -> None:
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, fresh)
 
 
-def load_tensors(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file.
+def load_tensors(path: str | Path, *names: str) -> dict[str, torch.Tensor]:
+    """Read a safetensors file, or only those of its tensors that ``names`` names.
 
     Raises:
-        ValueError: missing or damaged; the message names the file.
+        ValueError: missing or damaged, or without a tensor of that name; the message names the file.
     """
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in names or file.keys()}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read ({error}); it is damaged or no safetensors file") from error

@@ -47,7 +47,7 @@ def run_command(
     Returns:
         The exit code, for :func:`sys.exit`.
     """
-    from rd_hf.files import sentence
+    from rd_hf.files import error_text
 
     # What is still there as the process ends goes with it: looking through a million objects that torch and
     # transformers made for cycles among them would take as long as a small job.
@@ -64,12 +64,12 @@ def run_command(
                 print(f"{prog}: {how}; {go_on} to go on", file=sys.stderr)
             code = 143 if terminated else 130
         except caught as error:
-            print(f"{prog}: error: {sentence(error)}", file=sys.stderr)
+            print(f"{prog}: error: {error_text(error)}", file=sys.stderr)
             code = 1
         except Exception as error:
             if type(error).__module__.partition(".")[0] not in _NETWORK:
                 raise
-            print(f"{prog}: error: the connection to the Hub broke ({sentence(error)}): {go_on}", file=sys.stderr)
+            print(f"{prog}: error: the connection to the Hub broke ({error_text(error)}): {go_on}", file=sys.stderr)
             code = 1
         streams.flush()
         lost = streams.out.lost

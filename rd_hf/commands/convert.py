@@ -22,7 +22,7 @@ import sys
 
 from rd_hf.commands._arguments import command_parser, run_with_arguments, whole
 from rd_hf.embedding.options import OUTPUT_DTYPES
-from rd_hf.lazy import uncollected
+from rd_hf.lazy import gc_paused
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     # Only now what takes seconds to import: --help and typing errors are answered at once.
-    with uncollected():
+    with gc_paused():
         from transformers.utils import logging as transformers_logging
 
         from rd_hf.conversion.convert import convert

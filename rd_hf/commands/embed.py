@@ -36,7 +36,7 @@ from rd_hf.embedding.options import (
     OVERLAP,
     POOLINGS,
 )
-from rd_hf.lazy import uncollected
+from rd_hf.lazy import gc_paused
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -208,7 +208,7 @@ def run(args: argparse.Namespace, argv: list[str] | None) -> None:
     if args.extend is None and (args.model is None or args.input is None):
         build_parser().error("--model and --input are required, unless --extend names a folder that knows them")
     # Only now what takes seconds to import: --help and typing errors are answered at once.
-    with uncollected():
+    with gc_paused():
         from transformers.utils import logging as transformers_logging
 
         from rd_hf.embedding import EmbeddingOptions, JobSettings, run_job

@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 
 from rd_hf.commands._arguments import command_parser, real, run_with_arguments, whole
-from rd_hf.lazy import uncollected
+from rd_hf.lazy import gc_paused
 from rd_hf.search.settings import INDICES, METRICS, NEIGHBOURS, RECALL_SAMPLE, WHITENINGS, labels_path
 
 
@@ -109,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     # Only now what takes seconds to import: --help and typing errors are answered at once.
-    with uncollected():
+    with gc_paused():
         from transformers.utils import logging as transformers_logging
 
         from rd_hf.search import SearchSettings, search

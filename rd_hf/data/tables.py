@@ -88,7 +88,7 @@ class _Lines:
         self.number += 1
         return line
 
-    def give_back(self, lines: Sequence[str]) -> None:
+    def unread(self, lines: Sequence[str]) -> None:
         self._returned.extendleft(reversed(lines))
         self.number -= len(lines)
 
@@ -133,7 +133,7 @@ def _header(source: str | Path, lines: _Lines, kind: str, wanted: Callable[[Sequ
         if cells is not None and not taken:
             found.append((cells, delimiter, True))
         else:
-            lines.give_back(taken)
+            lines.unread(taken)
             found.append((_split(first, delimiter), delimiter, False))
         if wanted(found[-1][0]):
             return found[-1]
@@ -207,7 +207,7 @@ def _rows(
                     )
                 cells = quoted
             else:
-                lines.give_back(taken)
+                lines.unread(taken)
                 cells = plain if plain_first or quoted is None else quoted
         if len(cells) == width:
             yield dict(zip(columns, cells, strict=True))

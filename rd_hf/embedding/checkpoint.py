@@ -16,7 +16,7 @@ from rd_hf.data.fasta import InputError
 from rd_hf.devices import check_device
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.files import file_sha256
-from rd_hf.lazy import uncollected
+from rd_hf.lazy import gc_paused
 from rd_hf.trust import refuse_foreign_code
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ def _read_config(name: str, folder: Path) -> RDEsmConfig:
     found = config.get("model_type") if isinstance(config, dict) else None
     if found != "rd_esm":
         raise InputError(f"{name} is a model of type {found!r}, not 'rd_esm': fit bases first")
-    with uncollected():
+    with gc_paused():
         from rd_hf.model.configuration_rd_esm import RDEsmConfig
 
     try:
@@ -358,7 +358,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_note_fork)
 
 
-def settle_after_fork(device: torch.device) -> None:
+def prepare_after_fork(device: torch.device) -> None:
     """Make torch usable in a process that was forked after the model ran.
 
     OpenMP's threads do not survive a fork, and a computation that counts on them waits for ever: one thread is left.

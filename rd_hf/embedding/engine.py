@@ -15,8 +15,8 @@ import torch
 from rd_hf.data.batching import SPECIAL_TOKENS
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
 from rd_hf.embedding.algebra import contributions
-from rd_hf.embedding.checkpoint import settle_after_fork
-from rd_hf.embedding.lanes import MOST_LANES, in_order, lanes_for, may_share
+from rd_hf.embedding.checkpoint import prepare_after_fork
+from rd_hf.embedding.concurrency import MAX_CONCURRENCY, concurrency_for, in_order, may_share
 from rd_hf.embedding.layouts import Layout, layout_of
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.model.merging_rd_esm import Merging
@@ -73,8 +73,8 @@ class Engine:
             loads each backbone when its turn comes. 0: one batch at a time.
         above: with a level, what the backbones beyond it contribute is computed in place of the embedding, and no
             smaller backbone runs; see :func:`rd_hf.embedding.algebra.contributions`.
-        lanes: batches that a CPU computes at once at most, where they come one at a time; see
-            :mod:`rd_hf.embedding.lanes`.
+        concurrency: batches that a CPU computes at once at most, where they come one at a time; see
+            :mod:`rd_hf.embedding.concurrency`.
         layout: how sequences share a batch.
         work: running totals.
         process: id of the process that last used it; another one was forked, and inherited it.
@@ -87,7 +87,7 @@ class Engine:
     tokens: int = 0
     window_tokens: int = 0
     above: str | None = None
-    lanes: int = MOST_LANES
+    concurrency: int = MAX_CONCURRENCY
     layout: Layout = field(init=False)
     work: Work = field(default_factory=Work)
     process: int = field(default_factory=os.getpid)
@@ -96,7 +96,7 @@ class Engine:
         self.tokens = self.tokens or self.options.batch_tokens or default_batch_tokens(self.model)
         self.layout = layout_of(self.model)
         if self.window_tokens or self.model.device.type != "cpu" or not may_share(self.model):
-            self.lanes = 1
+            self.concurrency = 1
 
     def embed(
         self, requests: Sequence[Request], on_batch: Callable[[int, int], None] = lambda residues, total: None
@@ -114,7 +114,7 @@ class Engine:
             otherwise; or a sentence where even a batch of that sequence alone does not fit in memory.
         """
         if self.process != os.getpid():
-            settle_after_fork(self.model.device)
+            prepare_after_fork(self.model.device)
             self.process = os.getpid()
         size, overlap = self.options.max_length, self.options.overlap
         call = _Call(requests, {}, ["" for _ in requests])
@@ -129,9 +129,9 @@ class Engine:
         while pieces:
             done: set[int] = set()
             batches = self.layout.plan([piece.length for piece in pieces], self.tokens)
-            lanes = lanes_for(len(batches), self.lanes)
+            concurrency = concurrency_for(len(batches), self.concurrency)
             compute = partial(self._compute, requests, pieces)
-            with closing(in_order(compute, self._windows(batches, pieces), lanes)) as computed:
+            with closing(in_order(compute, self._windows(batches, pieces), concurrency)) as computed:
                 for window, (chosen, values) in computed:
                     if values is None:
                         failed = chosen
@@ -145,7 +145,7 @@ class Engine:
                     failed = None
             if failed is not None:
                 # What is left is planned again, with the smaller budget.
-                self._shrink(call, failed, lanes)
+                self._shrink(call, failed, concurrency)
             pieces = [
                 piece
                 for place, piece in enumerate(pieces)
@@ -215,14 +215,14 @@ class Engine:
         found = [state for state in states if state is not None]
         return [self.model.whiten(state) for state in found] if self.options.whiten else found
 
-    def _shrink(self, call: _Call, batches: Sequence[Sequence[Piece]], lanes: int) -> None:
-        """Leave one lane, or halve the window or the budget, after what did not fit; give up on a sequence that does
+    def _shrink(self, call: _Call, batches: Sequence[Sequence[Piece]], concurrency: int) -> None:
+        """Leave one thread, or halve the window or the budget, after what did not fit; give up on a sequence that does
         not fit alone."""
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if lanes > 1:
-            self.lanes = 1
-            self.report(f"out of memory with {lanes} batches at once: going on with one at a time")
+        if concurrency > 1:
+            self.concurrency = 1
+            self.report(f"out of memory with {concurrency} batches at once: going on with one at a time")
             return
         if len(batches) > 1:
             self.window_tokens //= 2

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rd_hf.embedding.fields import ENTRY, MANIFEST, misfit
-from rd_hf.files import FolderError, Workspace, explained, file_sha256
+from rd_hf.files import FolderError, Workspace, explain_errors, file_sha256
 
 _REJECTS_COLUMNS = ("source", "record", "id", "reason")
 _REJECTS_HEADER = "\t".join(_REJECTS_COLUMNS).encode() + b"\n"
@@ -144,7 +144,7 @@ class OutputFolder:
             JobError: it cannot be understood, or is no embedding job's.
         """
         try:
-            with explained(self.path, JobError):
+            with explain_errors(self.path, JobError):
                 if not self.manifest_path.exists():
                     return None
                 content = json.loads(self.manifest_path.read_bytes())
@@ -189,7 +189,7 @@ class OutputFolder:
             JobError: it would replace a file of somebody else's, or the folder cannot be written to.
         """
         self.refuse_foreign_part(entry.index)
-        with explained(self.path, JobError):
+        with explain_errors(self.path, JobError):
             os.replace(written, self.part_path(entry.index))
         self.write_entry(entry)
 

@@ -20,10 +20,10 @@ from rd_hf.devices import check_device
 from rd_hf.embedding.checkpoint import Checkpoint
 from rd_hf.embedding.extension import ExtendingWorker, check, open_extendable
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry
-from rd_hf.embedding.manifest import as_begun, check_digest, open_job
+from rd_hf.embedding.manifest import check_digest, open_job, with_stored_settings
 from rd_hf.embedding.progress import Progress
 from rd_hf.embedding.settings import JobSettings, JobSummary
-from rd_hf.embedding.worker import Stages, Worker
+from rd_hf.embedding.worker import StageTimer, Worker
 from rd_hf.launch import Processes
 from rd_hf.memory import bound_kernels
 
@@ -55,7 +55,7 @@ def run_job(
     check_inputs(settings, group)
     if settings.device is not None:
         check_device(settings.device)
-    settings = as_begun(settings, OutputFolder(settings.output))
+    settings = with_stored_settings(settings, OutputFolder(settings.output))
     if settings.extend is None:
         return run_worker(settings, group, partial(Worker, hints=hints), {}, (), report, show_progress)
     finished = open_extendable(settings.extend)
@@ -108,7 +108,7 @@ def _run(
     checkpoint, settings, notes = open_job(settings, group, folder, about, checks)
     settings = replace(settings, options=checkpoint.within(settings.options))
     widths = checkpoint.widths(settings.options.levels, settings.options.width)
-    stages = Stages()
+    stages = StageTimer()
     if total is None:
         sizes = [source_size(source) for source in settings.inputs]
         total = None if None in sizes else sum(size or 0 for size in sizes)

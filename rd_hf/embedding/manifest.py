@@ -112,7 +112,7 @@ def _place(path: str) -> str:
     return readable(str(Path(path).resolve()))
 
 
-def as_begun(settings: JobSettings, folder: OutputFolder) -> JobSettings:
+def with_stored_settings(settings: JobSettings, folder: OutputFolder) -> JobSettings:
     """Settings that call the inputs as an earlier run did, where they are the same files under paths written otherwise.
 
     What is written, and compared, are the names of then.

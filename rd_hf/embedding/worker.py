@@ -22,8 +22,8 @@ from rd_hf.embedding.parts import Part, cut_parts, read_all
 from rd_hf.embedding.progress import Progress
 from rd_hf.embedding.settings import JobSettings
 from rd_hf.launch import Processes
-from rd_hf.lazy import uncollected
-from rd_hf.memory import give_back
+from rd_hf.lazy import gc_paused
+from rd_hf.memory import trim_heap
 
 if TYPE_CHECKING:
     from rd_hf.embedding.engine import Engine, Request
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _ROW_GROUP_BYTES = 16 << 20
 
 
-class Stages:
+class StageTimer:
     """Seconds a stage, added up."""
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class Worker:
     folder: OutputFolder
     checkpoint: Checkpoint
     widths: dict[str, int]
-    stages: Stages
+    stages: StageTimer
     progress: Progress
     report: Callable[[str], None]
     above: str | None = None  # backbones up to this level need not run
@@ -105,7 +105,7 @@ class Worker:
             self.do(part)
             self.progress.part_done()
             del part
-            give_back()
+            trim_heap()
 
     def parts(self) -> Iterator[Part]:
         """The input, cut."""
@@ -148,7 +148,7 @@ class Worker:
 
     def do(self, part: Part) -> None:
         """Clean, embed and write one part."""
-        with uncollected():
+        with gc_paused():
             from rd_hf.embedding.columns import why_not_stored
             from rd_hf.embedding.engine import prepare
 
@@ -199,7 +199,7 @@ class Worker:
         from rd_hf.embedding.engine import Engine
 
         if self.engine is None:
-            with self.stages.stage("load"), uncollected():
+            with self.stages.stage("load"), gc_paused():
                 level = self.checkpoint.largest(self.settings.options.levels, self.settings.options.width)
                 device = self.settings.device or str(pick_device(self.group.local_rank))
                 self._tell_of_dtypes(device, self.checkpoint.nested_dims[level])
@@ -235,7 +235,7 @@ class Worker:
 
     def write(self, part: Part, rows: list[Row], rejects: list[Reject]) -> None:
         """The part's Parquet file, then its journal entry."""
-        with uncollected():
+        with gc_paused():
             import pyarrow as pa
             import pyarrow.parquet as pq
 

@@ -28,7 +28,7 @@ from rd_hf.data.text import readable
 from rd_hf.fitting.one_pass import tuning_positions
 from rd_hf.fitting.sample import FitOptions, Sample, SamplePart, plan_batches
 from rd_hf.fitting.state import FitProgress, fit_settings, open_state, state_workspace
-from rd_hf.memory import bound_kernels, give_back
+from rd_hf.memory import bound_kernels, trim_heap
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from rd_hf.model.projection_rd_esm import RDEsmProjection
@@ -251,7 +251,7 @@ def _accumulate(
             del found
             if time.monotonic() - saved >= checkpoint_seconds:
                 state.save()
-                give_back()
+                trim_heap()
                 saved = time.monotonic()
     state.save()
     accelerator.wait_for_everyone()

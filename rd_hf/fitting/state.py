@@ -45,7 +45,8 @@ class FitProgress:
         runs = {path: int(path.name.split("-")[1]) for path in found}
         run = max(runs.values(), default=0)
         last = [path for path in found if runs[path] == run]
-        if last and any(_processes(path) != self.processes for path in last):
+        # All files of a run say the same.
+        if last and int(load_tensors(last[0], "processes")["processes"]) != self.processes:
             run += 1
         self.earlier = [path for path in found if runs[path] < run]
         self.path = folder / f"moments-{run:04d}-{accelerator.process_index:04d}.safetensors"
@@ -65,7 +66,7 @@ class FitProgress:
         """Batches that files of former runs hold."""
         done: set[int] = set()
         for path in self.earlier:
-            done |= set(load_tensors(path)["done"].tolist())
+            done |= set(load_tensors(path, "done")["done"].tolist())
         return done
 
     def merge_earlier(self) -> None:
@@ -74,11 +75,6 @@ class FitProgress:
             tensors = load_tensors(path)
             for part, moments in self.moments.items():
                 moments.merge(JointMoments.from_state(_of_part(tensors, part)))
-
-
-def _processes(path: Path) -> int:
-    """How many processes the run had that a file of moments is of."""
-    return int(load_tensors(path)["processes"])
 
 
 def _of_part(tensors: Mapping[str, torch.Tensor], part: SamplePart) -> dict[str, torch.Tensor]:

@@ -32,7 +32,7 @@ from jinja2 import TemplateError
 
 from rd_hf.bases.chain import FitReport
 from rd_hf.families import named_config
-from rd_hf.files import explained, replacing, write_json, write_text
+from rd_hf.files import explain_errors, replacing, write_json, write_text
 from rd_hf.hub.card import GENERATED, PLACEHOLDER_OWNER, is_generated, read_card, renamed, render_card, stated_license
 from rd_hf.hub.tokenizer import save_tokenizer
 from rd_hf.model.alphabet_rd_esm import check_alphabet
@@ -121,7 +121,7 @@ def save_checkpoint(
     """
     folder = Path(folder)
     refuse_foreign(folder)
-    with explained(folder):
+    with explain_errors(folder):
         model.save_pretrained(folder, backbones=backbones, max_shard_size=max_shard_size)
         save_tokenizer(folder)
         for name, content in SENTENCE_TRANSFORMERS_FILES.items():

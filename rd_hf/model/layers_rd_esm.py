@@ -20,7 +20,7 @@ from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
 from .families_rd_esm import FAMILIES
 
 
-class Climb:
+class HiddenStateRecorder:
     """What one pass wants of a backbone's layers, and what they made.
 
     It goes through the backbone as a keyword argument, so that nothing of a pass stays in the model: passes of several
@@ -63,21 +63,23 @@ def in_place_of(library: Any, mixin: Any) -> type[nn.Module]:
     return type(library.__name__, (mixin, library), around)
 
 
-class _Watched(InPlaceOf):
-    """A layer that tells a climb what it made, and does nothing beyond its end."""
+class _RecordedLayer(InPlaceOf):
+    """A layer that tells a recorder what it made, and does nothing beyond its end."""
 
     depth: int
 
-    def __call__(self, hidden_states: torch.Tensor, *args: Any, climb: Climb | None = None, **kwargs: Any) -> Any:
-        if climb is None:
+    def __call__(
+        self, hidden_states: torch.Tensor, *args: Any, recorder: HiddenStateRecorder | None = None, **kwargs: Any
+    ) -> Any:
+        if recorder is None:
             return super().__call__(hidden_states, *args, **kwargs)  # type: ignore[misc]
-        if self.depth > climb.last:
+        if self.depth > recorder.last:
             return hidden_states
-        if self.depth == 1 and 0 in climb.wanted:
-            climb.states[0] = hidden_states
+        if self.depth == 1 and 0 in recorder.wanted:
+            recorder.states[0] = hidden_states
         state = super().__call__(hidden_states, *args, **kwargs)  # type: ignore[misc]
-        if self.depth in climb.wanted:
-            climb.states[self.depth] = state
+        if self.depth in recorder.wanted:
+            recorder.states[self.depth] = state
         return state
 
 
@@ -88,11 +90,11 @@ def stack_of(backbone: PreTrainedModel) -> nn.ModuleList:
     return found
 
 
-def watch_layers(backbone: PreTrainedModel) -> None:
+def record_layers(backbone: PreTrainedModel) -> None:
     """Let `states_after` ask for states within; what the backbone computes for others is unchanged."""
     for number, layer in enumerate(stack_of(backbone), start=1):
-        if not isinstance(layer, _Watched):
-            layer.__class__ = in_place_of(type(layer), _Watched)  # type: ignore[arg-type]
+        if not isinstance(layer, _RecordedLayer):
+            layer.__class__ = in_place_of(type(layer), _RecordedLayer)  # type: ignore[arg-type]
         layer.depth = number  # type: ignore[assignment]
 
 
@@ -114,16 +116,18 @@ def states_after(
     if list(depths) == [len(layers)]:
         output = backbone(**arguments, return_dict=True)
         return output, [output.last_hidden_state]
-    climb = Climb(depths)
-    output = backbone(**arguments, climb=climb, return_dict=True)
+    recorder = HiddenStateRecorder(depths)
+    output = backbone(**arguments, recorder=recorder, return_dict=True)
     norm = backbone.get_submodule(FAMILIES[backbone.config.model_type].final_norm)
-    return output, [output.last_hidden_state if depth == climb.last else norm(climb.states[depth]) for depth in depths]
+    return output, [
+        output.last_hidden_state if depth == recorder.last else norm(recorder.states[depth]) for depth in depths
+    ]
 
 
 def encoder_class(config: PretrainedConfig, depth: int | None = None) -> type[PreTrainedModel]:
     """The library's own class for a backbone; with `depth`, one that is built with so many of its layers.
 
-    A model that was built is given the library's class back by `settle`, so that it can be pickled.
+    A model that was built is given the library's class back by `set_class_and_recording`, so that it can be pickled.
     """
     encoder: Any = MODEL_MAPPING[type(config)]
     if depth is None or depth == config.num_hidden_layers:
@@ -138,11 +142,11 @@ def encoder_class(config: PretrainedConfig, depth: int | None = None) -> type[Pr
     return Shorter
 
 
-def settle(backbone: PreTrainedModel, watch: bool) -> PreTrainedModel:
+def set_class_and_recording(backbone: PreTrainedModel, watch: bool) -> PreTrainedModel:
     """What a backbone is once it is built: of the library's class, and with `watch` ready for `states_after`."""
     backbone.__class__ = MODEL_MAPPING[type(backbone.config)]
     # Saved by itself it is a plain model of its family: nothing is renamed back to what its file had.
     backbone._weight_conversions = []
     if watch:
-        watch_layers(backbone)
+        record_layers(backbone)
     return backbone

@@ -35,7 +35,7 @@ from .families_rd_esm import family_of
 from .fields_rd_esm import check_entry  # noqa: F401
 from .files_rd_esm import WeightFiles  # noqa: F401
 from .fused_rd_esm import fuse_layers
-from .layers_rd_esm import encoder_class, settle, watch_layers
+from .layers_rd_esm import encoder_class, record_layers, set_class_and_recording
 from .merging_rd_esm import cut_long
 from .origin_rd_esm import decide_form  # noqa: F401
 from .outputs_rd_esm import NO_WHITENING, RDEsmModelOutput, output_class
@@ -114,7 +114,7 @@ class RDEsmModel(RDEsmPreTrainedModel):
             attn_implementation=self.config._attn_implementation,
             **family_of(self.config.levels[levels[0]]["backbone"]).arguments,
         )
-        settle(backbone, watch=len(levels) > 1 or self.config.one_pass)
+        set_class_and_recording(backbone, watch=len(levels) > 1 or self.config.one_pass)
         if not self.config.exact_activation:
             fuse_layers(backbone)
         return backbone
@@ -125,7 +125,7 @@ class RDEsmModel(RDEsmPreTrainedModel):
         for levels, backbone in zip(self.config.backbone_groups, self.backbones):
             if isinstance(backbone, PreTrainedModel):
                 if len(levels) > 1 or self.config.one_pass:
-                    watch_layers(backbone)
+                    record_layers(backbone)
                 if not self.config.exact_activation:
                     fuse_layers(backbone)
 
@@ -210,7 +210,7 @@ class RDEsmModel(RDEsmPreTrainedModel):
             layers: of the backbone, whose states are wanted behind those of the levels.
         """
         if layers:
-            watch_layers(backbone)
+            record_layers(backbone)
         return run_backbone(backbone, [*(self.config.depth(level) for level in levels), *layers], arguments)[1]
 
     def get_input_embeddings(self) -> nn.Module:

@@ -21,15 +21,15 @@ from rd_hf.devices import check_device
 from rd_hf.embedding import EmbeddingOptions, JobSettings, run_job
 from rd_hf.embedding.checkpoint import Checkpoint, resolve
 from rd_hf.embedding.folder import OutputFolder
-from rd_hf.files import explained
+from rd_hf.files import explain_errors
 from rd_hf.search.database import Block, Database, keep
 from rd_hf.search.funnel import Picker, Plan, Sample, Short, plan
 from rd_hf.search.labels import labelled, predictions_table, read_labels, transfer
 from rd_hf.search.neighbours import NOBODY, Hits, nearest, need_faiss, score
 from rd_hf.search.output import TableWriter
-from rd_hf.search.progressive import Larger
+from rd_hf.search.progressive import CandidateEmbedder
 from rd_hf.search.settings import SearchSettings, SearchSummary, labels_path
-from rd_hf.search.whitening import Blockwise, whitened, whitening
+from rd_hf.search.whitening import BlockWhitening, whitened, whitening
 
 # Queries searched together, each time in one pass of the database: as many as their vectors and candidates allow.
 _QUERIES = 16384
@@ -89,7 +89,7 @@ def search(
         raise InputError(f"{settings.database} holds no protein: embed some first")
     with ExitStack() as stack:
         queries, aim = _open_queries(settings, database, stack, report, show_progress)
-        with explained(Path(settings.output).parent):
+        with explain_errors(Path(settings.output).parent):
             Path(settings.output).parent.mkdir(parents=True, exist_ok=True)
         bars = _Bars(show_progress, database.rows)
         cache = Path(settings.cache) if settings.cache else database.path / ".search"
@@ -199,7 +199,7 @@ class _Run:
     database: Database
     queries: Database
     plan: Plan
-    by: Blockwise | None
+    by: BlockWhitening | None
     cache: Path
     report: Callable[[str], None]
     bars: _Bars
@@ -259,10 +259,10 @@ class _Run:
             short=str(short) or None,
         )
 
-    def _larger(self) -> Larger:
+    def _larger(self) -> CandidateEmbedder:
         settings = self.settings
         checkpoint = _model(settings, self.database)
-        return Larger(
+        return CandidateEmbedder(
             self.database,
             self.plan.level,
             checkpoint.name,
@@ -292,7 +292,7 @@ class _Run:
         own: np.ndarray | None,
         allowed: np.ndarray | None,
         picker: Picker,
-        larger: Larger | None,
+        larger: CandidateEmbedder | None,
     ) -> Hits:
         settings, aim = self.settings, self.plan
         if not aim.candidates:

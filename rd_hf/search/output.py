@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rd_hf.files import explained, replacing
+from rd_hf.files import explain_errors, replacing
 
 
 class TableWriter(AbstractContextManager["TableWriter"]):
@@ -40,7 +40,7 @@ class TableWriter(AbstractContextManager["TableWriter"]):
         Raises:
             FolderError: the disk is full or the folder cannot be written to.
         """
-        with explained(self.path.parent):
+        with explain_errors(self.path.parent):
             if self.path.suffix == ".parquet":
                 if self._writer is None:
                     self._writer = self._opened.enter_context(pq.ParquetWriter(self._temporary, table.schema))

@@ -37,7 +37,7 @@ _SAME, _SAME_HALF = 1e-4, 3e-2
 
 
 @dataclass(slots=True)
-class Larger:
+class CandidateEmbedder:
     """Embeddings of a database's proteins at a level that it does not hold.
 
     Attributes:

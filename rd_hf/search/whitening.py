@@ -35,7 +35,7 @@ ROWS = 65536
 
 
 @dataclass(frozen=True, slots=True)
-class Blockwise:
+class BlockWhitening:
     """(b - mean) map of each block.
 
     Attributes:
@@ -81,7 +81,7 @@ def whitening(
     cache: Path,
     report: Callable[[str], None],
     on_rows: Callable[[int], object] = lambda rows: None,
-) -> Blockwise | None:
+) -> BlockWhitening | None:
     """What both sides of a search are whitened by; None for nothing.
 
     Args:
@@ -202,10 +202,10 @@ class _Statistics:
                 return f"has {count:,} proteins that vary in {rank:,} of {varying:,} dimensions of a block alone"
         return ""
 
-    def blockwise(self, weights: list[float]) -> Blockwise:
+    def blockwise(self, weights: list[float]) -> BlockWhitening:
         """The whitening, with so much weight a block."""
         fitted = self._fitted()
-        return Blockwise(
+        return BlockWhitening(
             tuple(mean.numpy() for mean in fitted.means),
             tuple((turned * weight).numpy() for turned, weight in zip(fitted.maps, weights, strict=True)),
             f"by {self.moments[0].count:,} proteins of the database, {_weighed(weights)}",
@@ -277,7 +277,7 @@ def _kept(path: Path, blocks: int) -> _Statistics | None:
         return None
 
 
-def _of_model(checkpoint: Checkpoint, level: str, given: tuple[float, ...]) -> Blockwise:
+def _of_model(checkpoint: Checkpoint, level: str, given: tuple[float, ...]) -> BlockWhitening:
     # Its bases alone are read: no backbone is needed.
     model = load_model(
         checkpoint.name, checkpoint.revision, checkpoint.fingerprint, level, "float32", None, "cpu", above=level
@@ -289,7 +289,7 @@ def _of_model(checkpoint: Checkpoint, level: str, given: tuple[float, ...]) -> B
     for block, weight in zip(module, weights, strict=True):
         means.append(block.get_buffer("mean").double().numpy())
         maps.append(block.get_buffer("map").double().numpy() * weight)
-    return Blockwise(tuple(means), tuple(maps), f"by the residues of the model's fit, {_weighed(weights)}")
+    return BlockWhitening(tuple(means), tuple(maps), f"by the residues of the model's fit, {_weighed(weights)}")
 
 
 def _weighed(weights: list[float]) -> str:
@@ -298,6 +298,6 @@ def _weighed(weights: list[float]) -> str:
     return f"blocks weighed {', '.join(f'{weight:.3g}' for weight in weights)}"
 
 
-def whitened(block: Block, by: Blockwise | None) -> Block:
+def whitened(block: Block, by: BlockWhitening | None) -> Block:
     """A block of rows, whitened where there is something to do it by."""
     return block if by is None else replace(block, vectors=by(block.vectors))

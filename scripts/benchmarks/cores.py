@@ -1,8 +1,8 @@
 """A whole embedding job on two cores: one process with two threads, two processes with one each, and where it goes.
 
-A job is everything from reading the FASTA to the manifest, the model's load included, imports not. ``lanes`` is a job
-as it is: a batch on each thread. ``shared`` is the same with every batch shared by all threads, as before lanes. Both
-take turns in one process; two processes take theirs in between. Wall seconds say what a user waits; processor
+A job is everything from reading the FASTA to the manifest, the model's load included, imports not. ``threads`` is a
+job as it is: one batch per thread. ``shared`` is the same with every batch shared by all threads. Both take turns in
+one process; two processes take theirs in between. Wall seconds say what a user waits; processor
 seconds of one process beside them say how much of it was work, and on a machine that others use are what to compare.
 
 The floor: the products of weights alone, 24 x sum(layers x width^2) operations a token, at the rate that the machine
@@ -62,30 +62,30 @@ def sample(count: int) -> list[str]:
 
 
 def _jobs(family: str, model: Path, fasta: Path, folder: Path, rounds: int) -> list[Ratio]:
-    took: dict[str, list[dict[str, Any]]] = {"lanes": [], "shared": [], "two": []}
+    took: dict[str, list[dict[str, Any]]] = {"threads": [], "shared": [], "two": []}
     for number in range(rounds):
         # Every second round in reverse order, so that neither always comes after the other.
-        order = ["lanes", "shared"] if number % 2 == 0 else ["shared", "lanes"]
+        order = ["threads", "shared"] if number % 2 == 0 else ["shared", "threads"]
         for one in _work(model, fasta, folder, 1, order):
             took[one["how"]].append(one)
         if number == 0:
-            took["two"] += _work(model, fasta, folder, 2, ["lanes"])
+            took["two"] += _work(model, fasta, folder, 2, ["threads"])
     wall = {name: [one["wall"] for one in runs] for name, runs in took.items()}
     processor = {name: [one["processor"] for one in runs] for name, runs in took.items()}
-    residues = took["lanes"][0]["residues"]
+    residues = took["threads"][0]["residues"]
 
     def told(name: str) -> str:
         seconds, work = statistics.median(wall[name]), statistics.median(processor[name])
         return f"{residues / seconds:,.0f} residues/s ({seconds:.1f} s, {work:.1f} s of processors)"
 
-    stages = took["lanes"][-1]["stages"]
+    stages = took["threads"][-1]["stages"]
     return [
         Ratio(
-            f"{family}: shared / lanes, one process of two threads", paired(wall["shared"], wall["lanes"]), GOAL,
-            detail=f"{told('lanes')} against {told('shared')}",
+            f"{family}: shared / threads, one process of two threads", paired(wall["shared"], wall["threads"]), GOAL,
+            detail=f"{told('threads')} against {told('shared')}",
         ),
         Ratio(
-            f"{family}: two processes of one thread / lanes", paired(wall["two"], wall["lanes"][:1]), None,
+            f"{family}: two processes of one thread each / threads", paired(wall["two"], wall["threads"][:1]), None,
             detail=f"{told('two')}, of one of them",
         ),
         Ratio(

@@ -3,7 +3,7 @@
     cores_worker.py SCRATCH MODEL FASTA PART_RECORDS HOW [HOW ...]
     torchrun --nproc_per_node 2 cores_worker.py ...
 
-HOW is ``lanes`` (a job as it is) or ``shared`` (every batch by all threads). Everything is imported and a first job,
+HOW is ``threads`` (a job as it is) or ``shared`` (every batch by all threads). Everything is imported and a first job,
 not counted, done before a clock starts.
 """
 
@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from rd_hf.embedding import EmbeddingOptions, JobSettings, lanes, run_job
+from rd_hf.embedding import EmbeddingOptions, JobSettings, concurrency, run_job
 from rd_hf.launch import leave, processes
 
-USUAL = lanes._BATCHES_A_LANE
+USUAL = concurrency._BATCHES_PER_THREAD
 
 
 def main() -> None:
@@ -28,8 +28,8 @@ def main() -> None:
     group = processes()
     answers = []
     for number, how in enumerate([ways[0], *ways]):
-        # No part has so many batches that lanes would pay.
-        lanes._BATCHES_A_LANE = USUAL if how == "lanes" else sys.maxsize
+        # No part has so many batches that concurrency would pay.
+        concurrency._BATCHES_PER_THREAD = USUAL if how == "threads" else sys.maxsize
         output = Path(scratch) / f"out-{number}"
         settings = JobSettings(model, (fasta,), str(output), EmbeddingOptions(), part_records=int(part_records))
         group.all_well(True)

@@ -25,7 +25,7 @@ from rd_hf.evaluation.plots import STYLES
 from rd_hf.evaluation.representations import KINDS
 from rd_hf.evaluation.tables import between, markdown_table, number
 from rd_hf.hub.describe import backbone_cost
-from rd_hf.model.layers_rd_esm import watch_layers
+from rd_hf.model.layers_rd_esm import record_layers
 from rd_hf.model.passes_rd_esm import backbone_arguments, run_backbone
 
 # Timings taken of each contender, of which the fastest counts: what is added by others on the machine is never less.
@@ -100,7 +100,7 @@ def measure_costs(family: Family, sequences: Sequence[str], repeats: int = REPEA
     ran: dict[int, int] = {}
     for index, levels in enumerate(config.backbone_groups):
         backbone = model.backbones[index]
-        watch_layers(backbone)
+        record_layers(backbone)
         for level in levels:
             name, depth = family.names[level], config.depth(level)
             own = backbone_cost(backbone, depth)[1]

@@ -13,7 +13,7 @@ import torch
 
 from rd_hf.data.fasta import InputError
 from rd_hf.embedding import checkpoint
-from rd_hf.embedding.checkpoint import settle_after_fork, threads_of_a_worker
+from rd_hf.embedding.checkpoint import prepare_after_fork, threads_of_a_worker
 from tests.conftest import environment
 
 # Long enough that a product is shared by several threads: short ones run on one, and would not hang.
@@ -85,7 +85,7 @@ def test_an_embedder_works_in_the_processes_of_any_pool(mini_checkpoint: Path) -
 
 def test_a_model_on_a_gpu_is_refused_in_a_fork() -> None:
     with pytest.raises(InputError, match=r"forked from one that had the model on cuda.*'spawn'"):
-        settle_after_fork(torch.device("cuda", 0))
+        prepare_after_fork(torch.device("cuda", 0))
 
 
 @pytest.mark.parametrize(

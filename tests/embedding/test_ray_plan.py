@@ -23,7 +23,7 @@ from rd_hf.embedding.ray import duplicates, staging
 from rd_hf.embedding.ray.cluster import RaySettings
 from rd_hf.embedding.ray.plan import PlannedPart, plan, read_part
 from rd_hf.embedding.ray.staging import Chunk, Staged, Staging, key_of, read_chunk, stage
-from rd_hf.embedding.ray.worker import Assignment, Desk, PartWorker
+from rd_hf.embedding.ray.worker import Assignment, PartWorker, WorkerFolder
 from rd_hf.embedding.settings import JobSettings
 
 WIDTHS = {"L": 8}
@@ -221,10 +221,10 @@ def test_a_part_that_ends_every_worker_is_given_up_in_a_sentence(tmp_path: Path)
     token = (folder.workspace.record() or {})["token"]
     for _ in range(5):
         # A worker that ends here leaves its sign.
-        Desk(tmp_path / "out", token).begin("000007")
-    Desk(tmp_path / "out", token).begin("000008")
+        WorkerFolder(tmp_path / "out", token).begin("000007")
+    WorkerFolder(tmp_path / "out", token).begin("000008")
     with pytest.raises(JobError, match="000007 ended its worker 5 times: it may need more memory"):
-        Desk(tmp_path / "out", token).begin("000007")
+        WorkerFolder(tmp_path / "out", token).begin("000007")
 
 
 def test_a_worker_that_was_thought_lost_changes_nothing(tmp_path: Path, tiny_checkpoint: Path) -> None:

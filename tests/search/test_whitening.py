@@ -11,7 +11,7 @@ import torch
 
 from rd_hf.search import SearchSettings, search, whitening
 from rd_hf.search.database import Database
-from rd_hf.search.whitening import Blockwise
+from rd_hf.search.whitening import BlockWhitening
 from tests.conftest import random_model
 from tests.search.conftest import (
     DIMS,
@@ -134,7 +134,7 @@ def test_twins_have_one_score(run: Run, tmp_path: Path) -> None:
 
 def test_a_row_is_whitened_alike_in_any_company() -> None:
     rng = np.random.default_rng(0)
-    by = Blockwise(
+    by = BlockWhitening(
         tuple(rng.standard_normal(stop - start) for start, stop in BLOCKS),
         tuple(rng.standard_normal((stop - start, stop - start)) for start, stop in BLOCKS),
         "",

@@ -15,7 +15,7 @@ from rd_hf.data.sources import source_size
 from rd_hf.devices import parse_device
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry
 from rd_hf.embedding.job import check_inputs, complete, counted
-from rd_hf.embedding.manifest import as_begun, check_digest, check_known, known_parts, open_job
+from rd_hf.embedding.manifest import check_digest, check_known, known_parts, open_job, with_stored_settings
 from rd_hf.embedding.progress import Progress
 from rd_hf.embedding.ray.cluster import Cluster, RaySettings, ask_every_node, joined
 from rd_hf.embedding.ray.duplicates import Shared, find_shared, first_records
@@ -60,7 +60,7 @@ def run_on_ray(
             "--deduplicate away, or choose mean, max or cls"
         )
     folder = OutputFolder(settings.output)
-    settings = as_begun(settings, folder)
+    settings = with_stored_settings(settings, folder)
     with joined(ray_settings) as cluster, ExitStack() as stack:
         _check_versions(ask_every_node(cluster, installed))
         stack.callback(folder.leave)

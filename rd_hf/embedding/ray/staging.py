@@ -23,7 +23,7 @@ from rd_hf.data.sources import source_size
 from rd_hf.embedding.folder import JobError, OutputFolder
 from rd_hf.embedding.parts import read_all, rows_of
 from rd_hf.embedding.settings import JobSettings
-from rd_hf.files import explained
+from rd_hf.files import explain_errors
 
 CHUNK_RECORDS, CHUNK_LETTERS = 16384, 32 << 20
 # Rows that are read back together: a part begins anywhere in a chunk.
@@ -135,7 +135,7 @@ def stage(settings: JobSettings, index: int, keys: bool) -> Iterator[dict[str, A
     def write(records: list[FastaRecord]) -> dict[str, Any]:
         nonlocal count
         name = f"{index:06d}-{count:06d}.parquet"
-        with explained(folder.path, JobError):
+        with explain_errors(folder.path, JobError):
             path.mkdir(exist_ok=True)
             half = path / f"{name}.{secrets.token_hex(4)}.tmp"
             _write(half, records, settings, keys)

@@ -25,10 +25,10 @@ from rd_hf.embedding.ray.duplicates import Shared, SharedRows, SharingWorker, se
 from rd_hf.embedding.ray.plan import PlannedPart, read_part
 from rd_hf.embedding.ray.staging import stage
 from rd_hf.embedding.settings import JobSettings
-from rd_hf.embedding.worker import Stages, Worker
+from rd_hf.embedding.worker import StageTimer, Worker
 from rd_hf.files import file_sha256, replacing
 from rd_hf.launch import Processes
-from rd_hf.memory import bound_kernels, give_back
+from rd_hf.memory import bound_kernels, trim_heap
 
 # More machines than that are hardly lost in the midst of one and the same part.
 _TRIES = 5
@@ -58,7 +58,7 @@ class Assignment:
             os.chdir(self.directory)
 
 
-class Desk(OutputFolder):
+class WorkerFolder(OutputFolder):
     """The output folder as a worker has it: what it writes is handed over, not put in its place."""
 
     def __init__(self, path: str | os.PathLike, token: str) -> None:
@@ -123,9 +123,9 @@ class PartWorker:
         bound_kernels()
         self._settings, self._shared, self._chunks = assignment.settings, shared, chunks
         self._said: list[str] = []
-        self._desk = Desk(assignment.settings.output, assignment.token)
+        self._desk = WorkerFolder(assignment.settings.output, assignment.token)
         self._staged = self._desk.journal / "staged"
-        given = (assignment.settings, Processes(), self._desk, assignment.checkpoint, assignment.widths, Stages())
+        given = (assignment.settings, Processes(), self._desk, assignment.checkpoint, assignment.widths, StageTimer())
         bar = Progress(None, shown=False)
         if shared is None:
             self._worker = Worker(*given, bar, self._said.append)
@@ -153,7 +153,7 @@ class PartWorker:
             answer = self._answer(row["part"], self._make)
         else:
             answer = self._answer("", lambda _: self._make_block(int(row["block"]))) | {"block": row["block"]}
-        give_back()
+        trim_heap()
         return answer
 
     def _answer(self, part: str, body: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from rd_hf.embedding.concurrency import concurrency_for, in_order, may_share
 from rd_hf.embedding.engine import Engine, Request
 from rd_hf.embedding.job import run_job
-from rd_hf.embedding.lanes import in_order, lanes_for, may_share
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.settings import JobSettings
 from rd_hf.model.modeling_rd_esm import RDEsmModel
@@ -34,15 +34,15 @@ def threads() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("threads", "batches", "lanes"),
+    ("threads", "batches", "concurrency"),
     [(1, 1000, 1), (2, 8, 2), (2, 7, 1), (8, 32, 8), (8, 31, 1), (12, 1000, 6), (64, 1000, 8), (13, 1000, 6)],
 )
-def test_lanes_share_all_threads_where_batches_are_many(
-    monkeypatch: pytest.MonkeyPatch, threads: int, batches: int, lanes: int
+def test_threads_share_all_threads_where_batches_are_many(
+    monkeypatch: pytest.MonkeyPatch, threads: int, batches: int, concurrency: int
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert lanes_for(batches) == lanes
-    assert lanes_for(batches, 1) == 1
+    assert concurrency_for(batches) == concurrency
+    assert concurrency_for(batches, 1) == 1
 
 
 def test_what_ends_later_is_still_handed_out_in_order(threads: None) -> None:
@@ -88,7 +88,7 @@ def test_an_error_comes_at_its_turn_and_nothing_goes_on_behind_it(threads: None)
     assert [next(results)[0] for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="the fourth"):
         next(results)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("rd_hf-lane")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("rd_hf-batch")]
     assert torch.get_num_threads() == 2
 
 
@@ -110,7 +110,7 @@ class Counting:
                 self.two.set()
         try:
             if torch.get_num_threads() == 1:
-                # In a lane: the other comes too, and then nobody waits any more.
+                # In one thread: the other comes too, and then nobody waits any more.
                 assert self.two.wait(PATIENCE)
             if self.alone and torch.get_num_threads() == 1:
                 raise MemoryError
@@ -121,7 +121,9 @@ class Counting:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "residue"])
-def test_lanes_give_the_bits_of_one_batch_after_the_other(tiny_model: RDEsmModel, threads: None, pooling: str) -> None:
+def test_threads_give_the_bits_of_one_batch_after_the_other(
+    tiny_model: RDEsmModel, threads: None, pooling: str
+) -> None:
     # Windows too: pieces of one sequence come from several batches, and their sums depend on the order.
     options = EmbeddingOptions(pooling=pooling, batch_tokens=120, max_length=50, overlap=20)
     requests = [Request(sequence) for sequence in proteins(60, 200)]
@@ -152,7 +154,7 @@ def test_where_memory_is_short_lanes_go_first(tiny_model: RDEsmModel, threads: N
     engine = Engine(Counting(tiny_model, alone=True), "L2", options, report=said.append)  # type: ignore[arg-type]
     results = engine.embed(requests)
     assert said == ["out of memory with 2 batches at once: going on with one at a time"]
-    assert (engine.lanes, engine.tokens) == (1, 120)
+    assert (engine.concurrency, engine.tokens) == (1, 120)
     for ours, theirs in zip(results, Engine(tiny_model, "L2", options).embed(requests), strict=True):
         # Two threads in place of one: sums in another order.
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
@@ -161,7 +163,7 @@ def test_where_memory_is_short_lanes_go_first(tiny_model: RDEsmModel, threads: N
 
 
 def test_a_model_that_loads_its_backbones_in_turn_has_one_lane(tiny_model: RDEsmModel) -> None:
-    assert Engine(tiny_model, "L2", EmbeddingOptions(), window_tokens=1000).lanes == 1
+    assert Engine(tiny_model, "L2", EmbeddingOptions(), window_tokens=1000).concurrency == 1
 
 
 def test_a_job_writes_the_same_bytes_whatever_number_of_lanes(

@@ -3,7 +3,7 @@
 A batch that fits the caches is hundreds of products of a millisecond or less. Where all threads share each of them,
 each ends with all waiting for the slowest (and for one that the machine gave to another program, for as long as that
 has it), and what comes between two products is done by one. Threads that each have a batch wait for nobody; torch lets
-go of the interpreter within its operations. Weights are shared, so that a lane costs the activations of one batch.
+go of the interpreter within its operations. Weights are shared, so that one thread costs the activations of one batch.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-# Bounds memory on a machine of many cores: there, several threads share a lane.
-MOST_LANES = 8
-# Batches a lane, below which the wait for the last one costs more than lanes save.
-_BATCHES_A_LANE = 4
+# Bounds memory on a machine of many cores: there, several threads share one thread.
+MAX_CONCURRENCY = 8
+# Batches one thread, below which the wait for the last one costs more than concurrency save.
+_BATCHES_PER_THREAD = 4
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def lanes_for(batches: int, most: int = MOST_LANES) -> int:
-    """How many of so many batches to compute at once, at most ``most``; 1 where lanes do not pay.
+def concurrency_for(batches: int, most: int = MAX_CONCURRENCY) -> int:
+    """How many of so many batches to compute at once, at most ``most``; 1 where concurrency do not pay.
 
     It follows from the number of batches and of torch's threads alone, and so do the bits of what is computed.
     """
     threads = torch.get_num_threads()
-    lanes = threads // -(-threads // most)
-    return lanes if lanes > 1 and batches >= _BATCHES_A_LANE * lanes else 1
+    concurrency = threads // -(-threads // most)
+    return concurrency if concurrency > 1 and batches >= _BATCHES_PER_THREAD * concurrency else 1
 
 
 def may_share(model: nn.Module) -> bool:
@@ -43,8 +43,8 @@ def may_share(model: nn.Module) -> bool:
     return not any(hasattr(module, "_cos_cached") for module in model.modules())
 
 
-def in_order(work: Callable[[Item], Result], items: Iterable[Item], lanes: int) -> Generator[tuple[Item, Result]]:
-    """Each item with what ``work`` makes of it, in the order given, up to ``lanes`` of them worked at once.
+def in_order(work: Callable[[Item], Result], items: Iterable[Item], concurrency: int) -> Generator[tuple[Item, Result]]:
+    """Each item with what ``work`` makes of it, in the order given, up to ``concurrency`` of them worked at once.
 
     At most twice as many are begun and not yet handed out, so that memory does not grow with their number. Whoever
     stops early must close this iterator: it waits for what is begun, and gives torch its threads back.
@@ -53,19 +53,19 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], lanes: int) 
         work: called with one item, in a thread that has its share of torch's threads. What it raises is raised when
             its item's turn comes.
         items: taken in this thread, as they are needed.
-        lanes: with 1, ``work`` is called in this thread, with all of torch's.
+        concurrency: with 1, ``work`` is called in this thread, with all of torch's.
     """
-    if lanes < 2:
+    if concurrency < 2:
         for item in items:
             yield item, work(item)
         return
     threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(lanes, "rd_hf-lane", torch.set_num_threads, (threads // lanes,))
+    pool = ThreadPoolExecutor(concurrency, "rd_hf-batch", torch.set_num_threads, (threads // concurrency,))
     begun: deque[tuple[Item, Future[Result]]] = deque()
     try:
         for item in items:
             begun.append((item, pool.submit(work, item)))
-            if len(begun) == 2 * lanes:
+            if len(begun) == 2 * concurrency:
                 first, result = begun.popleft()
                 yield first, result.result()
         while begun:
