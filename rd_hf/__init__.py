@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rd_hf.lazy import lazy_names
+from rd_hf.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from rd_hf.embedding import Embedder, EmbeddingOptions, JobSettings, JobSummary, run_job
@@ -17,10 +18,6 @@ if TYPE_CHECKING:
     from rd_hf.model.configuration_rd_esm import RDEsmConfig
     from rd_hf.model.modeling_rd_esm import RDEsmModel
     from rd_hf.search import SearchSettings, SearchSummary, search
-
-# The one place where the version stands: pyproject.toml reads it from here. The model's code, which travels without
-# the package, has a copy that a test holds equal.
-__version__ = "0.2.0"
 
 _HOMES = {
     "RDEsmConfig": "rd_hf.model.configuration_rd_esm",

@@ -17,7 +17,7 @@ import importlib.util
 import os
 import sys
 
-from rd_hf import __version__
+from rd_hf.version import __version__
 
 # Imported one at a time, when its command is given: the list itself costs nothing.
 COMMANDS = {

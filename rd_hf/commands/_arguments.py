@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from rd_hf.commands._main import run_command
@@ -28,35 +27,6 @@ _NO_BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")
 
 class MissingExtraError(ValueError):
     """A command needs what this installation does not have."""
-
-
-def whole(least: int) -> Callable[[str], int]:
-    """The type of a flag that takes a whole number of at least ``least``."""
-
-    def number(word: str) -> int:
-        with suppress(ValueError):
-            if (value := int(word)) >= least:
-                return value
-        raise argparse.ArgumentTypeError(f"{word!r} is no whole number of at least {least}")
-
-    return number
-
-
-def real(
-    least: float = -math.inf, *, above: float = -math.inf, most: float = math.inf, below: float = math.inf
-) -> Callable[[str], float]:
-    """The type of a flag that takes a finite number within bounds, with or without the bounds themselves."""
-    bounds = {"of at least": least, "above": above, "of at most": most, "below": below}
-    words = " and ".join(f"{name} {bound:g}" for name, bound in bounds.items() if math.isfinite(bound))
-
-    def number(word: str) -> float:
-        with suppress(ValueError):
-            value = float(word)
-            if math.isfinite(value) and above < value < below and least <= value <= most:
-                return value
-        raise argparse.ArgumentTypeError(f"{word!r} is no finite number{f' {words}' if words else ''}")
-
-    return number
 
 
 def command_parser(name: str, words: str | None, prog: str | None = None) -> argparse.ArgumentParser:
@@ -164,7 +134,7 @@ def _circumstances() -> str:
     import platform
     from importlib.metadata import version
 
-    from rd_hf import __version__
+    from rd_hf.version import __version__
 
     said = [f"rd_hf {__version__}", f"Python {platform.python_version()}"]
     said += [f"{name} {version(name)}" for name in ("torch", "transformers") if name in sys.modules]

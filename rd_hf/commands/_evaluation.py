@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rd_hf.commands._arguments import whole
+from rd_hf.options import whole
 
 
 def add_fit_arguments(parser: argparse._ActionsContainer, *, required: bool) -> None:

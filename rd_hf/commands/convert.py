@@ -20,9 +20,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments, whole
+from rd_hf.commands._arguments import command_parser, run_with_arguments
 from rd_hf.embedding.options import OUTPUT_DTYPES
 from rd_hf.lazy import gc_paused
+from rd_hf.options import whole
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -24,7 +24,7 @@ import argparse
 import sys
 from functools import partial
 
-from rd_hf.commands._arguments import command_parser, real, run_with_arguments, whole
+from rd_hf.commands._arguments import command_parser, run_with_arguments
 from rd_hf.embedding.options import (
     AUTO_MEANS,
     DTYPE,
@@ -37,6 +37,7 @@ from rd_hf.embedding.options import (
     POOLINGS,
 )
 from rd_hf.lazy import gc_paused
+from rd_hf.options import real, whole
 
 
 def build_parser() -> argparse.ArgumentParser:

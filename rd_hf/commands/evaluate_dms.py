@@ -25,8 +25,9 @@ import sys
 import time
 from pathlib import Path
 
-from rd_hf.commands._arguments import command_parser, real, run_with_arguments, whole
+from rd_hf.commands._arguments import command_parser, run_with_arguments
 from rd_hf.commands._evaluation import add_family_arguments, add_fit_arguments, add_run_arguments
+from rd_hf.options import real, whole
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -40,7 +40,8 @@ from rd_hf.files import replacing
 if TYPE_CHECKING:
     from rd_hf.bases.chain import FitReport
 
-from rd_hf.commands._arguments import command_parser, real, run_with_arguments, whole
+from rd_hf.commands._arguments import command_parser, run_with_arguments
+from rd_hf.options import real, whole
 
 
 def build_parser() -> argparse.ArgumentParser:

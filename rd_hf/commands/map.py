@@ -21,7 +21,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments, whole
+from rd_hf.commands._arguments import command_parser, run_with_arguments
+from rd_hf.options import whole
 
 if TYPE_CHECKING:
     from rd_hf.maps.labels import Column

@@ -26,7 +26,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from rd_hf.commands._arguments import command_parser, real, run_with_arguments, whole
+from rd_hf.commands._arguments import command_parser, run_with_arguments
+from rd_hf.options import real, whole
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -24,8 +24,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from rd_hf.commands._arguments import command_parser, real, run_with_arguments, whole
+from rd_hf.commands._arguments import command_parser, run_with_arguments
 from rd_hf.lazy import gc_paused
+from rd_hf.options import real, whole
 from rd_hf.search.settings import INDICES, METRICS, NEIGHBOURS, RECALL_SAMPLE, WHITENINGS, labels_path
 
 

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rd_hf import __version__
 from rd_hf.data.fasta import InputError
 from rd_hf.data.sources import is_hub_dataset, source_size
 from rd_hf.data.text import readable
@@ -18,6 +17,7 @@ from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry, difference
 from rd_hf.embedding.options import DTYPE
 from rd_hf.embedding.settings import JobSettings
 from rd_hf.launch import Processes
+from rd_hf.version import __version__
 
 MANIFEST_FORMAT = 2
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from dataclasses import dataclass
 
 import pytest
 
 from rd_hf.__main__ import COMMANDS
-from rd_hf.commands._arguments import real, whole
 from rd_hf.commands.fit import main as fit
 from rd_hf.fitting import FitOptions
+from rd_hf.options import add_options, check_options, option, options_from, real, whole
 
 FLAGS = [
     (name, action)
@@ -19,6 +20,43 @@ FLAGS = [
     # All that are no text and no path are numbers.
     if action.type not in (None, str) and "Path" not in str(action.type)
 ]
+
+
+@dataclass(frozen=True)
+class Baking:
+    """Options of a command, for the tests."""
+
+    minutes: int = option(30, "how long", kind=whole(1))
+    shelves: tuple[int, ...] = option((), "which", kind=whole(0), metavar="N")
+    heat: str = option("top", "from where", choices=("top", "below"))
+    fan: bool = option(False, "with 100 % of it")
+    name: str = "bread"
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+def test_an_option_is_written_once(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_options(parser, Baking, "heat", "minutes")
+    add_options(parser, Baking, "shelves", "fan")
+    typed = parser.parse_args(["--shelves", "0", "2", "--fan"])
+    assert options_from(Baking, typed, name="cake") == Baking(shelves=(0, 2), fan=True, name="cake")
+    help = parser.format_help()
+    assert "how long (default 30)" in help
+    assert "from where (default top)" in help
+    assert "with 100 % of it" in help
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--minutes", "0"])
+    assert "argument --minutes: '0' is no whole number of at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "given", [{"minutes": 0}, {"minutes": 2.5}, {"minutes": True}, {"heat": "side"}, {"shelves": (0, -1)}]
+)
+def test_a_class_of_options_takes_what_its_command_takes(given: dict) -> None:
+    with pytest.raises(ValueError, match=rf"{next(iter(given))} must be "):
+        Baking(**given)
 
 
 def test_bounds() -> None:

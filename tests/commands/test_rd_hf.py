@@ -207,7 +207,7 @@ def test_the_shell_completes(tmp_path: Path) -> None:
 
 def test_one_version_everywhere(tmp_path: Path) -> None:
     assert rd_hf.__version__ == RD_HF_VERSION
-    assert 'version = { attr = "rd_hf.__version__" }' in (REPOSITORY / "pyproject.toml").read_text()
+    assert 'version = { attr = "rd_hf.version.__version__" }' in (REPOSITORY / "pyproject.toml").read_text()
     changes = re.search(r"^## \[(\d\S*)\]", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert changes
     assert changes[1] == rd_hf.__version__

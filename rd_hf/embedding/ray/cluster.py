@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from rd_hf import __version__
 from rd_hf.embedding.folder import JobError
+from rd_hf.version import __version__
 
 # What is passed around are descriptions of parts: Ray's own share of memory may be small.
 _OBJECT_STORE = 256 << 20

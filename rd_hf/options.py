@@ -1,0 +1,135 @@
+"""Options that are written once: a field of a frozen dataclass with its help, bounds and choices.
+
+The class checks its values with :func:`check_options`, and a command's parser is made of its fields by
+:func:`add_options`; :func:`options_from` makes the class of what was parsed. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, TypeVar
+
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The numbers that an option takes; as the type of an argument it reads one.
+
+    Attributes:
+        whole: whether they are whole numbers.
+        least, most: bounds that are allowed themselves.
+        above, below: bounds that are not.
+    """
+
+    whole: bool
+    least: float = -math.inf
+    most: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
+
+    def __str__(self) -> str:
+        bounds = {"of at least": self.least, "above": self.above, "of at most": self.most, "below": self.below}
+        said = " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if math.isfinite(bound))
+        return f"{'whole' if self.whole else 'finite'} number{f' {said}' if said else ''}"
+
+    def admit(self, value: Any) -> bool:
+        """Whether a value is such a number."""
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
+            return False
+        return math.isfinite(value) and self.above < value < self.below and self.least <= value <= self.most
+
+    def __call__(self, word: str) -> Any:
+        with suppress(ValueError):
+            value = int(word) if self.whole else float(word)
+            if self.admit(value):
+                return value
+        raise argparse.ArgumentTypeError(f"{word!r} is no {self}")
+
+
+def whole(least: int) -> Bounds:
+    """Whole numbers of at least ``least``."""
+    return Bounds(True, least)
+
+
+def real(
+    least: float = -math.inf, *, above: float = -math.inf, most: float = math.inf, below: float = math.inf
+) -> Bounds:
+    """Finite numbers within bounds, with or without the bounds themselves."""
+    return Bounds(False, least, most, above, below)
+
+
+def option(default: Any, help: str, *, kind: Any = None, flags: Sequence[str] = (), **argument: Any) -> Any:
+    """A field of a dataclass that a command takes as an argument.
+
+    Args:
+        default: of the field; a tuple for several values.
+        help: one sentence; how the page of the command and the reader of the class know it. Its default is added.
+        kind: :class:`Bounds` or another type of argparse, for each value.
+        flags: how it is typed; ``--`` and its name by default.
+        argument: more for ``add_argument``: ``choices``, ``metavar``, ``nargs``, ``dest``.
+    """
+    return field(default=default, metadata={"help": help, "kind": kind, "flags": tuple(flags), **argument})
+
+
+def option_fields(options: Any) -> list[Field]:
+    """The fields of a dataclass that are options, in their order."""
+    return [one for one in fields(options) if "help" in one.metadata]
+
+
+def check_options(options: Any) -> None:
+    """Check the values of an instance against the choices and bounds of its fields; None stands for a default.
+
+    Raises:
+        ValueError: a value that is not allowed; the message names the field.
+    """
+    for one in option_fields(options):
+        value, choices, kind = getattr(options, one.name), one.metadata.get("choices"), one.metadata["kind"]
+        for each in value if isinstance(value, tuple | list) else () if value is None else (value,):
+            if choices is not None and each not in choices:
+                raise ValueError(f"{one.name} must be one of {', '.join(map(str, choices))}, not {each!r}")
+            if isinstance(kind, Bounds) and not kind.admit(each):
+                raise ValueError(f"{one.name} must be a {kind}, not {each!r}")
+
+
+def add_options(parser: Any, options: type, *names: str) -> None:
+    """Add arguments for the fields of a dataclass: those named, in this order, or all that are options.
+
+    Args:
+        parser: of argparse, or a group of one.
+        options: the dataclass.
+        names: of fields.
+    """
+    found = {one.name: one for one in option_fields(options)}
+    for one in (found[name] for name in names) if names else found.values():
+        argument = dict(one.metadata)
+        flags = argument.pop("flags") or ("--" + one.name.replace("_", "-"),)
+        kind, help = argument.pop("kind"), argument.pop("help")
+        default = None if one.default is MISSING else one.default
+        if default is False:
+            argument["action"] = "store_true"
+        elif kind is not None:
+            argument["type"] = kind
+        if isinstance(default, tuple):
+            argument.setdefault("nargs", "+")
+        elif default is not None and default is not False and "default" not in help:
+            help += f" (default {default:,})" if isinstance(default, int) else f" (default {default})"
+        parser.add_argument(*flags, default=default, help=help.replace("%", "%%"), **{"dest": one.name, **argument})
+
+
+def options_from(options: type[Options], args: argparse.Namespace, **others: Any) -> Options:
+    """Make the dataclass of what was parsed by a parser that has its options.
+
+    Args:
+        options: the dataclass.
+        args: as parsed; fields that it has no argument for keep their defaults.
+        others: values of fields, instead of those parsed.
+    """
+    given = {one.name: getattr(args, one.name) for one in option_fields(options) if hasattr(args, one.name)}
+    return options(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()} | others
+    )
