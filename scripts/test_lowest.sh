@@ -19,7 +19,7 @@ PYTHON
 if ! cmp -s "$wanted.new" "$wanted"; then
     python -m pip install --quiet 'torch==2.13.0'
     # What the tests need beside them, in whichever version goes with these.
-    python -m pip install --quiet -r "$wanted.new" duckdb hypothesis polars psutil pytest pytest-xdist 'setuptools>=77'
+    python -m pip install --quiet -r "$wanted.new" duckdb fair-esm hypothesis polars psutil pytest pytest-xdist 'setuptools>=77'
     python -m pip install --quiet --no-deps --no-build-isolation --editable .
     mv "$wanted.new" "$wanted"
 fi
