@@ -45,7 +45,7 @@ class EmbeddingOptions:
         width: dimensions to return, the first of the embedding: of the level given, or of the whole family. No backbone
             beyond the smallest level that has so many runs.
         whiten: scale and weigh each level's block by the statistics that the model holds, see
-            :mod:`rd_hf.model.whitening_rd_esm`; before anything is cut or normalised.
+            :mod:`rd_hf.model.bases_rd_esm`; before anything is cut or normalised.
 
     Raises:
         ValueError: an unknown choice, or numbers that do not fit together.

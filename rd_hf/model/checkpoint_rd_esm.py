@@ -1,45 +1,42 @@
-"""Where a model's weights come from: bases, and backbones of their own repos or of the checkpoint.
+"""Where a model's weights come from: bases, backbones of their own repos or of the checkpoint, heads and adapters.
 
-This file travels to the Hub beside ``modeling_rd_esm.py``: it imports public names of torch and transformers only.
+This file travels to the Hub beside ``modeling_rd_esm.py``.
 """
 
 import copy
 import inspect
+import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import cached_file, find_adapter_config_file, is_peft_available
 
-from .added_rd_esm import (
-    adopt_head,
-    cast_head,
-    find_adapter,
-    head_tensors,
-    loaded_from,
-    place_head,
-    put_adapter,
-    weights_alone,
-)
-from .alphabet_rd_esm import check_alphabet
 from .configuration_rd_esm import RDEsmConfig
-from .families_rd_esm import FAMILIES
-from .files_rd_esm import HUB_ARGUMENTS, WeightFiles, commit_of, find_weights, may_be_hub_id
-from .fused_rd_esm import fuse_layers
-from .layers_rd_esm import encoder_class, set_class_and_recording
-from .placement_rd_esm import Placement
-from .saving_rd_esm import RDEsmSaving
-from .weights_rd_esm import (
+from .families_rd_esm import FAMILIES, check_alphabet
+from .files_rd_esm import (
+    HUB_ARGUMENTS,
+    WeightFiles,
     check_loaded,
     check_sizes,
+    commit_of,
+    find_weights,
+    loaded_from,
+    may_be_hub_id,
     reading,
     refuse_links,
-    rotary_modules,
-    set_rotary_frequencies,
+    weights_alone,
+    without_bars,
 )
+from .fused_rd_esm import fuse_layers
+from .layers_rd_esm import encoder_class, rotary_modules, set_class_and_recording, set_rotary_frequencies
+from .saving_rd_esm import RDEsmSaving, adopt_head, cast_head, head_tensors, place_head
 
 # How weights are laid out; said of the backbones, since the projections are small and always float32.
 _WEIGHT_ARGUMENTS = (
@@ -390,7 +387,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
                 backbone, info = encoder.from_pretrained(folder, **settings)
             loaded_from(backbone, files.folder, links)
             check_loaded(what, info)
-            set_class_and_recording(backbone, watch=len(levels) > 1 or self.config.one_pass)
+            set_class_and_recording(backbone, record=len(levels) > 1 or self.config.one_pass)
             if family.stores_frequencies and (rotary := rotary_modules(backbone)):
                 # They are lost where the weights are loaded in a narrower dtype or left on disk, or with a release
                 # before 5.6 from a file that a later one wrote; a checkpoint without them gets base^(-2 j / d)
@@ -461,3 +458,141 @@ def _check_finite(model: RDEsmPreTrainedModel) -> None:
         for key, buffer in part.named_buffers():
             if buffer.device.type != "meta" and not torch.isfinite(buffer).all():
                 raise ValueError(f"{name} holds NaN or infinite numbers ({key}): fit it again, or fetch it again")
+
+
+class Placement:
+    """Where backbones and projections go under a `device_map`.
+
+    Args:
+        device_map, max_memory: as in transformers.
+        groups: for each backbone, the positions of the levels that it serves.
+    """
+
+    def __init__(self, device_map: Any, max_memory: dict[Any, Any] | None, groups: Sequence[Sequence[int]]) -> None:
+        self.device_map = device_map
+        self.serving = {level: index for index, levels in enumerate(groups) for level in levels}
+        self.left = {device: _bytes(size) for device, size in (max_memory or {}).items()}
+        self.maps: dict[int, dict[str, Any]] = {}
+
+    def arguments(self, index: int) -> dict[str, Any]:
+        """`device_map` (and `max_memory`) of one backbone."""
+        if isinstance(self.device_map, str) and self.device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+            return {"device_map": self.device_map, "max_memory": dict(self.left) or None}
+        if not isinstance(self.device_map, dict):
+            return {"device_map": {"": self.device_map}}
+        prefix = f"backbones.{index}"
+        inside = {key[len(prefix) + 1 :]: to for key, to in self.device_map.items() if key.startswith(f"{prefix}.")}
+        for whole in ("", "backbones", prefix):
+            if whole in self.device_map and not inside.keys() - {""}:
+                inside[""] = self.device_map[whole]
+        if not inside:
+            raise ValueError(
+                f"device_map has no entry for {prefix}; its keys are {', '.join(map(repr, self.device_map))}"
+            )
+        return {"device_map": inside}
+
+    def add(self, index: int, backbone: nn.Module) -> None:
+        """Note where a backbone went, and what it takes there."""
+        given = getattr(backbone, "hf_device_map", None)
+        if given is None:
+            given = {"": next(backbone.parameters()).device}
+        self.maps[index] = dict(given)
+        for name, to in given.items():
+            size = sum(
+                parameter.nbytes
+                for key, parameter in backbone.named_parameters()
+                if not name or key == name or key.startswith(f"{name}.")
+            )
+            if to in self.left:
+                self.left[to] = max(0, self.left[to] - size)
+
+    def holds(self, level: int) -> bool:
+        """Whether the backbone of the level at this position was placed."""
+        return self.serving[level] in self.maps
+
+    def device(self, level: int) -> Any:
+        """Where a level's backbone ends: layers that are kept in memory or on disk compute on an accelerator."""
+        if isinstance(self.device_map, dict) and f"projections.{level - 1}" in self.device_map:
+            return self.device_map[f"projections.{level - 1}"]
+        accelerators = [to for to in self.maps[self.serving[level]].values() if str(to) not in ("cpu", "disk")]
+        return accelerators[-1] if accelerators else "cpu"
+
+    def merged(self) -> dict[str, Any]:
+        """One map over the whole model."""
+        merged = {
+            f"backbones.{index}{'.' if name else ''}{name}": to
+            for index, names in self.maps.items()
+            for name, to in names.items()
+        }
+        levels = [level for level in self.serving if level and self.holds(level)]
+        return merged | {f"projections.{level - 1}": self.device(level) for level in levels}
+
+
+def _bytes(size: int | str) -> int:
+    """ "8GB", "500MiB" or a number, in bytes."""
+    if isinstance(size, int):
+        return size
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)(i?)B?\s*", size, flags=re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"max_memory {size!r} is no size: write it as 500MB, 8GiB or a number of bytes")
+    unit = 1024 if match[3] else 1000
+    return int(float(match[1]) * unit ** " KMGT".index(match[2].upper() or " "))
+
+
+def find_adapter(
+    path: str, kwargs: dict[str, Any], hub: dict[str, Any]
+) -> tuple[str, tuple[str, str, dict[str, Any]] | None]:
+    """The adapter that transformers would put onto a model, and the checkpoint that it goes onto.
+
+    Args:
+        path: folder or Hub id of a checkpoint, or of an adapter alone.
+        kwargs: of `from_pretrained`; those that concern adapters are taken out, and of an adapter alone `revision` and
+            `subfolder` too.
+        hub: what a download takes.
+
+    Returns:
+        The checkpoint's folder or Hub id; and the adapter's, its name, and further arguments to load it, if there is
+        one.
+
+    Raises:
+        ValueError: an adapter alone does not say what it goes onto.
+    """
+    # AutoModel has looked already.
+    looked = "adapter_kwargs" in kwargs
+    settings = dict(kwargs.pop("adapter_kwargs", None) or {})
+    name = kwargs.pop("adapter_name", "default")
+    where = settings.pop("_adapter_model_path", None)
+    if where is not None or looked or not is_peft_available():
+        return path, None if where is None else (os.fspath(where), name, settings)
+    settings = {str(key): kwargs[key] for key in ("revision", "subfolder") if kwargs.get(key)}
+    found = find_adapter_config_file(path, **settings, **hub)
+    if found is None:
+        return path, None
+    adapter = path
+    if cached_file(path, "config.json", _raise_exceptions_for_missing_entries=False, **settings, **hub) is None:
+        with open(found, encoding="utf-8") as file:
+            base = json.load(file).get("base_model_name_or_path")
+        if not base:
+            raise ValueError(f"{found} names no base_model_name_or_path: load that model, then load_adapter({path!r})")
+        path = str(base)
+        for key in settings:
+            del kwargs[key]
+    settings |= {str(key): hub[key] for key in ("cache_dir", "token") if key in hub}
+    return path, (adapter, name, settings)
+
+
+def put_adapter(model: PreTrainedModel, where: str, name: str, settings: dict[str, Any]) -> None:
+    """Load an adapter that `find_adapter` found onto a model with its backbones.
+
+    Raises:
+        OSError, ValueError: it cannot be had, fits no module of the model, or this release of transformers does not
+            find its weights (5.0 does not, of any model, and would start it at random).
+    """
+    with reading(f"the adapter in {where}"), without_bars():
+        found: Any = model.load_adapter(where, adapter_name=name, adapter_kwargs=settings)
+        # (Before 5.0 nothing is returned.)
+        if missing := sorted(getattr(found, "missing_keys", ())):
+            raise ValueError(
+                f"transformers {transformers.__version__} finds no weights in it for {missing[0]}: load the model from "
+                f"elsewhere and put the adapter on with PeftModel.from_pretrained, or use a newer transformers"
+            )

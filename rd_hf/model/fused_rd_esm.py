@@ -19,7 +19,7 @@ where anything is hung on a module within or is not what the library put there. 
 very functions that were looked at. A module keeps its parameters, their names and its hooks; only the class of this one
 instance is another, a subclass of the library's by its name, so that no other model of the process is touched.
 
-This file travels to the Hub beside ``modeling_rd_esm.py``: it imports public names of torch and transformers only.
+This file travels to the Hub beside ``modeling_rd_esm.py``.
 """
 
 import inspect

@@ -6,7 +6,8 @@ over the windows it lies in. Its weight in a window grows linearly from 1 / (O +
 residues from them, so that a residue counts most where it has context on both sides, and nothing jumps where one
 window ends. A residue in one window only keeps its embedding as it is. Of cls (and eos) it is the plain mean.
 
-This file travels to the Hub. torch is imported where it is used, so that options and `--help` do not wait for it.
+This file travels to the Hub beside ``modeling_rd_esm.py``. torch is imported where it is used, so that options and
+`--help` do not wait for it.
 """
 
 from __future__ import annotations

@@ -15,9 +15,8 @@ from transformers import AutoModel
 
 from rd_hf.model import checkpoint_rd_esm
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
-from rd_hf.model.files_rd_esm import WeightFiles, find_weights
+from rd_hf.model.files_rd_esm import WeightFiles, find_weights, former_files
 from rd_hf.model.modeling_rd_esm import RDEsmModel
-from rd_hf.model.weights_rd_esm import former_weights
 from tests.conftest import random_model
 
 IDS = torch.tensor([[0, 20, 15, 11, 5, 2]])
@@ -190,4 +189,4 @@ def test_a_name_in_an_earlier_config_leads_to_no_file_elsewhere(changed: Change,
     config["levels"] += [{"name": "../../../others"}, {"name": 5}, "x", {}]
     (folder / "config.json").write_text(json.dumps(config))
     assert os.path.samefile(weights, folder / "model.backbone-../../../others.safetensors")
-    assert not [name for name in former_weights(str(folder)) if "/" in name]
+    assert not [name for name in former_files(str(folder)) if "/" in name]
