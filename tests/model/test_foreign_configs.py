@@ -17,6 +17,7 @@ from rd_hf.model import checkpoint_rd_esm
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.files_rd_esm import WeightFiles, find_weights, former_files
 from rd_hf.model.modeling_rd_esm import RDEsmModel
+from rd_hf.trust import earlier_code
 from tests.conftest import random_model
 
 IDS = torch.tensor([[0, 20, 15, 11, 5, 2]])
@@ -179,6 +180,31 @@ def test_saving_again_leaves_no_index_of_shards_that_are_gone(tmp_path: Path) ->
         *("model.backbone-L0.safetensors", "model.backbone-L1.safetensors", "model.projections.safetensors"),
         "model.safetensors.index.json",
     ]
+
+
+def test_saving_again_takes_away_the_code_of_other_versions_and_nobody_elses(tmp_path: Path) -> None:
+    model = random_model([32, 48])
+    model.save_pretrained(tmp_path)
+    current = sorted(path.name for path in tmp_path.glob("*_rd_esm.py"))
+    former = {name for code in earlier_code().values() for name in code} - set(current)
+    assert "lean_rd_esm.py" in former
+    for name in former:
+        (tmp_path / name).write_text("from .configuration_rd_esm import RDEsmConfig\n")
+    (tmp_path / "mine_rd_esm.py").write_text("from .modeling_rd_esm import RDEsmModel\n")
+    model.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("*_rd_esm.py")) == sorted([*current, "mine_rd_esm.py"])
+
+
+def test_saving_again_replaces_weights_that_were_damaged_since(tmp_path: Path) -> None:
+    model = random_model([32, 48])
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.backbone-L1.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match="cut short"):
+        RDEsmModel.from_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    assert path.read_bytes() == whole
 
 
 def test_a_name_in_an_earlier_config_leads_to_no_file_elsewhere(changed: Change, tmp_path: Path) -> None:
