@@ -33,14 +33,13 @@ from .families_rd_esm import family_of
 
 # Some are not used here: releases of transformers up to 5.0 bring along only the files that this one itself names.
 from .files_rd_esm import WeightFiles  # noqa: F401
-from .fused_rd_esm import fuse_layers
+from .fused_rd_esm import fuse_layers  # noqa: F401
 from .layers_rd_esm import (
     backbone_arguments,
     encoder_class,
     record_layers,
     rotary_modules,
     run_backbone,
-    set_class_and_recording,
 )
 from .pooling_rd_esm import FIRST_RESIDUE, LAST_RESIDUE, TOKENS, cut_long, is_tracing, mean_over_residues
 from .saving_rd_esm import RDEsmSaving  # noqa: F401
@@ -63,10 +62,10 @@ class RDEsmModelOutput(ModelOutput):
             The nested embedding of every position (cls, eos, mask and padding included), in the backbones'
             dtype.
         hidden_states (`tuple(torch.FloatTensor)`, on request):
-            Those of every backbone that ran, smallest first: for each the embedding output and one tensor a
+            Those of every backbone that ran, smallest first: for each the embedding output and one tensor per
             layer, each as wide as that backbone.
         attentions (`tuple(torch.FloatTensor)`, on request, eager attention):
-            One tensor a layer of every backbone that ran, smallest first.
+            One tensor per layer of every backbone that ran, smallest first.
         backbone_states (`tuple(torch.FloatTensor)`, on request):
             The final hidden state h_i of each backbone that ran, `(batch, length, k_i)`.
 
@@ -265,9 +264,7 @@ class RDEsmModel(RDEsmPreTrainedModel):
             attn_implementation=self.config._attn_implementation,
             **family_of(self.config.levels[levels[0]]["backbone"]).arguments,
         )
-        set_class_and_recording(backbone, record=len(levels) > 1 or self.config.one_pass)
-        if not self.config.exact_activation:
-            fuse_layers(backbone)
+        self._prepare(backbone, levels)
         return backbone
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -275,10 +272,7 @@ class RDEsmModel(RDEsmPreTrainedModel):
         super().__setstate__(state)
         for levels, backbone in zip(self.config.backbone_groups, self.backbones):
             if isinstance(backbone, PreTrainedModel):
-                if len(levels) > 1 or self.config.one_pass:
-                    record_layers(backbone)
-                if not self.config.exact_activation:
-                    fuse_layers(backbone)
+                self._prepare(backbone, levels)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "RDEsmModel":
         # ESM-2 was trained with rotary frequencies rounded to float16; rounded once more by .to(bfloat16) they
