@@ -38,7 +38,7 @@ from .fused_rd_esm import fuse_layers
 from .layers_rd_esm import encoder_class, rotary_modules, set_class_and_recording, set_rotary_frequencies
 from .saving_rd_esm import RDEsmSaving, adopt_head, cast_head, head_tensors, place_head
 
-# How weights are laid out; said of the backbones, since the projections are small and always float32.
+# How weights are laid out: those of backbones, since the bases are small and always float32.
 _WEIGHT_ARGUMENTS = (
     *("dtype", "torch_dtype", "attn_implementation", "device_map", "max_memory", "offload_folder"),
     *("offload_buffers", "quantization_config", "tp_plan", "disable_mmap"),
@@ -55,12 +55,14 @@ _REFUSED: dict[str, tuple[Any, str]] = {
     "state_dict": (None, "weights are read from files; load_state_dict of the loaded model takes others"),
     "use_kernels": (False, "no compiled code is fetched; leave it out"),
 }
+# Where in a repo a checkpoint lies.
+_PLACE = ("revision", "subfolder")
 # What names of the bases' tensors begin with.
 _BASES = ("projections.", "readout.", "whitening.")
 
 
 class RDEsmPreTrainedModel(RDEsmSaving):
-    """Where weights come from and go to, and the flags that transformers reads."""
+    """Loads what a checkpoint holds and what it names, and has the flags that transformers reads."""
 
     config_class = RDEsmConfig
     base_model_prefix = "rd_esm"
@@ -93,11 +95,10 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         The bases come from this checkpoint. Each backbone comes from here too where the checkpoint holds them,
         and from its own `repo_id` at its pinned `revision` otherwise, with the same `dtype` (by default as
         saved), `attn_implementation`, `device_map`, `max_memory`, `cache_dir`, `token`, `local_files_only`, ...
+        `RDEsmConfig` describes `exact_activation`, `long_input` and `max_residues`.
 
         With `sequential=True` no backbone is held: each is loaded when its turn comes and released after it, so
         that a family runs where its largest backbone alone would. Give `forward_window` many batches at a time.
-
-        With `exact_activation=True` the backbones' bits are those of transformers' own classes (see `RDEsmConfig`).
 
         With `above="35M"` only the backbones of levels larger than that are fetched, for who has the smaller
         embedding already (see `visit_backbones`); with the largest level, the bases alone.
@@ -106,15 +107,12 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         layers: an approximation, of families that were fitted with it (`rd-hf fit --one-pass`). The card says how near
         each level comes.
 
-        With `long_input="window"` a sequence of more than `max_residues` residues is run in windows, with `"whole"` as
-        it is; by default it is refused (see `RDEsmConfig`).
-
         Bases are read from safetensors alone; backbones too where their repo has them, and else from `.bin` files,
         which torch's restricted reader opens: tensors only, no code. `use_safetensors=True` refuses those too.
 
-        A subclass with a head finds it in its own checkpoints, in the backbones' dtype; in others it is new, as in
-        transformers, and a warning says so. An adapter that lies beside a checkpoint, or a folder of an adapter alone,
-        is loaded with what it belongs to, as in transformers.
+        A subclass with a head finds it in its own checkpoints, in the backbones' dtype; in others it is new, with a
+        warning. An adapter that lies beside a checkpoint, or a folder of an adapter alone, is loaded with what it
+        belongs to. Both are as in transformers.
 
         Raises:
             OSError: a repo, revision or file cannot be had.
@@ -149,7 +147,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         else:
             # One commit for everything that follows, even where the repo moves on meanwhile.
             kwargs["revision"] = commit_of(path, kwargs.get("revision"), kwargs.get("subfolder", ""), hub)
-        own = {name: kwargs[name] for name in ("revision", "subfolder") if name in kwargs}
+        own = {name: kwargs[name] for name in _PLACE if name in kwargs}
         config = kwargs.pop("config", None)
         if isinstance(config, PretrainedConfig):
             config = copy.deepcopy(config)
@@ -173,46 +171,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         config.backbones_in_checkpoint = False
         mine = inspect.signature(cls.__init__).parameters.keys() & kwargs.keys()
         build = partial(cls, config, *args, **{name: kwargs[name] for name in mine})
-        model: Any = None
-        info: dict[str, Any] | None = None
-        if config.level_index(config.level) == 0 and not config.one_pass and not config.whitening:
-            # The first level has no basis, so without whitening and a head there is nothing to read of this checkpoint.
-            model = cls._from_config(config, attn_implementation=kwargs.get("attn_implementation"))
-            model.config.name_or_path = path
-            model.eval()
-            info = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
-            info["missing_keys"] = [name for name, _ in head_tensors(model)]
-        if info is None or info["missing_keys"]:
-            variant = "projections" if full else None
-            files = None
-            try:
-                with reading(f"the bases of {path}"):
-                    files = find_weights(path, variant=variant, allow_bin=False, **hub, **own)
-            except OSError as error:
-                # Of a file that is not there the first error has no cause: then the head is new.
-                if info is None or error.__cause__ is None or error.__cause__.__cause__ is not None:
-                    raise
-            for name in own:
-                kwargs.pop(name, None)
-            if files is not None:
-                with reading(f"the bases of {path}"):
-                    check_loaded(f"the bases of {path}", _unlike(build, files))
-                with reading(f"the bases of {path}", quiet=True):
-                    folder, links = weights_alone(files.folder)
-                    model, info = super().from_pretrained(
-                        folder,
-                        *args,
-                        config=config,
-                        variant=variant,
-                        use_safetensors=True,
-                        ignore_mismatched_sizes=True,
-                        output_loading_info=True,
-                        dtype=torch.float32,
-                        **kwargs,
-                    )
-                    loaded_from(model, path, links)
-                model.config.name_or_path = model.name_or_path = path
-        assert info is not None
+        model, info = cls._load_bases(path, config, full, build, *args, **kwargs)
         check_loaded(f"the bases of {path}", adopt_head(model, info, path, ignore_mismatched_sizes, build))
         _check_finite(model)
         dtype = weights.pop("torch_dtype", None)
@@ -228,6 +187,52 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         if adapter is not None:
             put_adapter(model, *adapter)
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _load_bases(
+        cls, path: str, config: RDEsmConfig, full: bool, build: Callable[[], Any], /, *args: Any, **kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """The model without backbones, and what loading left over; a head that is not there is news, not an error."""
+        model: Any = None
+        info: dict[str, Any] | None = None
+        what = f"the bases of {path}"
+        if config.level_index(config.level) == 0 and not config.one_pass and not config.whitening:
+            # The first level has no basis, so without whitening and a head there is nothing to read of this checkpoint.
+            model = cls._from_config(config, attn_implementation=kwargs.get("attn_implementation"))
+            model.config.name_or_path = path
+            model.eval()
+            info = {"missing_keys": [name for name, _ in head_tensors(model)]}
+            info |= {"unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
+            if not info["missing_keys"]:
+                return model, info
+        variant = "projections" if full else None
+        where = {name: kwargs[name] for name in (*HUB_ARGUMENTS, *_PLACE) if name in kwargs}
+        try:
+            with reading(what):
+                files = find_weights(path, variant=variant, allow_bin=False, **where)
+        except OSError as error:
+            # Of a file that is not there the first error has no cause: then the head is new.
+            if info is None or error.__cause__ is None or error.__cause__.__cause__ is not None:
+                raise
+            return model, info
+        with reading(what):
+            check_loaded(what, _unlike(build, files))
+        with reading(what, quiet=True):
+            folder, links = weights_alone(files.folder)
+            model, info = super().from_pretrained(
+                folder,
+                *args,
+                config=config,
+                variant=variant,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                dtype=torch.float32,
+                **{name: value for name, value in kwargs.items() if name not in _PLACE},
+            )
+            loaded_from(model, path, links)
+        model.config.name_or_path = model.name_or_path = path
+        return model, info
 
     def load_backbones(
         self,
@@ -246,9 +251,8 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         """Fetch the backbones that the config names and attach them; none is initialised first.
 
         Args:
-            source: folder or repo of this project's full form to take them from; by default each backbone comes
-                from its own `repo_id` at its `revision`.
-            revision, subfolder: of `source`.
+            source, revision, subfolder: checkpoint with backbones to take them from; by default each comes from its
+                own `repo_id` at its `revision`.
             dtype: of the backbones; "auto" keeps what their files have.
             device_map, max_memory, offload_folder: as in transformers. With "auto" and its like the backbones
                 are placed in turn, smallest first, and each projection on the device where its backbone ends.
@@ -261,7 +265,6 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         Raises:
             OSError, ValueError: a backbone cannot be had or does not fit; the message names its level.
         """
-
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         located: dict[int, WeightFiles] = {}
         self._source, self._hub = source, {name: hub[name] for name in ("cache_dir",) if name in hub}
@@ -275,7 +278,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
             if index not in located:
                 with reading(what):
                     located[index] = self._find_backbone(
-                        index, source, revision, subfolder, hub, allow_bin=not use_safetensors
+                        index, hub, source, revision, subfolder, allow_bin=not use_safetensors
                     )
             return self._load_backbone(index, located[index], what, level, dtype=dtype, **placed, **kwargs)
 
@@ -309,22 +312,31 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         self.backbones = nn.ModuleList(loaded)
         self._fetch = None
         if device_map is not None:
-            for level, projection in enumerate(self.projections, start=1):
-                if placement.holds(level):
-                    projection.to(placement.device(level))
-            self.hf_device_map = placement.merged()
-            if self.config.one_pass:
-                held = self.hf_device_map.items()
-                self.hf_device_map = {name: to for name, to in held if not name.startswith("projections.")}
-            if self.config.readout is not None:
-                self.hf_device_map["readout"] = placement.device(len(self.config.levels) - 1)
-                self.readout.to(self.hf_device_map["readout"])
-            if first < len(loaded):
-                self.hf_device_map |= place_head(self, placement.device(len(self.config.levels) - 1))
+            self._place(placement)
         self.config.dtype = loaded[first].dtype if first < len(loaded) else torch.float32
 
+    def _place(self, placement: "Placement") -> None:
+        """Move bases and head beside the backbones that they follow, and note where everything is."""
+        last = len(self.config.levels) - 1
+        self.hf_device_map = placement.backbones()
+        for level, projection in enumerate(self.projections, start=1):
+            if placement.holds(level):
+                self.hf_device_map[f"projections.{level - 1}"] = placement.device(level)
+                projection.to(placement.device(level))
+        if self.config.readout is not None:
+            self.hf_device_map["readout"] = placement.device(last)
+            self.readout.to(placement.device(last))
+        if placement.holds(last):
+            self.hf_device_map |= place_head(self, placement.device(last))
+
+    def _prepare(self, backbone: PreTrainedModel, levels: Sequence[int]) -> None:
+        """Make a backbone that was built what this model calls: it serves these levels."""
+        set_class_and_recording(backbone, record=len(levels) > 1 or self.config.one_pass)
+        if not self.config.exact_activation:
+            fuse_layers(backbone)
+
     def _origin(self, index: int, source: str | os.PathLike | None) -> tuple[str, str | None]:
-        """What messages call a backbone, and its level's name in its repo, where that has this project's full form."""
+        """What messages call a backbone, and its level's name in its repo where that is a checkpoint like this one."""
         entry, name = self.config.backbone_entry(index), self.config.backbone_name(index)
         if source is None:
             return f"{entry['repo_id']}, the backbone of {name}", entry.get("level_of_repo")
@@ -333,10 +345,10 @@ class RDEsmPreTrainedModel(RDEsmSaving):
     def _find_backbone(
         self,
         index: int,
-        source: str | os.PathLike | None,
-        revision: str | None,
-        subfolder: str,
         hub: dict[str, Any],
+        source: str | os.PathLike | None = None,
+        revision: str | None = None,
+        subfolder: str = "",
         allow_bin: bool = True,
     ) -> WeightFiles:
         """The files of one backbone, from `source` or from its own repo."""
@@ -387,7 +399,6 @@ class RDEsmPreTrainedModel(RDEsmSaving):
                 backbone, info = encoder.from_pretrained(folder, **settings)
             loaded_from(backbone, files.folder, links)
             check_loaded(what, info)
-            set_class_and_recording(backbone, record=len(levels) > 1 or self.config.one_pass)
             if family.stores_frequencies and (rotary := rotary_modules(backbone)):
                 # They are lost where the weights are loaded in a narrower dtype or left on disk, or with a release
                 # before 5.6 from a file that a later one wrote; a checkpoint without them gets base^(-2 j / d)
@@ -398,16 +409,15 @@ class RDEsmPreTrainedModel(RDEsmSaving):
                     width = backbone.config.hidden_size // backbone.config.num_attention_heads
                     frequencies = 1.0 / base ** (torch.arange(0, width, 2, dtype=torch.float) / width)
                 set_rotary_frequencies(rotary, frequencies)
-        if not self.config.exact_activation:
-            fuse_layers(backbone)
+        self._prepare(backbone, levels)
         backbone.train(self.training)
         return backbone
 
 
 def _unlike(build: Callable[[], PreTrainedModel], files: WeightFiles) -> dict[str, Any]:
-    """Bases that are missing, or of another shape than the config says, in words of transformers.
+    """Bases that are missing, or of another shape than the config says, as transformers reports them.
 
-    Asked before any is built: the library makes what is missing at random first, whatever its size.
+    Checked before any is built: the library makes what is missing at random first, whatever its size.
     """
     with torch.device("meta"):
         state = build().state_dict()
@@ -420,11 +430,7 @@ def _unlike(build: Callable[[], PreTrainedModel], files: WeightFiles) -> dict[st
 
 
 def _refuse_unheard(kwargs: dict[str, Any]) -> None:
-    """Take out arguments that would be dropped.
-
-    Raises:
-        ValueError: one of them asks for something.
-    """
+    """Take out arguments that would be dropped; raises `ValueError` where one of them asks for something."""
     for name, (nothing, mend) in _REFUSED.items():
         value = kwargs.pop(name, None)
         if value is not None and value != nothing:
@@ -448,6 +454,7 @@ def _refuse_places(path: str, config: RDEsmConfig) -> None:
 
 
 def _check_finite(model: RDEsmPreTrainedModel) -> None:
+    """Raise `ValueError` if any number of the bases is NaN or infinite."""
     names = [f"the basis of level {name}" for name in model.config.level_names[1:]]
     parts: list[tuple[str, nn.Module]] = list(zip(names, model.projections))
     if model.config.readout is not None:
@@ -461,11 +468,9 @@ def _check_finite(model: RDEsmPreTrainedModel) -> None:
 
 
 class Placement:
-    """Where backbones and projections go under a `device_map`.
+    """Chooses where backbones go under a `device_map` (and `max_memory`), one after the other.
 
-    Args:
-        device_map, max_memory: as in transformers.
-        groups: for each backbone, the positions of the levels that it serves.
+    `groups` are, for each backbone, the positions of the levels that it serves.
     """
 
     def __init__(self, device_map: Any, max_memory: dict[Any, Any] | None, groups: Sequence[Sequence[int]]) -> None:
@@ -517,15 +522,13 @@ class Placement:
         accelerators = [to for to in self.maps[self.serving[level]].values() if str(to) not in ("cpu", "disk")]
         return accelerators[-1] if accelerators else "cpu"
 
-    def merged(self) -> dict[str, Any]:
-        """One map over the whole model."""
-        merged = {
-            f"backbones.{index}{'.' if name else ''}{name}": to
+    def backbones(self) -> dict[str, Any]:
+        """One map over all backbones, by the names of modules in the model."""
+        return {
+            f"backbones.{index}.{name}".rstrip("."): to
             for index, names in self.maps.items()
             for name, to in names.items()
         }
-        levels = [level for level in self.serving if level and self.holds(level)]
-        return merged | {f"projections.{level - 1}": self.device(level) for level in levels}
 
 
 def _bytes(size: int | str) -> int:
@@ -551,11 +554,7 @@ def find_adapter(
         hub: what a download takes.
 
     Returns:
-        The checkpoint's folder or Hub id; and the adapter's, its name, and further arguments to load it, if there is
-        one.
-
-    Raises:
-        ValueError: an adapter alone does not say what it goes onto.
+        The checkpoint's folder or Hub id; and the adapter's, its name, and arguments to load it, if there is one.
     """
     # AutoModel has looked already.
     looked = "adapter_kwargs" in kwargs
@@ -564,7 +563,7 @@ def find_adapter(
     where = settings.pop("_adapter_model_path", None)
     if where is not None or looked or not is_peft_available():
         return path, None if where is None else (os.fspath(where), name, settings)
-    settings = {str(key): kwargs[key] for key in ("revision", "subfolder") if kwargs.get(key)}
+    settings = {key: kwargs[key] for key in _PLACE if kwargs.get(key)}
     found = find_adapter_config_file(path, **settings, **hub)
     if found is None:
         return path, None
@@ -577,7 +576,7 @@ def find_adapter(
         path = str(base)
         for key in settings:
             del kwargs[key]
-    settings |= {str(key): hub[key] for key in ("cache_dir", "token") if key in hub}
+    settings |= {key: hub[key] for key in ("cache_dir", "token") if key in hub}
     return path, (adapter, name, settings)
 
 
@@ -585,8 +584,8 @@ def put_adapter(model: PreTrainedModel, where: str, name: str, settings: dict[st
     """Load an adapter that `find_adapter` found onto a model with its backbones.
 
     Raises:
-        OSError, ValueError: it cannot be had, fits no module of the model, or this release of transformers does not
-            find its weights (5.0 does not, of any model, and would start it at random).
+        OSError, ValueError: it cannot be had, fits no module of the model, or transformers does not find its weights
+            (5.0 does not, of any model, and would start it at random).
     """
     with reading(f"the adapter in {where}"), without_bars():
         found: Any = model.load_adapter(where, adapter_name=name, adapter_kwargs=settings)

@@ -259,11 +259,7 @@ class RDEsmConfig(PretrainedConfig):
         return [entry["backbone"]["hidden_size"] for entry in self.levels]
 
     def level_index(self, level: str | None) -> int:
-        """Position of a level; `None` is the largest.
-
-        Raises:
-            ValueError: the family has no such level; the message lists those it has.
-        """
+        """Position of a level, `None` being the largest; raises `ValueError` for one that the family does not have."""
         if level is None:
             return len(self.levels) - 1
         if level not in self.level_names:
@@ -273,12 +269,8 @@ class RDEsmConfig(PretrainedConfig):
     @property
     def nested_dims(self) -> dict[str, int]:
         """Width of each level's nested embedding, up to `level`."""
-        dims: dict[str, int] = {}
-        width = 0
-        for index in range(self.level_index(self.level) + 1):
-            width += self.backbone_widths[0] if index == 0 else self.residual_directions[index - 1]
-            dims[self.level_names[index]] = width
-        return dims
+        added = [*self.backbone_widths[:1], *self.residual_directions][: self.level_index(self.level) + 1]
+        return dict(zip(self.level_names, itertools.accumulate(added)))
 
     @property
     def hidden_size(self) -> int:
@@ -318,8 +310,7 @@ class RDEsmConfig(PretrainedConfig):
     def backbone_config(self, index: int) -> PretrainedConfig:
         """The library's config of the backbone of the level at a position, `EsmConfig` for ESM-2.
 
-        Raises:
-            ValueError: this release of transformers does not have its family.
+        Raises `ValueError` where this release of transformers does not have its family.
         """
         backbone = self.levels[index]["backbone"]
         return family_of(backbone).config(backbone, self.level_names[index])
@@ -367,8 +358,8 @@ class RDEsmConfig(PretrainedConfig):
         return max(self.depth(level) for level in self.backbone_groups[index])
 
     def longest_input(self, level: str | None = None) -> int | None:
-        """Longest input of `level`, in tokens with cls and eos: that of the strictest backbone that runs for it;
-        `None` where all have rotary positions, and take any."""
+        """Longest input of `level`, in tokens with cls and eos; `None` where all backbones that run for it have rotary
+        positions, and take any."""
         entries = self.levels[-1:] if self.one_pass else self.levels[: self.level_index(level) + 1]
         return min(filter(None, (longest_input(entry["backbone"]) for entry in entries)), default=None)
 
@@ -422,27 +413,26 @@ class RDEsmConfig(PretrainedConfig):
             ValueError: the checkpoint is of another model type, which transformers itself would only warn of, it has
                 no levels, its weights are to be quantised, or the file is nested too deeply.
         """
+        path = pretrained_model_name_or_path
         try:
-            config, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+            config, unused = super().get_config_dict(path, **kwargs)
         except RecursionError as error:
-            raise ValueError(
-                f"{pretrained_model_name_or_path}: its config.json is nested too deeply to be read: fetch it again"
-            ) from error
+            raise ValueError(f"{path}: its config.json is nested too deeply to be read: fetch it again") from error
         found = config.get("model_type", cls.model_type)
         if found != cls.model_type:
             raise ValueError(
-                f"{pretrained_model_name_or_path} is a checkpoint of type {found!r}, not {cls.model_type!r}: name a "
-                f"reverse-distilled family here"
+                f"{path} is a checkpoint of type {found!r}, not {cls.model_type!r}: name a reverse-distilled family "
+                f"here"
             )
-        if not config.get("levels") and config:
+        levels = config.get("levels")
+        if not levels and config:
             raise ValueError(
-                f"{pretrained_model_name_or_path}: levels in its config.json must be a list with an entry for each "
-                f"level, not {config.get('levels')!r}"
+                f"{path}: levels in its config.json must be a list with an entry for each level, not {levels!r}"
             )
         if config.get("quantization_config"):
             raise ValueError(
-                f"{pretrained_model_name_or_path}: its config.json has a quantization_config, and weights of a "
-                f"reverse-distilled model are stored as they are: remove it, and pass quantization_config= when loading"
+                f"{path}: its config.json has a quantization_config, and weights of a reverse-distilled model are "
+                f"stored as they are: remove it, and pass quantization_config= when loading"
             )
         return config, unused
 
@@ -516,7 +506,7 @@ def is_private(field: str) -> bool:
 
 
 def unknown_fields(fields: Mapping[str, Any], own: Collection[str] = ()) -> list[str]:
-    """Those that are neither among `own` nor in any config of transformers."""
+    """Names of fields that are neither among `own` nor in any config of transformers."""
     known = COMMON_FIELDS | set(vars(PretrainedConfig())) | set(own)
     return sorted(name for name in fields if name not in known and not name.startswith("_"))
 

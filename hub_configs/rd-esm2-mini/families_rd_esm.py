@@ -79,45 +79,25 @@ def expect(field: str, value: Any, kind: type, wanted: str) -> None:
 @dataclass(frozen=True)
 class BackboneFamily:
     """One family of encoders. All take token ids, mask and positions, and attend through the library's interface, so
-    that whichever attention is registered there reaches them.
+    that whichever attention is registered there reaches them."""
 
-    Args:
-        model_type: as its config.json and transformers' mappings have it.
-        title: what readers call it.
-        released: first release of transformers that has it.
-        layers: path of its stack of layers.
-        final_norm: path of the norm behind the last layer, whose output is the final state.
-        parts: its direct children, for a `device_map` that names them.
-        whole: classes of modules that are not split over devices.
-        rows: rows of its published embedding tables: the alphabet is then known where no tokenizer is at hand.
-        tokens: its ids of special tokens, where a config leaves them out.
-        stores_frequencies: rotary frequencies lie in its checkpoints, rounded as they were in training; other families
-            compute them in float32.
-        arguments: what its class is built with beside the config.
-        fields: of its config.json, those that decide what it computes.
-        required: those of them that must be there.
-    """
-
-    model_type: str
-    title: str
-    released: str
-    layers: str
-    final_norm: str
-    parts: tuple[str, ...]
-    whole: tuple[str, ...]
-    rows: tuple[int, ...]
-    tokens: Mapping[str, int]
+    model_type: str  # as its config.json and transformers' mappings have it
+    title: str  # what readers call it
+    released: str  # first release of transformers that has it
+    layers: str  # path of its stack of layers
+    final_norm: str  # path of the norm behind the last layer, whose output is the final state
+    parts: tuple[str, ...]  # its direct children, for a `device_map` that names them
+    whole: tuple[str, ...]  # classes of modules that are not split over devices
+    rows: tuple[int, ...]  # of its published embedding tables: then the alphabet is known without a tokenizer
+    tokens: Mapping[str, int]  # its ids of special tokens, where a config leaves them out
+    # Rotary frequencies lie in its checkpoints, rounded as they were in training; others compute them in float32.
     stores_frequencies: bool
-    fields: tuple[str, ...]
-    required: tuple[str, ...]
-    arguments: Mapping[str, Any]
+    fields: tuple[str, ...]  # of its config.json, those that decide what it computes
+    required: tuple[str, ...]  # those of them that must be there
+    arguments: Mapping[str, Any]  # what its class is built with beside the config
 
     def config(self, backbone: Mapping[str, Any], level: str) -> PretrainedConfig:
-        """The library's config of a backbone.
-
-        Args:
-            backbone: `levels[...]["backbone"]` of an `RDEsmConfig`.
-            level: its name, for the message.
+        """The library's config of a level's `backbone`.
 
         Raises:
             ValueError: this release of transformers does not have the family.
@@ -216,12 +196,7 @@ def longest_input(backbone: Mapping[str, Any]) -> int | None:
 
 
 def check_backbone(where: str, level: str, backbone: Mapping[str, Any]) -> None:
-    """Raise unless a level's `backbone` is one that this version can build.
-
-    Args:
-        where: its place in config.json, for messages.
-        level: the level's name.
-    """
+    """Raise `ValueError` unless a level's `backbone`, at a place in config.json, is one that this version can build."""
     found = backbone.get("model_type", "esm")
     if found not in FAMILIES:
         raise ValueError(
@@ -284,7 +259,7 @@ def check_alphabet(what: str, where: str, revision: str | None, backbone: Mappin
         family was published with.
 
     Raises:
-        ValueError: it reads others; the message names one.
+        ValueError: it reads other tokens; the message names one.
     """
     compared = False
     for file, vocabulary in _vocabularies(where, revision, hub):
@@ -307,14 +282,9 @@ def check_alphabet(what: str, where: str, revision: str | None, backbone: Mappin
 
 
 def check_tokens(level: str, entry: Mapping[str, Any]) -> None:
-    """What the config alone can tell of a level's tokens.
+    """Raise `ValueError` where the config alone tells that a level's tokens are not ESM-2's.
 
-    Args:
-        level: its name.
-        entry: one of `levels`; its `alphabet` is "esm2" where `check_alphabet` compared a table of unusual size.
-
-    Raises:
-        ValueError: they are not ESM-2's.
+    The `alphabet` of its entry is "esm2" where `check_alphabet` compared a table of unusual size.
     """
     backbone = entry["backbone"]
     family, rows = family_of(backbone), backbone["vocab_size"]

@@ -36,6 +36,10 @@ _FORMER_CODE = (
     *("added", "alphabet", "attention", "fields", "lean", "merging", "origin", "outputs", "passes", "placement"),
     *("projection", "readout", "rotary", "weights", "whitening", "windows"),
 )
+# Fields of a backbone's config that no more can be said of than its widest weight has.
+_SIZES = (
+    *("hidden_size", "vocab_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
+)
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
@@ -64,12 +68,9 @@ def open_safetensors(path: str) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """Weights of one model, all in one folder of this machine.
+    """Weights of one model, all in one folder of this machine (of a Hub repo, the cache's folder of that commit).
 
-    Args:
-        folder (`str`): where they lie; of a Hub repo, the cache's folder of that commit.
-        names (`tuple[str, ...]`): the file, or all shards.
-        safetensors (`bool`): else `.bin`.
+    `names` are the file, or all shards; they are `.bin` files where they are not `safetensors`.
     """
 
     folder: str
@@ -77,11 +78,7 @@ class WeightFiles:
     safetensors: bool
 
     def _stored(self, ending: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-        """Each tensor whose name ends so, mapped into memory.
-
-        Raises:
-            ValueError: a file is damaged.
-        """
+        """Each tensor whose name ends so, mapped into memory; raises `ValueError` where a file is damaged."""
         for name in self.names:
             path = os.path.join(self.folder, name)
             if not self.safetensors:
@@ -97,18 +94,11 @@ class WeightFiles:
         return ((key, value) for key, value in self._stored() if value.dtype in _FLOATS)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each weight by its name in the files, of which no weight is read.
-
-        Raises:
-            ValueError: a file is damaged.
-        """
+        """Shape of each weight by its name in the files; raises `ValueError` where one is damaged."""
         return {key: tuple(value.shape) for key, value in self._stored()}
 
     def rotary_frequencies(self) -> torch.Tensor | None:
-        """Rotary `inv_freq` as it is stored, float32 `(head width / 2,)`; `None` where there is none.
-
-        Layers store the same numbers, so that the first found will do.
-        """
+        """Rotary `inv_freq` as stored, the same in all layers: float32 `(head width / 2,)`; `None` if there is none."""
         return next((value.float().clone() for _, value in self._stored("rotary_embeddings.inv_freq")), None)
 
 
@@ -188,8 +178,7 @@ def find_weights(
 def _fetch(where: str, name: str, subfolder: str, hub: dict[str, Any]) -> str:
     """One file's place on this machine.
 
-    Raises:
-        OSError: without a cause where it does not exist, with one where it cannot be had.
+    Raises `OSError`, without a cause where the file does not exist, and with one where it cannot be had.
     """
     try:
         path = cached_file(where, name, subfolder=subfolder, **hub)
@@ -239,7 +228,7 @@ def read_bin(path: str) -> dict[str, torch.Tensor]:
     """Tensors of a `.bin` file by name, mapped into memory, by torch's restricted reader: no code runs.
 
     Raises:
-        ValueError: damaged, or it holds anything but tensors by name.
+        ValueError: it is damaged, or holds anything but tensors by name.
     """
     mend = "save the model's state_dict() alone, or as safetensors"
     try:
@@ -293,12 +282,10 @@ def _switch(bars: Callable[[], None]) -> None:
 
 @contextmanager
 def reading(what: str, quiet: bool = False) -> Iterator[None]:
-    """Around reading one part of a checkpoint: what goes wrong is said with its name.
+    """Around reading one part of a checkpoint: errors begin with its name.
 
-    Args:
-        what: the part.
-        quiet: say nothing else, since what it holds is checked here. (A backbone's repo holds a language model's head
-            too; that this is left out is no news.)
+    Where it is `quiet`, the library's own messages are silenced, since what was read is checked here. (A backbone's
+    repo holds a language model's head too; that this is left out is no news.)
     """
     verbosity = logging.get_verbosity()
     if quiet:
@@ -337,25 +324,13 @@ def check_loaded(what: str, info: dict[str, Any]) -> None:
 def check_sizes(what: str, backbone: Mapping[str, Any], depth: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise where a config says sizes that its weights cannot have, before anything is built of them.
 
-    What is missing or of another shape would first be made at random, whatever its size.
-
-    Args:
-        what: the backbone, for the message.
-        backbone: its description in the config.
-        depth: layers of it that are wanted.
-        shapes: of its weights.
+    What is missing or of another shape would first be made at random, whatever its size. `depth` counts the layers
+    that are wanted.
     """
     if depth > len(shapes):
         raise ValueError(f"{what}: config.json says that it has {depth:,} layers, and its weights are {len(shapes):,}")
     widest = max((size for shape in shapes.values() for size in shape), default=0)
-    for field in (
-        "hidden_size",
-        "vocab_size",
-        "intermediate_size",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-    ):
+    for field in _SIZES:
         if backbone.get(field, 0) > widest:
             raise ValueError(
                 f"{what}: config.json says {field} {backbone[field]:,}, and none of its weights has a side of more "
@@ -364,9 +339,9 @@ def check_sizes(what: str, backbone: Mapping[str, Any], depth: int, shapes: Mapp
 
 
 def refuse_links(folder: str) -> None:
-    """Raise if a file of a local checkpoint is a link that leads out of it.
+    """Raise if a file of a local checkpoint is a link that leads out of it, other than those of the Hub's cache.
 
-    The Hub's own cache is made of links from `snapshots/<commit>/` to `blobs/`, which are let through.
+    (That is made of links from `snapshots/<commit>/` to `blobs/`.)
     """
     home = os.path.realpath(folder)
     blobs = os.path.join(os.path.dirname(os.path.dirname(home)), "blobs")
@@ -442,11 +417,7 @@ def _are_named_by(config: str, files: Iterable[str]) -> bool:
 
 
 def refuse_foreign(folder: str, names: Iterable[str]) -> None:
-    """Stop if any of these files is in the folder and is no `rd_esm` model's: saving would replace it.
-
-    Raises:
-        ValueError: one is.
-    """
+    """Raise `ValueError` if any of these files is in the folder and is no `rd_esm` model's: saving would replace it."""
     for name in sorted(names):
         path = os.path.join(folder, name)
         if os.path.lexists(path) and not is_own(path):

@@ -32,8 +32,8 @@ class HiddenStateRecorder:
     """Records the states after some of a backbone's layers, in one pass.
 
     It goes through the backbone as a keyword argument, so that nothing of a pass stays in the model: passes of several
-    threads do not meet, a model can be pickled, and a compiler sees plain code. (No dict: what moves a call's arguments
-    to another device would copy one.)
+    threads do not meet, a model can be pickled, and a compiler sees plain code. (It is no dict, of which a copy is made
+    where a call's arguments are moved to another device.)
     """
 
     def __init__(self, depths: Sequence[int]) -> None:
@@ -45,7 +45,7 @@ class HiddenStateRecorder:
 class InPlaceOf:
     """A mixin that stands before a class of the library among the bases of a module's class.
 
-    A copy has the same class. A pickle holds a module of the library's, so that a backbone by itself loads wherever
+    A copy has the same class. A pickle holds the library's own module, so that a backbone by itself loads wherever
     transformers is; the model that it belongs to changes its class anew.
     """
 
@@ -111,14 +111,11 @@ def states_after(
     Args:
         backbone: one that was built to end there, or whose layers are recorded (`record_layers`).
         depths: numbers of layers, from 1, in any order; 0 is what the first is given.
-        arguments: of its call.
 
     Returns:
-        Its output, and its state after each of `depths`, `(batch, length, k)`: under the final norm, as if it ended
-        there.
+        Its output, and its state after each of `depths` under the final norm, `(batch, length, k)`.
     """
-    layers = stack_of(backbone)
-    if list(depths) == [len(layers)]:
+    if list(depths) == [len(stack_of(backbone))]:
         output = backbone(**arguments, return_dict=True)
         return output, [output.last_hidden_state]
     recorder = HiddenStateRecorder(depths)
@@ -157,7 +154,7 @@ def set_class_and_recording(backbone: PreTrainedModel, record: bool) -> None:
 
 
 def rotary_modules(model: nn.Module) -> list[nn.Module]:
-    """Modules with rotary frequencies: one a layer before transformers 5.6, one a backbone since."""
+    """Modules with rotary frequencies: one per layer before transformers 5.6, one per backbone since."""
     return [module for module in model.modules() if module._buffers.get("inv_freq") is not None]
 
 
@@ -173,11 +170,7 @@ def set_rotary_frequencies(modules: list[nn.Module], frequencies: torch.Tensor) 
 def run_backbone(
     backbone: PreTrainedModel, depths: Sequence[int], arguments: dict[str, Any]
 ) -> tuple[Any, list[torch.Tensor]]:
-    """`states_after`, with positions as this backbone counts them.
-
-    Args:
-        backbone, depths: as there.
-        arguments: what all backbones are called with; see `backbone_arguments`.
+    """`states_after`, of what `backbone_arguments` gives, with positions as this backbone counts them.
 
     Raises:
         ValueError: the batch is longer than the backbone's table of positions; a packed row whose sequences would see
@@ -223,11 +216,7 @@ def backbone_arguments(
     long_input: str | None = None,
     **packing: Any,
 ) -> dict[str, Any]:
-    """What every backbone is called with.
-
-    Args:
-        config: of the model.
-        input_ids, attention_mask, position_ids, long_input, packing: as `RDEsmModel.forward` takes them.
+    """What every backbone is called with, of what `RDEsmModel.forward` takes.
 
     Raises:
         TypeError: an argument that is none of these.
@@ -325,9 +314,9 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention within each of the sequences that share one row, registered as `rd_esm_packed`.
 
-    On CUDA the fused kernel of `torch.nn.attention.varlen`, for float16 and bfloat16 (see `fused_kernel_takes`);
-    elsewhere one scaled dot product a sequence, which gives what separate rows give. Batches that are not packed
-    take scaled dot product attention as usual.
+    On CUDA by the fused kernel of `torch.nn.attention.varlen`, where `fused_kernel_takes` it; elsewhere by one scaled
+    dot product per sequence, which gives what separate rows give. Batches that are not packed take scaled dot product
+    attention as usual.
 
     Args:
         query, key, value (`torch.Tensor` of shape `(batch, heads, length, head width)`).

@@ -33,14 +33,13 @@ from .families_rd_esm import family_of
 
 # Some are not used here: releases of transformers up to 5.0 bring along only the files that this one itself names.
 from .files_rd_esm import WeightFiles  # noqa: F401
-from .fused_rd_esm import fuse_layers
+from .fused_rd_esm import fuse_layers  # noqa: F401
 from .layers_rd_esm import (
     backbone_arguments,
     encoder_class,
     record_layers,
     rotary_modules,
     run_backbone,
-    set_class_and_recording,
 )
 from .pooling_rd_esm import FIRST_RESIDUE, LAST_RESIDUE, TOKENS, cut_long, is_tracing, mean_over_residues
 from .saving_rd_esm import RDEsmSaving  # noqa: F401
@@ -60,13 +59,12 @@ class RDEsmModelOutput(ModelOutput):
 
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(batch, length, width of the level)`):
-            The nested embedding of every position (cls, eos, mask and padding included), in the backbones'
-            dtype.
+            The nested embedding of every position (cls, eos, mask and padding included), in the backbones' dtype.
         hidden_states (`tuple(torch.FloatTensor)`, on request):
-            Those of every backbone that ran, smallest first: for each the embedding output and one tensor a
+            Those of every backbone that ran, smallest first: for each the embedding output and one tensor per
             layer, each as wide as that backbone.
         attentions (`tuple(torch.FloatTensor)`, on request, eager attention):
-            One tensor a layer of every backbone that ran, smallest first.
+            One tensor per layer of every backbone that ran, smallest first.
         backbone_states (`tuple(torch.FloatTensor)`, on request):
             The final hidden state h_i of each backbone that ran, `(batch, length, k_i)`.
 
@@ -87,9 +85,7 @@ class RDEsmModelOutput(ModelOutput):
     def nested(self, level: str, whiten: bool = False) -> torch.Tensor:
         """The embedding of a smaller level: a view of `last_hidden_state`, `(batch, length, its width)`.
 
-        Args:
-            level (`str`): its name.
-            whiten (`bool`): whiten each block of it by the statistics that came with the bases: not a view, float32.
+        With `whiten` each block of it is whitened by the statistics that came with the bases: no view, float32.
 
         Raises:
             ValueError: `last_hidden_state` does not hold that level, or there is nothing to whiten by.
@@ -120,8 +116,8 @@ _CLASSES: dict[tuple[tuple[str, int], ...], type[RDEsmModelOutput]] = {}
 def output_class(dims: dict[str, int]) -> type[RDEsmModelOutput]:
     """The output class of a level.
 
-    What takes an output apart and puts it together again (pytrees, `DataParallel`, accelerate) makes a new one of
-    the same class out of new tensors, and nothing else comes along: so it is the class that knows the widths.
+    What takes an output apart and puts it together again (pytrees, `DataParallel`, accelerate) passes on its class and
+    its tensors, and nothing else: so it is the class that knows the widths.
     """
     key = tuple(dims.items())
     if key not in _CLASSES:
@@ -159,10 +155,8 @@ class BackbonePass:
         projections: Sequence[nn.Module | None],
         keep_state: bool,
     ) -> None:
-        """Run one backbone, and nest the states after `depths`, where the levels that it serves end.
-
-        `projections` are those of the levels; the first level of all, without one, is the prefix.
-        """
+        """Run one backbone, and nest the states after `depths`, where the levels that it serves end; the first level of
+        all, without a projection, is the prefix."""
         states = self._run(backbone, depths)
         for state, projection in zip(states, projections):
             self.dtype = state.dtype
@@ -265,9 +259,7 @@ class RDEsmModel(RDEsmPreTrainedModel):
             attn_implementation=self.config._attn_implementation,
             **family_of(self.config.levels[levels[0]]["backbone"]).arguments,
         )
-        set_class_and_recording(backbone, record=len(levels) > 1 or self.config.one_pass)
-        if not self.config.exact_activation:
-            fuse_layers(backbone)
+        self._prepare(backbone, levels)
         return backbone
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -275,10 +267,7 @@ class RDEsmModel(RDEsmPreTrainedModel):
         super().__setstate__(state)
         for levels, backbone in zip(self.config.backbone_groups, self.backbones):
             if isinstance(backbone, PreTrainedModel):
-                if len(levels) > 1 or self.config.one_pass:
-                    record_layers(backbone)
-                if not self.config.exact_activation:
-                    fuse_layers(backbone)
+                self._prepare(backbone, levels)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "RDEsmModel":
         # ESM-2 was trained with rotary frequencies rounded to float16; rounded once more by .to(bfloat16) they
@@ -359,7 +348,7 @@ class RDEsmModel(RDEsmPreTrainedModel):
 
         Args:
             levels, backbone: as `visit_backbones` gives them.
-            arguments: `input_ids` and `attention_mask`.
+            arguments: see `backbone_arguments`.
             layers: further layers of the backbone, whose states come behind those of the levels.
         """
         if layers:

@@ -69,14 +69,13 @@ def adopt_head(
     ignore_mismatched_sizes: bool,
     build: Callable[[], PreTrainedModel],
 ) -> dict[str, list[Any]]:
-    """A head that is not in the checkpoint starts as its class makes it, and it is said.
+    """Start a head that is not in the checkpoint as its class makes it, with a warning.
 
     (transformers knows what numbers a layer starts with, and leaves other parameters as memory was.)
 
     Args:
-        model: as it was loaded.
         info: what loading left over, `missing_keys` and so on, as transformers gives them.
-        path: of the checkpoint.
+        path: of the checkpoint, for messages.
         ignore_mismatched_sizes: a head of other sizes than the model's starts anew too.
         build: makes a model of this class and config, without backbones.
 
@@ -141,7 +140,7 @@ def _file_mode(folder: str) -> int:
 
 
 def _without_folder(entry: dict[str, Any]) -> dict[str, Any]:
-    """A level as others read it, who have no such folder."""
+    """A level's entry without a folder of this machine."""
     if not os.path.isdir(entry["repo_id"] or ""):
         return entry
     kept = {key: value for key, value in entry.items() if key != "level_of_repo"}
@@ -149,11 +148,7 @@ def _without_folder(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_pointers(folder: str) -> None:
-    """Stop if settings that are to be pushed name code in another repo, which whoever loads them would run.
-
-    Raises:
-        ValueError: they do.
-    """
+    """Raise `ValueError` if settings that are to be pushed name code in another repo, which loading them would run."""
     for name in sorted(name for name in os.listdir(folder) if name.endswith("config.json")):
         with open(os.path.join(folder, name), encoding="utf-8") as file:
             content = json.load(file)
@@ -172,7 +167,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 class RDEsmSaving(PreTrainedModel):
-    """What a reverse-distilled model does instead of the library's own saving and pushing."""
+    """Saves and pushes a reverse-distilled model, in place of the library's own ways."""
 
     _companions: tuple[str, ...] = _COMPANIONS
 
@@ -194,11 +189,11 @@ class RDEsmSaving(PreTrainedModel):
     ) -> None:
         """Write config, remote code and weights, as safetensors.
 
-        A head (whatever a subclass or a user put onto the model) goes with the bases in either form; the class that it
-        was saved from loads it again, and `AutoModel` loads the model without it.
+        A head goes with the bases in either form: the class that it was saved from loads it again, and `AutoModel`
+        loads the model without it.
 
         Args:
-            save_directory: folder; weights of an earlier save in it are replaced, other files are left alone.
+            save_directory: folder; weights and code of an earlier save in it are replaced, other files are left alone.
             backbones: `False` writes the bases only (`model.safetensors`), for backbones that are published at
                 their `repo_id`; `True` writes the full form too, each backbone in files of its own
                 (`model.projections.safetensors`, `model.backbone-150M.safetensors`, ..., and the usual
@@ -240,47 +235,50 @@ class RDEsmSaving(PreTrainedModel):
             # A folder of this machine means nothing in another's config.json.
             self.config.levels = [_without_folder(entry) for entry in levels]
         try:
-            # Written beside the old files and moved over them: these may be what the model's tensors map.
-            with staging(folder) as fresh_folder, without_bars():
-                for kind in type(self).__mro__[1:]:
-                    if vars(kind).get("_auto_class"):
-                        # Of a subclass: its name goes into config.json, and with it the code and the entry of the model
-                        # that it adds to, which those who know nothing of it load.
-                        plain: Any = object.__new__(kind)
-                        vars(plain).update(vars(self))
-                        PreTrainedModel.save_pretrained(plain, fresh_folder, state_dict={}, variant=next(iter(parts)))
-                for variant, part in parts.items():
-                    super().save_pretrained(
-                        fresh_folder,
-                        state_dict=part,
-                        max_shard_size=max_shard_size,
-                        variant=variant,
-                        # The keys are already those that every release reads.
-                        save_original_format=False,
-                    )
-                if full:
-                    write_index(fresh_folder)
-                fresh = os.listdir(fresh_folder)
-                refuse_foreign(folder, fresh)
-                former = former_files(folder)
-                mode = _file_mode(fresh_folder)
-                for name in fresh:
-                    os.chmod(os.path.join(fresh_folder, name), mode)
-                    os.replace(os.path.join(fresh_folder, name), os.path.join(folder, name))
-            for name in former - set(fresh):
-                os.remove(os.path.join(folder, name))
+            self._write(folder, parts, max_shard_size)
         finally:
             self.config.backbones_in_checkpoint, self.config.levels = before, levels
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", os.path.basename(os.path.abspath(folder))), backbones=full, **kwargs)
 
+    def _write(self, folder: str, parts: dict[str | None, dict[str, torch.Tensor]], max_shard_size: int | str) -> None:
+        """Write files of all parts, and take away those of an earlier save."""
+        # Written beside the old files and moved over them: these may be what the model's tensors map.
+        with staging(folder) as fresh_folder, without_bars():
+            for kind in type(self).__mro__[1:]:
+                if vars(kind).get("_auto_class"):
+                    # Of a subclass: its name goes into config.json, and with it the code and the entry of the model
+                    # that it adds to, which those who know nothing of it load.
+                    plain: Any = object.__new__(kind)
+                    vars(plain).update(vars(self))
+                    PreTrainedModel.save_pretrained(plain, fresh_folder, state_dict={}, variant=next(iter(parts)))
+            for variant, part in parts.items():
+                super().save_pretrained(
+                    fresh_folder,
+                    state_dict=part,
+                    max_shard_size=max_shard_size,
+                    variant=variant,
+                    # The keys are already those that every release reads.
+                    save_original_format=False,
+                )
+            if self.config.backbones_in_checkpoint:
+                write_index(fresh_folder)
+            fresh = os.listdir(fresh_folder)
+            refuse_foreign(folder, fresh)
+            former = former_files(folder)
+            mode = _file_mode(fresh_folder)
+            for name in fresh:
+                os.chmod(os.path.join(fresh_folder, name), mode)
+                os.replace(os.path.join(fresh_folder, name), os.path.join(folder, name))
+        for name in former - set(fresh):
+            os.remove(os.path.join(folder, name))
+
     def push_to_hub(self, repo_id: str, *args: Any, backbones: bool | None = None, **kwargs: Any) -> Any:
         """As in transformers: bases only, or with `backbones=True` the backbones too.
 
         By default bases only where every backbone still is that of its Hub repo, and else, with a warning, all.
-
-        Tokenizer, fit report, figure and card come along from the folder or repo that the model was loaded
-        from. `rd-hf push` pushes a folder, makes its card afresh, and checks what arrived.
+        Tokenizer, fit report, figure and card come along from the folder or repo that the model was loaded from.
+        `rd-hf push` pushes a folder, makes its card afresh, and checks what arrived.
         """
         backbones = decide_form(self, self.state_dict(), backbones, full=False, push=True)
         before, self.config.backbones_in_checkpoint = self.config.backbones_in_checkpoint, backbones
@@ -340,7 +338,7 @@ class RDEsmSaving(PreTrainedModel):
                 key: value for key, value in state.items() if key.startswith(prefix) and not key.endswith("inv_freq")
             }
             check_names(self, index, part)
-            # Under the keys of releases before 5.6 (one a layer) and since (one a model): each finds its own
+            # Under the keys of releases before 5.6 (one per layer) and since (one per model): each finds its own
             # and ignores the other.
             for module in rotary_modules(backbone)[:1] if family.stores_frequencies else ():
                 frequencies = module.get_buffer("inv_freq")
@@ -356,13 +354,12 @@ def decide_form(model: Any, state: dict[str, torch.Tensor], backbones: bool | No
 
     Bases alone are a model only together with the backbones of the named repos. Whether the backbones in hand are
     those is read from the repos' files, bit for bit: nothing that happened to a weight (training, merging, copying)
-    escapes that, and none of it needs to be told. Files are not fetched for this: they are in the cache where the
-    backbones came from their repos.
+    escapes that. Files are not fetched for this: they are in the cache where the backbones came from their repos.
 
     Args:
         model (`RDEsmModel`): with its backbones.
         state: its tensors, as they are to be saved.
-        backbones: as the user says: `True`, `False`, or `None` for what is right.
+        backbones: what the user asks for: `True`, `False`, or `None` for what is right.
         full: what `None` means where either is right.
         push: whether others are to load it, who do not have this machine's folders.
 
@@ -397,8 +394,7 @@ def decide_form(model: Any, state: dict[str, torch.Tensor], backbones: bool | No
 def _why_not_published(model: Any, index: int, state: dict[str, torch.Tensor], trusted: bool) -> str | None:
     """What speaks against fetching a level's backbone anew instead of saving it, or `None`.
 
-    Raises:
-        ValueError: it is quantised, and not `trusted` to be nothing but that.
+    Raises `ValueError` if it is quantised, and not `trusted` to be nothing but that.
     """
     entry = model.config.backbone_entry(index)
     prefix = f"backbones.{index}."
@@ -417,7 +413,7 @@ def _why_not_published(model: Any, index: int, state: dict[str, torch.Tensor], t
             f"nothing was merged into it, save the bases alone (backbones=False)"
         )
     try:
-        files = model._find_backbone(index, None, None, "", {**model._hub, "local_files_only": True})
+        files = model._find_backbone(index, {**model._hub, "local_files_only": True})
         changed = _difference(files, weights)
     except (OSError, ValueError) as error:
         return (
@@ -446,7 +442,7 @@ def _is_quantised(model: Any, index: int, weights: dict[str, Any]) -> bool:
 def _difference(files: WeightFiles, weights: dict[str, torch.Tensor]) -> str | None:
     """Name of the first of a backbone's weights that is not the one in the files, or `None`.
 
-    A change of dtype alone is none: who loads it chooses one anew.
+    A change of dtype alone does not count: whoever loads it chooses one anew.
     """
     left = {key for key, value in weights.items() if not _UNUSED.search(key) and value.device.type != "meta"}
     for stored_key, stored in files.tensors():
@@ -464,11 +460,7 @@ def _difference(files: WeightFiles, weights: dict[str, torch.Tensor]) -> str | N
 
 
 def check_names(model: Any, index: int, part: dict[str, torch.Tensor]) -> None:
-    """Raise unless the weights of a backbone are those that loading will look for.
-
-    Raises:
-        ValueError: naming one that is too much or missing; or they are quantised.
-    """
+    """Raise `ValueError` unless the weights of a backbone are those that loading will look for."""
     name, level = model.config.backbone_name(index), model.config.backbone_groups[index][0]
     refuse_adapter(f"the backbone of level {name}", (key.split(".", 2)[2] for key in part))
     config = model.config.backbone_config(level)

@@ -251,9 +251,8 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         """Fetch the backbones that the config names and attach them; none is initialised first.
 
         Args:
-            source: folder or repo of this project's full form to take them from; by default each backbone comes
-                from its own `repo_id` at its `revision`.
-            revision, subfolder: of `source`.
+            source, revision, subfolder: checkpoint with backbones to take them from; by default each comes from its
+                own `repo_id` at its `revision`.
             dtype: of the backbones; "auto" keeps what their files have.
             device_map, max_memory, offload_folder: as in transformers. With "auto" and its like the backbones
                 are placed in turn, smallest first, and each projection on the device where its backbone ends.
@@ -337,7 +336,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
             fuse_layers(backbone)
 
     def _origin(self, index: int, source: str | os.PathLike | None) -> tuple[str, str | None]:
-        """What messages call a backbone, and its level's name in its repo, where that has this project's full form."""
+        """What messages call a backbone, and its level's name in its repo where that is a checkpoint like this one."""
         entry, name = self.config.backbone_entry(index), self.config.backbone_name(index)
         if source is None:
             return f"{entry['repo_id']}, the backbone of {name}", entry.get("level_of_repo")
@@ -416,9 +415,9 @@ class RDEsmPreTrainedModel(RDEsmSaving):
 
 
 def _unlike(build: Callable[[], PreTrainedModel], files: WeightFiles) -> dict[str, Any]:
-    """Bases that are missing, or of another shape than the config says, in words of transformers.
+    """Bases that are missing, or of another shape than the config says, as transformers reports them.
 
-    Asked before any is built: the library makes what is missing at random first, whatever its size.
+    Checked before any is built: the library makes what is missing at random first, whatever its size.
     """
     with torch.device("meta"):
         state = build().state_dict()

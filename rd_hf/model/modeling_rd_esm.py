@@ -59,8 +59,7 @@ class RDEsmModelOutput(ModelOutput):
 
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(batch, length, width of the level)`):
-            The nested embedding of every position (cls, eos, mask and padding included), in the backbones'
-            dtype.
+            The nested embedding of every position (cls, eos, mask and padding included), in the backbones' dtype.
         hidden_states (`tuple(torch.FloatTensor)`, on request):
             Those of every backbone that ran, smallest first: for each the embedding output and one tensor per
             layer, each as wide as that backbone.
@@ -86,9 +85,7 @@ class RDEsmModelOutput(ModelOutput):
     def nested(self, level: str, whiten: bool = False) -> torch.Tensor:
         """The embedding of a smaller level: a view of `last_hidden_state`, `(batch, length, its width)`.
 
-        Args:
-            level (`str`): its name.
-            whiten (`bool`): whiten each block of it by the statistics that came with the bases: not a view, float32.
+        With `whiten` each block of it is whitened by the statistics that came with the bases: no view, float32.
 
         Raises:
             ValueError: `last_hidden_state` does not hold that level, or there is nothing to whiten by.
@@ -119,8 +116,8 @@ _CLASSES: dict[tuple[tuple[str, int], ...], type[RDEsmModelOutput]] = {}
 def output_class(dims: dict[str, int]) -> type[RDEsmModelOutput]:
     """The output class of a level.
 
-    What takes an output apart and puts it together again (pytrees, `DataParallel`, accelerate) makes a new one of
-    the same class out of new tensors, and nothing else comes along: so it is the class that knows the widths.
+    What takes an output apart and puts it together again (pytrees, `DataParallel`, accelerate) passes on its class and
+    its tensors, and nothing else: so it is the class that knows the widths.
     """
     key = tuple(dims.items())
     if key not in _CLASSES:
@@ -158,10 +155,8 @@ class BackbonePass:
         projections: Sequence[nn.Module | None],
         keep_state: bool,
     ) -> None:
-        """Run one backbone, and nest the states after `depths`, where the levels that it serves end.
-
-        `projections` are those of the levels; the first level of all, without one, is the prefix.
-        """
+        """Run one backbone, and nest the states after `depths`, where the levels that it serves end; the first level of
+        all, without a projection, is the prefix."""
         states = self._run(backbone, depths)
         for state, projection in zip(states, projections):
             self.dtype = state.dtype
@@ -353,7 +348,7 @@ class RDEsmModel(RDEsmPreTrainedModel):
 
         Args:
             levels, backbone: as `visit_backbones` gives them.
-            arguments: `input_ids` and `attention_mask`.
+            arguments: see `backbone_arguments`.
             layers: further layers of the backbone, whose states come behind those of the levels.
         """
         if layers:

@@ -140,7 +140,7 @@ def _file_mode(folder: str) -> int:
 
 
 def _without_folder(entry: dict[str, Any]) -> dict[str, Any]:
-    """A level as others read it, who have no such folder."""
+    """A level's entry without a folder of this machine."""
     if not os.path.isdir(entry["repo_id"] or ""):
         return entry
     kept = {key: value for key, value in entry.items() if key != "level_of_repo"}
@@ -189,8 +189,8 @@ class RDEsmSaving(PreTrainedModel):
     ) -> None:
         """Write config, remote code and weights, as safetensors.
 
-        A head (whatever a subclass or a user put onto the model) goes with the bases in either form; the class that it
-        was saved from loads it again, and `AutoModel` loads the model without it.
+        A head goes with the bases in either form: the class that it was saved from loads it again, and `AutoModel`
+        loads the model without it.
 
         Args:
             save_directory: folder; weights and code of an earlier save in it are replaced, other files are left alone.
