@@ -105,7 +105,7 @@ class Checkpoint:
                 "or whiten a search by the database's own proteins (--whiten database)"
             )
         if self.block_weights is None:
-            from rd_hf.model.outputs_rd_esm import NO_WHITENING
+            from rd_hf.model.modeling_rd_esm import NO_WHITENING
 
             raise InputError(f"{self.name}: {NO_WHITENING}")
 
@@ -313,7 +313,7 @@ def load_model(
 
     check_device(device)
     from rd_hf.embedding.layouts import packing_pays
-    from rd_hf.model.attention_rd_esm import PACKED_ATTENTION
+    from rd_hf.model.layers_rd_esm import PACKED_ATTENTION
     from rd_hf.model.modeling_rd_esm import RDEsmModel
 
     extras: dict[str, Any] = {"attn_implementation": attn_implementation, "revision": revision}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 
-from rd_hf.model.windows_rd_esm import MAX_RESIDUES as MAX_RESIDUES
-from rd_hf.model.windows_rd_esm import OVERLAP as OVERLAP
+from rd_hf.model.pooling_rd_esm import MAX_RESIDUES as MAX_RESIDUES
+from rd_hf.model.pooling_rd_esm import OVERLAP as OVERLAP
 
 POOLINGS = ("mean", "max", "cls", "residue", "positions")
 # What the model computes in unless a user names another: one for every entry point, level and device, so that the same
@@ -45,7 +45,7 @@ class EmbeddingOptions:
         width: dimensions to return, the first of the embedding: of the level given, or of the whole family. No backbone
             beyond the smallest level that has so many runs.
         whiten: scale and weigh each level's block by the statistics that the model holds, see
-            :mod:`rd_hf.model.whitening_rd_esm`; before anything is cut or normalised.
+            :mod:`rd_hf.model.bases_rd_esm`; before anything is cut or normalised.
 
     Raises:
         ValueError: an unknown choice, or numbers that do not fit together.
