@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rd_hf.data.fasta import InputError
+from rd_hf.data.records import readable
 from rd_hf.data.residues import RejectedSequenceError
-from rd_hf.data.text import readable
 from rd_hf.data.values import id_text
 
 # Deflate packs a thousand bytes into one at most, and hidden states hardly at all: a file that says it holds more than

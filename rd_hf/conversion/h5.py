@@ -16,7 +16,7 @@ import numpy as np
 
 from rd_hf.conversion.checks import id_of, reading, refuse_dtype, refuse_more_than_is_there
 from rd_hf.data.fasta import InputError
-from rd_hf.data.text import readable
+from rd_hf.data.records import readable
 
 
 class H5File:

@@ -27,8 +27,8 @@ from rd_hf.conversion.checks import id_of, reading, refuse_dtype, refuse_more_th
 from rd_hf.conversion.h5 import H5File
 from rd_hf.data.columns import ID_COLUMNS
 from rd_hf.data.fasta import InputError, read_fasta
+from rd_hf.data.records import readable
 from rd_hf.data.streams import open_text
-from rd_hf.data.text import readable
 from rd_hf.data.values import as_list
 
 H5_SUFFIXES = (".h5", ".hdf5", ".hdf")

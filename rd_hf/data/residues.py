@@ -15,9 +15,8 @@ anything else             rejected, naming the character and its position (non-A
 no residue left           rejected
 ========================  ==========================================================================
 
-Rows of an embedding are residues of the *cleaned* sequence. Cleaning happens before any tokenizer
-because ``EsmTokenizer`` folds a run of unknown letters into one ``<unk>``, after which rows and
-residues no longer line up.
+Rows of an embedding are residues of the *cleaned* sequence. Cleaning happens before any tokenizer because
+``EsmTokenizer`` folds a run of unknown letters into one ``<unk>``, after which rows and residues no longer line up.
 """
 
 from __future__ import annotations
@@ -53,13 +52,7 @@ class RejectedSequenceError(ValueError):
 
 
 def clean_sequence(sequence: str) -> str:
-    """Apply the module's table to one sequence.
-
-    Args:
-        sequence: letters as a file has them.
-
-    Returns:
-        Upper-case letters of :data:`RESIDUES`, at least one.
+    """Apply the module's table to one sequence: upper-case letters of :data:`RESIDUES`, at least one.
 
     Raises:
         RejectedSequenceError: a character without a residue, a stop inside, or nothing left.

@@ -1,9 +1,10 @@
 """Tables in: CSV, TSV, JSON lines and Parquet as columns and rows, every line and row of them accounted for.
 
-Text tables are read as they are written in this field. Comma and semicolon tables follow RFC 4180. Tab-separated ones
-mostly do not quote, so that a cell may begin with a quotation mark (UniProt, BLAST); those of spreadsheets do. A line
-is read plainly where that gives the header's number of cells, else with its quotes, over several lines if need be; a
-header in quotes says that all quotes are meant. A line that fits in neither way is one row with a problem.
+:data:`FORMATS` is the place where an input format is added. Text tables are read as they are written in this field:
+comma and semicolon tables follow RFC 4180; tab-separated ones mostly do not quote, so that a cell may begin with a
+quotation mark (UniProt, BLAST), and those of spreadsheets do. A line is read plainly where that gives the header's
+number of cells, else with its quotes, over several lines if need be; a header in quotes says that all quotes are meant.
+A line that fits in neither way is one row with a problem.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 DELIMITERS = {".csv": ",;\t", ".tsv": "\t,;", ".tab": "\t,;"}
-JSON_LINES = (".jsonl", ".ndjson", ".json")
 _NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
 # Lines that one quoted cell may span: enough for a wrapped titin, and a stray quote costs no more than this.
 _LONGEST_CELL = 4096
@@ -38,7 +39,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that cannot be told apart into cells."""
+    """A row that has no cells that can be told apart."""
 
     reason: str
 
@@ -52,10 +53,10 @@ class Table:
 
     Attributes:
         columns: in order; a name may occur twice.
-        read: the rows with at least the columns named; each a value a column, or what is wrong with the row.
+        read: yields the rows with at least the columns named: a value per column, or what is wrong with the row.
         kinds: Arrow types of the columns, where the format has types.
         about: what to add to a complaint about the columns, such as how they were told apart.
-        blank: how many blank lines the rows read so far had before or between them.
+        blank: returns how many blank lines the rows read so far had before or between them.
     """
 
     columns: list[str]
@@ -154,8 +155,8 @@ def delimited(
         source: the file.
         kind: suffix that names the format; says which delimiter is looked for first.
         wanted: whether these column names are those that are needed: decides between delimiters.
-        on_read: told the number of bytes each time some are read.
-        say: told in a sentence if rows span several lines.
+        on_read: called with the number of bytes each time some are read.
+        say: called with a sentence if rows span several lines.
 
     Raises:
         InputError: no such file, no header, or a damaged one.
@@ -178,7 +179,7 @@ def _rows(
 ) -> Iterator[Row]:
     width = len(columns)
     plain_first = delimiter == "\t" and not all_quoted
-    told = False
+    reported = False
     for first in lines:
         if not first.strip("\n"):
             lines.blank += 1
@@ -191,20 +192,17 @@ def _rows(
             each_fits = bool(taken) and all(len(_split(line, delimiter)) == width for line in (first, *taken))
             fits = quoted is not None and len(quoted) == width
             if fits and each_fits and not all_quoted and not plain_first:
-                yield from (
-                    BadRow(
+                for line in range(number, lines.number + 1):
+                    yield BadRow(
                         f"line {line} is a row by itself and, by a quotation mark that begins in line {number}, part "
                         "of a longer one: double or remove that mark"
                     )
-                    for line in range(number, lines.number + 1)
-                )
                 continue
             if quoted is not None and fits and not (each_fits and plain_first):
-                if taken and not told and say is not None:
-                    told = True
-                    say(
-                        f"{source}: quoted cells span lines, first {number} to {lines.number}; they are read as one row"
-                    )
+                if taken and say is not None and not reported:
+                    reported = True
+                    span = f"{number} to {lines.number}"
+                    say(f"{source}: quoted cells span lines, first {span}; they are read as one row")
                 cells = quoted
             else:
                 lines.unread(taken)
@@ -217,8 +215,8 @@ def _rows(
 
 
 @contextmanager
-def json_lines(source: str | Path, on_read: Callable[[int], None] | None = None) -> Iterator[Table]:
-    """Open a file of one JSON object a line; its columns are those of the first.
+def json_lines(source: str | Path, on_read: Callable[[int], None] | None = None, **_: Any) -> Iterator[Table]:
+    """Open a file of one JSON object per line; its columns are those of the first.
 
     Raises:
         InputError: no such file or no row; while reading, a line that is no JSON object.
@@ -228,11 +226,7 @@ def json_lines(source: str | Path, on_read: Callable[[int], None] | None = None)
 
 
 def of_rows(source: str | Path, rows: Iterator[Row]) -> Table:
-    """A table of rows that name their columns themselves; the first names those of all.
-
-    Raises:
-        InputError: there is no row.
-    """
+    """A table of rows that name their columns themselves, the first those of all; InputError where there is no row."""
     first = next(rows, None)
     if first is None:
         raise InputError(f"{source} holds no rows")
@@ -241,14 +235,10 @@ def of_rows(source: str | Path, rows: Iterator[Row]) -> Table:
     return Table(list(first), lambda _: chain([first], rows))
 
 
-class _RepeatedKeyError(Exception):
-    """A JSON object that gives two values for one key."""
-
-
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise _RepeatedKeyError
+        raise KeyError
     return found
 
 
@@ -259,7 +249,7 @@ def _objects(source: str | Path, lines: _Lines) -> Iterator[Row]:
             continue
         try:
             row = json.loads(line, object_pairs_hook=_object)
-        except _RepeatedKeyError:
+        except KeyError:
             row = BadRow(f"line {lines.number} gives two values for one key")
         except (ValueError, RecursionError) as error:
             raise InputError(
@@ -273,12 +263,8 @@ def _objects(source: str | Path, lines: _Lines) -> Iterator[Row]:
 
 
 @contextmanager
-def parquet(source: str | Path, on_read: Callable[[int], None] | None = None) -> Iterator[Table]:
-    """Open a Parquet file; a thousand rows are in memory at a time.
-
-    Raises:
-        InputError: no such file, or it cannot be read.
-    """
+def parquet(source: str | Path, on_read: Callable[[int], None] | None = None, **_: Any) -> Iterator[Table]:
+    """Open a Parquet file; a thousand rows are in memory at a time. Raises InputError if it cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -288,14 +274,14 @@ def parquet(source: str | Path, on_read: Callable[[int], None] | None = None) ->
     try:
         # Opened here: the library takes no name that is not UTF-8.
         with path.open("rb") as raw, pq.ParquetFile(raw) as file:
-            bytes_a_row = path.stat().st_size / max(1, file.metadata.num_rows)
+            row_bytes = path.stat().st_size / max(1, file.metadata.num_rows)
 
             def read(columns: Sequence[str]) -> Iterator[Row]:
                 for batch in file.iter_batches(batch_size=1000, columns=list(columns)):
                     values = [as_list(batch.column(column)) for column in columns]
                     yield from (dict(zip(columns, cells, strict=True)) for cells in zip(*values, strict=True))
                     if on_read is not None:
-                        on_read(round(bytes_a_row * batch.num_rows))
+                        on_read(round(row_bytes * batch.num_rows))
 
             if file.metadata.num_rows == 0:
                 raise InputError(f"{path} holds no rows")
@@ -303,3 +289,13 @@ def parquet(source: str | Path, on_read: Callable[[int], None] | None = None) ->
             yield Table(schema.names, read, {column.name: column.type for column in schema})
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} is no readable Parquet file: {error}") from error
+
+
+# The formats of tables by the suffix of a file's name, in the order in which the pages name them. Each opens a file:
+# a context manager, called with the source and by name ``wanted``, ``on_read`` and ``say`` as in :func:`delimited`,
+# that gives a Table; a format whose rows name their columns makes it with :func:`of_rows`.
+FORMATS: dict[str, Callable[..., AbstractContextManager[Table]]] = {
+    **{suffix: partial(delimited, kind=suffix) for suffix in DELIMITERS},
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), json_lines),
+    ".parquet": parquet,
+}
