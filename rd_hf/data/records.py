@@ -12,8 +12,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from rd_hf.data.residues import RejectedSequenceError
-
 # Decoding with this error handler keeps each byte that cannot be decoded as one lone surrogate, whichever the encoding
 # (Python's own "surrogateescape" cannot do UTF-16).
 KEEP_BYTES = "rd_hf.keep_bytes"
@@ -38,6 +36,10 @@ def _escape(match: re.Match[str]) -> str:
 def readable(text: str) -> str:
     """Return ``text`` with whatever no encoding can write as backslash escapes."""
     return text if text.isascii() else _CANNOT_BE_ENCODED.sub(_escape, text)
+
+
+class RejectedSequenceError(ValueError):
+    """A sequence that cannot be embedded; the message is the reason that goes to the rejects file."""
 
 
 class InputError(ValueError):

@@ -26,6 +26,8 @@ import string
 
 import numpy as np
 
+from rd_hf.data.records import RejectedSequenceError as RejectedSequenceError
+
 # ESM-2's vocabulary in token order (Lin et al. 2023); the position in this tuple is the token id.
 VOCABULARY: tuple[str, ...] = (
     *("<cls>", "<pad>", "<eos>", "<unk>"),
@@ -45,10 +47,6 @@ _NOT_A_RESIDUE = re.compile(f"[^{RESIDUES}]")
 _TOKEN_OF_BYTE = np.full(256, VOCABULARY.index("<unk>"), dtype=np.int64)
 for _letter in RESIDUES:
     _TOKEN_OF_BYTE[ord(_letter)] = VOCABULARY.index(_letter)
-
-
-class RejectedSequenceError(ValueError):
-    """A sequence that cannot be embedded; the message is the reason that goes to the rejects file."""
 
 
 def clean_sequence(sequence: str) -> str:
