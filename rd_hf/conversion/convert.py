@@ -94,9 +94,17 @@ def open_levels(settings: ConvertSettings, config: RDEsmConfig) -> list[LevelInp
         named, _, path = text.rpartition("=")
         if named not in config.level_names:
             named, path = "", text
-        layers = _layers(config, named)
+        widths = {
+            name: width
+            for name, width in zip(config.level_names, config.backbone_widths, strict=True)
+            if named in ("", name)
+        }
+        depths = {(width, config.depth(config.level_index(name))) for name, width in widths.items()}
+        # A width with two depths is not known by the width alone.
+        known = [width for width, _ in depths]
+        layers = {width: depth for width, depth in depths if known.count(width) == 1}
         for source in open_raw(path, settings.pooling, layers, settings.id_column, settings.ids):
-            sources.setdefault(_level_of(source, named, config), []).append(source)
+            sources.setdefault(_level_of(source, widths, config), []).append(source)
     wanted = settings.level or (max(sources, key=config.level_index),)
     names = config.level_names[: max(config.level_index(level) for level in wanted) + 1]
     for index, name in enumerate(names):
@@ -110,57 +118,45 @@ def open_levels(settings: ConvertSettings, config: RDEsmConfig) -> list[LevelInp
                 f"no input is {config.backbone_widths[index]:,} wide: level {names[-1]} needs the raw embeddings of "
                 f"{', '.join(names)}, and those of {name} are missing"
             )
-    listed = {name: pa.array([one for source in sources[name] for one in source.ids], pa.string()) for name in names}
-    for name in names:
-        _refuse_repeats(listed[name], f"{', '.join(source.path for source in sources[name])} (level {name})")
+    ids = {name: _ids_of(sources[name], name) for name in names}
     inputs = []
     for name, width in zip(names, config.backbone_widths, strict=False):
         for there, here in ((names[0], name), (name, names[0])):
-            lacking = listed[there].filter(pc.invert(pc.is_in(listed[there], value_set=listed[here])))
+            lacking = ids[there].filter(pc.invert(pc.is_in(ids[there], value_set=ids[here])))
             if len(lacking):
                 raise InputError(
                     f"{len(lacking):,} ids of level {there} are not among those of level {here} "
                     f"({lacking[0].as_py()!r}, ...): give each level the same proteins under the same ids"
                 )
-        order = pc.index_in(listed[names[0]], value_set=listed[name])
+        order = pc.index_in(ids[names[0]], value_set=ids[name])
         inputs.append(LevelInput(name, width, sources[name], order.to_numpy()))
     return inputs
 
 
-def _layers(config: RDEsmConfig, named: str) -> dict[int, int]:
-    """The layer to take of the backbone of each width, where the width or the level's name tells it."""
-    found: dict[int, set[int]] = {}
-    for index, width in enumerate(config.backbone_widths):
-        found.setdefault(width, set()).add(config.depth(index))
-    layers = {width: min(depths) for width, depths in found.items() if len(depths) == 1}
-    if named:
-        index = config.level_index(named)
-        layers[config.backbone_widths[index]] = config.depth(index)
-    return layers
-
-
-def _level_of(source: Raw, named: str, config: RDEsmConfig) -> str:
-    levels = list(zip(config.level_names, config.backbone_widths, strict=True))
-    by_width = [name for name, width in levels if width == source.width]
-    if named in by_width or (not named and len(by_width) == 1):
-        return named or by_width[0]
-    if not by_width or named:
+def _level_of(source: Raw, widths: dict[str, int], config: RDEsmConfig) -> str:
+    """The one of these levels that is as wide as a source."""
+    found = [name for name, width in widths.items() if width == source.width]
+    if len(found) > 1:
+        raise InputError(f"{source.path} may be of level {' or '.join(found)}: write LEVEL=path")
+    if not found:
+        levels = zip(config.level_names, config.backbone_widths, strict=True)
         known = ", ".join(f"{width:,} ({name})" for name, width in levels)
-        raise InputError(
-            f"{source.path} is {source.width:,} wide, which {f'level {named}' if named else 'no backbone'} of this "
-            f"model is: they are {known}"
-        )
-    raise InputError(f"{source.path} may be of level {' or '.join(by_width)}: write LEVEL=path")
+        wrong = f"level {next(iter(widths))}" if len(widths) < len(config.level_names) else "no backbone"
+        raise InputError(f"{source.path} is {source.width:,} wide, which {wrong} of this model is: they are {known}")
+    return found[0]
 
 
-def _refuse_repeats(ids: pa.Array, where: str) -> None:
+def _ids_of(sources: list[Raw], name: str) -> pa.Array:
+    """The ids of all proteins of a level, each once."""
+    ids = pa.array([one for source in sources for one in source.ids], pa.string())
     counts = ids.value_counts()
     repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
     if len(repeated):
         raise InputError(
-            f"{where} has {len(repeated):,} ids more than once ({repeated[0].as_py()!r}, ...): proteins are told by "
-            f"their ids, so keep one embedding of each"
+            f"{', '.join(source.path for source in sources)} (level {name}) has {len(repeated):,} ids more than once "
+            f"({repeated[0].as_py()!r}, ...): proteins are told by their ids, so keep one embedding of each"
         )
+    return ids
 
 
 @dataclass(slots=True)

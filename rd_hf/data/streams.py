@@ -14,7 +14,6 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
@@ -85,15 +84,11 @@ class _Stream(io.RawIOBase):
         return count
 
 
-def _chunks(source: Any) -> Iterator[bytes]:
-    """The bytes of a stream as they come: an error further on must not cost what came before it."""
-    return iter(partial(source.read1, _CHUNK), b"")
-
-
-def _counted(source: Any, on_read: Callable[[int], None]) -> Iterator[bytes]:
-    """The bytes of a file, each time with a call that says how many were read: what a progress bar needs."""
-    for chunk in _chunks(source):
-        on_read(len(chunk))
+def _chunks(source: Any, on_read: Callable[[int], None] | None = None) -> Iterator[bytes]:
+    """Yield the bytes of a stream as they come: an error further on must not cost what came before it."""
+    while chunk := source.read1(_CHUNK):
+        if on_read is not None:
+            on_read(len(chunk))
         yield chunk
 
 
@@ -146,19 +141,16 @@ def open_text(path: str | Path, on_read: Callable[[int], None] | None = None) ->
     """Open ``path`` ("-" is standard input) as text, whatever it is compressed with and encoded in.
 
     Line ends are universal, a byte order mark is skipped; bytes that cannot be decoded are kept as
-    :data:`rd_hf.data.records.KEEP_BYTES` says, so that one odd header never stops a run.
-
-    Args:
-        path: the file.
-        on_read: called with the number of bytes each time some are read from the disk.
+    :data:`rd_hf.data.records.KEEP_BYTES` says, so that one odd header never stops a run. ``on_read`` is called with the
+    number of bytes each time some are read from the disk.
 
     Raises:
         InputError: no such file, the path is a folder, it may not be read, or it is an archive or another kind of
             file that holds no text.
     """
     with _opened(path) as stream:
-        if on_read is not None and str(path) != "-":
-            stream = io.BufferedReader(_Stream(_counted(stream, on_read)), _CHUNK)
+        if str(path) != "-":
+            stream = io.BufferedReader(_Stream(_chunks(stream, on_read)), _CHUNK)
         while True:
             try:
                 head = stream.read(_HEAD)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,16 +95,16 @@ class _Lines:
 
 
 def _quoted(first: str, lines: _Lines, delimiter: str) -> tuple[list[str] | None, list[str]]:
-    """Cells of a row with quotes by RFC 4180 (None where it breaks that), and the further lines they took."""
+    """Cells of a row with quotes by RFC 4180 (None where it breaks that or has none), and the further lines it took."""
+    if '"' not in first:
+        return None, []
     taken: list[str] = []
 
     def feed() -> Iterator[str]:
         yield first
-        for line in lines:
+        for line in islice(lines, _LONGEST_CELL):
             taken.append(line)
             yield line
-            if len(taken) == _LONGEST_CELL:
-                return
 
     try:
         return next(csv.reader(feed(), delimiter=delimiter, strict=True)), taken
@@ -126,16 +126,15 @@ def _header(source: str | Path, lines: _Lines, kind: str, wanted: Callable[[Sequ
     declared = re.fullmatch(r"sep=(.)\n?", first)
     if declared:
         # How Excel is told the delimiter.
-        delimiters = declared[1]
-        first = next(lines, "")
+        delimiters, first = declared[1], next(lines, "")
     found = []
     for delimiter in delimiters:
-        cells, taken = _quoted(first, lines, delimiter) if '"' in first else (None, [])
-        if cells is not None and not taken:
-            found.append((cells, delimiter, True))
-        else:
-            lines.unread(taken)
+        cells, taken = _quoted(first, lines, delimiter)
+        lines.unread(taken)
+        if cells is None or taken:
             found.append((_split(first, delimiter), delimiter, False))
+        else:
+            found.append((cells, delimiter, True))
         if wanted(found[-1][0]):
             return found[-1]
     return max(found, key=lambda each: len(each[0]))
@@ -184,29 +183,27 @@ def _rows(
         if not first.strip("\n"):
             lines.blank += 1
             continue
-        cells = plain = _split(first, delimiter)
         number = lines.number
-        if '"' in first:
-            quoted, taken = _quoted(first, lines, delimiter)
-            # Lines that each fit as they are, though quotes would join them.
-            each_fits = bool(taken) and all(len(_split(line, delimiter)) == width for line in (first, *taken))
-            fits = quoted is not None and len(quoted) == width
-            if fits and each_fits and not all_quoted and not plain_first:
-                for line in range(number, lines.number + 1):
-                    yield BadRow(
-                        f"line {line} is a row by itself and, by a quotation mark that begins in line {number}, part "
-                        "of a longer one: double or remove that mark"
-                    )
-                continue
-            if quoted is not None and fits and not (each_fits and plain_first):
-                if taken and say is not None and not reported:
-                    reported = True
-                    span = f"{number} to {lines.number}"
-                    say(f"{source}: quoted cells span lines, first {span}; they are read as one row")
-                cells = quoted
-            else:
-                lines.unread(taken)
-                cells = plain if plain_first or quoted is None else quoted
+        quoted, taken = _quoted(first, lines, delimiter)
+        # Lines that each fit as they are, though quotes would join them.
+        each_fits = bool(taken) and all(len(_split(line, delimiter)) == width for line in (first, *taken))
+        fits = quoted is not None and len(quoted) == width
+        if fits and each_fits and not all_quoted and not plain_first:
+            for line in range(number, lines.number + 1):
+                yield BadRow(
+                    f"line {line} is a row by itself and, by a quotation mark that begins in line {number}, part of a "
+                    "longer one: double or remove that mark"
+                )
+            continue
+        if quoted is not None and fits and not (each_fits and plain_first):
+            if taken and say is not None and not reported:
+                reported = True
+                span = f"{number} to {lines.number}"
+                say(f"{source}: quoted cells span lines, first {span}; they are read as one row")
+            cells = quoted
+        else:
+            lines.unread(taken)
+            cells = _split(first, delimiter) if plain_first or quoted is None else quoted
         if len(cells) == width:
             yield dict(zip(columns, cells, strict=True))
         else:

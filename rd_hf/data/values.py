@@ -131,24 +131,17 @@ def column_names(batch: Any) -> list[str]:
 
 
 def arrow_holds(kind: pa.DataType, role: str) -> bool:
-    """Whether a column of an Arrow type can hold what it is read for.
+    """Whether a column of an Arrow type can hold what it is read for: "sequence", "id" or "positions".
 
-    Args:
-        kind: string and binary types of every size, dictionaries and extensions of them, are text; lists of every
-            kind may hold positions.
-        role: "sequence", "id" or "positions".
+    Strings and bytes of every size, dictionaries and extensions of them, are text; any list may hold positions.
     """
     kind = getattr(kind, "storage_type", kind)
     if str(kind).startswith(("dictionary<", "run_end_encoded<")):
         return arrow_holds(kind.value_type, role)
-    name = str(kind)
-    if role == "sequence":
-        return bool(_TEXT_TYPE.fullmatch(name))
     if role == "id":
         return kind.num_fields == 0
-    if _LIST_TYPE.match(name):
-        kind = kind.value_type
-        name = str(kind)
-        if _LIST_TYPE.match(name):
-            return False
-    return bool(_TEXT_TYPE.fullmatch(name) or _NUMBER_TYPE.fullmatch(name))
+    name = str(kind)
+    if role == "positions" and _LIST_TYPE.match(name):
+        name = str(kind.value_type)
+    number = role == "positions" and _NUMBER_TYPE.fullmatch(name)
+    return bool(_TEXT_TYPE.fullmatch(name) or number)
