@@ -45,8 +45,12 @@ def token_budget_batches(lengths: Sequence[int], budget: int, spread: float = 1.
 
 def collate(sequences: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask of cleaned sequences: (batch, longest + 2) int64 each."""
-    rows = [torch.from_numpy(encode(sequence)) for sequence in sequences]
-    input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD_ID)
+    # With numpy, which takes two thirds of the time of torch's pad_sequence.
+    rows = [encode(sequence) for sequence in sequences]
+    ids = np.full((len(rows), max(map(len, rows))), PAD_ID, dtype=np.int64)
+    for target, row in zip(ids, rows, strict=True):
+        target[: len(row)] = row
+    input_ids = torch.from_numpy(ids)
     return input_ids, input_ids.ne(PAD_ID).long()
 
 

@@ -148,7 +148,7 @@ def open_text(path: str | Path, on_read: Callable[[int], None] | None = None) ->
         InputError: no such file, the path is a folder, it may not be read, or it is an archive or another kind of
             file that holds no text.
     """
-    with _opened(path) as stream:
+    with open_bytes(path) as stream:
         if str(path) != "-":
             stream = io.BufferedReader(_Stream(_chunks(stream, on_read)), _CHUNK)
         while True:
@@ -166,8 +166,8 @@ def open_text(path: str | Path, on_read: Callable[[int], None] | None = None) ->
         yield io.TextIOWrapper(stream, encoding=_encoding(head), errors=KEEP_BYTES, newline=None)
 
 
-def _opened(path: str | Path) -> AbstractContextManager[Any]:
-    """The file's bytes as they are."""
+def open_bytes(path: str | Path) -> AbstractContextManager[Any]:
+    """Open a file, or standard input ("-"), as it is; raises InputError."""
     if str(path) == "-":
         if sys.stdin is None or sys.stdin.closed:
             raise InputError("standard input is closed: pipe FASTA into the command, or name a file instead of -")
@@ -193,7 +193,7 @@ def _refuse(path: str | Path, head: bytes) -> None:
 
 
 def damaged(path: str | Path, number: int, error: Exception, unit: str = "record") -> InputError:
-    """The error for a compressed stream that breaks off after ``number`` whole records (or lines)."""
+    """Return the error for a compressed stream that breaks off after ``number`` whole records (or lines)."""
     return InputError(
         f"{path} is damaged after {unit} {number} ({error}); fetch the file again, its compressed stream is cut short "
         "or changed"

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rd_hf.data.records import InputError
-from rd_hf.data.streams import DAMAGED, damaged, open_text
+from rd_hf.data.streams import DAMAGED, damaged, open_bytes, open_text
 from rd_hf.data.values import as_list
 
 if TYPE_CHECKING:
@@ -176,6 +176,7 @@ def delimited(
 def _rows(
     source: str | Path, lines: _Lines, columns: Sequence[str], delimiter: str, all_quoted: bool, say: Say | None
 ) -> Iterator[Row]:
+    """Yield the rows after the header."""
     width = len(columns)
     plain_first = delimiter == "\t" and not all_quoted
     reported = False
@@ -265,13 +266,10 @@ def parquet(source: str | Path, on_read: Callable[[int], None] | None = None, **
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = Path(source)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; check the path (relative to {Path.cwd()})")
     try:
         # Opened here: the library takes no name that is not UTF-8.
-        with path.open("rb") as raw, pq.ParquetFile(raw) as file:
-            row_bytes = path.stat().st_size / max(1, file.metadata.num_rows)
+        with open_bytes(source) as raw, pq.ParquetFile(raw) as file:
+            row_bytes = Path(source).stat().st_size / max(1, file.metadata.num_rows)
 
             def read(columns: Sequence[str]) -> Iterator[Row]:
                 for batch in file.iter_batches(batch_size=1000, columns=list(columns)):
@@ -281,11 +279,11 @@ def parquet(source: str | Path, on_read: Callable[[int], None] | None = None, **
                         on_read(round(row_bytes * batch.num_rows))
 
             if file.metadata.num_rows == 0:
-                raise InputError(f"{path} holds no rows")
+                raise InputError(f"{source} holds no rows")
             schema = file.schema_arrow
             yield Table(schema.names, read, {column.name: column.type for column in schema})
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} is no readable Parquet file: {error}") from error
+        raise InputError(f"{source} is no readable Parquet file: {error}") from error
 
 
 # The formats of tables by the suffix of a file's name, in the order in which the pages name them. Each opens a file:

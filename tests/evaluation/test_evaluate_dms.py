@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from scripts.evaluate_dms import main
 
+from rd_hf.commands.evaluate_dms import main
 from rd_hf.evaluation.report import render
 from tests.conftest import REPOSITORY
 from tests.evaluation.conftest import ASSAY_FILE, FOLDS_FILE
