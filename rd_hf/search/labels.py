@@ -17,9 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from rd_hf.data.columns import ID_COLUMNS
-from rd_hf.data.records import InputError
+from rd_hf.data.records import InputError, readable
 from rd_hf.data.streams import DAMAGED, damaged, open_text
-from rd_hf.data.text import readable
 from rd_hf.search.database import Database
 
 # Several labels in one cell.
