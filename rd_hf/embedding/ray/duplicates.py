@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # Small, so that few are still in hand when the first part that needs them begins.
 GROUP = 2048
+# By the first byte of a key.
+_BUCKETS = 256
 _KEY = np.dtype("S16")
 
 
@@ -106,7 +108,8 @@ def find_shared(files: Sequence[StagedFile], path: Path, parts: Sequence[Planned
     rows = [{"file": str(path / file.name), "first": file.first} for file in files]
     data: Any = ray.data.from_items(rows, override_num_blocks=len(rows))
     keyed = data.map_batches(_keys_of_files, batch_size=None, batch_format="pyarrow", num_cpus=1)
-    several = keyed.groupby("bucket").map_groups(
+    # Ray's default of 200 partitions takes longer than a small job.
+    several = keyed.groupby("bucket", num_partitions=min(len(rows), _BUCKETS)).map_groups(
         in_several_parts, batch_format="pyarrow", num_cpus=1, fn_kwargs={"starts": starts}
     )
     keys, records, copies = [np.empty(0, _KEY)], [np.empty(0, np.int64)], 0

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from rd_hf.data.fasta import FastaRecord, InputError
-from rd_hf.data.residues import RejectedSequenceError
+from rd_hf.data.residues import RejectedSequenceError, clean_sequence
 from rd_hf.data.sources import source_size
 from rd_hf.embedding.folder import JobError, OutputFolder
+from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.parts import Cut, Part, digest, read_all, row_bytes, rows_of
 from rd_hf.embedding.settings import JobSettings
 from rd_hf.files import explain_errors
@@ -166,7 +167,7 @@ def write_records(path: Path, records: list[FastaRecord], settings: JobSettings,
         "letters": pa.array([len(record.sequence) for record in records], pa.int64()),
     }
     if keys:
-        columns["key"] = pa.array([_key_of_record(record, settings) for record in records], pa.binary(16))
+        columns["key"] = pa.array([_key_of_record(record, settings.options) for record in records], pa.binary(16))
     pq.write_table(pa.table(columns), path, row_group_size=ROW_GROUP, compression="zstd")
 
 
@@ -184,13 +185,14 @@ def read_records(path: Path, start: int, stop: int) -> list[FastaRecord]:
     return found
 
 
-def _key_of_record(record: FastaRecord, settings: JobSettings) -> bytes | None:
-    from rd_hf.embedding.engine import prepare
-
+def _key_of_record(record: FastaRecord, options: EmbeddingOptions) -> bytes | None:
+    """The key of a record's cleaned sequence; None for one that will be rejected."""
+    # Not by the engine's own function, which imports torch.
     try:
-        return key_of(prepare(record.letters(), (), settings.options).sequence)
+        sequence = clean_sequence(record.letters())
     except RejectedSequenceError:
         return None
+    return None if options.long == "error" and len(sequence) > options.max_length else key_of(sequence)
 
 
 def key_of(sequence: str) -> bytes:
