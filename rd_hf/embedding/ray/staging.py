@@ -35,18 +35,11 @@ _FORMAT = 2
 
 @dataclass(frozen=True, slots=True)
 class StagedFile:
-    """Consecutive records of one input.
-
-    Attributes:
-        name: in the folder of staged files.
-        source: number of the input.
-        first: number of its first record among all, from 1.
-        records: how many it holds.
-    """
+    """A file of consecutive records of one input."""
 
     name: str
-    source: int
-    first: int
+    source: int  # number of the input
+    first: int  # number of its first record among all, from 1
     records: int
 
 
@@ -202,19 +195,12 @@ def key_of(sequence: str) -> bytes:
 
 @dataclass(slots=True)
 class PlannedPart:
-    """A part before its records are read.
-
-    Attributes:
-        index: number of the part.
-        first_record: number of its first record among all, from 1.
-        letters: how many its sequences have.
-        slices: where its records are staged, in order: name of a file, number of the input, start and stop (exclusive)
-            in the file.
-    """
+    """A part before its records are read."""
 
     index: int
-    first_record: int
+    first_record: int  # its number among all, from 1
     letters: int = 0
+    # Where the records are staged: name of a file, number of the input, start and stop (exclusive) in the file.
     slices: list[tuple[str, int, int, int]] = field(default_factory=list)
 
     def read(self, path: Path, settings: JobSettings) -> Part:
