@@ -26,7 +26,8 @@ from rd_hf.bases.whitening import Whitening, chain_whitening
 from rd_hf.data.batching import collate, residue_mask
 from rd_hf.data.text import readable
 from rd_hf.fitting.one_pass import tuning_positions
-from rd_hf.fitting.sample import FitOptions, Sample, SamplePart, plan_batches
+from rd_hf.fitting.sample import Sample, SamplePart, plan_batches
+from rd_hf.fitting.settings import FitOptions
 from rd_hf.fitting.state import FitProgress, fit_settings, open_state, state_workspace
 from rd_hf.memory import bound_kernels, trim_heap
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
@@ -98,7 +99,7 @@ def reduce_moments(moments: JointMoments, accelerator: Accelerator) -> JointMome
     return JointMoments.from_state(state, device=moments.device)
 
 
-def check_options(config: RDEsmConfig, options: FitOptions) -> RDEsmConfig:
+def fitted_config(config: RDEsmConfig, options: FitOptions) -> RDEsmConfig:
     """The config that a fit with these options gives, so that what does not fit is said before hours of work.
 
     Raises:
@@ -141,7 +142,7 @@ def fit_bases(
     Raises:
         ValueError: too few residues, an unfinished fit of other settings, NaN in a backbone's output.
     """
-    config = check_options(model.config, options)
+    config = fitted_config(model.config, options)
     widths = config.backbone_widths
     training = sample.residues(heldout=False)
     if training <= widths[0]:

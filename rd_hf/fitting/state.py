@@ -14,7 +14,8 @@ from accelerate import Accelerator
 
 from rd_hf.bases.moments import JointMoments, load_tensors, save_tensors
 from rd_hf.files import Workspace, write_json
-from rd_hf.fitting.sample import FitOptions, Sample, SamplePart
+from rd_hf.fitting.sample import Sample, SamplePart
+from rd_hf.fitting.settings import FitOptions
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 # GPUs whose float64 runs at half the float32 rate; on the others the products are formed in float32.
