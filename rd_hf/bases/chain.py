@@ -19,24 +19,17 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from rd_hf.bases.moments import JointMoments
-from rd_hf.bases.regression import Regression, RegressionKind, regress
+from rd_hf.bases.regression import RegressionKind, regress
 
 
 @dataclass(frozen=True)
 class Basis:
-    """One step of the chain, all float64.
+    """One step of the chain, all float64; columns of ``directions`` are orthonormal, in order of falling variance."""
 
-    Attributes:
-        prefix_mean: mean(e_(i-1)), (p,).
-        backbone_mean: mean(h_i), (k,).
-        regression: W_i, (p, k).
-        directions: V_i, (k, d), orthonormal columns in order of falling variance.
-    """
-
-    prefix_mean: torch.Tensor
-    backbone_mean: torch.Tensor
-    regression: torch.Tensor
-    directions: torch.Tensor
+    prefix_mean: torch.Tensor  # mean(e_(i-1)), (p,)
+    backbone_mean: torch.Tensor  # mean(h_i), (k,)
+    regression: torch.Tensor  # W_i, (p, k)
+    directions: torch.Tensor  # V_i, (k, d)
 
 
 @dataclass(frozen=True)
@@ -63,15 +56,12 @@ class OnePassFigures:
     """How near a level of the one-pass readout comes to the exact one, on held-out residues.
 
     Attributes:
-        level: name.
-        strength: of the ridge that its block was read out with, on features of unit variance; None of the last level,
-            whose step is fitted as the chain's are.
-        state_r2: variance-weighted R^2 of its backbone's own final state, read out of the largest backbone's layers.
-        block_r2: the same of the columns that the level adds.
-        level_r2: the same of its whole embedding.
-        cosine: between the two embeddings' deviations from the mean, over all residues at once: the inner product of
-            the two (residues x width) matrices over their norms.
-        reconstruction_error: of the last level, share of its backbone's variance that its embedding does not
+        strength: lambda of the ridge that its block was read out with, on features of unit variance; None for the last
+            level, whose step is fitted as the chain's are.
+        state_r2, block_r2, level_r2: variance-weighted R^2 of its backbone's own final state, read out of the largest
+            backbone's layers; of the block that the level adds; of its whole embedding.
+        cosine: inner product of the two embeddings, (residues x width) deviations from the mean, over their norms.
+        reconstruction_error: for the last level, share of its backbone's variance that its embedding does not
             reconstruct.
     """
 
@@ -89,17 +79,12 @@ class FitReport:
     """One level of a fitted family; the first level, which is copied, has widths only.
 
     Attributes:
-        level: name.
-        backbone_width: k_i.
-        nested_width: width of e_i.
-        directions: residual directions kept.
-        regression: kind of regression.
+        backbone_width, nested_width: k_i, and the width of e_i.
+        directions: number of residual directions kept.
         selected_components: components of e_(i-1) used, of ``components``.
         sigma_squared, edge: noise variance and Johnstone edge of the spectrum of e_(i-1).
-        training, heldout: figures on the fitting and on held-out residues.
-        eigenvalues: spectrum of e_(i-1)'s covariance, descending.
-        residual_eigenvalues: spectrum of the residual's covariance, descending.
-        one_pass: of a fit with a one-pass readout, how near that comes.
+        eigenvalues, residual_eigenvalues: spectra of the covariances of e_(i-1) and of the residual, descending.
+        one_pass: of a fit with a readout, how near that comes.
     """
 
     level: str
@@ -128,7 +113,7 @@ class FitReport:
 class ChainWalk:
     """Second-order statistics of e_(i-1) and of the levels still to come, for one set of residues.
 
-    Of S it takes what a step needs when the step comes: the largest matrices at hand are those of one level.
+    It takes from S what a step needs when the step comes, so that no matrix is larger than those of one level.
     """
 
     def __init__(self, moments: JointMoments) -> None:
@@ -138,22 +123,28 @@ class ChainWalk:
         self.level = 0
         mean = moments.mean()
         self.mean, self.mean_ahead = mean[: self.widths[0]], mean[self.widths[0] :]
-        self.totals = moments.scatter_diagonal().split(self.widths)  # diagonal of S_ii, a level each
+        self.totals = moments.scatter_diagonal().split(self.widths)  # diagonal of S_ii, per level
         self.own = moments.scatter_between(0, 0)  # C
-        self.cross = self._between(0)  # G, columns of the levels ahead
+        self.cross = self._ahead(0)  # G, columns of the levels ahead
 
-    def _between(self, level: int) -> torch.Tensor:
+    def _ahead(self, level: int) -> torch.Tensor:
         """Scatter of a level with all levels beyond it."""
         return self.moments.scatter_between(level, level + 1, len(self.widths))
 
     @property
     def next_width(self) -> int:
+        """k_i."""
         return self.widths[self.level + 1]
+
+    @property
+    def next_cross(self) -> torch.Tensor:
+        """G_i, scatter of e_(i-1) with h_i."""
+        return self.cross[:, : self.next_width]
 
     def residual_scatter(self, coefficients: torch.Tensor) -> torch.Tensor:
         """R_i, about the residual's own mean."""
         # S - W^T (G - C W) - G^T W, accumulated in the one matrix that is wanted.
-        cross = self.cross[:, : self.next_width]
+        cross = self.next_cross
         residual = self.moments.scatter_between(self.level + 1, self.level + 1)
         residual.addmm_(coefficients.T, cross - self.own @ coefficients, alpha=-1.0)
         residual.addmm_(cross.T, coefficients, alpha=-1.0)
@@ -171,7 +162,7 @@ class ChainWalk:
         mean_block = self.residual_mean(basis) @ v
         # cov(b, e) = V^T (G_i^T - W^T C); cov(b, h_j) = V^T (S_ij - W^T G_j)
         block_own = v.T @ (self.cross[:, :width].T - w.T @ self.own)
-        block_ahead = v.T @ (self._between(self.level + 1) - w.T @ self.cross[:, width:])
+        block_ahead = v.T @ (self._ahead(self.level + 1) - w.T @ self.cross[:, width:])
         corner = _symmetric(v.T @ along)
         self.own = torch.cat((torch.cat((self.own, block_own.T), dim=1), torch.cat((block_own, corner), dim=1)), dim=0)
         self.cross = torch.cat((self.cross[:, width:], block_ahead), dim=0)
@@ -180,7 +171,7 @@ class ChainWalk:
         self.level += 1
 
     def figures(self, basis: Basis, residual: torch.Tensor, along: torch.Tensor) -> StepFigures:
-        """Judge ``basis``, which was fitted on these residues or on others, on these, given R_i and R_i V_i."""
+        """Judge a basis on these residues, whichever it was fitted on, given R_i and R_i V_i."""
         offset = self.residual_mean(basis)
         # Second moments about zero: a prediction that is off by a constant is wrong by that constant.
         lost = residual.diagonal() + self.count * offset**2
@@ -195,17 +186,23 @@ class ChainWalk:
             reconstruction_error=float((lost.sum() - kept) / total.sum()),
         )
 
+    def step(self, basis: Basis, residual: torch.Tensor, along: torch.Tensor) -> StepFigures:
+        """Judge a basis and go on to the next level, if there is one."""
+        figures = self.figures(basis, residual, along)
+        if self.level < len(self.widths) - 2:
+            self.extend(basis, along)
+        return figures
+
 
 def _symmetric(matrix: torch.Tensor) -> torch.Tensor:
-    """A matrix that is symmetric but for rounding, made exactly so in place: eigh reads one triangle of it."""
+    """Make a matrix exactly symmetric, in place, that is so but for rounding: eigh reads one triangle of it."""
     return matrix.add_(matrix.T.clone()).mul_(0.5)
 
 
 def fix_signs(vectors: torch.Tensor) -> torch.Tensor:
     """Make the entry of largest magnitude of every column positive, so that two fits agree in sign."""
-    largest = vectors.abs().argmax(dim=0)
-    signs = torch.sign(vectors[largest, torch.arange(vectors.shape[1], device=vectors.device)])
-    return vectors * torch.where(signs == 0, torch.ones_like(signs), signs)
+    largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
+    return torch.where(largest < 0, -vectors, vectors)
 
 
 def fit_chain(
@@ -223,7 +220,7 @@ def fit_chain(
         names: level names, smallest first.
         residual_directions: d_i for each level after the first.
         kind, ridge_alpha: see :func:`rd_hf.bases.regression.regress`.
-        heldout: moments of residues that took no part in the fit.
+        heldout: of residues that took no part in the fit.
 
     Returns:
         m - 1 bases and m reports.
@@ -245,10 +242,8 @@ def fit_chain(
     bases: list[Basis] = []
     reports = [FitReport(names[0], widths[0], widths[0])]
     for name, directions in zip(names[1:], residual_directions, strict=True):
-        width = walk.next_width
-        fitted: Regression = regress(
-            walk.own / (walk.count - 1), walk.cross[:, :width] / (walk.count - 1), walk.count, kind, ridge_alpha
-        )
+        width, degrees = walk.next_width, walk.count - 1
+        fitted = regress(walk.own / degrees, walk.next_cross / degrees, walk.count, kind, ridge_alpha)
         residual = walk.residual_scatter(fitted.coefficients)
         spectrum, vectors = torch.linalg.eigh(residual)
         spectrum, vectors = spectrum.flip(0), fix_signs(vectors[:, width - directions :].flip(1))
@@ -259,19 +254,12 @@ def fit_chain(
             regression=fitted.coefficients,
             directions=vectors,
         )
-        last = walk.level == len(widths) - 2
         # The directions are eigenvectors of this R_i, so that R_i V_i needs no product.
-        along = vectors * spectrum[:directions]
-        training = walk.figures(basis, residual, along)
-        if not last:
-            walk.extend(basis, along)
+        training = walk.step(basis, residual, vectors * spectrum[:directions])
         held = None
         if check is not None:
             held_residual = check.residual_scatter(basis.regression)
-            held_along = held_residual @ vectors
-            held = check.figures(basis, held_residual, held_along)
-            if not last:
-                check.extend(basis, held_along)
+            held = check.step(basis, held_residual, held_residual @ vectors)
         bases.append(basis)
         reports.append(
             FitReport(
@@ -287,7 +275,7 @@ def fit_chain(
                 training=training,
                 heldout=held,
                 eigenvalues=fitted.eigenvalues.tolist(),
-                residual_eigenvalues=(spectrum.clamp_min(0.0) / (walk.count - 1)).tolist(),
+                residual_eigenvalues=(spectrum.clamp_min(0.0) / degrees).tolist(),
             )
         )
     return bases, reports

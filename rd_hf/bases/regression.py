@@ -21,31 +21,19 @@ RegressionKind = Literal["pcr", "ols", "ridge"]
 
 @dataclass(frozen=True)
 class ComponentSelection:
-    """Which principal components of the embedding carry signal.
-
-    Attributes:
-        selected: number of leading components used.
-        sigma_squared: noise variance sigma^2.
-        edge: Johnstone / Marchenko-Pastur edge sigma^2 (1 + sqrt(p/n))^2.
-    """
+    """Which principal components of the embedding carry signal: the ``selected`` leading ones."""
 
     selected: int
-    sigma_squared: float
-    edge: float
+    sigma_squared: float  # noise variance sigma^2
+    edge: float  # Johnstone / Marchenko-Pastur edge sigma^2 (1 + sqrt(p/n))^2
 
 
 @dataclass(frozen=True)
 class Regression:
-    """Fitted coefficients and how they came about.
+    """Fitted coefficients, and the components that were used: for OLS those numerically there, for ridge all."""
 
-    Attributes:
-        coefficients: W, (p, k) float64.
-        eigenvalues: spectrum of the embedding's covariance, (p,) float64, descending.
-        selection: components used; for OLS those numerically there, for ridge all.
-    """
-
-    coefficients: torch.Tensor
-    eigenvalues: torch.Tensor
+    coefficients: torch.Tensor  # W, (p, k) float64
+    eigenvalues: torch.Tensor  # of the embedding's covariance, (p,) float64, descending
     selection: ComponentSelection
 
 
@@ -73,7 +61,7 @@ def noise_edge(eigenvalues: torch.Tensor, residues: int) -> tuple[float, float]:
 
 
 def select_components(eigenvalues: torch.Tensor, residues: int, variance_floor: float = 0.95) -> ComponentSelection:
-    """Components whose eigenvalue exceeds the noise edge; if none does, those that hold 95 % of the variance."""
+    """Select components whose eigenvalue exceeds the noise edge; if none does, those with 95 % of the variance."""
     sigma_squared, edge = noise_edge(eigenvalues, residues)
     selected = int((eigenvalues > edge).sum())
     if selected == 0:
@@ -89,15 +77,14 @@ def regress(
     kind: RegressionKind = "pcr",
     ridge_alpha: float = 1.0,
 ) -> Regression:
-    """Coefficients of h on e.
+    """Coefficients W of h on e.
 
     Args:
-        covariance: of e, (p, p) float64, scatter / (n - 1).
-        cross_covariance: of e and h, (p, k) float64.
+        covariance: C of e, (p, p) float64, scatter / (n - 1).
+        cross_covariance: G of e and h, (p, k) float64.
         residues: n.
         kind: "pcr", "ols" or "ridge".
-        ridge_alpha: penalty on the coefficients, on the scale of sums of squares over residues as in
-            scikit-learn's ``Ridge``.
+        ridge_alpha: penalty, on the scale of sums of squares over residues as in scikit-learn's ``Ridge``.
 
     Raises:
         ValueError: unknown kind, or an embedding without variance.
@@ -108,12 +95,12 @@ def regress(
         raise ValueError("the smaller level's embedding is constant over all residues: nothing to regress on")
     if kind == "pcr":
         selection = select_components(eigenvalues, residues)
-    elif kind in ("ols", "ridge"):
+    elif kind == "ols":
         # Below this, an eigenvalue is rounding of the float64 scatter, not a direction of the data.
         floor = float(eigenvalues[0]) * len(eigenvalues) * torch.finfo(torch.float64).eps
-        sigma_squared, edge = noise_edge(eigenvalues, residues)
-        selected = len(eigenvalues) if kind == "ridge" else int((eigenvalues > floor).sum())
-        selection = ComponentSelection(selected, sigma_squared, edge)
+        selection = ComponentSelection(int((eigenvalues > floor).sum()), *noise_edge(eigenvalues, residues))
+    elif kind == "ridge":
+        selection = ComponentSelection(len(eigenvalues), *noise_edge(eigenvalues, residues))
     else:
         raise ValueError(f"unknown regression {kind!r}: choose pcr, ols or ridge")
     used, values = vectors[:, : selection.selected], eigenvalues[: selection.selected]

@@ -172,12 +172,12 @@ def fit_bases(
     names, levels = model.config.level_names, len(widths)
     # The chain is fitted on all that is not held out, whether or not a readout chooses its ridge by some of it.
     fitting, tuning, held = moments["training"], moments.get("tuning"), moments["heldout"]
-    of_levels = fitting.part(0, levels)
+    of_levels = fitting.first_levels(levels)
     if tuning is not None:
         of_levels = JointMoments.from_state(of_levels.state(), device=fitting.device)
-        of_levels.merge(tuning.part(0, levels))
+        of_levels.merge(tuning.first_levels(levels))
     kind, alpha = options.regression, options.ridge_alpha
-    bases, reports = fit_chain(of_levels, names, config.residual_directions, kind, alpha, held.part(0, levels))
+    bases, reports = fit_chain(of_levels, names, config.residual_directions, kind, alpha, held.first_levels(levels))
     whitening = chain_whitening(of_levels, bases, options.block_weights)
     if tuning is None:
         return FitResult(bases, reports, fitting.count, held.count, whitening=whitening)
