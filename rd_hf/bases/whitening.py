@@ -83,9 +83,7 @@ def moments_of_chain(moments: JointMoments, bases: Sequence[Basis]) -> list[Bloc
     return [block for block, _ in _walked(moments, bases)]
 
 
-def _walked(
-    moments: JointMoments, bases: Sequence[Basis]
-) -> Iterator[tuple[BlockMoments, dict[str, torch.Tensor]]]:
+def _walked(moments: JointMoments, bases: Sequence[Basis]) -> Iterator[tuple[BlockMoments, dict[str, torch.Tensor]]]:
     """The chain once more: each block's moments, and what its weight is chosen from (nothing for the first block).
 
     That is covariances of the prefix e = e_(i-1), the block b and the backbone's state h, each by its two letters.

@@ -18,18 +18,17 @@ from rd_hf.data.residues import RejectedSequenceError, clean_sequence
 from rd_hf.data.sources import read_records
 from rd_hf.fitting.settings import FitOptions
 
-# Fitted on, used to choose the ridge of a one-pass readout, kept out to judge by.
-SamplePart = Literal["training", "tuning", "heldout"]
+# Fitted on; chooses the ridge of a readout; kept out to judge by.
+Split = Literal["training", "tuning", "heldout"]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Sequences to fit on and sequences to judge by, cleaned and cut.
+    """Sequences to fit on and sequences to judge by, cleaned and cut, in input order.
 
     Attributes:
-        ids, sequences: of the whole sample, in input order.
         heldout: positions of those kept out of the fit.
-        records, rejected, duplicates: what the sources held.
+        records, rejected, duplicates: how many the sources held.
     """
 
     ids: list[str]
@@ -59,8 +58,8 @@ def draw_sample(
 ) -> Sample:
     """Read every source once and draw distinct sequences from them, uniformly and by seed.
 
-    Memory holds the sample and 16 bytes for each distinct sequence read. ``say`` is told in a sentence what a user
-    should know of a source, such as that it looks like nucleotides.
+    Memory holds the sample and 16 bytes for each distinct sequence read. ``say`` is called with what a user should
+    know of a source, such as that it looks like nucleotides.
 
     Raises:
         InputError: a source cannot be read, or nothing usable is in them.
@@ -102,21 +101,20 @@ def draw_sample(
     return Sample([k[2] for k in kept], [k[3] for k in kept], heldout, records, rejected, duplicates)
 
 
-def plan_batches(
-    sample: Sample, budget: int, tuning: frozenset[int] = frozenset()
-) -> list[tuple[SamplePart, list[int]]]:
-    """(part of the sample, positions in it) of every batch of the pass, the same in every process.
+def plan_batches(sample: Sample, budget: int, tuning: frozenset[int] = frozenset()) -> list[tuple[Split, list[int]]]:
+    """Split and positions of every batch, the same in every process.
 
     Args:
-        sample, budget: what is batched, and tokens a batch.
+        sample: what is batched.
+        budget: tokens per batch.
         tuning: positions that are batched by themselves.
     """
-    parts: dict[SamplePart, list[int]] = {"training": [], "tuning": [], "heldout": []}
+    splits: dict[Split, list[int]] = {"training": [], "tuning": [], "heldout": []}
     for position in range(len(sample.sequences)):
-        part: SamplePart = "tuning" if position in tuning else "training"
-        parts["heldout" if position in sample.heldout else part].append(position)
-    batches: list[tuple[SamplePart, list[int]]] = []
-    for part, positions in parts.items():
-        lengths = [len(sample.sequences[p]) for p in positions]
-        batches += [(part, [positions[i] for i in batch]) for batch in token_budget_batches(lengths, budget)]
+        own: Split = "heldout" if position in sample.heldout else "tuning" if position in tuning else "training"
+        splits[own].append(position)
+    batches: list[tuple[Split, list[int]]] = []
+    for split, positions in splits.items():
+        lengths = [len(sample.sequences[position]) for position in positions]
+        batches += [(split, [positions[i] for i in batch]) for batch in token_budget_batches(lengths, budget)]
     return batches
