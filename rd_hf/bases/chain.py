@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from rd_hf.bases.moments import JointMoments
-from rd_hf.bases.regression import RegressionKind, regress
+from rd_hf.bases.regression import RegressionKind, descending_eigh, regress
 
 
 @dataclass(frozen=True)
@@ -199,12 +199,6 @@ def _symmetric(matrix: torch.Tensor) -> torch.Tensor:
     return matrix.add_(matrix.T.clone()).mul_(0.5)
 
 
-def fix_signs(vectors: torch.Tensor) -> torch.Tensor:
-    """Make the entry of largest magnitude of every column positive, so that two fits agree in sign."""
-    largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
-    return torch.where(largest < 0, -vectors, vectors)
-
-
 def fit_chain(
     moments: JointMoments,
     names: Sequence[str],
@@ -245,8 +239,7 @@ def fit_chain(
         width, degrees = walk.next_width, walk.count - 1
         fitted = regress(walk.own / degrees, walk.next_cross / degrees, walk.count, kind, ridge_alpha)
         residual = walk.residual_scatter(fitted.coefficients)
-        spectrum, vectors = torch.linalg.eigh(residual)
-        spectrum, vectors = spectrum.flip(0), fix_signs(vectors[:, width - directions :].flip(1))
+        spectrum, vectors = descending_eigh(residual, directions)
         basis = Basis(
             # The blocks' training means are zero by construction; walk.mean holds rounding there.
             prefix_mean=torch.cat((walk.mean[: widths[0]], torch.zeros_like(walk.mean[widths[0] :]))),

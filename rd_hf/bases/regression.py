@@ -37,6 +37,19 @@ class Regression:
     selection: ComponentSelection
 
 
+def descending_eigh(matrix: torch.Tensor, leading: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eigenvalues of a symmetric matrix, the largest first, and as many leading eigenvectors (all by default)."""
+    values, vectors = torch.linalg.eigh(matrix)
+    first = 0 if leading is None else len(matrix) - leading
+    return values.flip(0), fix_signs(vectors[:, first:].flip(1))
+
+
+def fix_signs(vectors: torch.Tensor) -> torch.Tensor:
+    """Make the entry of largest magnitude of every column positive, so that two fits agree in sign."""
+    largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
+    return vectors * torch.where(largest < 0, -1.0, 1.0).to(vectors)
+
+
 def noise_edge(eigenvalues: torch.Tensor, residues: int) -> tuple[float, float]:
     """Noise variance and the edge of its spectrum (Johnstone 2001; Marchenko and Pastur 1967).
 
@@ -89,8 +102,8 @@ def regress(
     Raises:
         ValueError: unknown kind, or an embedding without variance.
     """
-    eigenvalues, vectors = torch.linalg.eigh(covariance)
-    eigenvalues, vectors = eigenvalues.flip(0).clamp_min(0.0), vectors.flip(1)
+    eigenvalues, vectors = descending_eigh(covariance)
+    eigenvalues = eigenvalues.clamp_min(0.0)
     if eigenvalues[0] <= 0:
         raise ValueError("the smaller level's embedding is constant over all residues: nothing to regress on")
     if kind == "pcr":

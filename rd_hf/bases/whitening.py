@@ -1,20 +1,17 @@
 """Whitening of a nested embedding, one block at a time, so that the result is nested again.
 
 An embedding e_m = [b_1, ..., b_m] has one block per level: the first level's state, and what each level appends.
-Channels of large variance rule distances and cosines between such vectors, and so do blocks that are wide or that vary
-much, whether or not they tell proteins apart. Each block by itself is therefore centred, rotated to the principal axes
-of its own covariance, divided by the deviations along them, and multiplied by one weight:
+Channels of large variance rule distances and cosines between such vectors, and so do wide blocks, whether or not they
+tell proteins apart. Each block by itself is therefore centred, rotated to the principal axes of its own covariance,
+divided by the deviations along them, and multiplied by one weight:
 
     b_i'  =  weight_i (b_i - mean_i) U_i diag(variance_i)^(-1/2)          C_i = U_i diag(variance_i) U_i^T
 
 (PCA whitening; Kessy, Lewin and Strimmer 2018, Am. Stat. 72:309.) Nothing of a block depends on a later one, so that
-the first dimensions of a whitened embedding are the whitened smaller embedding, bit for bit; and since axes come in
-order of falling variance, any number of dimensions is a meaningful cut. All of it is affine: the whitened mean over
-residues is the mean of the whitened residues. Cosines of whitened vectors are about the statistics' mean, not about
-zero.
-
-The statistics may be those of residues (the fit's moments) or of proteins' means (of a set that is searched); those of
-means suit what is compared as means.
+the first dimensions of a whitened embedding are the whitened smaller embedding, bit for bit; axes come in order of
+falling variance, so that any number of dimensions is a meaningful cut. All of it is affine: the whitened mean over
+residues is the mean of the whitened residues. Statistics of residues are the fit's moments; those of proteins' means
+suit what is compared as means.
 """
 
 from __future__ import annotations
@@ -25,8 +22,9 @@ from itertools import accumulate
 
 import torch
 
-from rd_hf.bases.chain import Basis, ChainWalk, fix_signs
+from rd_hf.bases.chain import Basis, ChainWalk
 from rd_hf.bases.moments import JointMoments
+from rd_hf.bases.regression import descending_eigh
 
 # Directions whose variance is below this share of their block's largest have none: it is rounding.
 NO_VARIANCE = 1e-10
@@ -41,11 +39,6 @@ class BlockMoments:
     count: int
     mean: torch.Tensor  # (d,)
     covariance: torch.Tensor  # (d, d)
-
-    @property
-    def width(self) -> int:
-        """d."""
-        return len(self.mean)
 
 
 def block_moments(moments: JointMoments) -> list[BlockMoments]:
@@ -69,9 +62,6 @@ def moments_of_rows(rows: torch.Tensor, widths: Sequence[int]) -> list[BlockMome
     Args:
         rows: (n, sum of widths), any float dtype.
         widths: d_i of each block: differences of the levels' nested widths.
-
-    Raises:
-        ValueError: fewer than two rows.
     """
     moments = JointMoments(widths)
     moments.update(rows.split(list(widths), dim=1))
@@ -84,10 +74,7 @@ def moments_of_chain(moments: JointMoments, bases: Sequence[Basis]) -> list[Bloc
 
 
 def _walked(moments: JointMoments, bases: Sequence[Basis]) -> Iterator[tuple[BlockMoments, dict[str, torch.Tensor]]]:
-    """The chain once more: each block's moments, and what its weight is chosen from (nothing for the first block).
-
-    That is covariances of the prefix e = e_(i-1), the block b and the backbone's state h, each by its two letters.
-    """
+    """Each block's moments, and covariances of the prefix e, the block b and the state h, each by its two letters."""
     walk, degrees = ChainWalk(moments), max(moments.count - 1, 1)
     yield BlockMoments(moments.count, walk.mean.cpu(), walk.own.cpu() / degrees), {}
     for index, basis in enumerate(bases, start=1):
@@ -107,40 +94,38 @@ def chain_whitening(
     weights: Sequence[float] | None = None,
     shrinkage: float | None = None,
 ) -> Whitening:
-    """Whitening by the residues that a chain was fitted on, with weights that no label had a part in.
+    """Whiten by the residues that a chain was fitted on, with weights chosen without labels.
 
-    The larger a backbone, the more its own whitened state is worth as a judge of which proteins are alike; and the
-    nested embedding should judge as it does. So, level by level, with X' a whitened X, the inner products of all pairs
-    of residues under [e_(i-1)', weight b_i'] are brought as near as one weight can to those under h_i':
+    A nested embedding should judge which proteins are alike as its backbone's own whitened state does. So, level by
+    level, with X' a whitened X, the inner products of all pairs of residues under [e_(i-1)', weight b_i'] are brought
+    as near as one weight can to those under h_i':
 
         min over alpha, beta of  E (h'.h' - alpha e'.e' - beta b'.b')^2,        weight_i^2 = beta / alpha
 
     Such an expectation over pairs is a squared Frobenius norm of a cross-covariance (the numerator of linear CKA;
     Kornblith et al. 2019, ICML), so that it takes the moments alone. A prefix that says little of the larger state gets
-    little weight. A level's weight is chosen by that level alone: a larger one changes none below it.
+    little weight, and a larger level changes no weight below it.
 
     Args:
         moments: of the backbones' states.
         bases: fitted on them.
         weights: of each level; by default as above, scaled so that the largest is 1.
-        shrinkage: see :func:`fit_whitening`.
+        shrinkage: see :func:`whitening_map`.
     """
     blocks: list[BlockMoments] = []
     chosen: list[float] = []
     prefix: list[torch.Tensor] = []
     for block, covariances in _walked(moments, bases):
         blocks.append(block)
-        own = whitening_map(block.covariance, block.count, shrinkage=shrinkage)
-        weight = 1.0
-        if covariances and weights is None:
-            maps = {"e": torch.block_diag(*prefix), "b": own}
-            maps["h"] = whitening_map(covariances["hh"], block.count, shrinkage=shrinkage)
-            weight = _weight(maps, covariances)
-        chosen.append(weight)
-        prefix.append(weight * own)
-    if weights is None:
-        weights = [weight / max(chosen) for weight in chosen]
-    return fit_whitening(blocks, weights, shrinkage=shrinkage)
+        if weights is None:
+            own = whitening_map(block.covariance, block.count, shrinkage=shrinkage)
+            weight = 1.0
+            if covariances:
+                state = whitening_map(covariances["hh"], block.count, shrinkage=shrinkage)
+                weight = _weight({"e": torch.block_diag(*prefix), "b": own, "h": state}, covariances)
+            chosen.append(weight)
+            prefix.append(weight * own)
+    return fit_whitening(blocks, weights or [weight / max(chosen) for weight in chosen], shrinkage=shrinkage)
 
 
 def _weight(maps: Mapping[str, torch.Tensor], covariances: Mapping[str, torch.Tensor]) -> float:
@@ -186,9 +171,6 @@ class Whitening:
 
         Returns:
             The same shape in that dtype; its first dimensions are the whitened smaller embedding, bit for bit.
-
-        Raises:
-            ValueError: the width is that of no level.
         """
         dtype = dtype or torch.promote_types(embedding.dtype, torch.float32)
         ends, width = list(accumulate(self.widths)), embedding.shape[-1]
@@ -210,17 +192,7 @@ def fit_whitening(
     rotate: bool = True,
     shrinkage: float | None = None,
 ) -> Whitening:
-    """Whiten each block by its moments.
-
-    Args:
-        blocks: in the order of the levels.
-        weights: of each block; by default all 1.
-        rotate, shrinkage: see :func:`whitening_map`.
-
-    Raises:
-        ValueError: another number of weights than of blocks, a weight below zero or not finite, or a shrinkage out of
-            range.
-    """
+    """Whiten each block by its moments and multiply it by its weight, by default 1; see :func:`whitening_map`."""
     weights = [1.0] * len(blocks) if weights is None else [float(weight) for weight in weights]
     if len(weights) != len(blocks):
         raise ValueError(f"{len(weights)} weights for {len(blocks)} blocks: give one a level")
@@ -234,18 +206,11 @@ def fit_whitening(
 
 
 def oracle_shrinkage(covariance: torch.Tensor, count: int) -> float:
-    """How far a covariance of so many rows is best moved towards its mean variance, were the rows Gaussian.
+    """Share, from 0 to 1, by which a (d, d) covariance of ``count`` rows is best moved towards its mean variance.
 
     The oracle approximating shrinkage of Chen, Wiesel, Eldar and Hero 2010 (IEEE Trans. Signal Process. 58:5016, eq.
-    23). Small where rows are many; where they are few, small variances are too small by chance, and directions of them
-    would count too much.
-
-    Args:
-        covariance: (d, d).
-        count: of rows, n.
-
-    Returns:
-        From 0 to 1.
+    23), for Gaussian rows. Small where rows are many; where they are few, small variances are too small by chance, and
+    directions of them would count too much.
     """
     size = len(covariance)
     squares, trace = float(covariance.square().sum()), float(covariance.trace())
@@ -259,23 +224,19 @@ def whitening_map(
     """U diag(variance)^(-1/2), (d, d), of a block's covariance; zero along directions without variance.
 
     Args:
-        covariance: C, (d, d).
-        count: of rows, n.
+        covariance: C, (d, d), of ``count`` rows.
         rotate: to the principal axes, in order of falling variance; without, U is the identity, and each direction is
             divided by its own deviation alone.
         shrinkage: from 0 to 1, share of the block's mean variance in each variance: v -> (1 - s) v + s mean(v). At 1
             all are equal. By default that of :func:`oracle_shrinkage`.
-
-    Raises:
-        ValueError: a shrinkage out of range.
     """
     if shrinkage is None:
         shrinkage = oracle_shrinkage(covariance, count)
     if not 0 <= shrinkage <= 1:
         raise ValueError(f"a shrinkage lies between 0 and 1, got {shrinkage}")
     if rotate:
-        variances, axes = torch.linalg.eigh(covariance)
-        variances, axes = variances.flip(0).clamp_min(0.0), fix_signs(axes.flip(1))
+        variances, axes = descending_eigh(covariance)
+        variances = variances.clamp_min(0.0)
     else:
         variances, axes = covariance.diagonal(), torch.eye(len(covariance)).to(covariance)
     varies = variances > NO_VARIANCE * variances.max()
