@@ -34,72 +34,45 @@ class Basis:
 
 @dataclass(frozen=True)
 class StepFigures:
-    """How well one basis does on one set of residues.
+    """How well one basis does on one set of residues."""
 
-    Attributes:
-        residues: n.
-        r2: variance-weighted R^2 of h_i predicted from e_(i-1): 1 - sum of squared residuals / total.
-        r2_uniform: mean over channels of each channel's R^2 (channels without variance left out).
-        residual_variance_kept: share of the residual's second moment that the kept directions hold.
-        reconstruction_error: share of h_i's variance that e_i does not reconstruct (Theorem 1).
-    """
-
-    residues: int
-    r2: float
-    r2_uniform: float
-    residual_variance_kept: float
-    reconstruction_error: float
+    residues: int  # n
+    r2: float  # variance-weighted, of h_i predicted from e_(i-1): 1 - sum of squared residuals / total
+    r2_uniform: float  # mean over channels of each one's R^2 (those without variance left out)
+    residual_variance_kept: float  # share of the residual's second moment that the kept directions hold
+    reconstruction_error: float  # share of h_i's variance that e_i does not reconstruct (Theorem 1)
 
 
 @dataclass(frozen=True)
 class OnePassFigures:
-    """How near a level of the one-pass readout comes to the exact one, on held-out residues.
-
-    Attributes:
-        strength: lambda of the ridge that its block was read out with, on features of unit variance; None for the last
-            level, whose step is fitted as the chain's are.
-        state_r2, block_r2, level_r2: variance-weighted R^2 of its backbone's own final state, read out of the largest
-            backbone's layers; of the block that the level adds; of its whole embedding.
-        cosine: inner product of the two embeddings, (residues x width) deviations from the mean, over their norms.
-        reconstruction_error: for the last level, share of its backbone's variance that its embedding does not
-            reconstruct.
-    """
+    """How near a level of the one-pass readout comes to the exact one: variance-weighted R^2, on held-out residues."""
 
     level: str
-    strength: float | None
-    state_r2: float | None = None
-    block_r2: float | None = None
-    level_r2: float | None = None
-    cosine: float | None = None
-    reconstruction_error: float | None = None
+    strength: float | None  # lambda of its block's ridge; None for the last level, fitted as the chain's steps are
+    state_r2: float | None = None  # of its backbone's own final state, read out of the largest backbone's layers
+    block_r2: float | None = None  # of the block that the level adds
+    level_r2: float | None = None  # of its whole embedding
+    cosine: float | None = None  # inner product of both embeddings' (residues x width) deviations over their norms
+    reconstruction_error: float | None = None  # of the last level, as in StepFigures
 
 
 @dataclass(frozen=True)
 class FitReport:
-    """One level of a fitted family; the first level, which is copied, has widths only.
-
-    Attributes:
-        backbone_width, nested_width: k_i, and the width of e_i.
-        directions: number of residual directions kept.
-        selected_components: components of e_(i-1) used, of ``components``.
-        sigma_squared, edge: noise variance and Johnstone edge of the spectrum of e_(i-1).
-        eigenvalues, residual_eigenvalues: spectra of the covariances of e_(i-1) and of the residual, descending.
-        one_pass: of a fit with a readout, how near that comes.
-    """
+    """One level of a fitted family; the first level, which is copied, has widths only."""
 
     level: str
-    backbone_width: int
-    nested_width: int
-    directions: int = 0
+    backbone_width: int  # k_i
+    nested_width: int  # of e_i
+    directions: int = 0  # residual directions kept
     regression: str | None = None
-    selected_components: int | None = None
+    selected_components: int | None = None  # of e_(i-1), used in the regression
     components: int | None = None
-    sigma_squared: float | None = None
-    edge: float | None = None
+    sigma_squared: float | None = None  # noise variance of the spectrum of e_(i-1)
+    edge: float | None = None  # its Johnstone edge
     training: StepFigures | None = None
     heldout: StepFigures | None = None
-    eigenvalues: list[float] = field(default_factory=list)
-    residual_eigenvalues: list[float] = field(default_factory=list)
+    eigenvalues: list[float] = field(default_factory=list)  # of the covariance of e_(i-1), descending
+    residual_eigenvalues: list[float] = field(default_factory=list)  # of that of the residual, descending
     one_pass: OnePassFigures | None = None
 
     def to_dict(self) -> dict[str, object]:

@@ -1,9 +1,9 @@
 """Joint first and second moments of all levels' hidden states: everything a fit needs, in constant memory.
 
-For one residue let z = [h_1, ..., h_m] be the concatenated final states of all backbones, K wide. Each
-quantity of the chain (covariances, regressions, residual spectra) is a function of n, mean(z) and the joint
-scatter S = sum (z - mean)(z - mean)^T. Moments of disjoint sets of residues add up exactly (Chan, Golub and
-LeVeque 1983), so batches, processes and machines merge, and a saved state resumes.
+For one residue let z = [h_1, ..., h_m] be the concatenated final states of all backbones, K wide. Each quantity of the
+chain (covariances, regressions, residual spectra) is a function of n, mean(z) and the joint scatter
+S = sum (z - mean)(z - mean)^T. Moments of disjoint sets of residues add up exactly (Chan, Golub and LeVeque 1983), so
+that batches, processes and machines merge, and a saved state resumes.
 
 Cost per residue: little over K^2 / 2 multiply-adds (one triangle of S, in tiles), in float64; at K = 1440 (8M, 35M,
 150M) half a percent of the forward passes that produce z. Size: 8 K^2 bytes.
@@ -54,8 +54,8 @@ class JointMoments:
     ) -> None:
         self.widths = tuple(int(width) for width in widths)
         self.product_dtype = product_dtype
-        total = sum(self.widths)
         self.count = 0
+        total = sum(self.widths)
         self._shift = torch.zeros(total, dtype=torch.float64, device=device)
         self._sum = torch.zeros(total, dtype=torch.float64, device=device)
         # Only tiles on and above the diagonal are kept up to date.
@@ -65,9 +65,8 @@ class JointMoments:
     def of(cls, widths: Sequence[int], count: int, mean: torch.Tensor, scatter: torch.Tensor) -> JointMoments:
         """Make moments of a mean, (K,), and a scatter, (K, K), both float64."""
         state = {"shift": mean, "sum": torch.zeros_like(mean), "products": scatter}
-        return cls.from_state(
-            {"count": torch.tensor(count), "widths": torch.tensor(list(widths)), **state}, device=mean.device
-        )
+        state |= {"count": torch.tensor(count), "widths": torch.tensor(list(widths))}
+        return cls.from_state(state, mean.device)
 
     def first_levels(self, count: int) -> JointMoments:
         """Return the moments of the first levels by themselves: a view, to read and not to update."""
@@ -78,11 +77,10 @@ class JointMoments:
         return self._view((sum(self.widths[:count]), sum(self.widths[count:])))
 
     def _view(self, widths: Sequence[int]) -> JointMoments:
-        moments, total = JointMoments([], self.device, self.product_dtype), sum(widths)
-        moments.widths, moments.count = tuple(widths), self.count
-        moments._shift, moments._sum = self._shift[:total], self._sum[:total]
-        moments._products = self._products[:total, :total]
-        return moments
+        total = sum(widths)
+        state = {"shift": self._shift[:total], "sum": self._sum[:total], "products": self._products[:total, :total]}
+        state |= {"count": torch.tensor(self.count), "widths": torch.tensor(widths)}
+        return JointMoments.from_state(state, self.device)
 
     @property
     def offsets(self) -> list[int]:
@@ -96,11 +94,7 @@ class JointMoments:
 
     @torch.no_grad()
     def update(self, states: Sequence[torch.Tensor]) -> None:
-        """Add residues.
-
-        Args:
-            states: per level (residues, k_i), any float dtype and device; rows are residues only (no cls, eos, pad or
-                mask).
+        """Add residues: per level (residues, k_i), any float dtype and device, without cls, eos, pad and mask.
 
         Raises:
             ValueError: widths or numbers of rows differ.
@@ -135,15 +129,15 @@ class JointMoments:
         return self._shift + self._sum / max(self.count, 1)
 
     def scatter_between(self, first: int, second: int, end: int | None = None) -> torch.Tensor:
-        """Scatter of level ``first`` with the levels from ``second`` on: one rectangle of S, and no more of it.
+        """Scatter of level ``first`` with levels ``second`` (not before it) to ``end``: one rectangle of S, a copy.
 
         Args:
             first: position of the level of the rows.
-            second: position of the first level of the columns; not before ``first``.
+            second: position of the first level of the columns.
             end: position after the last level of the columns; by default ``second + 1``.
 
         Returns:
-            (k_first, sum of the columns' widths) float64; a copy. Exactly symmetric where both are one level.
+            (k_first, sum of the columns' widths) float64; exactly symmetric where both are one level.
         """
         offsets = self.offsets
         rows = slice(offsets[first], offsets[first + 1])
@@ -177,11 +171,7 @@ class JointMoments:
         self._sum, self._shift = moved, shift.clone()
 
     def merge(self, other: JointMoments) -> None:
-        """Add the residues of ``other`` (pairwise update of Chan et al. 1983).
-
-        Raises:
-            ValueError: the two describe other widths.
-        """
+        """Add the residues of other moments (pairwise update of Chan et al. 1983); ValueError if widths differ."""
         if other.widths != self.widths:
             raise ValueError(f"moments of widths {other.widths} do not add to those of widths {self.widths}")
         if other.count == 0:
@@ -212,8 +202,8 @@ class JointMoments:
         product_dtype: torch.dtype = torch.float64,
     ) -> JointMoments:
         """Make the moments that :meth:`state` describes."""
-        moments = cls(state["widths"].tolist(), device=device, product_dtype=product_dtype)
-        moments.count = int(state["count"])
+        moments = cls([], device, product_dtype)
+        moments.widths, moments.count = tuple(state["widths"].tolist()), int(state["count"])
         moments._shift = state["shift"].to(device)
         moments._sum = state["sum"].to(device)
         moments._products = state["products"].to(device)
@@ -235,11 +225,7 @@ def _mirror(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a safetensors file atomically: after a kill a reader finds the old file or the new one, whole.
-
-    Raises:
-        FolderError: the disk is full or the folder cannot be written to.
-    """
+    """Write a safetensors file atomically: after a kill a reader finds the old file or the new one, whole."""
     # safetensors writes beside the name that it is given, and renames: both lie in a hidden folder of their own.
     with replacing(path) as fresh:
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, fresh)

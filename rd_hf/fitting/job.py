@@ -51,16 +51,16 @@ def run_fit(
     """
     output = Path(settings.output)
     workspace = state_workspace(output / ".fit")
-    if _finished(settings, output, workspace):
+    if _is_finished(workspace, settings.resume):
         leave(group)
         return FitSummary(str(output))
     if not is_checkpoint(output):
-        workspace.refuse_others([".fit"] if is_state(output / ".fit") else [])
+        workspace.refuse_others([workspace.path.name] if is_state(workspace.path) else [])
     refuse_foreign(output)
     group = group or processes()
     if group.world > 1 and "-" in settings.data:
         raise ValueError("standard input cannot be shared by several processes: write it to a file first")
-    report = (report or partial(tqdm.write, file=sys.stderr)) if group.is_main else _ignore
+    report = (report or partial(tqdm.write, file=sys.stderr)) if group.is_main else lambda _: None
     accelerator = Accelerator()
     model, keep = _load(settings)
     model = model.to(accelerator.device)
@@ -72,14 +72,7 @@ def run_fit(
         on_sample(sample)
     group_batches = 1 if settings.group_tokens is None else settings.group_tokens // options.batch_tokens
     result = fit_bases(
-        model,
-        sample,
-        options,
-        output / ".fit",
-        accelerator,
-        settings.resume,
-        settings.checkpoint_seconds,
-        group_batches,
+        model, sample, options, workspace.path, accelerator, settings.resume, settings.checkpoint_seconds, group_batches
     )
     if group.is_main:
         install_bases(model, result, options, sample, settings.data)
@@ -88,24 +81,20 @@ def run_fit(
         workspace.remove(*STATE_FILES)
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    return FitSummary(str(output), tuple(result.reports), result.training_residues, result.heldout_residues)
+    return FitSummary(str(output), tuple(result.reports))
 
 
-def _ignore(_: str) -> None:
-    """The main process reports for all."""
-
-
-def _finished(settings: FitSettings, output: Path, workspace: Workspace) -> bool:
-    """Whether the folder holds a finished fit; of a run that was killed while it cleared up, the rest is removed."""
-    if not (output / REPORT_FILE).exists() or (output / ".fit" / SETTINGS_FILE).exists():
+def _is_finished(workspace: Workspace, resume: bool) -> bool:
+    """Whether the output holds a finished fit; what a run that was killed while it cleared up left is removed."""
+    if not (workspace.output / REPORT_FILE).exists() or (workspace.path / SETTINGS_FILE).exists():
         return False
     if workspace.record() is not None:
         workspace.claim()
         workspace.remove(*STATE_FILES)
     with suppress(OSError):
-        (output / ".fit").rmdir()
-    if not settings.resume:
-        raise ValueError(f"{output} holds a finished fit already: choose another --output, or delete it")
+        workspace.path.rmdir()
+    if not resume:
+        raise ValueError(f"{workspace.output} holds a finished fit already: choose another --output, or delete it")
     return True
 
 
@@ -155,9 +144,7 @@ def _fitted_options(
     return options
 
 
-def _save(
-    settings: FitSettings, model: RDEsmModel, reports: Sequence[FitReport], report: Callable[[str], None]
-) -> None:
+def _save(settings: FitSettings, model: RDEsmModel, reports: list[FitReport], report: Callable[[str], None]) -> None:
     """Save the model with its report, and the figure where matplotlib is installed."""
     from rd_hf.bases.figure import draw_fit
 
@@ -167,16 +154,10 @@ def _save(
             draw_fit(reports).savefig(fresh, dpi=120, format="png")
     except ImportError:
         report('no fit_report.png: matplotlib is not installed: pip install "rd_hf[plots]"')
-    full = model.config.backbones_in_checkpoint if settings.form is None else settings.form == "full"
-    if settings.group_tokens is not None:
-        full = False
-    elif settings.form is None and settings.backbones:
-        full = any(Path(entry["repo_id"]).is_dir() for entry in model.config.levels)
-    save_checkpoint(
-        model,
-        settings.output,
-        backbones=full,
-        report=reports,
-        figure=figure if figure.exists() else None,
-        max_shard_size=settings.max_shard_size,
-    )
+    full = settings.form == "full"
+    if settings.form is None and settings.group_tokens is None:
+        full = model.config.backbones_in_checkpoint
+        if settings.backbones:
+            full = any(Path(entry["repo_id"]).is_dir() for entry in model.config.levels)
+    shown, largest = figure if figure.exists() else None, settings.max_shard_size
+    save_checkpoint(model, settings.output, backbones=full, report=reports, figure=shown, max_shard_size=largest)

@@ -88,17 +88,16 @@ def draw_sample(
                 duplicates += 1
                 continue
             seen.add(digest)
-            item = (-draw.random(), records, record.id, sequence)
-            if options.num_sequences is None or len(kept) < options.num_sequences:
-                heapq.heappush(kept, item)
-            else:
-                heapq.heappushpop(kept, item)
+            room = options.num_sequences is None or len(kept) < options.num_sequences
+            add = heapq.heappush if room else heapq.heappushpop
+            add(kept, (-draw.random(), records, record.id, sequence))
     if not kept:
         raise InputError(f"{', '.join(map(str, sources))}: none of {records} records holds a usable protein sequence")
     kept.sort(key=lambda item: item[1])
     heldout_count = round(options.heldout_fraction * len(kept))
     heldout = frozenset(random.Random(options.seed + 1).sample(range(len(kept)), heldout_count))
-    return Sample([k[2] for k in kept], [k[3] for k in kept], heldout, records, rejected, duplicates)
+    _, _, ids, sequences = map(list, zip(*kept, strict=True))
+    return Sample(ids, sequences, heldout, records, rejected, duplicates)
 
 
 def plan_batches(sample: Sample, budget: int, tuning: frozenset[int] = frozenset()) -> list[tuple[Split, list[int]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -134,50 +135,40 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class FitSummary:
-    """What a fit did; as text, tables to judge it by.
-
-    Attributes:
-        output: folder of the model.
-        reports: one per level, smallest first; none where an earlier run had finished the fit.
-        training_residues, heldout_residues: how many residues were fitted on, and kept out to judge by.
-    """
+    """What a fit did; as text, tables to judge it by."""
 
     output: str
-    reports: tuple[FitReport, ...] = ()
-    training_residues: int = 0
-    heldout_residues: int = 0
+    reports: tuple[FitReport, ...] = ()  # per level, smallest first; none where an earlier run had finished the fit
 
     def __str__(self) -> str:
         if not self.reports:
             return f"{self.output} holds a finished fit; nothing is left to do"
-        return "\n".join((*self._levels(), *self._one_pass(), f"saved to {self.output}"))
-
-    def _levels(self) -> list[str]:
-        names = ("level", "width", "components", "R2 fit", "R2 held-out", "residual kept")
-        lines = [_row(names, (8, 6, 12, 8, 12, 14))]
-        for report in self.reports:
-            first, held = report.training, report.heldout
-            used = "(copied)"
-            figures: tuple[object, ...] = ()
-            if first is not None:
-                used = f"{report.selected_components} of {report.components}"
-                kept = (held or first).residual_variance_kept
-                figures = (first.r2, None if held is None else held.r2, kept)
-            lines.append(_row((report.level, report.nested_width, used, *figures), (8, 6, 12, 8, 12, 14)))
-        return lines
-
-    def _one_pass(self) -> list[str]:
-        """How near the one-pass readout comes to the levels, on held-out residues."""
-        lines = []
-        for report in self.reports:
-            own = report.one_pass
-            if own is not None and own.strength is not None:
-                figures = (f"{own.strength:.0e}", own.state_r2, own.block_r2, own.level_r2, own.cosine)
-                lines.append(_row((report.level, *figures), (8, 7, 12, 12, 12, 7)))
-        names = ("one pass", "ridge", "R2 of state", "R2 of block", "R2 of level", "cosine")
-        return [_row(names, (8, 7, 12, 12, 12, 7)), *lines] if lines else []
+        read = [report.one_pass for report in self.reports if report.one_pass and report.one_pass.strength is not None]
+        lines = _table(_LEVELS, [_level_cells(report) for report in self.reports])
+        if read:
+            cells = [(r.level, f"{r.strength:.0e}", r.state_r2, r.block_r2, r.level_r2, r.cosine) for r in read]
+            lines += _table(_ONE_PASS, cells)
+        return "\n".join((*lines, f"saved to {self.output}"))
 
 
-def _row(cells: tuple[object, ...], widths: tuple[int, ...]) -> str:
-    words = ("-" if cell is None else f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in cells)
-    return " ".join(f"{word:>{width}}" for word, width in zip(words, widths, strict=False))
+# Columns of the tables, and how wide they are.
+_LEVELS = {"level": 8, "width": 6, "components": 12, "R2 fit": 8, "R2 held-out": 12, "residual kept": 14}
+_ONE_PASS = {"one pass": 8, "ridge": 7, "R2 of state": 12, "R2 of block": 12, "R2 of level": 12, "cosine": 7}
+
+
+def _level_cells(report: FitReport) -> tuple[object, ...]:
+    own, held = report.training, report.heldout
+    if own is None:
+        return report.level, report.nested_width, "(copied)"
+    used = f"{report.selected_components} of {report.components}"
+    return report.level, report.nested_width, used, own.r2, held and held.r2, (held or own).residual_variance_kept
+
+
+def _table(columns: Mapping[str, int], rows: Sequence[tuple[object, ...]]) -> list[str]:
+    def text(cell: object) -> str:
+        return "-" if cell is None else f"{cell:.4f}" if isinstance(cell, float) else str(cell)
+
+    return [
+        " ".join(f"{text(cell):>{width}}" for cell, width in zip(row, columns.values(), strict=False))
+        for row in (tuple(columns), *rows)
+    ]

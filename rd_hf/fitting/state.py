@@ -179,14 +179,11 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     if changed:
         return changed
     for level, backbone in now["backbones"].items():
-        old = before["backbones"][level]
-        own = f"of the backbone of {level}"
-        for field in sorted(backbone["config"] | old["config"]):
-            then, is_now = old["config"].get(field), backbone["config"].get(field)
-            if then != is_now:
-                changed.append(f"{field} {own} ({then} then, {is_now} now)")
-        if backbone["commit"] != old["commit"]:
-            changed.append(f"commit {own} ({old['commit']} then, {backbone['commit']} now)")
+        old, own = before["backbones"][level], f"of the backbone of {level}"
+        names = sorted(backbone["config"] | old["config"])
+        pairs = [(name, old["config"].get(name), backbone["config"].get(name)) for name in names]
+        pairs.append(("commit", old["commit"], backbone["commit"]))
+        changed += [f"{name} {own} ({then} then, {new} now)" for name, then, new in pairs if then != new]
         changed += [f"{name} {own}" for name in ("weights", "layer") if backbone[name] != old[name]]
     return changed
 
