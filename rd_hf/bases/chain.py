@@ -90,9 +90,7 @@ class ChainWalk:
     """
 
     def __init__(self, moments: JointMoments) -> None:
-        self.moments = moments
-        self.widths = moments.widths
-        self.count = moments.count
+        self.moments, self.widths, self.count = moments, moments.widths, moments.count
         self.level = 0
         mean = moments.mean()
         self.mean, self.mean_ahead = mean[: self.widths[0]], mean[self.widths[0] :]
@@ -125,9 +123,8 @@ class ChainWalk:
 
     def residual_mean(self, basis: Basis) -> torch.Tensor:
         """Mean of r_i: zero on the fitting residues, not on others."""
-        return (self.mean_ahead[: self.next_width] - basis.backbone_mean) - (
-            self.mean - basis.prefix_mean
-        ) @ basis.regression
+        ahead = self.mean_ahead[: self.next_width] - basis.backbone_mean
+        return ahead - (self.mean - basis.prefix_mean) @ basis.regression
 
     def extend(self, basis: Basis, along: torch.Tensor) -> None:
         """Append b_i = r_i V_i to the embedding, given R_i V_i."""
@@ -143,14 +140,16 @@ class ChainWalk:
         self.mean_ahead = self.mean_ahead[width:]
         self.level += 1
 
-    def figures(self, basis: Basis, residual: torch.Tensor, along: torch.Tensor) -> StepFigures:
-        """Judge a basis on these residues, whichever it was fitted on, given R_i and R_i V_i."""
+    def step(self, basis: Basis, residual: torch.Tensor, along: torch.Tensor) -> StepFigures:
+        """Judge a basis, fitted on these residues or on others, given R_i and R_i V_i, and go on to the next level."""
         offset = self.residual_mean(basis)
         # Second moments about zero: a prediction that is off by a constant is wrong by that constant.
         lost = residual.diagonal() + self.count * offset**2
         kept = (along * basis.directions).sum() + self.count * (offset @ basis.directions).square().sum()
         total = self.totals[self.level + 1]
         varies = total > 0
+        if self.level < len(self.widths) - 2:
+            self.extend(basis, along)
         return StepFigures(
             residues=self.count,
             r2=float(1 - lost.sum() / total.sum()),
@@ -158,13 +157,6 @@ class ChainWalk:
             residual_variance_kept=float(kept / lost.sum()) if lost.sum() > 0 else 1.0,
             reconstruction_error=float((lost.sum() - kept) / total.sum()),
         )
-
-    def step(self, basis: Basis, residual: torch.Tensor, along: torch.Tensor) -> StepFigures:
-        """Judge a basis and go on to the next level, if there is one."""
-        figures = self.figures(basis, residual, along)
-        if self.level < len(self.widths) - 2:
-            self.extend(basis, along)
-        return figures
 
 
 def _symmetric(matrix: torch.Tensor) -> torch.Tensor:
@@ -180,7 +172,7 @@ def fit_chain(
     ridge_alpha: float = 1.0,
     heldout: JointMoments | None = None,
 ) -> tuple[list[Basis], list[FitReport]]:
-    """Fit every basis of the family from the joint moments of its levels.
+    """Fit every basis of the family from the joint moments of its levels (Algorithm 3): m - 1 bases, m reports.
 
     Args:
         moments: of the fitting residues.
@@ -188,9 +180,6 @@ def fit_chain(
         residual_directions: d_i for each level after the first.
         kind, ridge_alpha: see :func:`rd_hf.bases.regression.regress`.
         heldout: of residues that took no part in the fit.
-
-    Returns:
-        m - 1 bases and m reports.
 
     Raises:
         ValueError: numbers of levels differ, or fewer residues than the first level is wide.

@@ -46,14 +46,11 @@ class Readout:
 
 
 def embedding_map(bases: Sequence[Basis], widths: Sequence[int]) -> torch.Tensor:
-    """A of the level that ``bases`` lead to: the embedding's deviation is that of [h_1, ..., h_i] times A.
+    """A, (k_1 + ... + k_i, width of e_i) float64: the embedding's deviation is that of [h_1, ..., h_i] times A.
 
     Args:
         bases: the first i - 1 of a chain.
         widths: k_1, ..., k_i.
-
-    Returns:
-        (k_1 + ... + k_i, width of e_i) float64.
     """
     like = bases[0].regression if bases else torch.empty(0, dtype=torch.float64)
     total, start = sum(widths), widths[0]
@@ -71,7 +68,7 @@ class _Scatters:
 
     def __init__(self, moments: JointMoments, below: int) -> None:
         two = moments.as_two(below)
-        self.count, self.widths = two.count, two.widths
+        self.count = two.count
         self.mean, self.feature_mean = two.mean().split(two.widths)
         self.own = two.scatter_between(0, 0)  # S_zz, (K, K)
         self.features = two.scatter_between(1, 1)  # S_ff, (F, F)
@@ -87,15 +84,10 @@ class _Scatters:
         return torch.cholesky_solve(cross / scale[:, None], factor) / scale[:, None]
 
     def judge(self, fitted_on: _Scatters, targets: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Second moments per column of the targets, on these residues, of a readout fitted on others.
+        """Second moments, per column, of a readout B with targets A that was fitted on other residues.
 
         All are of deviations: the error's from zero and the others' from the means of the residues that were fitted
         on, so that being off by a constant counts.
-
-        Args:
-            fitted_on: the residues of the solution.
-            targets: A, (K, q).
-            weights: B, (F, q).
 
         Returns:
             Of the error; of the target; of the target about these residues' own mean; of the readout; of the target
@@ -121,9 +113,6 @@ def choose_strengths(
         targets: A, (K, q).
         columns: of the targets, those that share a lambda.
         below: number of smaller levels.
-
-    Raises:
-        ValueError: either is empty, so that there is nothing to choose by.
     """
     if not fitting.count or not tuning.count:
         raise ValueError("choosing the ridge of --one-pass takes two sequences or more to fit on: give more sequences")

@@ -51,17 +51,10 @@ def fix_signs(vectors: torch.Tensor) -> torch.Tensor:
 
 
 def noise_edge(eigenvalues: torch.Tensor, residues: int) -> tuple[float, float]:
-    """Noise variance and the edge of its spectrum (Johnstone 2001; Marchenko and Pastur 1967).
+    """Noise variance sigma^2 and its edge sigma^2 (1 + sqrt(p/n))^2 (Johnstone 2001; Marchenko and Pastur 1967).
 
-    sigma^2 is the median of the eigenvalues whose ratio to the mean eigenvalue lies below (1 + sqrt(p/n))^2; if
-    there are none, the median of the smallest quarter.
-
-    Args:
-        eigenvalues: (p,), descending.
-        residues: n.
-
-    Returns:
-        sigma^2 and sigma^2 (1 + sqrt(p/n))^2.
+    sigma^2 is the median of the eigenvalues, (p,) descending, whose ratio to the mean eigenvalue lies below
+    (1 + sqrt(p/n))^2; if there are none, the median of the smallest quarter.
     """
     features = len(eigenvalues)
     unit_edge = (1.0 + (features / residues) ** 0.5) ** 2

@@ -88,11 +88,9 @@ def fitted_config(config: RDEsmConfig, options: FitOptions) -> RDEsmConfig:
         ValueError: widths, residual directions or block weights do not fit the family.
     """
     directions = list(options.residual_directions or config.residual_directions)
-    if options.block_weights is not None and len(options.block_weights) != len(config.levels):
-        raise ValueError(
-            f"{len(options.block_weights)} block weights for {len(config.levels)} levels "
-            f"({', '.join(config.level_names)}): give one a level"
-        )
+    weights, names = options.block_weights, config.level_names
+    if weights is not None and len(weights) != len(names):
+        raise ValueError(f"{len(weights)} block weights for {len(names)} levels ({', '.join(names)}): give one a level")
     return RDEsmConfig(levels=config.levels, residual_directions=directions)
 
 
