@@ -63,7 +63,7 @@ def test_the_moments_of_states_give_those_of_every_block() -> None:
     moments = moments_of(levels)
     bases, _ = fit_chain(moments, NAMES, KEEP)
     blocks = moments_of_chain(moments, bases)
-    assert [block.width for block in blocks] == BLOCKS
+    assert [len(block.mean) for block in blocks] == BLOCKS
     embedding = apply(levels, bases)[-1]
     for found, expected in zip(blocks, moments_of_rows(embedding, BLOCKS), strict=True):
         scale = expected.covariance.diagonal().max()

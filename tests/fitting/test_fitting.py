@@ -103,7 +103,13 @@ def test_a_table_with_a_sequence_column_will_do(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("settings_", "message"),
-    [({"num_sequences": 0}, "positive"), ({"heldout_fraction": 1.0}, r"\[0, 1\)"), ({"batch_tokens": 0}, "positive")],
+    [
+        ({"num_sequences": 0}, "num_sequences must be a whole number of at least 1, not 0"),
+        ({"heldout_fraction": 1.0}, "heldout_fraction must be a finite number of at least 0 and below 1, not 1.0"),
+        ({"batch_tokens": 0}, "batch_tokens must be a whole number of at least 1, not 0"),
+        ({"block_weights": (1.0, -1.0)}, "block_weights must be a finite number of at least 0, not -1.0"),
+        ({"regression": "lasso"}, "regression must be one of pcr, ols, ridge, not 'lasso'"),
+    ],
 )
 def test_impossible_options_are_refused(settings_: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
