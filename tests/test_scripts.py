@@ -60,7 +60,9 @@ ALLOWED = {
         "trust",
     },
     "conversion": {"options", "version", "files", "conversion", "embedding", "data", "model", "launch"},
-    "hub": {"options", "version", "files", "hub", "bases", "data", "model", "families", "trust"},
+    "hub": {"options", "version", "files", "hub", "bases", "data", "model", "families", "lazy", "trust"},
+    # Above its room: it fits, then pushes, and fitting saves by way of the rest of the room.
+    "hub/release.py": {"files", "hub", "data", "families", "fitting", "model"},
     "evaluation": {"options", "version", "devices", "files", "evaluation", "bases", "data", "model", "fitting", "hub"},
     "maps": {"options", "version", "files", "maps", "data", "embedding"},
     "search": {"options", "version", "devices", "files", "search", "embedding", "bases", "data", "lazy"},
@@ -128,7 +130,8 @@ def test_no_file_outgrows_its_room() -> None:
 @pytest.mark.parametrize("part", sorted(ALLOWED))
 def test_imports_run_one_way(part: str) -> None:
     path = REPOSITORY / "rd_hf" / part
-    for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+    own = {REPOSITORY / "rd_hf" / other for other in ALLOWED if other != part}
+    for file in [path] if path.is_file() else sorted({*path.rglob("*.py")} - own):
         for node in ast.walk(ast.parse(file.read_text())):
             names = []
             if isinstance(node, ast.ImportFrom) and node.level == 0:

@@ -5,7 +5,7 @@
     rd-hf push --model my-fit --repo-id my-name/rd-esm2-650M --private
 
 What goes up: config, remote code, weights (as the folder holds them: bases only, or full), tokenizer, fit report
-and figure, and a card made from them; the folder stays as it is. A README.md that you wrote or edited goes up as it
+and figure, and a card made from them; the folder is not changed. A README.md that you wrote or edited goes up as it
 stands, with the repo's name set in an edited one. Code that no version of rd_hf wrote is refused, and settings that
 fetch code from elsewhere are too. After the push the repo's settings and code must be the folder's byte for byte, and
 its output bit for bit; both are computed by the installed package, so that no fetched code runs beside your token.
@@ -18,23 +18,16 @@ import sys
 from pathlib import Path
 
 from rd_hf.commands._arguments import command_parser, run_with_arguments
+from rd_hf.hub.options import PushOptions
+from rd_hf.options import add_options, options_from
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser("push", __doc__)
     parser.add_argument("--model", required=True, type=Path, help="checkpoint folder (output of rd-hf fit)")
     parser.add_argument("--repo-id", required=True, help="owner/name on the Hub; made where it does not exist")
-    parser.add_argument("--private", action="store_true", default=None, help="make a new repo private")
-    parser.add_argument("--revision", help="branch to push to, made where it does not exist (default: main)")
-    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
-    parser.add_argument("--message", help="commit message")
-    parser.add_argument("--license", default="mit", help="Hub licence id of the bases, for the card (default mit)")
-    parser.add_argument("--token", help="Hub token (default: the one of 'hf auth login', or HF_TOKEN)")
     parser.add_argument("--dry-run", action="store_true", help="list the files and print the card; push nothing")
-    parser.add_argument(
-        "--check-level", help="fetch and compare up to this level only, where the whole model is too large here"
-    )
-    parser.add_argument("--no-check", dest="check", action="store_false", help="do not fetch and compare")
+    add_options(parser, PushOptions)
     return parser
 
 
@@ -46,18 +39,7 @@ def run(args: argparse.Namespace) -> None:
         plan = plan_push(args.model, args.repo_id, license=args.license)
         print(f"{plan}\nnothing was pushed (--dry-run); the card:\n\n{plan.card}")
         return
-    result = push_folder(
-        args.model,
-        args.repo_id,
-        private=args.private,
-        revision=args.revision,
-        create_pr=args.create_pr,
-        commit_message=args.message,
-        license=args.license,
-        token=args.token,
-        check=args.check,
-        check_level=args.check_level,
-    )
+    result = push_folder(args.model, args.repo_id, **vars(options_from(PushOptions, args)))
     print(result.plan)
     print(f"pushed: {result.url} (revision {result.revision})")
     if result.checked:

@@ -17,8 +17,8 @@ from typing import Any, Literal
 from transformers import PretrainedConfig
 
 from rd_hf.data.fasta import InputError
-from rd_hf.hub.card import is_hub_id
-from rd_hf.hub.checkpoint import read_config, resolve_commit
+from rd_hf.hub.checkpoint import read_config
+from rd_hf.hub.sources import is_hub_id, resolve_commit
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.families_rd_esm import FAMILIES, check_alphabet, describe, family_of
 from rd_hf.model.files_rd_esm import LEVEL_NAME

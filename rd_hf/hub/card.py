@@ -1,18 +1,22 @@
-"""The model card: metadata for the Hub and a page for the reader, rendered from config and fit report."""
+"""The model card: metadata for the Hub and a page for the reader, rendered from config and fit report.
+
+What it says stands in ``templates/model_card.md.jinja``.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData, hf_hub_download, metadata_load
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import ModelCard, ModelCardData, metadata_load
 from yaml import YAMLError
 
+from rd_hf.families import FAMILIES
+from rd_hf.hub.sources import is_hub_id
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.families_rd_esm import family_of, longest_input
 
@@ -27,7 +31,6 @@ TAGS = (
     *("biology", "protein", "protein-language-model", "reverse-distillation", "matryoshka"),
     "sentence-transformers",
 )
-
 _REGRESSIONS = {
     "pcr": "principal component regression (components above the Johnstone / Marchenko-Pastur edge)",
     "ols": "least squares",
@@ -46,60 +49,164 @@ def render_card(
     weights_bytes: int | None = None,
     license: str = "mit",
 ) -> str:
-    """The text of ``README.md``.
+    """Return the text of ``README.md``.
 
     Args:
         config: the family, with the record of its fit in ``config.bases``.
         repo_id: what the usage examples load.
         full: the checkpoint holds the backbones too.
-        report: one dict a level, as in ``fit_report.json``.
+        report: one dict per level, as in ``fit_report.json``.
         figure: file name of the fit's figure beside the card.
         weights_bytes: size of the bases.
         license: Hub licence id of the bases.
     """
-    whole = _license_of_repo(config, full, license)
-    data = ModelCardData(
-        license=whole,
-        license_name="mixed" if whole == "other" else None,
-        library_name="transformers",
-        pipeline_tag="feature-extraction",
-        tags=[*TAGS, *sorted({title.lower().replace("-", "") for title in _titles(config)})],
-        base_model=list(dict.fromkeys(e["repo_id"] for e in config.levels if is_hub_id(e["repo_id"]))) or None,
-        datasets=_hub_datasets(config.bases) or None,
-        metrics=["r_squared"] if report else None,
-    )
-    rows = _level_rows(config, report)
-    kept = any(row["kept"] != "-" for row in rows)
+    rows = _level_rows(config, report or ())
     card = ModelCard.from_template(
-        data,
+        _metadata(config, _license_of_repo(config, full, license), bool(report)),
         template_str=files("rd_hf").joinpath("templates/model_card.md.jinja").read_text(encoding="utf-8"),
-        title=repo_id.rsplit("/", 1)[-1],
+        **_about_backbones(config),
+        plain=_plain,
+        code=_code,
+        number=_number,
+        regressions=_REGRESSIONS,
+        config=config,
         repo_id=repo_id,
         full=full,
-        size=_readable_size(weights_bytes),
+        figure=figure,
+        weights_bytes=weights_bytes,
+        title=repo_id.rsplit("/", 1)[-1],
+        bases_license=license,
         levels=rows,
-        made_of=_made_of(config),
-        esmc="ESM-C" in _titles(config),
-        kept_on=", on held-out residues" if kept and _has_heldout(report) else "",
         # Two sequences of at most 22 residues, with cls and eos.
         example_shape=f"(2, 24, {rows[-1]['nested_width']})",
-        figure=figure,
-        training=_training_text(config.bases),
-        one_pass=_one_pass(config, report),
-        pretraining=[(entry["name"], entry["pretraining"]) for entry in config.levels if entry.get("pretraining")],
-        all_pretrained=all(entry.get("pretraining") for entry in config.levels),
-        limits=[*_lengths(config), *_limits(config, full, license)],
-        lossless=config.is_lossless and len(config.levels) > 1,
-        whitening=_whitening(config),
-        pinned=all(entry["revision"] for entry in config.levels),
-        max_residues=f"{config.max_residues:,}",
+        heldout=any(entry.get("heldout") for entry in report or ()) and any(row["kept"] != "-" for row in rows),
+        one_pass={
+            entry["level"]: entry["one_pass"]
+            for entry in report or ()
+            if (entry.get("one_pass") or {}).get("level_r2") is not None
+        },
     )
     text = str(card)
     return _STAMP.sub(rf"\g<1>{_digest(text)}\g<3>", text, count=1)
 
 
+def _metadata(config: RDEsmConfig, license: str, judged: bool) -> ModelCardData:
+    """The front matter, with the licence of the repo."""
+    sources = (str(source).partition(":")[0] for source in config.bases.get("data", []))
+    return ModelCardData(
+        license=license,
+        license_name="mixed" if license == "other" else None,
+        library_name="transformers",
+        pipeline_tag="feature-extraction",
+        tags=[*TAGS, *sorted(title.lower().replace("-", "") for title in _titles(config).values())],
+        base_model=list(dict.fromkeys(e["repo_id"] for e in config.levels if is_hub_id(e["repo_id"]))) or None,
+        datasets=sorted({name for name in sources if is_hub_id(name)}) or None,
+        metrics=["r_squared"] if judged else None,
+    )
+
+
+def _about_backbones(config: RDEsmConfig) -> dict[str, Any]:
+    """What the card says of the backbones: which they are, what they were trained on and what they cannot take."""
+    titles, levels = _titles(config), config.levels
+    others = [entry["backbone"] for entry in levels if not entry.get("pretraining")]
+    limits = ((entry["name"], longest_input(entry["backbone"])) for entry in levels)
+    fitted_on = config.bases.get("fitted_on")
+    return {
+        "backbones": len(config.backbone_groups),
+        "titles": list(titles.values()),
+        "citations": [FAMILIES[name].citation for name in titles if FAMILIES[name].citation],
+        "pinned": all(entry["revision"] for entry in levels),
+        "pretrained": [entry for entry in levels if entry.get("pretraining")],
+        "crops": _names_by(levels, lambda entry: entry.get("pretraining") and entry["pretraining"]["longest_crop"]),
+        "trained_on": {
+            title: FAMILIES[name].longest_trained
+            for name, title in titles.items()
+            if FAMILIES[name].longest_trained and any(family_of(backbone).model_type == name for backbone in others)
+        },
+        "shortest": next(({"name": name, "residues": most - 2} for name, most in limits if most is not None), None),
+        "licences": _names_by(levels, lambda entry: _plain(entry.get("license") or "not stated")),
+        "raw": [_plain(level) for level, of in fitted_on.items() if of == "raw"] if isinstance(fitted_on, dict) else [],
+    }
+
+
+def _titles(config: RDEsmConfig) -> dict[str, str]:
+    """Names of the families of the backbones, by model_type."""
+    families = [family_of(entry["backbone"]) for entry in config.levels]
+    return {family.model_type: family.title for family in families}
+
+
+def _names_by(levels: Sequence[dict[str, Any]], key: Callable[[dict[str, Any]], Hashable]) -> dict[Any, list[str]]:
+    """Names of the levels that have something in common, by what it is."""
+    found: dict[Any, list[str]] = {}
+    for entry in levels:
+        found.setdefault(key(entry), []).append(entry["name"])
+    return found
+
+
+def _license_of_repo(config: RDEsmConfig, full: bool, bases: str) -> str:
+    """Hub licence id of a repo: of the bases, and in the full form of the backbones too."""
+    held = {entry.get("license") for entry in config.levels} if full else set()
+    if None in held:
+        return "unknown"
+    return bases if held <= {bases} else "other"
+
+
+def _level_rows(config: RDEsmConfig, report: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The table of the levels."""
+    by_level = {entry["level"]: entry for entry in report}
+    rows = []
+    for index, (entry, width) in enumerate(zip(config.levels, config.nested_dims.values(), strict=True)):
+        layers, depth = entry["backbone"]["num_hidden_layers"], config.depth(index)
+        fit = by_level.get(entry["name"], {})
+        training, heldout = fit.get("training") or {}, fit.get("heldout") or {}
+        rows.append(
+            {
+                "level": entry["name"],
+                "backbone": _backbone_link(entry),
+                "layers": depth if depth == layers else f"{depth} of {layers}",
+                "license": _plain(entry.get("license") or "not stated"),
+                "width": entry["backbone"]["hidden_size"],
+                "nested_width": width,
+                "components": _plain(f"{fit['selected_components']} of {fit['components']}")
+                if fit.get("components")
+                else "-",
+                "r2": _number(training.get("r2")),
+                "heldout_r2": _number(heldout.get("r2")),
+                "kept": _number((heldout or training).get("residual_variance_kept")),
+            }
+        )
+    return rows
+
+
+def _backbone_link(entry: dict[str, Any]) -> str:
+    if not is_hub_id(entry["repo_id"]):
+        return "in this repo"
+    at = f" @ {_code(entry['revision'][:7].replace('|', ''))}" if entry["revision"] else ""
+    return f"[{entry['repo_id']}](https://huggingface.co/{entry['repo_id']}){at}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _one_line(value: Any) -> str:
+    return "".join(letter for letter in " ".join(str(value).split()) if letter.isprintable())
+
+
+def _plain(value: Any) -> str:
+    """A text from a config, a report or another's card as part of a line of Markdown, or of a cell of a table."""
+    text = _one_line(value)
+    # Backticks stay: a part in code is code, and a cell of a table ends at a bar whatever is around it.
+    return re.sub(r"([\\*_\[\]<>|])", r"\\\1", text if len(text) <= 100 else f"{text[:100]} ...")
+
+
+def _code(value: Any) -> str:
+    """The same between backticks."""
+    return "`" + _one_line(value).replace("`", "'") + "`"
+
+
 def read_card(path: Path) -> str | None:
-    """The text of a card, None where there is none.
+    """Return the text of a card, None where there is none.
 
     Raises:
         ValueError: it is no text in UTF-8, or its front matter is no YAML.
@@ -124,7 +231,7 @@ def is_generated(text: str) -> bool:
 
 
 def renamed(text: str, repo_id: str) -> str:
-    """A card of this package's with the repo's name in its examples (and in its title, where that was the old one)."""
+    """Return a card of this package's with the repo's name in its examples, and in its title if the old one was."""
     former = _NAME.search(text)
     if former is None:
         return text
@@ -134,226 +241,8 @@ def renamed(text: str, repo_id: str) -> str:
 
 
 def _digest(text: str) -> str:
-    """Of a card's text, but for the repo's name, which pushing sets."""
+    """Digest of a card's text, but for the repo's name, which pushing sets."""
     text = _STAMP.sub(r"\1\3", renamed(text.replace("\r\n", "\n"), "me/me"), count=1)
     # A push through transformers sets the name alone.
     text = re.sub(r"(?m)^# .*$", "", text, count=1)
     return hashlib.sha256(text.strip().encode()).hexdigest()[:16]
-
-
-def _one_line(value: Any) -> str:
-    return "".join(letter for letter in " ".join(str(value).split()) if letter.isprintable())
-
-
-def _plain(value: Any) -> str:
-    """A text from a config, a report or another's card as a part of a line of Markdown, or of a cell of a table."""
-    text = _one_line(value)
-    # Backticks stay: a part in code is code, and a cell of a table ends at a bar whatever is around it.
-    return re.sub(r"([\\*_\[\]<>|])", r"\\\1", text if len(text) <= 100 else f"{text[:100]} ...")
-
-
-def _code(value: Any) -> str:
-    """The same between backticks."""
-    return "`" + _one_line(value).replace("`", "'") + "`"
-
-
-def _license_of_repo(config: RDEsmConfig, full: bool, bases: str) -> str:
-    """Hub licence id of a repo: of the bases, and in the full form of the backbones too."""
-    held = {entry.get("license") for entry in config.levels} if full else set()
-    if None in held:
-        return "unknown"
-    return bases if held <= {bases} else "other"
-
-
-def _whitening(config: RDEsmConfig) -> dict[str, str] | None:
-    """How blocks are whitened, in words; None where they cannot be."""
-    if config.whitening is None:
-        return None
-    weights = zip(config.level_names, config.whitening["weights"], strict=True)
-    given = config.whitening.get("criterion") == "given"
-    return {
-        "of": _plain(config.whitening.get("of", "statistics")),
-        "weights": ", ".join(f"{name} {weight:.3g}" for name, weight in weights),
-        "chosen": "as given" if given else "chosen without labels so that each level judges as its backbone does",
-    }
-
-
-def is_hub_id(name: str | None) -> bool:
-    """Whether a name reads as ``owner/name`` on the Hub, not as a path or a file."""
-    return name is not None and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
-
-
-def _hub_datasets(bases: dict[str, Any]) -> list[str]:
-    names = (str(source).partition(":")[0] for source in bases.get("data", []))
-    return sorted({name for name in names if is_hub_id(name)})
-
-
-def _level_rows(config: RDEsmConfig, report: Sequence[dict[str, Any]] | None) -> list[dict[str, Any]]:
-    by_level = {entry["level"]: entry for entry in report or []}
-    rows = []
-    for index, (entry, width) in enumerate(zip(config.levels, config.nested_dims.values(), strict=True)):
-        depth = entry["backbone"]["num_hidden_layers"]
-        fit = by_level.get(entry["name"], {})
-        training, heldout = fit.get("training") or {}, fit.get("heldout") or {}
-        components = _plain(f"{fit['selected_components']} of {fit['components']}") if fit.get("components") else "-"
-        rows.append(
-            {
-                "level": entry["name"],
-                "backbone": _backbone_link(entry),
-                "layers": config.depth(index) if depth == config.depth(index) else f"{config.depth(index)} of {depth}",
-                "license": _plain(entry.get("license") or "not stated"),
-                "width": entry["backbone"]["hidden_size"],
-                "nested_width": width,
-                "components": components,
-                "r2": _number(training.get("r2")),
-                "heldout_r2": _number(heldout.get("r2")),
-                "kept": _number((heldout or training).get("residual_variance_kept")),
-            }
-        )
-    return rows
-
-
-def stated_license(where: str, revision: str | None, **hub: Any) -> str | None:
-    """The licence that a model's own card states, as its Hub id (``license_name`` of those that the Hub calls other).
-
-    Args:
-        where, revision: folder, or Hub id and commit.
-        hub: ``token``, ``cache_dir``, ``local_files_only``.
-
-    Returns:
-        None where there is no card, or it states none.
-    """
-    path: str | Path = Path(where) / "README.md"
-    if not Path(where).is_dir():
-        try:
-            path = hf_hub_download(where, "README.md", revision=revision, **hub)
-        except (OSError, HfHubHTTPError):
-            return None
-    try:
-        fields = metadata_load(path) or {}
-    except (OSError, ValueError, YAMLError, RecursionError):
-        return None
-    found = fields.get("license")
-    stated = (fields.get("license_name") or found) if found == "other" else found
-    return stated if isinstance(stated, str) else None
-
-
-def _titles(config: RDEsmConfig) -> list[str]:
-    """Names of the families of the backbones."""
-    return list(dict.fromkeys(family_of(entry["backbone"]).title for entry in config.levels))
-
-
-def _made_of(config: RDEsmConfig) -> str:
-    """What the levels are, in words."""
-    count = len(config.backbone_groups)
-    titles = " and ".join(_titles(config))
-    models = f"{count} {titles} model{'s' if count > 1 else ''}"
-    return models if count == len(config.levels) else f"{len(config.levels)} levels, some of them layers, of {models}"
-
-
-def _one_pass(config: RDEsmConfig, report: Sequence[dict[str, Any]] | None) -> dict[str, Any] | None:
-    """What the card says of the readout, where there is one."""
-    if config.readout is None:
-        return None
-    rows = []
-    for entry in report or []:
-        figures = entry.get("one_pass") or {}
-        if figures.get("level_r2") is not None:
-            names = ("state_r2", "block_r2", "level_r2", "cosine")
-            rows.append({"level": entry["level"], **{name: _number(figures[name]) for name in names}})
-    largest = config.levels[-1]
-    layers = [str(layer) for layer in config.readout["layers"]]
-    return {"largest": largest["name"], "layers": ", ".join(layers), "rows": rows}
-
-
-def _backbone_link(entry: dict[str, Any]) -> str:
-    if not is_hub_id(entry["repo_id"]):
-        return "in this repo"
-    at = f" @ {_code(entry['revision'][:7].replace('|', ''))}" if entry["revision"] else ""
-    return f"[{entry['repo_id']}](https://huggingface.co/{entry['repo_id']}){at}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _has_heldout(report: Sequence[dict[str, Any]] | None) -> bool:
-    return any(entry.get("heldout") for entry in report or [])
-
-
-def _readable_size(size: int | None) -> str:
-    if size is None:
-        return "projections"
-    return f"{size / 1e6:,.0f} MB" if size >= 1e6 else f"{size / 1e3:,.0f} kB"
-
-
-def _training_text(bases: dict[str, Any]) -> str:
-    if not bases:
-        return "The bases have not been fitted yet: `rd-hf fit` fits them."
-    parts = []
-    if "num_sequences" in bases:
-        residues = f" ({bases['num_residues']:,} residues)" if bases.get("num_residues") else ""
-        count = bases["num_sequences"]
-        text = f"{count:,} sequences{residues}" if isinstance(count, int) else f"{_plain(count)} sequences{residues}"
-        data = ", ".join(map(_code, bases.get("data", [])))
-        parts.append(text + (f" drawn from {data}" if data else ""))
-    if bases.get("num_heldout_sequences"):
-        residues = f" ({bases['num_heldout_residues']:,} residues)" if bases.get("num_heldout_residues") else ""
-        parts.append(f"{bases['num_heldout_sequences']:,} others{residues} held out to judge the fit")
-    text = "; ".join(parts)
-    if bases.get("regression"):
-        regression = _REGRESSIONS.get(bases["regression"], _plain(bases["regression"]))
-        text = f"{text}. " if text else ""
-        text += f"Each level was fitted on the one below by {regression}"
-        text += f", with seed {_plain(bases['seed'])}." if "seed" in bases else "."
-    if bases.get("imported_from"):
-        text += f" Imported from the weights of the first publication: {_code(bases['imported_from'])}."
-    return text.strip()
-
-
-def _lengths(config: RDEsmConfig) -> list[str]:
-    """What the backbones were trained on, each kind in a sentence."""
-    crops: dict[Any, list[str]] = {}
-    for entry in config.levels:
-        if entry.get("pretraining"):
-            crops.setdefault(entry["pretraining"]["longest_crop"], []).append(entry["name"])
-    whole = len(config.levels) == sum(map(len, crops.values())) and len(crops) == 1
-    said = []
-    for crop, names in crops.items():
-        who = "Backbones" if whole else f"The backbones of {', '.join(names)}"
-        said.append(f"{who} were trained on crops of up to {crop} tokens; longer sequences run, but were never seen.")
-    if any(family_of(e["backbone"]).model_type == "esm" and not e.get("pretraining") for e in config.levels):
-        who = "ESM-2 backbones" if crops or len(_titles(config)) > 1 else "Backbones"
-        said.append(f"{who} were trained on sequences of up to 1,022 residues.")
-    return said
-
-
-def _limits(config: RDEsmConfig, full: bool, license: str) -> list[str]:
-    limits = []
-    for index, entry in enumerate(config.levels):
-        longest = longest_input(entry["backbone"])
-        if longest is not None:
-            who = (
-                f"{entry['name']} and those above take" if index + 1 < len(config.levels) else f"{entry['name']} takes"
-            )
-            limits.append(
-                f"Level {who} {longest - 2:,} residues at once at most: its backbone has positions for no more."
-            )
-            break
-    if full or any(entry.get("license") for entry in config.levels):
-        stated: dict[str, list[str]] = {}
-        for entry in config.levels:
-            stated.setdefault(_plain(entry.get("license") or "not stated"), []).append(entry["name"])
-        each = "; ".join(f"{', '.join(names)}: {licence}" for licence, names in stated.items())
-        what = "The bases are under the licence" if full else "The licence of this repo is that of the bases,"
-        limits.append(f"{what} {_plain(license)}; each backbone is under its own ({each}).")
-    fitted_on = config.bases.get("fitted_on")
-    raw = [_plain(level) for level, what in fitted_on.items() if what == "raw"] if isinstance(fitted_on, dict) else []
-    if not raw:
-        return limits
-    return [
-        *limits,
-        f"The bases of {', '.join(raw)} were fitted on the **raw** embedding of the level below, but are applied to "
-        f"the accumulated one (their input means are not zero beyond the first level's width). Held-out R² of such "
-        f"a basis can be far below zero; fitting afresh with `rd-hf fit` mends it.",
-    ]

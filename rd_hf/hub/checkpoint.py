@@ -26,18 +26,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from jinja2 import TemplateError
 
 from rd_hf.bases.chain import FitReport
 from rd_hf.families import named_config
 from rd_hf.files import explain_errors, replacing, write_json, write_text
-from rd_hf.hub.card import GENERATED, PLACEHOLDER_OWNER, is_generated, read_card, renamed, render_card, stated_license
+from rd_hf.hub.card import GENERATED, PLACEHOLDER_OWNER, is_generated, read_card, renamed, render_card
+from rd_hf.hub.sources import find_file, read_json, resolve_commit, stated_license
 from rd_hf.hub.tokenizer import save_tokenizer
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.families_rd_esm import check_alphabet
-from rd_hf.model.files_rd_esm import fetch_again, is_own
+from rd_hf.model.files_rd_esm import is_own
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from rd_hf.trust import refuse_foreign_code
 
@@ -191,66 +190,20 @@ def write_card(folder: Path, *, repo_id: str | None = None, license: str = "mit"
     return text
 
 
-def resolve_commit(repo_id: str, revision: str | None = None, **hub: Any) -> str | None:
-    """The commit that a revision of a Hub repo stands for; ``None`` for a local folder.
-
-    Args:
-        repo_id, revision: as in ``from_pretrained``; the default branch without a revision.
-        hub: ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
-
-    Raises:
-        huggingface_hub.errors.HfHubHTTPError, OSError: the repo or the revision cannot be had.
-    """
-    if Path(repo_id).is_dir():
-        return None
-    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
-        return revision
-    # The cache keeps files at snapshots/<commit>/<name>; this works offline too.
-    path = Path(hf_hub_download(repo_id, "config.json", revision=revision, **hub))
-    return path.parts[path.parts.index("snapshots") + 1]
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file of a model holds.
-
-    Raises:
-        ValueError: it is damaged; the message says what to delete where it lies in the Hub's cache.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({error}): {fetch_again(str(path))}") from error
-
-
 def read_config(source: str, revision: str | None = None, **hub: Any) -> RDEsmConfig:
-    """The config of a folder or a Hub model, once it is known that its settings name no code of others.
+    """Return the config of a folder or a Hub model, after a check that its settings name no code of others.
 
     Args:
-        source, revision: as in ``from_pretrained``.
-        hub: ``token``, ``cache_dir``, ``local_files_only``.
+        source, revision, hub: as in :func:`rd_hf.hub.sources.find_file`.
 
     Raises:
         ValueError, OSError: they do; it is no reverse-distilled model; it cannot be had.
     """
-    path = Path(source) / "config.json"
-    if not Path(source).is_dir():
-        path = Path(hf_hub_download(source, "config.json", revision=revision, **hub))
-    if path.is_file():
+    path = find_file(source, "config.json", revision, **hub)
+    if path is not None:
         read_json(path)
-    refuse_foreign_code(path.parent)
+    refuse_foreign_code(source if path is None else path.parent)
     return RDEsmConfig.from_pretrained(source, revision=revision, **hub)
-
-
-def _holds_bases(source: str, revision: str | None, hub: dict[str, Any]) -> bool:
-    if Path(source).is_dir():
-        return (Path(source) / WEIGHTS_FILE).is_file()
-    try:
-        hf_hub_download(source, WEIGHTS_FILE, revision=revision, **hub)
-    except LocalEntryNotFoundError:
-        raise
-    except EntryNotFoundError:
-        return False
-    return True
 
 
 def load_family(
@@ -286,42 +239,41 @@ def load_family(
     """
     hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     settings: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "sequential": sequential, **hub}
-    if attn_implementation is not None:
-        settings["attn_implementation"] = attn_implementation
+    attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     # A folder of a family's name that is no model yet is where it is being fitted.
     if not isinstance(source, RDEsmConfig) and not (Path(source) / "config.json").is_file():
         source = named_config(str(source)) or source
     if isinstance(source, RDEsmConfig):
         config, place = copy.deepcopy(source), None
     else:
-        place = str(source)
-        config = read_config(place, revision, **hub)
+        config, place = read_config(str(source), revision, **hub), str(source)
     config.level_index(level)
     config.level = level
     for name, commit in (revisions or {}).items():
         if config.backbones_in_checkpoint:
             raise ValueError(f"{place} holds its backbones itself, so that level {name} has no revision of its own")
-        index = config.level_index(name)
         # Levels that are layers of one backbone go together.
-        for place_of_level in next(levels for levels in config.backbone_groups if index in levels):
-            config.levels[place_of_level]["revision"] = commit
-    if place is not None and config.backbones_in_checkpoint:
-        return RDEsmModel.from_pretrained(place, config=config, revision=revision, **settings)
-    for entry in config.up_to(level).levels:
-        # up_to copies the list, so the entry of the config itself is the one to change.
-        own = config.levels[config.level_index(entry["name"])]
-        if own["repo_id"] is None:
-            raise ValueError(f"level {own['name']} of {place} names no repo_id to fetch its backbone from")
-        own["revision"] = resolve_commit(own["repo_id"], own["revision"], **hub)
-        if "level_of_repo" not in own:
-            what = f"{own['repo_id']}, the backbone of level {own['name']},"
-            check_alphabet(what, own["repo_id"], own["revision"], own["backbone"], **hub)
-            if stated := own.get("license") or stated_license(own["repo_id"], own["revision"], **hub):
-                own["license"] = stated
-    if place is not None and _holds_bases(place, revision, hub):
-        return RDEsmModel.from_pretrained(place, config=config, revision=revision, **settings)
-    attention = {"attn_implementation": settings.pop("attn_implementation")} if attn_implementation else {}
-    model = RDEsmModel._from_config(config, build_backbones=False, **attention)
-    model.eval()
-    model.load_backbones(**settings)
-    return model
+        index = config.level_index(name)
+        for member in next(levels for levels in config.backbone_groups if index in levels):
+            config.levels[member]["revision"] = commit
+    if place is None or not config.backbones_in_checkpoint:
+        for entry in config.levels[: config.level_index(level) + 1]:
+            _pin(entry, place, hub)
+        if place is None or find_file(place, WEIGHTS_FILE, revision, **hub) is None:
+            model = RDEsmModel._from_config(config, build_backbones=False, **attention)
+            model.eval()
+            model.load_backbones(**settings)
+            return model
+    return RDEsmModel.from_pretrained(place, config=config, revision=revision, **attention, **settings)
+
+
+def _pin(entry: dict[str, Any], place: str | None, hub: dict[str, Any]) -> None:
+    """Note the commit and the licence of a level's backbone, after a look at its tokens."""
+    if entry["repo_id"] is None:
+        raise ValueError(f"level {entry['name']} of {place} names no repo_id to fetch its backbone from")
+    entry["revision"] = resolve_commit(entry["repo_id"], entry["revision"], **hub)
+    if "level_of_repo" not in entry:
+        repo, commit = entry["repo_id"], entry["revision"]
+        check_alphabet(f"{repo}, the backbone of level {entry['name']},", repo, commit, entry["backbone"], **hub)
+        if stated := entry.get("license") or stated_license(repo, commit, **hub):
+            entry["license"] = stated

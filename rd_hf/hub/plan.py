@@ -1,7 +1,7 @@
 """What a fit will need, worked out before anything is fetched: bytes, memory, FLOP, hours.
 
 Everything follows from the config and the lengths of the sequences but for two numbers that are measured here: what
-the process takes before it holds a model, and how many FLOP a second a transformer layer reaches on this machine.
+the process takes before it holds a model, and how many FLOP per second a transformer layer reaches on this machine.
 """
 
 from __future__ import annotations
@@ -14,10 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rd_hf.families import MEMBERS
+import torch
+from transformers import EsmConfig, EsmModel, PreTrainedModel
+
+from rd_hf.data.fasta import InputError
+from rd_hf.families import FAMILIES, Member, esm2_backbone
+from rd_hf.hub.describe import backbone_cost
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
-from rd_hf.model.families_rd_esm import counts_from, family_of
+from rd_hf.model.families_rd_esm import family_of
 from rd_hf.model.files_rd_esm import find_weights
+from rd_hf.model.layers_rd_esm import encoder_class
+from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 FLOAT32 = 4
 FLOAT64 = 8
@@ -38,10 +45,9 @@ class Plan:
         weights: all weight files together.
         disk: what will lie on disk in the end, cache included, beyond what is there.
         work: the part of it that lies in the folder of the work: bases, and the fit's state.
-        resident, sequential: peak memory with all backbones held, and with one at a time (--window-tokens).
+        resident, sequential: peak memory with all backbones held, and with one at a time (--group-tokens).
         sequences, tokens: what runs through every backbone, padding included.
-        flop: of the whole fit.
-        flops: measured, a second.
+        flop, flops: of the whole fit; per second, as measured.
         memory_free, disk_free: of this machine; the disk is that of the cache.
         work_free: of the disk of the folder of the work, where that is another one; None where it is the same.
     """
@@ -60,16 +66,11 @@ class Plan:
     work: int = 0
     work_free: int | None = None
 
-    @property
-    def hours(self) -> float:
-        """At the measured rate."""
-        return self.flop / self.flops / 3600
-
-    def trouble(self, window: bool, memory: int | None = None) -> str | None:
-        """Why a fit does not fit into memory or onto the disk, and what makes it; None where it does.
+    def trouble(self, sequential: bool, memory: int | None = None) -> str | None:
+        """Return why a fit does not fit into memory or onto the disk, and what makes it; None where it does.
 
         Args:
-            window: hold one backbone at a time.
+            sequential: hold one backbone at a time.
             memory: bytes to plan for, in place of what is free here.
         """
         free = self.memory_free if memory is None else memory
@@ -84,17 +85,22 @@ class Plan:
                 f"this needs {readable(self.work)} of disk for its work and {readable(self.work_free)} are free: "
                 f"choose an --output on a larger disk"
             )
-        if (self.sequential if window else self.resident) <= free:
+        if (self.sequential if sequential else self.resident) <= free:
             return None
-        if not window and self.sequential <= free:
+        if not sequential and self.sequential <= free:
             return (
                 f"all backbones together need {readable(self.resident)} of memory and {readable(free)} are free: add "
-                f"--window-tokens 32768, which holds one backbone at a time ({readable(self.sequential)})"
+                f"--group-tokens 32768, which holds one backbone at a time ({readable(self.sequential)})"
             )
         return (
             f"even one backbone at a time needs {readable(self.sequential)} of memory and {readable(free)} are free: "
-            f"choose a smaller --level, fewer --batch-tokens and --window-tokens, or a larger machine"
+            f"choose a smaller --level, fewer --batch-tokens and --group-tokens, or a larger machine"
         )
+
+    def check(self, sequential: bool, memory: int | None = None) -> None:
+        """Raise InputError unless it fits, see :meth:`trouble`."""
+        if (why := self.trouble(sequential, memory)) is not None:
+            raise InputError(why)
 
     def __str__(self) -> str:
         return "\n".join(
@@ -102,7 +108,7 @@ class Plan:
                 f"download   {readable(self.download)} of {readable(self.weights)} of weights",
                 f"disk       {readable(self.disk)} more ({readable(self.disk_free)} free)",
                 f"memory     {readable(self.resident)} at the peak with all backbones held",
-                f"           {readable(self.sequential)} with one at a time (--window-tokens); "
+                f"           {readable(self.sequential)} with one at a time (--group-tokens); "
                 f"{readable(self.memory_free)} are free",
                 f"work       {self.sequences:,} sequences, {self.tokens:,} tokens with padding: {self.flop:.3g} FLOP",
                 f"time       {duration(self.flop / self.flops)} at the {self.flops / 1e9:,.0f} GFLOP/s measured here",
@@ -126,30 +132,29 @@ def readable(size: float) -> str:
     return f"{size:.3g} GB"
 
 
-def encoder_parameters(backbone: dict[str, Any]) -> int:
-    """Parameters that a forward pass reads."""
-    k, wide, layers = backbone["hidden_size"], backbone["intermediate_size"], backbone["num_hidden_layers"]
-    tables = backbone["vocab_size"] * k
-    if family_of(backbone).model_type == "esmc":
-        # Maps without biases, a gated feed-forward half, norms of queries and keys.
-        return layers * (4 * k * k + 3 * k * wide + 6 * k) + tables + k
-    layer = 4 * (k * k + k) + k * wide + wide + wide * k + k + 4 * k
-    if counts_from(backbone):
-        tables += backbone["max_position_embeddings"] * k
-    return layers * layer + tables + 2 * k
+def encoder_on_meta(backbone: dict[str, Any], level: str) -> PreTrainedModel:
+    """Build the encoder of a level's ``backbone`` with all of its layers, without memory for its weights.
+
+    Raises:
+        ValueError: this release of transformers does not have its family.
+    """
+    family = family_of(backbone)
+    config = family.config(backbone, level)
+    with torch.device("meta"):
+        return encoder_class(config)(config, **family.arguments)
 
 
 def stored_bytes(entry: dict[str, Any]) -> int:
     """Size of a level's weight files: as published, and else of an encoder with its head in float32."""
     backbone = entry["backbone"]
-    k = backbone["hidden_size"]
-    for member in MEMBERS:
+    family, k = FAMILIES[family_of(backbone).model_type], backbone["hidden_size"]
+    for member in family.members:
         if (member.repo_id, member.width, member.layers) == (entry["repo_id"], k, backbone["num_hidden_layers"]):
             return member.download
+    weights = {name: weight.numel() for name, weight in encoder_on_meta(backbone, entry["name"]).named_parameters()}
     head = k * k + 3 * k + backbone["vocab_size"] * (k + 1)
-    rotary_esm = family_of(backbone).model_type == "esm" and not counts_from(backbone)
-    unused = backbone["max_position_embeddings"] * k if rotary_esm else 0
-    return FLOAT32 * (encoder_parameters(backbone) + head + unused)
+    unread = family.stores_positions and not any("position_embeddings" in name for name in weights)
+    return FLOAT32 * (sum(weights.values()) + head + (backbone["max_position_embeddings"] * k if unread else 0))
 
 
 def is_here(entry: dict[str, Any]) -> bool:
@@ -161,59 +166,39 @@ def is_here(entry: dict[str, Any]) -> bool:
     return True
 
 
-def forward_flop(backbone: dict[str, Any], tokens: int, length: float) -> float:
-    """Two FLOP a parameter and token, and the two products of attention."""
-    k, layers = backbone["hidden_size"], backbone["num_hidden_layers"]
-    return 2.0 * encoder_parameters(backbone) * tokens + 4.0 * layers * k * length * tokens
-
-
-def _backbones(config: RDEsmConfig) -> list[dict[str, Any]]:
-    """Those that run, each with the layers that its levels need."""
-    return [
-        {**config.backbone_entry(index)["backbone"], "num_hidden_layers": config.backbone_depth(index)}
-        for index in range(len(config.backbone_groups))
-    ]
-
-
-def peak_memory(config: RDEsmConfig, batch_tokens: int, window_tokens: int | None, base: int) -> int:
-    """Peak of a float32 fit on a CPU: of the pass, or of the solution after it.
+def peak_memory(
+    config: RDEsmConfig, weights: Sequence[int], batch_tokens: int, group_tokens: int | None, base: int
+) -> int:
+    """Peak of a float32 fit on a CPU: while the backbones run, or of the solution after that.
 
     Args:
+        weights: bytes of each backbone.
         batch_tokens: of the largest batch.
-        window_tokens: of the largest window where one backbone is held at a time; None where all are.
+        group_tokens: of the largest group of batches if one backbone is held at a time; None if all are.
         base: what the process takes without a model.
     """
-    backbones = _backbones(config)
-    weights = [FLOAT32 * encoder_parameters(backbone) for backbone in backbones]
     widths = config.backbone_widths
     total = sum(widths)
     moments = 2 * FLOAT64 * total**2
     activations = FLOAT32 * LIVE_WIDTHS * batch_tokens * max(widths)
-    # The fit's record of which weights it was begun with sums each matrix in float64.
-    digest = FLOAT64 * max(b["hidden_size"] * b["intermediate_size"] for b in backbones)
-    states = FLOAT32 * total * (batch_tokens if window_tokens is None else window_tokens)
+    # The fit's record of which weights it was started with sums each matrix in float64.
+    digest = FLOAT64 * max(e["backbone"]["hidden_size"] * e["backbone"]["intermediate_size"] for e in config.levels)
+    states = FLOAT32 * total * (batch_tokens if group_tokens is None else group_tokens)
     solve = SOLVE_MATRICES * FLOAT64 * total**2
-    if window_tokens is None:
+    if group_tokens is None:
         return base + sum(weights) + moments + max(activations + states, digest, solve)
     return base + max(max(weights) + max(activations + states + moments, digest), moments + states, moments + solve)
 
 
 def bases_bytes(config: RDEsmConfig) -> int:
     """Size of the bases."""
-    dims = list(config.nested_dims.values())
-    steps = zip(dims, config.backbone_widths[1:], config.residual_directions, strict=False)
-    return sum(FLOAT32 * (p * k + k * d + p + k) for p, k, d in steps)
+    with torch.device("meta"):
+        return sum(buffer.nbytes for buffer in RDEsmModel(config, build_backbones=False).projections.buffers())
 
 
 def measured_flops(width: int = 640, tokens: int = 1024, seconds: float = 3.0) -> float:
-    """FLOP a second of a transformer layer as the library runs it, on this machine and as many threads as torch has."""
-    import torch
-    from transformers import EsmConfig, EsmModel
-
-    from rd_hf.families import Member, esm2_backbone
-
-    settings = esm2_backbone(Member("", "", width, 1, 20))
-    model = EsmModel(EsmConfig(**settings), add_pooling_layer=False).eval()
+    """FLOP per second of a transformer layer as the library runs it, on this machine with torch's threads."""
+    model = EsmModel(EsmConfig(**esm2_backbone(Member("", "", width, 1, 20))), add_pooling_layer=False).eval()
     length = 256
     ids = torch.full((tokens // length, length), 5)
     mask = torch.ones_like(ids)
@@ -224,11 +209,12 @@ def measured_flops(width: int = 640, tokens: int = 1024, seconds: float = 3.0) -
         while time.perf_counter() - started < seconds:
             model(ids, attention_mask=mask)
             rounds += 1
-    return rounds * forward_flop(settings, tokens, length) / (time.perf_counter() - started)
+    # The two products of attention come on top of the linear maps.
+    return rounds * tokens * (backbone_cost(model, 1)[1] + 4 * width * length) / (time.perf_counter() - started)
 
 
 def memory_in_use() -> int:
-    """Resident memory of this process, in bytes; a guess where the kernel does not say."""
+    """Resident memory of this process, in bytes; a guess if the kernel does not tell."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     except OSError:
@@ -237,7 +223,7 @@ def memory_in_use() -> int:
 
 
 def memory_of_imports() -> int:
-    """What a process takes that has imported all that a fit uses, and used it once; in bytes."""
+    """Memory of a process that has imported all that a fit uses, and used it once; in bytes."""
     import contextlib
 
     import accelerate  # noqa: F401
@@ -250,10 +236,10 @@ def memory_of_imports() -> int:
 
 
 def free_memory(root: Path = Path("/")) -> int:
-    """Memory that a new process could take, in bytes: of the machine, or of the container where that may take less.
+    """Memory that a new process could take, in bytes: of the machine, or of the container if that may take less.
 
     Args:
-        root: of the file system that the kernel says it in.
+        root: of the file system in which the kernel tells it.
     """
     try:
         lines = (root / "proc/meminfo").read_text(encoding="utf-8").splitlines()
@@ -264,7 +250,7 @@ def free_memory(root: Path = Path("/")) -> int:
 
 
 def _left_in_groups(root: Path) -> Iterator[int]:
-    """What the control groups that this process is in (a container's, a batch job's) leave of their limits."""
+    """What the control groups of this process (a container's, a batch job's) leave of their limits."""
     base = root / "sys/fs/cgroup"
     try:
         own = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
@@ -272,13 +258,12 @@ def _left_in_groups(root: Path) -> Iterator[int]:
         return
     for line in own:
         _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory") and "memory" not in controllers.split(","):
+        if not controllers:
+            top, limit, used = base, "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            top, limit, used = base / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
             continue
-        top, limit, used = (
-            (base / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes")
-            if controllers
-            else (base, "memory.max", "memory.current")
-        )
         # Within a container the path may be that of the machine outside: its own group then lies at the top.
         for group in {top, *(top / parent for parent in Path(path.lstrip("/")).parents), top / path.lstrip("/")}:
             try:
@@ -295,17 +280,17 @@ def make_plan(
     config: RDEsmConfig,
     batches: Sequence[tuple[int, int]],
     batch_tokens: int,
-    window_tokens: int,
+    group_tokens: int,
     base: int,
     flops: float | None = None,
     work: Path = Path(),
 ) -> Plan:
-    """Needs of fitting ``config`` on batches of (sequences, longest length with cls and eos).
+    """Return the needs of fitting ``config`` on batches of (sequences, longest length with cls and eos).
 
     Args:
-        batch_tokens, window_tokens: budgets of a batch, and of a window of one backbone at a time.
+        batch_tokens, group_tokens: budgets of a batch, and of a group of batches with one backbone at a time.
         base: memory of the process without a model.
-        flops: FLOP a second; measured here by default.
+        flops: FLOP per second; measured here by default.
         work: folder of the work, which need not be there yet.
     """
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -314,12 +299,18 @@ def make_plan(
     largest = max((rows * length for rows, length in batches), default=0)
     length = sum(rows * length**2 for rows, length in batches) / max(tokens, 1)
     total = sum(config.backbone_widths)
-    entries = [config.backbone_entry(index) for index in range(len(config.backbone_groups))]
-    sizes = {entry["name"]: stored_bytes(entry) for entry in entries}
-    download = sum(sizes[entry["name"]] for entry in entries if not is_here(entry))
-    flop = sum(forward_flop(backbone, tokens, length) for backbone in _backbones(config))
+    weights, download, held = 0, 0, []
     # One triangle of the moments, and the eigendecompositions of the chain.
-    flop += float(total) ** 2 * tokens + 25.0 * sum(float(k) ** 3 for k in config.backbone_widths)
+    flop = float(total) ** 2 * tokens + 25.0 * sum(float(k) ** 3 for k in config.backbone_widths)
+    for index in range(len(config.backbone_groups)):
+        entry, depth = config.backbone_entry(index), config.backbone_depth(index)
+        parameters, linear = backbone_cost(encoder_on_meta(entry["backbone"], entry["name"]), depth)
+        held.append(FLOAT32 * parameters)
+        # The two products of attention come on top of the linear maps.
+        flop += tokens * (linear + 4.0 * depth * entry["backbone"]["hidden_size"] * length)
+        size = stored_bytes(entry)
+        weights += size
+        download += 0 if is_here(entry) else size
     cache, work = (
         next(path for path in (folder, *folder.parents) if path.is_dir())
         for folder in (Path(HF_HUB_CACHE).absolute(), work.absolute())
@@ -327,10 +318,10 @@ def make_plan(
     written = bases_bytes(config) + 2 * FLOAT64 * total**2
     return Plan(
         download=download,
-        weights=sum(sizes.values()),
+        weights=weights,
         disk=download + written,
-        resident=peak_memory(config, min(largest, batch_tokens) or largest, None, base),
-        sequential=peak_memory(config, largest, max(largest, min(window_tokens, tokens)), base),
+        resident=peak_memory(config, held, min(largest, batch_tokens) or largest, None, base),
+        sequential=peak_memory(config, held, largest, max(largest, min(group_tokens, tokens)), base),
         sequences=sum(rows for rows, _ in batches),
         tokens=tokens,
         flop=flop,

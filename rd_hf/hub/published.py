@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -23,9 +24,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from rd_hf.bases.chain import FitReport
-from rd_hf.families import ESM2, Member, esm2_config
-from rd_hf.model.configuration_rd_esm import RDEsmConfig
+from rd_hf.bases.chain import Basis, FitReport
+from rd_hf.families import ESM2, FAMILIES, Member, esm2_config
+from rd_hf.files import Workspace
+from rd_hf.hub.checkpoint import is_checkpoint, save_checkpoint
+from rd_hf.hub.options import ImportSettings
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 _FILE = re.compile(
@@ -49,27 +52,13 @@ class Recipe:
         """Name of the file of one step."""
         return f"rd-scaler-{small}-{large}-{self.regressor}-{self.pca}-{self.sequences}.npz"
 
+    def files(self, level: str) -> list[tuple[Member, Member, str]]:
+        """The two members and the file of each step up to a level; ValueError if ESM-2 has no such level."""
+        steps = pairwise(FAMILIES["esm"].up_to(level))
+        return [(small, large, self.file(small.name, large.name)) for small, large in steps]
+
     def __str__(self) -> str:
         return f"{self.regressor}-{self.pca}-{self.sequences}"
-
-
-@dataclass(frozen=True)
-class PublishedStep:
-    """One file, folded, float64.
-
-    Attributes:
-        prefix_mean, backbone_mean, regression, directions: as in :class:`rd_hf.bases.chain.Basis`.
-        fitted_on: "accumulated", "raw", "first level" (where both are one) or "unknown" (linear and ridge files
-            hold no input means).
-        report: what the file says of its fit.
-    """
-
-    prefix_mean: np.ndarray
-    backbone_mean: np.ndarray
-    regression: np.ndarray
-    directions: np.ndarray
-    fitted_on: str
-    report: FitReport
 
 
 class PublishedFileError(ValueError):
@@ -80,79 +69,65 @@ def find_recipes(folder: Path, level: str) -> list[Recipe]:
     """Recipes for which ``folder`` has every step up to ``level``."""
     matches = [match for path in folder.glob("rd-scaler-*.npz") if (match := _FILE.fullmatch(path.name))]
     recipes = {Recipe(match["regressor"], match["pca"], match["sequences"]) for match in matches}
-    steps = _steps(level)
-    complete = [
-        recipe
-        for recipe in recipes
-        if all((folder / recipe.file(small.name, large.name)).is_file() for small, large in steps)
-    ]
+    complete = [one for one in recipes if all((folder / name).is_file() for _, _, name in one.files(level))]
     return sorted(complete, key=str)
 
 
-def _steps(level: str) -> list[tuple[Member, Member]]:
-    names = [member.name for member in ESM2]
-    if level not in names[1:]:
-        raise ValueError(f"no reverse-distilled ESM-2 {level}: choose {', '.join(names[1:])}")
-    members = ESM2[: names.index(level) + 1]
-    return list(pairwise(members))
-
-
-def read_step(path: Path, small: Member, large: Member, first_width: int) -> PublishedStep:
+def read_step(path: Path, small: Member, large: Member, first_width: int) -> tuple[Basis, str, FitReport]:
     """Read and fold one file; nothing in it is unpickled.
+
+    Returns:
+        The basis; what it was fitted on: "accumulated", "raw", "first level" (where both are one) or "unknown"
+        (linear and ridge files hold no input means); what the file reports of its fit.
 
     Raises:
         PublishedFileError: not an ``.npz``, pickled content, a key absent, a size that does not fit, or numbers
             that are not finite.
     """
-    regressor = _FILE.fullmatch(path.name)
-    if regressor is None:
+    match = _FILE.fullmatch(path.name)
+    if match is None:
         raise PublishedFileError(f"{path.name} is not named like rd-scaler-8M-35M-pcr-fbpca-1k.npz")
     p, k = small.width, large.width
     with _open(path) as archive:
-        components = _array(path, archive, "pca__components_", (k - p, k))
-        pca_mean = _array(path, archive, "pca__mean_", (k,))
-        intercept = _array(path, archive, "regressor__intercept_", (k,))
-        residual_spectrum = _optional(path, archive, "pca__explained_variance_", (k - p,))
-        report: dict[str, Any] = {}
-        if regressor["regressor"] == "pcr":
-            selected = int(_array(path, archive, "regressor__n_significant_pcs_", ()))
-            if not 1 <= selected <= p:
-                raise PublishedFileError(f"{path}: {selected} selected components of {p} cannot be")
-            input_mean = _array(path, archive, "regressor__input_mean_", (p,))
-            output_mean = _array(path, archive, "regressor__output_mean_", (k,))
-            axes = _array(path, archive, "regressor__input_components_", (p, p))
-            coefficients = _array(path, archive, "regressor__coef_", (k, selected))
-            regression = axes[:, :selected] @ coefficients.T
-            constant = output_mean + intercept
-            spectrum = _optional(path, archive, "regressor__input_eigenvalues_", (p,))
-            report = {
-                "selected_components": selected,
-                "components": p,
-                "sigma_squared": _scalar(path, archive, "regressor__sigma_sq_"),
-                "edge": _scalar(path, archive, "regressor__johnstone_threshold_"),
-                "eigenvalues": [] if spectrum is None else spectrum.tolist(),
-            }
-            fitted_on = _fitted_on(input_mean, first_width)
+
+        def array(key: str, *shape: int) -> np.ndarray:
+            return _array(path, archive, key, shape)
+
+        def optional(key: str, *shape: int) -> Any:
+            return _array(path, archive, key, shape).tolist() if key in archive else None
+
+        directions = array("pca__components_", k - p, k).T
+        constant = array("regressor__intercept_", k)
+        report: dict[str, Any] = {"residual_eigenvalues": optional("pca__explained_variance_", k - p) or []}
+        if match["regressor"] == "pcr":
+            prefix_mean, regression, own = _component_regression(path, array, optional, p, k)
+            constant = array("regressor__output_mean_", k) + constant
+            report |= own
+            fitted_on = _fitted_on(prefix_mean, first_width)
         else:
-            regression = _array(path, archive, "regressor__coef_", (k, p)).T
-            input_mean, constant = np.zeros(p), intercept
+            prefix_mean, regression = np.zeros(p), array("regressor__coef_", k, p).T
             fitted_on = "first level" if p == first_width else "unknown"
-    return PublishedStep(
-        prefix_mean=input_mean,
-        backbone_mean=constant + pca_mean,
-        regression=regression,
-        directions=components.T,
-        fitted_on=fitted_on,
-        report=FitReport(
-            level=large.name,
-            backbone_width=k,
-            nested_width=k,
-            directions=k - p,
-            regression=regressor["regressor"],
-            residual_eigenvalues=[] if residual_spectrum is None else residual_spectrum.tolist(),
-            **report,
-        ),
-    )
+        folded = (prefix_mean, constant + array("pca__mean_", k), regression, directions)
+    basis = Basis(*(torch.from_numpy(np.ascontiguousarray(one)) for one in folded))
+    return basis, fitted_on, FitReport(large.name, k, k, k - p, match["regressor"], **report)
+
+
+def _component_regression(
+    path: Path, array: Callable[..., np.ndarray], optional: Callable[..., Any], p: int, k: int
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Input means, folded regression and report of a step that regresses on principal components."""
+    selected = int(array("regressor__n_significant_pcs_"))
+    if not 1 <= selected <= p:
+        raise PublishedFileError(f"{path}: {selected} selected components of {p} cannot be")
+    axes = array("regressor__input_components_", p, p)
+    report = {
+        "selected_components": selected,
+        "components": p,
+        "sigma_squared": optional("regressor__sigma_sq_"),
+        "edge": optional("regressor__johnstone_threshold_"),
+        "eigenvalues": optional("regressor__input_eigenvalues_", p) or [],
+    }
+    return array("regressor__input_mean_", p), axes[:, :selected] @ array("regressor__coef_", k, selected).T, report
 
 
 def _fitted_on(input_mean: np.ndarray, first_width: int) -> str:
@@ -176,7 +151,7 @@ def _open(path: Path) -> np.lib.npyio.NpzFile:
 
 
 def _shape(path: Path, key: str) -> tuple[int, ...]:
-    """What an array's header says of it."""
+    """The shape that an array's header states."""
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
         shape, _, dtype = readers[np.lib.format.read_magic(member)](member)
@@ -192,7 +167,7 @@ def _array(path: Path, archive: np.lib.npyio.NpzFile, key: str, shape: tuple[int
     # scikit-learn writes the intercept of a fit without one as the number 0.
     single = key.endswith("intercept_")
     try:
-        # Asked before it is read: a file of a few bytes may say that it needs more memory than there is.
+        # Compared before it is read: a file of a few bytes may state a shape larger than memory.
         found = _shape(path, key)
         array = archive[key] if found == shape or (single and not found) else None
     except (ValueError, OSError, EOFError, KeyError, SyntaxError, zipfile.BadZipFile) as error:
@@ -206,19 +181,10 @@ def _array(path: Path, archive: np.lib.npyio.NpzFile, key: str, shape: tuple[int
     return array.astype(np.float64)
 
 
-def _optional(path: Path, archive: np.lib.npyio.NpzFile, key: str, shape: tuple[int, ...]) -> np.ndarray | None:
-    return _array(path, archive, key, shape) if key in archive else None
-
-
-def _scalar(path: Path, archive: np.lib.npyio.NpzFile, key: str) -> float | None:
-    value = _optional(path, archive, key, ())
-    return None if value is None else float(value)
-
-
 def import_published(folder: str | Path, level: str, recipe: Recipe) -> tuple[RDEsmModel, list[FitReport]]:
-    """A bases-only model from the published files, without backbones, and what they say of their fit.
+    """Return a bases-only model from the published files, without backbones, and what they report of their fit.
 
-    ``model.config.bases["fitted_on"]`` says of each level whether its step was fitted on the accumulated
+    ``model.config.bases["fitted_on"]`` states for each level whether its step was fitted on the accumulated
     embedding (to which it is applied) or on the raw one.
 
     Args:
@@ -230,22 +196,46 @@ def import_published(folder: str | Path, level: str, recipe: Recipe) -> tuple[RD
         PublishedFileError: a file is absent, damaged or does not fit.
         ValueError: ESM-2 has no such level.
     """
-    folder = Path(folder)
-    config: RDEsmConfig = esm2_config(level)
-    steps = [
-        read_step(folder / recipe.file(small.name, large.name), small, large, ESM2[0].width)
-        for small, large in _steps(level)
-    ]
+    config, first = esm2_config(level), ESM2[0]
+    steps = [read_step(Path(folder) / name, small, large, first.width) for small, large, name in recipe.files(level)]
     config.bases = {
         "regression": recipe.regressor,
         "num_sequences": recipe.sequences,
-        "fitted_on": {step.report.level: step.fitted_on for step in steps},
+        "fitted_on": {report.level: fitted_on for _, fitted_on, report in steps},
         "imported_from": f"reverse_distillation 0.1.0, {recipe}",
     }
     model = RDEsmModel(config, build_backbones=False)
     model.eval()
-    for projection, step in zip(model.projections, steps, strict=True):
-        for name in ("prefix_mean", "backbone_mean", "regression", "directions"):
-            projection.get_buffer(name).copy_(torch.from_numpy(np.ascontiguousarray(getattr(step, name))))
-    first = FitReport(ESM2[0].name, ESM2[0].width, ESM2[0].width)
-    return model, [first, *(step.report for step in steps)]
+    for projection, (basis, _, _) in zip(model.projections, steps, strict=True):
+        for name, value in vars(basis).items():
+            projection.get_buffer(name).copy_(value)
+    return model, [FitReport(first.name, first.width, first.width), *(report for _, _, report in steps)]
+
+
+def import_checkpoint(settings: ImportSettings, say: Callable[[str], None] = print) -> None:
+    """Make a checkpoint folder of the published files, and say what each step was fitted on.
+
+    Raises:
+        ValueError: the folder holds something else; no set of files is complete, or more than one.
+    """
+    weights, output = Path(settings.weights), Path(settings.output)
+    if not is_checkpoint(output):
+        Workspace(output / ".rd_hf", "a checkpoint").refuse_others()
+    if not weights.is_dir():
+        raise ValueError(f"{weights}: no such folder")
+    recipes = [
+        recipe
+        for recipe in find_recipes(weights, settings.level)
+        if all(getattr(settings, name) in (None, value) for name, value in vars(recipe).items())
+    ]
+    if len(recipes) != 1:
+        found = ", ".join(map(str, recipes)) or "none"
+        raise ValueError(
+            f"{weights} has {len(recipes)} complete sets of files for {settings.level} ({found}): choose one "
+            f"with --regressor, --pca and --sequences, or fetch the steps that are absent"
+        )
+    model, reports = import_published(weights, settings.level, recipes[0])
+    save_checkpoint(model, output, backbones=False, report=reports, license=settings.license)
+    for level, what in model.config.bases["fitted_on"].items():
+        say(f"{level:>6}: fitted on {what}")
+    say(f"saved to {output}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
 
 from rd_hf.data.batching import collate
-from rd_hf.hub.card import is_hub_id
 from rd_hf.hub.checkpoint import CARD_FILE, FIGURE_FILE, REPORT_FILE, make_card, save_checkpoint
+from rd_hf.hub.options import PushOptions
+from rd_hf.hub.sources import can_be_fetched, check_hub_id
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from rd_hf.model.saving_rd_esm import decide_form
@@ -26,7 +27,7 @@ COMPARED = (
     *("config.json", "*_rd_esm.py", "modules.json", "sentence_bert_config.json"),
     *("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
-# What a repo of this project is made of; anything else in the folder stays at home.
+# What a repo of this project is made of; anything else in the folder is left out.
 PUSHED = (*COMPARED, *WEIGHTS, REPORT_FILE, FIGURE_FILE, "LICENSE*", "*.md")
 # Two proteins of different length, so that padding is checked too.
 CHECK_SEQUENCES = ("MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQFEVV", "GSHMASMTGGQQMGRXBZUO")
@@ -37,9 +38,8 @@ class PushPlan:
     """What a push would do.
 
     Attributes:
-        repo_id: where to.
         files: name and size of each file, sorted.
-        left_out: names in the folder that stay at home.
+        left_out: names in the folder that are not pushed.
         card: text of the card.
         card_kept: why it is the folder's own README.md and not made afresh; None where it is.
     """
@@ -67,7 +67,6 @@ class PushResult:
     Attributes:
         url: of the commit or pull request.
         revision: what to load: the commit, or `refs/pr/N`.
-        plan: the files.
         checked: levels whose reloaded output was equal to the local model's, bit for bit.
     """
 
@@ -82,7 +81,7 @@ class PushedModelDiffersError(ValueError):
 
 
 def plan_push(folder: str | Path, repo_id: str, *, license: str = "mit") -> PushPlan:
-    """Check a folder, make its card for this repo, and list what would be pushed; the folder stays as it is.
+    """Check a folder, make its card for this repo, and list what would be pushed; the folder is not changed.
 
     Raises:
         ValueError: not an ``owner/name``, no checkpoint, code that no version of this package wrote or that the
@@ -90,15 +89,14 @@ def plan_push(folder: str | Path, repo_id: str, *, license: str = "mit") -> Push
             nobody else can fetch.
     """
     folder = Path(folder)
-    if not is_hub_id(repo_id):
-        raise ValueError(f"{repo_id!r} is no Hub id: write it as owner/name")
+    check_hub_id(repo_id)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no checkpoint (no config.json); rd-hf fit makes one")
     _check_code(folder)
     config = RDEsmConfig.from_pretrained(folder)
     if not config.backbones_in_checkpoint:
         for entry in config.levels:
-            if not is_hub_id(entry["repo_id"]) or Path(entry["repo_id"]).is_dir():
+            if not can_be_fetched(entry):
                 raise ValueError(
                     f"level {entry['name']} takes its backbone from {entry['repo_id']}, which is no Hub id: save the "
                     f"full form (--form full), or publish that backbone and put its id and commit in config.json"
@@ -115,13 +113,8 @@ def plan_push(folder: str | Path, repo_id: str, *, license: str = "mit") -> Push
         if path.is_symlink() and folder.resolve() not in path.resolve().parents:
             raise ValueError(f"{path} is a link out of its folder (to {path.resolve()}): put the file itself there")
     sizes = {path.name: path.stat().st_size for path in pushed} | {CARD_FILE: len(card.encode())}
-    return PushPlan(
-        repo_id,
-        dict(sorted(sizes.items())),
-        [path.name for path in names if path not in pushed],
-        card,
-        kept,
-    )
+    left_out = [path.name for path in names if path not in pushed]
+    return PushPlan(repo_id, dict(sorted(sizes.items())), left_out, card, kept)
 
 
 def _check_code(folder: Path) -> None:
@@ -142,31 +135,14 @@ def _others(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
-def push_folder(
-    folder: str | Path,
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    commit_message: str | None = None,
-    license: str = "mit",
-    token: str | bool | None = None,
-    check_level: str | None = None,
-    check: bool = True,
-) -> PushResult:
-    """Push a checkpoint folder, which stays as it is, then compare what arrived with it.
+def push_folder(folder: str | Path, repo_id: str, **options: Any) -> PushResult:
+    """Push a checkpoint folder, which is not changed, then compare what arrived with it.
 
     Args:
         folder: written by :func:`rd_hf.hub.save_checkpoint` (or ``rd-hf fit``).
         repo_id: ``owner/name``; made where it does not exist.
-        private: whether a new repo is private (default: the owner's setting).
-        revision: branch to push to; made where it does not exist.
-        create_pr: open a pull request instead of committing.
-        commit_message: of the commit.
-        license: Hub licence id of the bases, for the card.
-        token: Hub token; by default the one of ``hf auth login``.
-        check, check_level: fetch what was pushed, up to this level (default: all), and compare.
+        options: fields of :class:`rd_hf.hub.options.PushOptions`: ``private``, ``revision``, ``create_pr``,
+            ``commit_message``, ``license``, ``token``, ``check``, ``check_level``.
 
     Raises:
         ValueError: the folder cannot be pushed (see :func:`plan_push`), or the repo is there and not private (or
@@ -174,19 +150,19 @@ def push_folder(
         PushedModelDiffersError: what arrived is another model.
         huggingface_hub.errors.HfHubHTTPError: the Hub refused.
     """
-    folder = Path(folder)
-    plan = plan_push(folder, repo_id, license=license)
-    api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if private is not None and bool(api.model_info(repo_id).private) != private:
+    folder, asked = Path(folder), PushOptions(**options)
+    plan = plan_push(folder, repo_id, license=asked.license)
+    api = HfApi(token=asked.token)
+    repo_id = api.create_repo(repo_id, private=asked.private, exist_ok=True).repo_id
+    if asked.private is not None and bool(api.model_info(repo_id).private) != asked.private:
         raise ValueError(
-            f"{repo_id} is there already and is {'public' if private else 'private'}: change that in its settings on "
-            f"the Hub first, or leave the choice out; nothing was pushed"
+            f"{repo_id} is there already and is {'public' if asked.private else 'private'}: change that in its "
+            f"settings on the Hub first, or leave the choice out; nothing was pushed"
         )
-    if revision is not None:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    if asked.revision is not None:
+        api.create_branch(repo_id, branch=asked.revision, exist_ok=True)
     # A repo that held the other form keeps none of its weights.
-    there = api.list_repo_files(repo_id, revision=revision)
+    there = api.list_repo_files(repo_id, revision=asked.revision)
     stale = [name for name in there if name not in plan.files and any(fnmatch(name, pattern) for pattern in WEIGHTS)]
     contents: dict[str, str | bytes] = {name: str(folder / name) for name in plan.files}
     contents[CARD_FILE] = plan.card.encode()
@@ -196,34 +172,28 @@ def push_folder(
             *(CommitOperationAdd(name, content) for name, content in contents.items()),
             *(CommitOperationDelete(name) for name in stale),
         ],
-        revision=revision,
-        create_pr=create_pr,
-        commit_message=commit_message or "Reverse-distilled embeddings",
+        revision=asked.revision,
+        create_pr=asked.create_pr,
+        commit_message=asked.commit_message or "Reverse-distilled embeddings",
     )
-    loaded_revision = commit.pr_revision or commit.oid
-    checked = compare_with_hub(folder, repo_id, loaded_revision, level=check_level, token=token) if check else []
-    return PushResult(commit.pr_url or commit.commit_url, loaded_revision, plan, checked)
+    pushed = commit.pr_revision or commit.oid
+    result = PushResult(commit.pr_url or commit.commit_url, pushed, plan)
+    if not asked.check:
+        return result
+    checked = compare_with_hub(folder, repo_id, pushed, level=asked.check_level, token=asked.token)
+    return replace(result, checked=checked)
 
 
 def compare_with_hub(
-    folder: str | Path,
-    repo_id: str,
-    revision: str,
-    *,
-    level: str | None = None,
-    token: str | bool | None = None,
+    folder: str | Path, repo_id: str, revision: str, *, level: str | None = None, token: str | bool | None = None
 ) -> list[str]:
     """Compare a revision on the Hub with a local folder: settings and code byte for byte, the output bit for bit.
 
     Both are loaded by this package's own classes, one backbone at a time. No code that was fetched runs, so that no
     code in a repo sees a token.
 
-    Args:
-        level: largest level to compare.
-        token: of the Hub.
-
     Returns:
-        Names of the levels compared.
+        Names of the levels compared, up to ``level``.
 
     Raises:
         PushedModelDiffersError: they differ.
@@ -258,23 +228,18 @@ def compare_with_hub(
 
 
 def push_model(
-    model: RDEsmModel,
-    repo_id: str,
-    *,
-    backbones: bool | None = None,
-    max_shard_size: int | str = "5GB",
-    **push: Any,
+    model: RDEsmModel, repo_id: str, *, backbones: bool | None = None, max_shard_size: int | str = "5GB", **options: Any
 ) -> PushResult:
-    """Push a model in memory: bases only, or with its backbones; by default bases only where its backbones still are
-    those of the Hub repos that its config names.
+    """Push a model in memory with its backbones, or its bases only.
 
+    By default bases only, if its backbones still are those of the Hub repos that its config names.
     The fit report and figure come along from the folder the model was loaded from.
 
     Args:
         model: with its backbones attached.
         repo_id: ``owner/name``.
         backbones, max_shard_size: as in :func:`rd_hf.hub.save_checkpoint`.
-        push: as in :func:`push_folder`.
+        options: as in :func:`push_folder`.
     """
     source = Path(getattr(model.config, "name_or_path", "") or ".")
     with tempfile.TemporaryDirectory() as scratch:
@@ -285,4 +250,4 @@ def push_model(
         if backbones is None:
             backbones = decide_form(model, model.state_dict(), None, full=False, push=True)
         save_checkpoint(model, folder, backbones=backbones, max_shard_size=max_shard_size, repo_id=repo_id)
-        return push_folder(folder, repo_id, **push)
+        return push_folder(folder, repo_id, **options)

@@ -1,14 +1,20 @@
-"""The stages of a publication, each recorded when it is done, so that a second run goes on where the first stopped."""
+"""A publication: fetch, fit, judge, push, load back and compare.
+
+Each stage is recorded when it is done, so that a second run continues where the first stopped.
+"""
 
 from __future__ import annotations
 
+import gc
+import hashlib
 import json
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
+from dataclasses import asdict, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +22,28 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from rd_hf.data.fasta import InputError
-from rd_hf.families import ESM2, esm2_config
+from rd_hf.families import esm2_config
 from rd_hf.files import write_json
-from rd_hf.hub.card import is_hub_id
+from rd_hf.fitting import FitOptions, Sample, draw_sample
+from rd_hf.fitting.sample import plan_batches
 from rd_hf.hub.checkpoint import REPORT_FILE, read_config
-from rd_hf.hub.plan import Plan, memory_in_use, readable
-from rd_hf.hub.published import Recipe
+from rd_hf.hub.options import ImportSettings
+from rd_hf.hub.plan import make_plan, memory_in_use, memory_of_imports, readable
+from rd_hf.hub.published import Recipe, import_checkpoint
+from rd_hf.hub.push import compare_with_hub, push_folder
+from rd_hf.hub.release_settings import STAGES, ReleaseSettings
+from rd_hf.hub.sources import can_be_fetched, check_hub_id
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.files_rd_esm import find_weights
 from rd_hf.model.staging_rd_esm import clear_staging
 
-STAGES = ("fetch", "fit", "judge", "push", "compare")
 PUBLISHED_REPO = "singhlab/plm_reverse_distillation"
 # The file names of the recipe that the first publication reports, under weights/ of its repo.
 PUBLISHED_RECIPE = Recipe("pcr", "incremental", "1k")
 
 
 class Release:
-    """Which stages of a publication are done: ``release.json`` beside the model.
+    """The record of which stages of a publication are done: ``release.json`` beside the model.
 
     Args:
         folder: of the publication; the model lies in its ``model``.
@@ -51,7 +61,7 @@ class Release:
         self.settings = json.loads(json.dumps(settings))
         if not self.record.exists():
             return
-        # A kill just after the last stage was noted leaves nothing else to write.
+        # A kill just after the last stage was recorded leaves nothing else to write.
         clear_staging(folder)
         try:
             found = json.loads(self.record.read_text(encoding="utf-8"))
@@ -61,7 +71,7 @@ class Release:
                 f"{self.record} is no record of a publication ({error!r}): move it elsewhere, and all stages are done "
                 f"anew"
             ) from error
-        # What an earlier version did not note cannot be compared.
+        # What an earlier version did not record cannot be compared.
         changed = sorted(name for name in self.settings if name in former and former[name] != self.settings[name])
         if changed:
             raise InputError(
@@ -108,8 +118,130 @@ class Release:
         say(f"{stage}: done in {done['seconds']:,.0f} s, peak {readable(done['peak_bytes'])}")
 
 
+def run_release(settings: ReleaseSettings, fit: Callable[[ReleaseSettings, Path, Path], None]) -> None:
+    """Publish a family, or print what that needs; stages that an earlier run has done are not done again.
+
+    Args:
+        settings: the publication.
+        fit: fits the family that a folder describes and writes the model to another.
+
+    Raises:
+        InputError, ValueError, OSError: it does not fit on this machine, there is no login, a stage cannot be done.
+    """
+    check_hub_id(settings.repo_id)
+    config = family_of(settings.level, settings.config)
+    data = settings.data or (str(files("rd_hf").joinpath("data/examples/proteins_1000.fasta.gz")),)
+    settings = replace(settings, data=data)
+    memory = None if settings.memory is None else parse_memory(settings.memory)
+    sample = None if settings.from_published else _draw(settings)
+    if sample is not None:
+        _plan(settings, config, sample, memory)
+    elif settings.plan:
+        raise ValueError("--from-published fits nothing, so that there is nothing to plan: it fetches some megabytes")
+    if settings.plan:
+        return
+    if not {"push", "compare"} <= set(settings.skip):
+        print(f"logged in as {check_login(settings.repo_id, settings.push.token)}")
+    release = Release(settings.folder, _content(settings, config, sample))
+    if "fit" not in release.stages:
+        # What is there stays, and what was found damaged and deleted comes again.
+        release.stages.pop("fetch", None)
+    work = _stages(settings, config, release, fit)
+    options: dict[str, dict[str, Any]] = {
+        "judge": {"least_r2": settings.least_r2},
+        "push": {"license": settings.push.license, "private": settings.push.private},
+    }
+    for stage in STAGES:
+        release.run(stage, set(settings.skip), work[stage], print, **options.get(stage, {}))
+
+
+def _draw(settings: ReleaseSettings) -> Sample:
+    """The sequences that the bases are fitted on."""
+    names = ("num_sequences", "seed", "max_length", "batch_tokens")
+    return draw_sample(settings.data, FitOptions(**{name: getattr(settings, name) for name in names}))
+
+
+def _plan(settings: ReleaseSettings, config: RDEsmConfig, sample: Sample, memory: int | None) -> None:
+    """Print what the fit needs; raise InputError unless it fits, or only a plan is asked for."""
+    base = memory_of_imports()
+    lengths = [len(sequence) for sequence in sample.sequences]
+    shapes = [
+        (len(positions), 2 + max(lengths[p] for p in positions))
+        for _, positions in plan_batches(sample, settings.batch_tokens)
+    ]
+    group_tokens = settings.group_tokens or max(32768, settings.batch_tokens)
+    plan = make_plan(config, shapes, settings.batch_tokens, group_tokens, base, work=settings.folder)
+    sequential = settings.group_tokens is not None
+    trouble = plan.trouble(sequential, memory)
+    verdict = "fits" if trouble is None else f"does not fit: {trouble}"
+    print(json.dumps({**asdict(plan), "verdict": verdict}) if settings.json else f"{plan}\n{verdict}")
+    if not settings.plan:
+        plan.check(sequential, memory)
+
+
+def _content(settings: ReleaseSettings, config: RDEsmConfig, sample: Sample | None) -> dict[str, Any]:
+    """What must be the same when a publication is continued."""
+    content = {
+        "levels": [[entry["name"], entry["repo_id"], entry["revision"]] for entry in config.levels],
+        "family": [config.levels, config.residual_directions],
+        "data": settings.data,
+        "from published": settings.from_published,
+        "fit": [settings.num_sequences, settings.seed, settings.max_length, settings.batch_tokens],
+        "repo": settings.repo_id,
+    }
+    if sample is not None:
+        # The same files may hold other proteins by now.
+        content["sequences"] = hashlib.sha256("\n".join(sample.sequences).encode()).hexdigest()
+    return content
+
+
+def _stages(
+    settings: ReleaseSettings,
+    config: RDEsmConfig,
+    release: Release,
+    fit: Callable[[ReleaseSettings, Path, Path], None],
+) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What each stage does; it returns what is recorded of it."""
+    model, repo, token, level = release.model, settings.repo_id, settings.push.token, settings.level or ""
+    hub = {} if token is None else {"token": token}
+    published = settings.folder / "published"
+
+    def do_fit() -> dict[str, Any]:
+        source = settings.folder / "config"
+        source.mkdir(parents=True, exist_ok=True)
+        config.save_pretrained(source)
+        fit(settings, source, model)
+        # Its model refers to itself, and would still be held in the stages to come.
+        gc.collect()
+        return {}
+
+    def do_import() -> dict[str, Any]:
+        import_checkpoint(ImportSettings(published / "weights", level, model))
+        return {}
+
+    def do_push() -> dict[str, Any]:
+        result = push_folder(model, repo, **vars(replace(settings.push, check=False)))
+        print(result.plan)
+        return {"url": result.url, "revision": result.revision, "bytes": sum(result.plan.files.values())}
+
+    def do_compare() -> dict[str, Any]:
+        revision = release.stages.get("push", {}).get("revision", "main")
+        checked = compare_with_hub(model, repo, revision, token=token)
+        print(f"loaded back and equal bit for bit: {', '.join(checked)}")
+        return {"levels": checked}
+
+    own = settings.from_published
+    return {
+        "fetch": lambda: fetch_published(published, level, **hub) if own else fetch(config, print, **hub),
+        "fit": do_import if own else do_fit,
+        "judge": lambda: judge(model, settings.least_r2),
+        "push": do_push,
+        "compare": do_compare,
+    }
+
+
 def family_of(level: str | None, folder: str | None) -> RDEsmConfig:
-    """ESM-2 up to a level, or the family that a folder's config.json describes.
+    """Return the config of ESM-2 up to a level, or of the family that a folder's config.json describes.
 
     Raises:
         InputError: the folder is a whole checkpoint, or does not say where a backbone comes from.
@@ -121,7 +253,7 @@ def family_of(level: str | None, folder: str | None) -> RDEsmConfig:
     if config.backbones_in_checkpoint:
         raise InputError(f"{folder} holds its backbones itself: rd-hf push publishes it as it is")
     for entry in config.levels:
-        if not is_hub_id(entry["repo_id"]) or Path(entry["repo_id"]).is_dir():
+        if not can_be_fetched(entry):
             raise InputError(
                 f"level {entry['name']} of {folder} takes its backbone from {entry['repo_id']}, which is no Hub id, so "
                 f"that nobody could load what is published: put owner/name and commit in its config.json"
@@ -131,7 +263,7 @@ def family_of(level: str | None, folder: str | None) -> RDEsmConfig:
 
 @contextmanager
 def peak_memory_of_stage(every: float = 0.05) -> Iterator[Callable[[], int]]:
-    """The highest resident memory meanwhile, in bytes, looked at twenty times a second."""
+    """Yield what returns the highest resident memory so far, in bytes, measured twenty times per second."""
     highest = [memory_in_use()]
     over = threading.Event()
 
@@ -148,18 +280,8 @@ def peak_memory_of_stage(every: float = 0.05) -> Iterator[Callable[[], int]]:
         thread.join()
 
 
-def check_fits(plan: Plan, window: bool, memory: int | None = None) -> None:
-    """Raise unless a fit fits into memory and onto the disk, naming the flag that makes it.
-
-    Raises:
-        InputError: it does not.
-    """
-    if (why := plan.trouble(window, memory)) is not None:
-        raise InputError(why)
-
-
-def check_login(repo_id: str, token: str | None) -> str:
-    """Whose login it is; raise where it cannot publish to ``repo_id``, before the hours and not after.
+def check_login(repo_id: str, token: str | bool | None) -> str:
+    """Return whose login it is, before the hours of a fit and not after.
 
     Raises:
         InputError: no login, one that the Hub does not know, or one that may not write there.
@@ -179,32 +301,28 @@ def check_login(repo_id: str, token: str | None) -> str:
 
 
 def fetch(config: RDEsmConfig, say: Callable[[str], None], **hub: Any) -> dict[str, Any]:
-    """Bring the weights of every backbone into the cache, smallest first; what is there already stays."""
+    """Fetch the weights of every backbone into the cache, smallest first; what is there already stays."""
     size = 0
     for entry in config.levels:
-        files = find_weights(entry["repo_id"], entry["revision"], **hub)
-        own = sum((Path(files.folder) / name).stat().st_size for name in files.names)
-        say(
-            f"  {entry['name']}: {len(files.names)} file(s), {readable(own)}, {entry['repo_id']} at {entry['revision']}"
-        )
+        found = find_weights(entry["repo_id"], entry["revision"], **hub)
+        own = sum((Path(found.folder) / name).stat().st_size for name in found.names)
+        where = f"{entry['repo_id']} at {entry['revision']}"
+        say(f"  {entry['name']}: {len(found.names)} file(s), {readable(own)}, {where}")
         size += own
     return {"bytes": size}
 
 
 def fetch_published(folder: Path, level: str, **hub: Any) -> dict[str, Any]:
-    """Bring the first publication's bases into ``folder``: one file for each step up to a level."""
-    names = [member.name for member in ESM2]
-    if level not in names[1:]:
-        raise InputError(f"the first publication has no bases for {level}: choose {', '.join(names[1:])}")
+    """Fetch the first publication's bases into ``folder``: one file for each step up to a level."""
     size = 0
-    for small, large in pairwise(names[: names.index(level) + 1]):
-        name = f"weights/{PUBLISHED_RECIPE.file(small, large)}"
-        size += Path(hf_hub_download(PUBLISHED_REPO, name, local_dir=folder, **hub)).stat().st_size
+    for _, _, name in PUBLISHED_RECIPE.files(level):
+        path = hf_hub_download(PUBLISHED_REPO, f"weights/{name}", local_dir=folder, **hub)
+        size += Path(path).stat().st_size
     return {"bytes": size}
 
 
 def judge(folder: Path, floor: float) -> dict[str, Any]:
-    """What the held-out residues say of a fit.
+    """Judge a fit by its held-out residues.
 
     Args:
         floor: the least share of a level's variance that its basis must explain on residues kept out of the fit.
@@ -231,7 +349,7 @@ def judge(folder: Path, floor: float) -> dict[str, Any]:
 
 
 def parse_memory(word: str) -> int:
-    """ "24GB" or "24GiB", in bytes.
+    """Return "24GB" or "24GiB" in bytes.
 
     Raises:
         InputError: it is no size.

@@ -20,7 +20,7 @@ from rd_hf.data.fasta import InputError
 from rd_hf.embedding.checkpoint import resolve
 from rd_hf.hub import load_family, save_checkpoint
 from rd_hf.hub.backbones import BackboneSource, family_config, parse_source
-from rd_hf.hub.card import stated_license
+from rd_hf.hub.sources import stated_license
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from tests.conftest import EXAMPLE_FASTA, REPOSITORY, environment
 from tests.hub.layouts import (

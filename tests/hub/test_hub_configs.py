@@ -13,8 +13,8 @@ import torch
 import transformers
 from transformers import EsmConfig, EsmForMaskedLM
 
-from rd_hf.families import ESM2, ESMC, Member, esm2_config, esmc_config
-from rd_hf.hub.plan import encoder_parameters
+from rd_hf.families import ESM2, ESMC, FAMILIES, Member, esm2_config
+from rd_hf.hub.describe import describe_model
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from tests.conftest import REPOSITORY
 
@@ -65,11 +65,10 @@ def test_a_lossless_folder_is_as_wide_as_its_backbones_together(level: str) -> N
 def test_esmc_has_its_published_sizes(index: int, total: int) -> None:
     """A quarter of the bytes of the tensors in each repo's safetensors, in float32."""
     with torch.device("meta"):
-        model = transformers.EsmcForMaskedLM(esmc_config("6B").backbone_config(index))
+        model = transformers.EsmcForMaskedLM(FAMILIES["esmc"].config("6B").backbone_config(index))
     assert sum(parameter.numel() for parameter in model.parameters()) == total
-    assert encoder_parameters(esmc_config("6B").levels[index]["backbone"]) == sum(
-        parameter.numel() for parameter in model.esmc.parameters()
-    )
+    counts = [0, *(level.parameters for level in describe_model("rd-esmc-6B").levels)]
+    assert counts[index + 1] - counts[index] == sum(parameter.numel() for parameter in model.esmc.parameters())
     # The header of a safetensors file is small.
     assert ESMC[index].download == pytest.approx(4 * total, rel=1e-4)
 

@@ -20,9 +20,10 @@ from transformers import EsmModel
 from rd_hf.commands.release import main as release_command
 from rd_hf.data.fasta import InputError
 from rd_hf.families import ESM2, esm2_config
-from rd_hf.hub.plan import Plan, bases_bytes, encoder_parameters, free_memory, make_plan, readable, stored_bytes
+from rd_hf.hub.describe import describe_model
+from rd_hf.hub.plan import Plan, bases_bytes, free_memory, make_plan, readable, stored_bytes
 from rd_hf.hub.push import PushPlan
-from rd_hf.hub.release import PUBLISHED_RECIPE, PUBLISHED_REPO, Release, check_fits, judge, parse_memory
+from rd_hf.hub.release import PUBLISHED_RECIPE, PUBLISHED_REPO, Release, judge, parse_memory
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from tests.conftest import REPOSITORY, environment, random_model
 from tests.hub.conftest import World
@@ -39,14 +40,14 @@ PUSH_PLAN = PushPlan("me/x", {"config.json": 3}, [], "# card")
 @pytest.mark.parametrize("index", range(len(ESM2)), ids=[member.name for member in ESM2])
 def test_parameters_and_file_sizes_are_counted_as_they_are(index: int) -> None:
     config = esm2_config("15B")
-    entry = config.levels[index]
     with torch.device("meta"):
         model = EsmModel(config.backbone_config(index), add_pooling_layer=False)
-    unread = ("position_embeddings", "contact_head")
-    counted = sum(p.numel() for name, p in model.named_parameters() if not any(part in name for part in unread))
-    assert encoder_parameters(entry["backbone"]) == counted
+    counts = [0, *(level.parameters for level in describe_model("rd-esm2-15B").levels)]
+    assert counts[index + 1] - counts[index] == sum(parameter.numel() for parameter in model.parameters())
     # Of a repo that is not known by name the size is worked out: headers and small buffers aside.
-    assert stored_bytes({**entry, "repo_id": "lab/other"}) == pytest.approx(ESM2[index].download, rel=1e-3, abs=1e5)
+    assert stored_bytes({**config.levels[index], "repo_id": "lab/other"}) == pytest.approx(
+        ESM2[index].download, rel=1e-3, abs=1e5
+    )
 
 
 def test_the_size_of_bases_is_that_of_their_buffers() -> None:
@@ -59,27 +60,27 @@ def test_a_plan_of_3b_downloads_what_the_repos_hold_and_needs_less_memory_one_at
     plan = make_plan(esm2_config("3B"), [(4, 1024)] * 90, 4096, 32768, base=4 * 10**8, flops=1e11)
     assert plan.weights == sum(member.download for member in ESM2[:5])
     assert plan.tokens == 4 * 1024 * 90
-    largest = 4 * encoder_parameters(esm2_config("3B").levels[-1]["backbone"])
-    assert largest < plan.sequential < plan.resident
+    # 2.83 billion parameters of four bytes.
+    assert 11.3e9 < plan.sequential < plan.resident
     # 2.84 billion parameters are 5.7 GFLOP a token, the smaller backbones another 1.7.
     assert 7e9 < plan.flop / plan.tokens < 8.5e9
-    assert plan.hours == pytest.approx(plan.flop / 1e11 / 3600)
+    assert f"time       {plan.flop / 1e11 / 3600:.1f} hours at the 100 GFLOP/s measured here" in str(plan)
 
 
 def test_what_cannot_fit_is_refused_with_the_flag_that_makes_it_fit() -> None:
-    check_fits(PLAN, window=False)
-    with pytest.raises(InputError, match="900 B of memory and 600 B are free: add --window-tokens"):
-        check_fits(PLAN, window=False, memory=600)
-    check_fits(PLAN, window=True, memory=600)
-    for window in (False, True):
+    PLAN.check(sequential=False)
+    with pytest.raises(InputError, match="900 B of memory and 600 B are free: add --group-tokens"):
+        PLAN.check(sequential=False, memory=600)
+    PLAN.check(sequential=True, memory=600)
+    for sequential in (False, True):
         with pytest.raises(InputError, match="even one backbone at a time needs 500 B of memory and 400 B are free"):
-            check_fits(PLAN, window, memory=400)
+            PLAN.check(sequential, memory=400)
     with pytest.raises(InputError, match="needs 10 B of disk and 9 B are free: set HF_HOME"):
-        check_fits(replace(PLAN, disk_free=9), window=True)
+        replace(PLAN, disk_free=9).check(sequential=True)
     # A work folder on another disk: each disk takes its own part.
-    check_fits(replace(PLAN, disk_free=9, work=4, work_free=4), window=True)
+    replace(PLAN, disk_free=9, work=4, work_free=4).check(sequential=True)
     with pytest.raises(InputError, match="needs 4 B of disk for its work and 3 B are free: choose an --output"):
-        check_fits(replace(PLAN, work=4, work_free=3), window=True)
+        replace(PLAN, work=4, work_free=3).check(sequential=True)
 
 
 def test_sizes() -> None:
@@ -160,7 +161,7 @@ def test_a_damaged_record_is_named(tmp_path: Path, content: str) -> None:
 
 
 @pytest.fixture
-def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
     """Words of a release whose stages only say that they ran, and what ran."""
     did: list[str] = []
     backbones: list[weakref.ref[torch.nn.Module]] = []
@@ -187,8 +188,8 @@ def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], l
     monkeypatch.setattr("rd_hf.hub.release.check_login", lambda *_: "me")
     monkeypatch.setattr("rd_hf.hub.release.fetch", lambda *_, **__: did.append("fetch") or {})
     monkeypatch.setattr("rd_hf.commands.fit.run", fitted)
-    monkeypatch.setattr("rd_hf.hub.push.push_folder", lambda *_, **__: did.append("push") or Pushed)
-    monkeypatch.setattr("rd_hf.hub.push.compare_with_hub", compared)
+    monkeypatch.setattr("rd_hf.hub.release.push_folder", lambda *_, **__: did.append("push") or Pushed)
+    monkeypatch.setattr("rd_hf.hub.release.compare_with_hub", compared)
     config = random_model([32, 48], backbones_in_checkpoint=False).config
     for entry in config.levels:
         entry.update(repo_id=f"lab/{entry['name']}", revision="0" * 40)
@@ -207,9 +208,9 @@ def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], l
 
 
 def test_a_release_that_is_taken_up_heeds_its_threshold_and_its_licence(
-    begun: tuple[list[str], list[str]], capsys: pytest.CaptureFixture[str]
+    started: tuple[list[str], list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words, did = begun
+    words, did = started
     assert release_command([*words, "--least-r2", "0.999"]) == 1
     assert "level L1 explains 0.8880 of the variance of residues kept out of the fit, below" in capsys.readouterr().err
     assert did == []
@@ -219,10 +220,10 @@ def test_a_release_that_is_taken_up_heeds_its_threshold_and_its_licence(
 
 @pytest.mark.parametrize("change", ["sequences", "directions"])
 def test_a_release_of_which_the_content_would_be_another_is_refused(
-    begun: tuple[list[str], list[str]], tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
+    started: tuple[list[str], list[str]], tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same words, but the file of sequences or the family's config.json is not what it was."""
-    words, did = begun
+    words, did = started
     if change == "sequences":
         (tmp_path / "p.fasta").write_text(">a\nMKTAYIAKQR\n>b\nACDEFGHIKLMNP\n>c\nWWWKKK\n")
     else:
@@ -237,9 +238,9 @@ def test_a_release_of_which_the_content_would_be_another_is_refused(
 
 @pytest.mark.parametrize(("memory", "verdict"), [("900GB", "fits"), ("300MB", "does not fit: even one backbone")])
 def test_a_plan_says_whether_it_fits(
-    begun: tuple[list[str], list[str]], memory: str, verdict: str, capsys: pytest.CaptureFixture[str]
+    started: tuple[list[str], list[str]], memory: str, verdict: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words, did = begun
+    words, did = started
     capsys.readouterr()
     assert release_command([*words, "--memory", memory, "--plan"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith(verdict)
@@ -288,7 +289,7 @@ def test_a_fit_that_says_little_of_a_level_is_not_published(tmp_path: Path, r2: 
     [
         (["--level", "9B", "--repo-id", "me/x"], "no reverse-distilled ESM-2 9B: choose 35M"),
         (["--level", "3B", "--repo-id", "x"], "'x' is no Hub id"),
-        (["--level", "3B", "--repo-id", "me/x", "--window-tokens", "9"], "--window-tokens 9 must be at least"),
+        (["--level", "3B", "--repo-id", "me/x", "--window-tokens", "9"], "--group-tokens 9 must be at least"),
         (["--level", "35M", "--repo-id", "me/x", "--memory", "600MB"], "even one backbone at a time needs"),
         (["--config", "hub_configs/rd-esm2-mini", "--repo-id", "me/x"], "holds its backbones itself: rd-hf push"),
         (["--config", "HOMELESS", "--repo-id", "me/x"], "level L0 of HOMELESS takes its backbone from None, which is"),
