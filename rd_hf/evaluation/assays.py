@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
+from tqdm import tqdm
 
 from rd_hf.data.fasta import InputError
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
@@ -26,13 +27,12 @@ _SUBSTITUTION = re.compile(r"([A-Z])(\d+)([A-Z])")
 
 @dataclass(frozen=True)
 class Assay:
-    """One deep mutational scan.
+    """One deep mutational scan of n variants.
 
     Attributes:
         name: file name without its suffix; ProteinGym's DMS_id.
         wild_type: the sequence that all variants share when their substitutions are taken back.
-        mutants: ProteinGym's names, "A12G" or "A12G:L40P"; n of them.
-        sequences: full sequence of each variant.
+        mutants: ProteinGym's names, "A12G" or "A12G:L40P".
         positions: substituted positions of each variant, counted from 0.
         scores: (n,) float64, finite.
         digest: of names, sequences and scores, in order: what a result depends on.
@@ -66,9 +66,9 @@ def _row(index: int) -> str:
     return f"row {index + 2}"  # as an editor counts lines: the header is line 1
 
 
-def _read_table(path: Path) -> pd.DataFrame:
-    """The needed columns as text, blank lines at the end dropped."""
-    rows: list[Mapping[str, str]] = []
+def _read_table(path: Path) -> list[dict[str, str]]:
+    """The needed columns of every row, blank lines at the end dropped."""
+    rows: list[dict[str, str]] = []
     blank = 0
     with delimited(path, ".csv", lambda columns: set(COLUMNS) <= set(columns)) as table:
         absent = [column for column in COLUMNS if table.columns.count(column) != 1]
@@ -86,7 +86,7 @@ def _read_table(path: Path) -> pd.DataFrame:
             rows.append({column: row[column].strip() for column in COLUMNS})
     while rows and not any(rows[-1].values()):
         rows.pop()
-    return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
+    return rows
 
 
 def _read_scores(path: Path, mutants: list[str], cells: list[str]) -> np.ndarray:
@@ -131,26 +131,20 @@ def _take_back(path: Path, index: int, mutant: str, sequence: str) -> tuple[str,
 
 
 def read_assay(path: str | Path) -> Assay:
-    """Read and check one assay.
-
-    Args:
-        path: CSV (plain or compressed) with the columns mutant, mutated_sequence and DMS_score.
-
-    Returns:
-        The assay, rows in file order.
+    """Read and check one assay: a CSV file (plain or compressed) with the columns mutant, mutated_sequence, DMS_score.
 
     Raises:
         InputError: the file cannot be used; one sentence with the file, the first wrong row and the mend.
     """
     path = Path(path)
     table = _read_table(path)
-    mutants = table["mutant"].tolist()
+    mutants, letters, cells = ([row[column] for row in table] for column in COLUMNS)
     if len(mutants) < MIN_VARIANTS:
         last = _row(len(mutants) - 1)
         raise InputError(
             f"{path} ends at {last} and holds {len(mutants)} variants; nested cross-validation needs {MIN_VARIANTS}"
         )
-    scores = _read_scores(path, mutants, table["DMS_score"].tolist())
+    scores = _read_scores(path, mutants, cells)
     if np.all(scores == scores[0]):
         raise InputError(
             f"{path}, rows 2 to {len(scores) + 1}: every DMS_score is {scores[0]:g}, so there is nothing to rank; "
@@ -158,9 +152,9 @@ def read_assay(path: str | Path) -> Assay:
         )
     sequences, wild_types, positions = [], [], []
     seen: dict[str, int] = {}
-    for index, (mutant, letters) in enumerate(zip(mutants, table["mutated_sequence"].tolist(), strict=True)):
+    for index, (mutant, word) in enumerate(zip(mutants, letters, strict=True)):
         try:
-            sequence = clean_sequence(letters)
+            sequence = clean_sequence(word)
         except RejectedSequenceError as error:
             raise InputError(f"{path}, {_row(index)} ({mutant}): {error}; mend mutated_sequence") from error
         first = seen.setdefault(sequence, index)
@@ -196,8 +190,35 @@ def read_assay(path: str | Path) -> Assay:
     )
 
 
+def read_assays(paths: Sequence[Path]) -> tuple[list[Assay], dict[str, str]]:
+    """Read every assay that can be used, in order of name; folders stand for the CSV files in them.
+
+    Returns:
+        The assays, and the message for each file that cannot be used.
+
+    Raises:
+        InputError: two files of one name, or none at all.
+    """
+    files = [file for path in paths for file in (sorted(path.glob("*.csv")) if path.is_dir() else [path])]
+    if not files:
+        raise InputError(f"{', '.join(map(str, paths))}: no CSV file is there; give ProteinGym assays")
+    assays: dict[str, Assay] = {}
+    failed: dict[str, str] = {}
+    for file in tqdm(files, desc="reading assays", unit="assay", disable=None):
+        try:
+            assay = read_assay(file)
+        except InputError as error:
+            failed[file.name] = str(error)
+            tqdm.write(f"left out: {error}")
+            continue
+        if assay.name in assays:
+            raise InputError(f"two files are named {assay.name}; results are told apart by name, so rename {file}")
+        assays[assay.name] = assay
+    return [assays[name] for name in sorted(assays)], failed
+
+
 def one_hot(assay: Assay) -> sparse.csr_array:
-    """One-hot encoding less the wild type's: (n, columns) float64 of -1, 0 and 1, one column a (position, residue).
+    """One-hot encoding less the wild type's: (n, columns) float64 of -1, 0 and 1, one column per position and residue.
 
     The sober baseline of the field: a ridge on it is the additive model of substitution effects. The difference
     to the wild type shifts each column by a constant, which standardising takes off again, and leaves two entries

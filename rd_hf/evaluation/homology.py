@@ -18,11 +18,10 @@ import pandas as pd
 
 from rd_hf.data.fasta import InputError, read_fasta
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
+from rd_hf.evaluation.options import MASKED
 
 # Parts of SCOP's concise classification string, "a.1.2.3": how many make each level.
 DEPTHS = {"fold": 2, "superfamily": 3, "family": 4}
-# What is looked for, and what is masked then.
-MASKED = {"superfamily": "family", "fold": "superfamily"}
 FASTA_ENDINGS = ("*.fasta", "*.fa", "*.fasta.gz", "*.fa.gz")
 
 
@@ -46,16 +45,11 @@ class Domains:
         return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
     def up_to(self, length: int) -> Domains:
-        """Those of at most so many residues.
-
-        Raises:
-            InputError: there is none.
-        """
-        rows = [row for row, sequence in enumerate(self.sequences) if len(sequence) <= length]
+        """Those of at most so many residues; InputError where there is none."""
+        rows = [row for row in zip(self.ids, self.sequences, self.classes, strict=True) if len(row[1]) <= length]
         if not rows:
             raise InputError(f"no domain has {length} residues or fewer; raise --max-length")
-        parts = (self.ids, self.sequences, self.classes)
-        return Domains(*(tuple(part[row] for row in rows) for part in parts))
+        return Domains(*zip(*rows, strict=True))
 
     @property
     def digest(self) -> str:
@@ -69,7 +63,7 @@ class Relation:
     """What is looked for at one level.
 
     Attributes:
-        name: key of :data:`MASKED`.
+        name: key of :data:`rd_hf.evaluation.options.MASKED`.
         groups: whoever shares the query's is looked for, (n,) int64.
         masked: whoever shares the query's does not count, (n,) int64; a finer division than ``groups``.
         queries: rows that have someone to look for, (q,) int64.
@@ -107,7 +101,7 @@ def relation(name: str, groups: np.ndarray, masked: np.ndarray) -> Relation:
 
 
 def relations(domains: Domains, names: Sequence[str] = tuple(MASKED)) -> list[Relation]:
-    """The levels that are asked for, keys of :data:`MASKED`."""
+    """The levels that are asked for."""
     return [relation(name, domains.groups(name), domains.groups(MASKED[name])) for name in names]
 
 
@@ -156,17 +150,16 @@ class Published:
 
     Attributes:
         summary: columns model, level, th, kind, n, auroc_mean, auprc_mean, hit1_mean, hit10_mean.
-        per_query: one row a query, columns sid, sccs, n_true_pos, n_true_neg and MODEL.FIGURE; empty where absent.
+        per_query: one row per query, columns sid, sccs, n_true_pos, n_true_neg and MODEL.FIGURE; empty where absent.
     """
 
     summary: pd.DataFrame
     per_query: pd.DataFrame
 
-    def means(self, level: str) -> pd.DataFrame:
-        """Means over queries at a level, models in the index, in order of falling hit@10."""
-        rows = self.summary
-        chosen = rows[(rows["level"] == level) & (rows["th"] == 10) & (rows["kind"] == "per_query_mean")]
-        return chosen.set_index("model").sort_values("hit10_mean", ascending=False)
+    def rows(self, level: str, kind: str | None = None) -> pd.DataFrame:
+        """The summary's rows of a level, of one kind of mean or of all."""
+        rows = self.summary[(self.summary["level"] == level) & (self.summary["th"] == 10)]
+        return rows if kind is None else rows[rows["kind"] == kind]
 
     def disagreement(self, wanted: Relation, ids: Sequence[str]) -> dict[str, float]:
         """How far the summary and our queries are from the per-query table.
@@ -178,19 +171,13 @@ class Published:
         """
         theirs = self.per_query.set_index("sid")
         names = [ids[row] for row in wanted.queries]
-        common = [name for name in names if name in theirs.index]
-        positives = pd.Series(wanted.positives, index=names)[common]
-        total = len(ids)
         sizes = np.bincount(wanted.groups)[wanted.clusters]
-        negatives = pd.Series(total - sizes, index=names)[common]
-        counts = max(
-            float((theirs.loc[common, "n_true_pos"] - positives).abs().max()),
-            float((theirs.loc[common, "n_true_neg"] - negatives).abs().max()),
-        )
+        ours = pd.DataFrame({"n_true_pos": wanted.positives, "n_true_neg": len(ids) - sizes}, index=names)
+        common = ours.index.intersection(theirs.index)
+        counts = (theirs.loc[common, ours.columns] - ours.loc[common]).abs().max().max()
         groups = theirs["sccs"].str.rsplit(".", n=1).str[0]
         apart = 0.0
-        rows = self.summary[(self.summary["level"] == wanted.name) & (self.summary["th"] == 10)]
-        for row in rows.to_dict("records"):
+        for row in self.rows(wanted.name).to_dict("records"):
             for figure in ("auroc", "auprc", "hit1", "hit10"):
                 column = f"{row['model']}.{figure}"
                 if column in theirs:
@@ -198,18 +185,15 @@ class Published:
                     if row["kind"] == "per_superfamily_mean":
                         values = values.groupby(groups).mean()
                     apart = max(apart, abs(float(values.mean()) - float(row[f"{figure}_mean"])))
-        return {"queries": float(len(set(names) ^ set(theirs.index))), "counts": counts, "means": apart}
+        return {"queries": float(len(set(names) ^ set(theirs.index))), "counts": float(counts), "means": apart}
 
 
 def read_published(folder: str | Path) -> Published | None:
     """Published figures that lie beside the domains, if any do: published_summary.tsv and, beside it,
     published_per_query_superfamily_th10.tsv.gz."""
-    summary, per_query = (
-        Path(folder) / name for name in ("published_summary.tsv", "published_per_query_superfamily_th10.tsv.gz")
-    )
+    summary = Path(folder) / "published_summary.tsv"
     if not summary.exists():
         return None
-    return Published(
-        pd.read_csv(summary, sep="\t"),
-        pd.read_csv(per_query, sep="\t") if per_query.exists() else pd.DataFrame({"sid": []}),
-    )
+    per_query = summary.with_name("published_per_query_superfamily_th10.tsv.gz")
+    queries = pd.read_csv(per_query, sep="\t") if per_query.exists() else pd.DataFrame({"sid": []})
+    return Published(pd.read_csv(summary, sep="\t"), queries)

@@ -1,4 +1,4 @@
-"""From features and folds to tidy rows: one row a fold, one file a unit of work, resumable.
+"""From features and folds to tidy rows: one row per fold, one file per unit of work, resumable.
 
 A unit of work is one contender on one assay in one repeat. Its rows go to a Parquet file named by a digest of
 everything they depend on, so a stopped run continues, an option that adds a contender or a seed runs only that, and
@@ -12,7 +12,7 @@ import json
 import multiprocessing
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +22,11 @@ from sklearn.metrics import r2_score
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from rd_hf.evaluation.probe import Features, ProbeOptions, nested_ridge
+from rd_hf.evaluation.frame import stored_table
+from rd_hf.evaluation.options import ProbeOptions
+from rd_hf.evaluation.probe import Features, nested_ridge
 from rd_hf.evaluation.representations import Representation
 from rd_hf.evaluation.splits import Fold
-from rd_hf.files import replacing
 
 # Part of every digest: raise it when the meaning of a column changes.
 SCHEMA = 1
@@ -42,7 +43,7 @@ class Contender:
         model: label, empty for one-hot.
         depth: relative depth of the backbone states.
         pooling: "mean", "site" or "difference"; empty for one-hot.
-        representation: key of :data:`rd_hf.evaluation.representations.KINDS`.
+        representation: key of :data:`rd_hf.evaluation.options.KINDS`.
         level: largest backbone used, empty for one-hot.
         labels: "true", or "shuffled" for the control.
     """
@@ -60,17 +61,12 @@ class Unit:
     """One contender on one assay, in one repeat or several.
 
     Attributes:
-        contender: what is probed.
-        assay: name of the assay.
-        assay_digest: of its content.
+        assay_digest: of the assay's content.
         scores: (n,) float64.
         mutation_counts: (n,) int64.
-        features: pooled states z, (n, K) of any float dtype, if there is a ``representation``; else the features
-            themselves, (n, p) float64, dense or CSR.
+        features: pooled states z, (n, K) of any float dtype, if there is a ``representation``, which is applied where
+            the probe runs; else the features themselves, (n, p) float64, dense or CSR.
         feature_digest: of whatever made the features.
-        representation: map from z to the features, applied where the probe runs.
-        folds: all of them.
-        probe: how the strength is chosen.
     """
 
     contender: Contender
@@ -97,7 +93,7 @@ class Unit:
         }
         digest.update(json.dumps(described, sort_keys=True).encode())
         for fold in self.folds:
-            digest.update(f"{fold.scheme} {fold.repeat} {fold.fold}".encode())
+            digest.update(f"{fold.split} {fold.repeat} {fold.fold}".encode())
             digest.update(fold.train.tobytes() + b"/" + fold.test.tobytes())
         return digest.hexdigest()[:24]
 
@@ -112,18 +108,15 @@ def _figures(truth: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
     r2 = float(r2_score(truth, predictions))
     if np.ptp(predictions) <= 1e-12 * max(1.0, float(np.abs(predictions).max())):
         return {"spearman": 0.0, "pearson": 0.0, "r2": r2}
-    return {
-        "spearman": float(spearmanr(truth, predictions).statistic),
-        "pearson": float(pearsonr(truth, predictions).statistic),
-        "r2": r2,
-    }
+    spearman, pearson = spearmanr(truth, predictions).statistic, pearsonr(truth, predictions).statistic
+    return {"spearman": float(spearman), "pearson": float(pearson), "r2": r2}
 
 
 def evaluate_unit(unit: Unit) -> pd.DataFrame:
     """Probe one contender on one assay.
 
     Returns:
-        One row a fold and, in the schemes on multiple mutants, one more for each number of mutations among its
+        One row per fold and, in the splits on multiple mutants, one more for each number of mutations among its
         test variants. Columns: those of :class:`Contender`, assay, width, split, repeat, fold, mutations ("all" or
         the number), n_train, n_test, strength, spearman, pearson, r2.
     """
@@ -133,11 +126,11 @@ def evaluate_unit(unit: Unit) -> pd.DataFrame:
         scores = unit.scores
         if unit.contender.labels == SHUFFLED_LABELS:
             scores = np.random.default_rng(fold.repeat).permutation(scores)
-        options = ProbeOptions(unit.probe.strengths, unit.probe.inner_folds, unit.probe.seed + fold.repeat)
+        options = replace(unit.probe, seed=unit.probe.seed + fold.repeat)
         result = nested_ridge(features, scores, fold.train, fold.test, options)
         counts = unit.mutation_counts[fold.test]
         groups: dict[str, np.ndarray] = {"all": np.ones(len(counts), dtype=bool)}
-        if fold.scheme in ("by_mutations", "singles_to_multiples"):
+        if fold.split in ("by_mutations", "singles_to_multiples"):
             groups |= {str(count): counts == count for count in np.unique(counts) if (counts == count).sum() > 1}
         for mutations, chosen in groups.items():
             rows.append(
@@ -145,7 +138,7 @@ def evaluate_unit(unit: Unit) -> pd.DataFrame:
                     **asdict(unit.contender),
                     "assay": unit.assay,
                     "width": features.shape[1],
-                    "split": fold.scheme,
+                    "split": fold.split,
                     "repeat": fold.repeat,
                     "fold": fold.fold,
                     "mutations": mutations,
@@ -158,13 +151,6 @@ def evaluate_unit(unit: Unit) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Parquet, atomically: after a kill a reader finds the old file or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        table.to_parquet(temporary, index=False)
-
-
 def _nbytes(features: Features) -> int:
     return int(features.nbytes if isinstance(features, np.ndarray) else features.data.nbytes)
 
@@ -172,7 +158,7 @@ def _nbytes(features: Features) -> int:
 def _work(unit: Unit, path: Path) -> None:
     # One thread each: the matrices are small, and the workers already fill the cores.
     with threadpool_limits(limits=1):
-        write_table(evaluate_unit(unit), path)
+        stored_table(path, lambda: evaluate_unit(unit))
 
 
 def run_units(units: Iterable[Unit], folder: Path, jobs: int, total: int | None = None) -> tuple[pd.DataFrame, dict]:
@@ -180,7 +166,7 @@ def run_units(units: Iterable[Unit], folder: Path, jobs: int, total: int | None 
 
     Args:
         units: drawn one after the other, so that a generator may embed an assay while workers probe the last.
-        folder: where results are kept, one file a unit.
+        folder: where results are kept, one file per unit.
         jobs: worker processes; 1 works in this process.
         total: number of units, for the progress bar.
 
@@ -190,10 +176,8 @@ def run_units(units: Iterable[Unit], folder: Path, jobs: int, total: int | None 
     paths: list[Path] = []
     failed: dict[str, str] = {}
     pending: dict[Future[None], Unit] = {}
-    pool = None
-    if jobs > 1:
-        # Spawned, not forked: a fork of a process whose torch threads run may hang.
-        pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    # Spawned, not forked: a fork of a process whose torch threads run may hang.
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) if jobs > 1 else None
     progress = tqdm(total=total, desc="probes", unit="probe", disable=None)
 
     def collect(done: Iterable[Future[None]]) -> None:
@@ -205,23 +189,25 @@ def run_units(units: Iterable[Unit], folder: Path, jobs: int, total: int | None 
             except ValueError as error:
                 failed.setdefault(unit.assay, f"{unit.assay}: {error}")
 
+    def probed_here(unit: Unit, path: Path) -> Future[None]:
+        future: Future[None] = Future()
+        try:
+            future.set_result(_work(unit, path))
+        except ValueError as error:
+            future.set_exception(error)
+        return future
+
     try:
         for unit in units:
             path = folder / f"{unit.digest}.parquet"
             paths.append(path)
             if path.exists():
                 progress.update()
-            elif pool is None:
-                try:
-                    _work(unit, path)
-                except ValueError as error:
-                    failed.setdefault(unit.assay, f"{unit.assay}: {error}")
-                progress.update()
-            else:
-                while sum(_nbytes(waiting.features) for waiting in pending.values()) > PENDING_BYTES:
-                    collect(wait(pending, return_when=FIRST_COMPLETED).done)
-                pending[pool.submit(_work, unit, path)] = unit
-                collect([future for future in pending if future.done()])
+                continue
+            while sum(_nbytes(waiting.features) for waiting in pending.values()) > PENDING_BYTES:
+                collect(wait(pending, return_when=FIRST_COMPLETED).done)
+            pending[pool.submit(_work, unit, path) if pool else probed_here(unit, path)] = unit
+            collect([future for future in pending if future.done()])
         while pending:
             collect(wait(pending, return_when=FIRST_COMPLETED).done)
     finally:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,29 +12,20 @@ from sklearn.model_selection import KFold
 
 from rd_hf.data.fasta import InputError
 from rd_hf.evaluation.assays import MIN_VARIANTS, Assay, variant_name
+from rd_hf.evaluation.options import LABELLED_SPLITS, SPLITS
 
 OUTER_FOLDS = 5
-LABELLED = {"random": "fold_random_5", "modulo": "fold_modulo_5", "contiguous": "fold_contiguous_5"}
-SCHEMES = (*LABELLED, "by_mutations", "singles_to_multiples")
 LOW_N = "low_n"
 
 FoldLabels = Mapping[str, pd.DataFrame]
 
 
-@dataclass(frozen=True)
-class Fold:
-    """One training and test set.
+class Fold(NamedTuple):
+    """One training and test set: row numbers of the assay, int64, disjoint."""
 
-    Attributes:
-        scheme: one of :data:`SCHEMES` or "low_n".
-        repeat: seed of the draw; 0 of a labelled scheme is ProteinGym's own labelling.
-        fold: number within the repeat.
-        train, test: row numbers of the assay, int64, disjoint.
-    """
-
-    scheme: str
-    repeat: int
-    fold: int
+    split: str  # of SPLITS, or "low_n"
+    repeat: int  # seed of the draw; 0 of a labelled split is ProteinGym's own labelling
+    fold: int  # number within the repeat
     train: np.ndarray
     test: np.ndarray
 
@@ -48,11 +39,12 @@ def read_fold_labels(path: str | Path) -> FoldLabels:
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file; leave --folds out to draw folds by seed")
+    columns = ["DMS_id", "mutant", *LABELLED_SPLITS.values()]
     table = pd.read_csv(path, sep="\t" if ".tsv" in path.suffixes else ",", dtype={"DMS_id": str, "mutant": str})
-    absent = {"DMS_id", "mutant", *LABELLED.values()} - set(table.columns)
+    absent = set(columns) - set(table.columns)
     if absent:
         raise InputError(f"{path} lacks the column {', '.join(sorted(absent))}; it must label ProteinGym's folds")
-    table = table[["DMS_id", "mutant", *LABELLED.values()]].drop_duplicates()
+    table = table[columns].drop_duplicates()
     empty = table.isna().any(axis=1)
     if empty.any():
         row = table.index[empty][0]
@@ -68,11 +60,11 @@ def read_fold_labels(path: str | Path) -> FoldLabels:
     return {str(name): group.set_index("mutant") for name, group in table.groupby("DMS_id")}
 
 
-def _labelled(assay: Assay, labels: FoldLabels | None, scheme: str) -> tuple[np.ndarray, np.ndarray] | None:
+def _labelled(assay: Assay, labels: FoldLabels | None, split: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Rows of the labelled single mutants and their labels, or None where the assay has no labels."""
     if labels is None or assay.name not in labels:
         return None
-    column = labels[assay.name][LABELLED[scheme]]
+    column = labels[assay.name][LABELLED_SPLITS[split]]
     names = [variant_name(mutant) for mutant in assay.mutants]
     rows = np.array([row for row, name in enumerate(names) if name in column.index], dtype=np.int64)
     if len(rows) < MIN_VARIANTS:
@@ -80,13 +72,17 @@ def _labelled(assay: Assay, labels: FoldLabels | None, scheme: str) -> tuple[np.
     return rows, column.loc[[names[row] for row in rows]].to_numpy()
 
 
-def _seeded(rows: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for train, test in KFold(OUTER_FOLDS, shuffle=True, random_state=seed).split(rows):
-        yield rows[train], rows[test]
+def _seeded(split: str, rows: np.ndarray, seeds: range) -> list[Fold]:
+    """Five folds for each seed."""
+    return [
+        Fold(split, seed, number, rows[train], rows[test])
+        for seed in seeds
+        for number, (train, test) in enumerate(KFold(OUTER_FOLDS, shuffle=True, random_state=seed).split(rows))
+    ]
 
 
-def folds(assay: Assay, scheme: str, repeats: int, labels: FoldLabels | None = None) -> list[Fold]:
-    """Cross-validation folds of one scheme.
+def folds(assay: Assay, split: str, repeats: int, labels: FoldLabels | None = None) -> list[Fold]:
+    """Cross-validation folds of one split.
 
     - "random", "modulo", "contiguous": ProteinGym's five folds of the labelled single mutants. Random folds are
       drawn anew for each repeat after the first, which gives their spread; the other two are fixed by the
@@ -100,51 +96,45 @@ def folds(assay: Assay, scheme: str, repeats: int, labels: FoldLabels | None = N
         labels: what :func:`read_fold_labels` returned.
 
     Raises:
-        ValueError: unknown scheme.
+        ValueError: unknown split.
     """
-    if scheme not in SCHEMES:
-        raise ValueError(f"unknown split {scheme!r}: choose from {', '.join(SCHEMES)}")
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
     every = np.arange(len(assay.mutants))
     counts = assay.mutation_counts
-    result: list[Fold] = []
-    if scheme in LABELLED:
-        found = _labelled(assay, labels, scheme)
-        if found is not None:
-            rows, label = found
-            for number, value in enumerate(np.unique(label)):
-                test = label == value
-                result.append(Fold(scheme, 0, number, rows[~test], rows[test]))
-        if scheme == "random":
-            rows = every if found is None else found[0]
-            for repeat in range(0 if found is None else 1, repeats):
-                for number, (train, test) in enumerate(_seeded(rows, repeat)):
-                    result.append(Fold(scheme, repeat, number, train, test))
-    elif counts.max() > 1:
-        if scheme == "by_mutations":
-            for repeat in range(repeats):
-                for number, (train, test) in enumerate(_seeded(every, repeat)):
-                    result.append(Fold(scheme, repeat, number, train, test))
-        elif (counts == 1).sum() >= MIN_VARIANTS:
-            result.append(Fold(scheme, 0, 0, every[counts == 1], every[counts > 1]))
-    return result
+    if split in LABELLED_SPLITS:
+        found = _labelled(assay, labels, split)
+        if found is None:
+            return _seeded(split, every, range(repeats)) if split == "random" else []
+        rows, label = found
+        published = [
+            Fold(split, 0, number, rows[label != value], rows[label == value])
+            for number, value in enumerate(np.unique(label))
+        ]
+        return published + (_seeded(split, rows, range(1, repeats)) if split == "random" else [])
+    if counts.max() == 1:
+        return []
+    if split == "by_mutations":
+        return _seeded(split, every, range(repeats))
+    return [Fold(split, 0, 0, every[counts == 1], every[counts > 1])] if (counts == 1).sum() >= MIN_VARIANTS else []
 
 
 def low_n_folds(assay: Assay, sizes: Sequence[int], repeats: int, labels: FoldLabels | None = None) -> list[Fold]:
     """Training sets of a few variants, as a user has them; everything else is the test set.
 
-    The variants are those of the "random" scheme. The draws of one repeat are nested: 24 variants are part of
+    The variants are those of the "random" split. The draws of one repeat are nested: 24 variants are part of
     the 96. A size that would leave fewer than a fifth of the variants to test is left out.
 
     Args:
         sizes: numbers of training variants.
-        repeats: draws a size, seeds 0 to repeats - 1.
+        repeats: draws of each size, seeds 0 to repeats - 1.
     """
     found = _labelled(assay, labels, "random")
     rows = np.arange(len(assay.mutants)) if found is None else found[0]
-    result = []
-    for repeat in range(repeats):
-        order = np.random.default_rng(repeat).permutation(rows)
-        for number, size in enumerate(sorted(sizes)):
-            if size <= 0.8 * len(rows):
-                result.append(Fold(LOW_N, repeat, number, order[:size], order[size:]))
-    return result
+    orders = [np.random.default_rng(repeat).permutation(rows) for repeat in range(repeats)]
+    return [
+        Fold(LOW_N, repeat, number, order[:size], order[size:])
+        for repeat, order in enumerate(orders)
+        for number, size in enumerate(sorted(sizes))
+        if size <= 0.8 * len(rows)
+    ]

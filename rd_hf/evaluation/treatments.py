@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,30 +17,23 @@ import torch
 from rd_hf.bases.chain import Basis, fit_chain
 from rd_hf.bases.moments import JointMoments
 from rd_hf.bases.whitening import BlockMoments, chain_whitening, fit_whitening
-from rd_hf.evaluation.embeddings import Family
-from rd_hf.evaluation.plan import EvaluationOptions, family_bases, family_maps
-from rd_hf.evaluation.representations import Representation
+from rd_hf.evaluation.families import Family
+from rd_hf.evaluation.fit_data import family_bases
+from rd_hf.evaluation.options import EvaluationOptions
+from rd_hf.evaluation.representations import Representation, family_maps
 
 DOMAINS, RESIDUES = "domains", "residues"
 
 
-@dataclass(frozen=True)
-class Treatment:
-    """What is done to rows before they are compared.
+class Treatment(NamedTuple):
+    """What is done to rows before they are compared."""
 
-    Attributes:
-        words: what reports say of it.
-        moments: whose moments are used, :data:`DOMAINS` or :data:`RESIDUES`; empty for none.
-        shrinkage: see :func:`rd_hf.bases.whitening.fit_whitening`; None whitens as a search does; at 1 a block is
-            centred and brought to one variance as a whole, and its directions keep their proportions.
-        weights: whose moments choose the weights of blocks (:func:`rd_hf.bases.whitening.chain_whitening`); empty for
-            equal ones.
-    """
-
-    words: str
-    moments: str = ""
+    words: str  # how reports describe it
+    moments: str = ""  # whose moments are used, DOMAINS or RESIDUES; empty for none
+    # See fit_whitening; None whitens as a search does; at 1 a block is centred and brought to one variance as a whole,
+    # and its directions keep their proportions.
     shrinkage: float | None = 1.0
-    weights: str = ""
+    weights: str = ""  # whose moments choose the weights of blocks (chain_whitening); empty for equal ones
 
 
 # "whitened + weights" is what a search does by default: a database has its own means at hand, its model the weights.
@@ -61,8 +55,8 @@ LABELLED = tuple(f"{name} + {how}" for name in SEARCHED for how in ("labels", "b
 
 def unweighted(name: str) -> str:
     """The treatment without weights: what a weighted one is where there is one block only."""
-    how = replace(TREATMENTS[name], words="", weights="")
-    return next(other for other, own in TREATMENTS.items() if replace(own, words="") == how)
+    how = TREATMENTS[name]._replace(words="", weights="")
+    return next(other for other, own in TREATMENTS.items() if own._replace(words="") == how)
 
 
 @dataclass(frozen=True)
@@ -72,7 +66,7 @@ class Candidate:
     Attributes:
         how: the map from states to embeddings.
         blocks: widths of its blocks; one, where it is not nested.
-        bases: of the chain that made them, a step a block after the first.
+        bases: of the chain that made them, a step for each block after the first.
     """
 
     how: Representation
@@ -80,20 +74,18 @@ class Candidate:
     bases: tuple[Basis, ...] = field(default=(), repr=False)
 
 
-def concatenation_bases(widths: Sequence[int]) -> tuple[Basis, ...]:
+def concatenation_bases(widths: Sequence[int]) -> list[Basis]:
     """A concatenation as a chain: nothing is predicted, and every direction kept."""
-    found, end = [], widths[0]
-    for width in widths[1:]:
-        means = torch.zeros(end, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
-        nothing = torch.zeros(end, width, dtype=torch.float64)
-        found.append(Basis(*means, nothing, torch.eye(width, dtype=torch.float64)))
-        end += width
-    return tuple(found)
+    zeros, eye = torch.zeros, torch.eye
+    return [
+        Basis(zeros(end).double(), zeros(width).double(), zeros(end, width).double(), eye(width).double())
+        for end, width in zip(itertools.accumulate(widths), widths[1:], strict=False)
+    ]
 
 
 def candidates(family: Family, moments: JointMoments | None, options: EvaluationOptions) -> list[Candidate]:
     """Every representation of one family, single blocks of the nested ones among them."""
-    maps = family_maps(family, moments, options)
+    maps = family_maps(family, moments, options.representations, options.seed)
     config = family.model.config
     if config.one_pass:
         # Nested as the chain is, by a readout instead of bases.
@@ -119,10 +111,10 @@ def candidates(family: Family, moments: JointMoments | None, options: Evaluation
 
 def _single_blocks(kind: str, whole: Candidate, names: Sequence[str]) -> list[Candidate]:
     """Each block of a nested embedding after the first, alone."""
-    ends = np.cumsum(whole.blocks)
+    ends = itertools.pairwise(itertools.accumulate(whole.blocks))
     return [
-        Candidate(Representation(kind, name, whole.how.matrix[:, a:b], whole.how.offset[a:b]), (int(b - a),))
-        for name, a, b in zip(names[1:], ends[:-1], ends[1:], strict=True)
+        Candidate(Representation(kind, name, whole.how.matrix[:, a:b], whole.how.offset[a:b]), (b - a,))
+        for name, (a, b) in zip(names[1:], ends, strict=True)
     ]
 
 
@@ -134,16 +126,15 @@ def mean_moments(states: np.ndarray, widths: Sequence[int]) -> JointMoments:
 
 
 def _block_moments(candidate: Candidate, moments: JointMoments) -> list[BlockMoments]:
-    """Of the blocks of e = z A + b, given those of z."""
+    """Moments of the blocks of e = z A + b, given those of z."""
     mean, scatter = moments.mean().cpu(), moments.scatter().cpu()
-    found, start = [], 0
-    for width in candidate.blocks:
-        matrix = torch.from_numpy(candidate.how.matrix[:, start : start + width])
-        offset = torch.from_numpy(candidate.how.offset[start : start + width])
-        covariance = matrix.T @ (scatter @ matrix) / (moments.count - 1)
-        found.append(BlockMoments(moments.count, mean @ matrix + offset, covariance))
-        start += width
-    return found
+    blocks = list(candidate.blocks)
+    matrices = torch.from_numpy(candidate.how.matrix).split(blocks, dim=1)
+    offsets = torch.from_numpy(candidate.how.offset).split(blocks)
+    return [
+        BlockMoments(moments.count, mean @ matrix + offset, matrix.T @ (scatter @ matrix) / (moments.count - 1))
+        for matrix, offset in zip(matrices, offsets, strict=True)
+    ]
 
 
 def treat(

@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from rd_hf.data.batching import collate
 from rd_hf.evaluation import statistics
 from rd_hf.evaluation.assays import Assay
-from rd_hf.evaluation.embeddings import Family
+from rd_hf.evaluation.families import Family
+from rd_hf.evaluation.options import KINDS
 from rd_hf.evaluation.plots import STYLES
-from rd_hf.evaluation.representations import KINDS
 from rd_hf.evaluation.tables import between, markdown_table, number
 from rd_hf.hub.describe import backbone_cost
 from rd_hf.model.layers_rd_esm import record_layers

@@ -9,8 +9,8 @@ import pandas as pd
 
 from rd_hf.bases.chain import FitReport
 from rd_hf.evaluation import statistics
+from rd_hf.evaluation.options import KINDS
 from rd_hf.evaluation.report import condition
-from rd_hf.evaluation.representations import KINDS
 from rd_hf.evaluation.tables import chance, markdown_table, number, percent, share, signed, signed_between
 from studies.ablations import STUDIES, FittedRecipe
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from rd_hf.evaluation.assays import Assay, read_assay
-from rd_hf.evaluation.embeddings import Family, PooledStates, StateCache, embed_assay, load_family
+from rd_hf.evaluation.embeddings import PooledStates, StateCache, embed_assay
+from rd_hf.evaluation.families import Family
 from rd_hf.evaluation.splits import FoldLabels, read_fold_labels
 
 DATA = Path(__file__).parent / "data"
@@ -28,7 +29,7 @@ def fold_labels() -> FoldLabels:
 
 @pytest.fixture(scope="session")
 def tiny_family(tiny_checkpoint: Path) -> Family:
-    return load_family(str(tiny_checkpoint))
+    return Family.load(str(tiny_checkpoint))
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,10 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
 from rd_hf.evaluation.assays import Assay, one_hot, read_assay
-from rd_hf.evaluation.embeddings import Family, PooledStates, StateCache, embed_assay
-from rd_hf.evaluation.probe import ProbeOptions, nested_ridge, ridge_predictions
+from rd_hf.evaluation.embeddings import PooledStates, StateCache, embed_assay
+from rd_hf.evaluation.families import Family
+from rd_hf.evaluation.options import ProbeOptions
+from rd_hf.evaluation.probe import nested_ridge, ridge_predictions
 from rd_hf.evaluation.runs import Contender, Unit, evaluate_unit
 from rd_hf.evaluation.splits import Fold, folds
 

@@ -13,20 +13,19 @@ from sklearn.metrics import average_precision_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from rd_hf.commands.evaluate_residues import main
 from rd_hf.data.fasta import InputError
-from rd_hf.evaluation.embeddings import Family
+from rd_hf.evaluation.families import Family
+from rd_hf.evaluation.options import ResidueOptions
 from rd_hf.evaluation.residues import (
-    ResidueOptions,
     bootstrap_figures,
     chain_states,
     logistic_probe,
-    paired_differences,
     precision_recall_area,
-    summarise,
     window_one_hot,
 )
+from rd_hf.evaluation.residues_report import paired_differences, summarise
 from rd_hf.evaluation.tasks import UNLABELLED, Chain, read_metal_binding, read_secondary_structure, subsample
-from scripts.evaluate_residues import main
 
 CHAINS = {"a": "MKTAYIAKQR", "b": "GSHMLEDPVD", "c": "ACDEFGHIKL", "d": "WYVTSRQPNM"}
 

@@ -1,0 +1,123 @@
+"""The frame of every evaluation and study: its output folder, caches, notes, files, and how it ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+import transformers
+from matplotlib.figure import Figure
+
+from rd_hf.bases.moments import JointMoments
+from rd_hf.evaluation.families import Family
+from rd_hf.evaluation.fit_data import draw_moments
+from rd_hf.evaluation.options import EvaluationOptions
+from rd_hf.files import Workspace, replacing
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a finished evaluation has to say.
+
+    Attributes:
+        text: the report, or its first sections.
+        failed: a message for each input that was left out.
+        ending: the last sentence: how long it took, and where the report is.
+    """
+
+    text: str
+    failed: tuple[str, ...]
+    ending: str
+
+
+class Evaluation:
+    """One evaluation in its output folder, which other runs are kept out of once it is claimed.
+
+    Args:
+        options: where it runs and writes.
+        command: what works in the folder, in words.
+        names: files that it writes there beside ``report.md``.
+        threads: of torch where the options ask for no number; None leaves torch's own.
+
+    Attributes:
+        cache: folder of states, which runs may share.
+        runs: folder of results, one file for each unit of work, by which a stopped run goes on.
+        notes: sentences of the report on how the run was done.
+        failed: message for each input left out.
+
+    Raises:
+        FolderError: the output folder holds something else.
+    """
+
+    def __init__(self, options: EvaluationOptions, command: str, *names: str, threads: int | None = None) -> None:
+        self.started = time.monotonic()
+        self.options = options
+        self.output = Workspace(options.output / ".rd_hf", command)
+        self.output.refuse("report.md", *names)
+        self.cache = options.cache or options.output / "cache"
+        self.runs = options.output / "runs"
+        self.notes: list[str] = []
+        self.failed: dict[str, str] = {}
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        if number := options.threads or threads:
+            torch.set_num_threads(number)
+
+    def moments(self, family: Family, needed_by: Iterable[str] = ()) -> JointMoments | None:
+        """Moments of the fitting sequences of a family, with a note; None where there is nothing to fit.
+
+        Args:
+            needed_by: what is left out where ``--fit-data`` is not given, which the note then says.
+        """
+        if family.model.config.one_pass or len(family.names) == 1:
+            return None
+        if not self.options.fit_data:
+            if needed_by:
+                self.notes.append(f"{family.label}: no {', '.join(needed_by)}, for want of --fit-data.")
+            return None
+        moments, note = draw_moments(family, self.options, self.cache)
+        self.notes.append(note)
+        return moments
+
+    def write_table(self, name: str, table: pd.DataFrame) -> None:
+        """Write a Parquet file of the output folder."""
+        with self.output.writing(name) as path:
+            table.to_parquet(path, index=False)
+
+    def write_figures(self, figures: Mapping[str, Figure]) -> None:
+        """Write PNG files of the output folder."""
+        for name, figure in figures.items():
+            with self.output.writing(name) as path:
+                figure.savefig(path, dpi=110, format="png")
+
+    def finish(self, report: str, *, shown_until: str = "", rows: int | None = None) -> Evaluated:
+        """Write ``report.md`` and say how it went.
+
+        Args:
+            report: its text.
+            shown_until: the heading before which a printed report ends; by default it is printed whole.
+            rows: of ``results.parquet``, for the last sentence.
+        """
+        place = self.options.output / "report.md"
+        with self.output.writing(place.name) as path:
+            path.write_text(report, encoding="utf-8")
+        minutes = f"{(time.monotonic() - self.started) / 60:.1f} minutes: {place}"
+        return Evaluated(
+            report.split(f"\n## {shown_until}")[0] if shown_until else report,
+            tuple(self.failed.values()),
+            minutes if rows is None else f"{rows:,} rows in {minutes}",
+        )
+
+
+def stored_table(path: Path, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """Read the table that an earlier run left, or compute it and write it whole."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table = compute()
+        with replacing(path) as temporary:
+            table.to_parquet(temporary, index=False)
+    return pd.read_parquet(path)
