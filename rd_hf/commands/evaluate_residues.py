@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     # Imported here, so that --help and a mistyped flag answer at once.
-    from rd_hf.evaluation.residues_report import evaluate_residues
+    from rd_hf.evaluation.residues import evaluate_residues
 
     return tell(evaluate_residues(options_from(ResidueOptions, args)))
 

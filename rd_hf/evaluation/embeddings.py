@@ -33,26 +33,17 @@ Variant = tuple[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class PooledStates:
-    """Pooled z of variants, (n, K) float32 each.
+    """Pooled z of variants, (n, K) float32 each."""
 
-    Attributes:
-        mean: mean over residues.
-        site: mean over the substituted positions.
-        wild_type_site: the wild type's, at the positions of each variant.
-    """
-
-    mean: np.ndarray
-    site: np.ndarray
-    wild_type_site: np.ndarray
+    mean: np.ndarray  # over residues
+    site: np.ndarray  # over the substituted positions
+    wild_type_site: np.ndarray  # the wild type's, at the positions of each variant
 
     def pooled(self, pooling: str) -> np.ndarray:
         """One of :data:`rd_hf.evaluation.options.POOLINGS`.
 
         "difference" is that of variant and wild type at the substituted positions: over all residues it would be
         "mean" less a constant, which a ridge with an intercept does not see.
-
-        Raises:
-            ValueError: unknown pooling.
         """
         if pooling == "mean":
             return self.mean
@@ -64,14 +55,10 @@ class PooledStates:
 
 
 class StateCache:
-    """Pooled states on disk: safetensors files of up to :data:`SHARD_VARIANTS` rows, looked up by digest.
+    """Pooled states of one family on disk: safetensors files of up to :data:`SHARD_VARIANTS` rows, found by digest.
 
     Files are written whole or not at all, and are only ever added, so any number of runs may share a folder. A
     file that cannot be read is reported and computed again.
-
-    Args:
-        folder: created on first use.
-        fingerprint: of the family; each has a folder of its own.
     """
 
     def __init__(self, folder: str | Path, fingerprint: str) -> None:
@@ -168,10 +155,6 @@ def embed_assay(
 ) -> PooledStates:
     """Pooled states of every variant of an assay, from the cache where they are there.
 
-    Args:
-        batch_tokens: budget of a forward pass.
-        progress: advanced by one for each variant.
-
     Raises:
         InputError: a backbone returns NaN or infinity; the message names the variant.
     """
@@ -191,12 +174,7 @@ def embed_proteins(
     batch_tokens: int = 4096,
     progress: tqdm | None = None,
 ) -> np.ndarray:
-    """Mean z over the residues of whole proteins, as :func:`embed_assay` does it: (n, K) float32.
-
-    Args:
-        names: what errors call them.
-        sequences: cleaned, however long.
-    """
+    """Mean z over the residues of whole proteins, as :func:`embed_assay` does it: (n, K) float32."""
     variants: list[Variant] = [(sequence, ()) for sequence in sequences]
     mean, _ = _embedded(family, variants, names.__getitem__, cache, batch_tokens, progress)
     return mean

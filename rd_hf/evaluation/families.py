@@ -1,19 +1,24 @@
-"""Models in evaluation, and the states of their backbones at every residue."""
+"""Models in evaluation: their states at every residue, and the sequences that bases and baselines are fitted on."""
 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 from transformers import AutoConfig, PretrainedConfig
 
-from rd_hf.data.batching import collate, residue_mask
+from rd_hf.bases.chain import Basis, fit_chain
+from rd_hf.bases.moments import JointMoments, load_tensors, save_tensors
+from rd_hf.data.batching import collate, residue_mask, token_budget_batches
 from rd_hf.data.fasta import InputError
 from rd_hf.devices import check_device
 from rd_hf.evaluation.options import EvaluationOptions
+from rd_hf.fitting import FitOptions, Sample, draw_sample
 from rd_hf.hub import load_family
 from rd_hf.hub.backbones import family_config
 from rd_hf.hub.checkpoint import read_config
@@ -21,24 +26,20 @@ from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.families_rd_esm import FAMILIES, describe
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 
+CHECKPOINT_SECONDS = 60.0
+# Bases are stored in float32 and batches differ: the same sequences refit to about 1e-5, others to 1e-2 and more.
+SAME_BASES = 1e-3
+
 
 @dataclass(frozen=True)
 class Family:
-    """A model in evaluation; made by :meth:`load` or :meth:`chain`.
+    """A model in evaluation; made by :meth:`load` or :meth:`chain`."""
 
-    Attributes:
-        label: how tables call it.
-        model: in eval mode, on its device.
-        depth: relative depth of the states used, in (0, 1]; 1 is the final state, after the last layer norm.
-        fingerprint: of backbones, dtype and depth; equal fingerprints give equal states.
-        fitted: whether the model holds bases; else they are fitted where they are needed.
-    """
-
-    label: str
-    model: RDEsmModel
-    depth: float
-    fingerprint: str
-    fitted: bool = True
+    label: str  # how tables call it
+    model: RDEsmModel  # in eval mode, on its device
+    depth: float  # of the states used, in (0, 1]; 1 is the final state, after the last layer norm
+    fingerprint: str  # of backbones, dtype and depth; equal fingerprints give equal states
+    fitted: bool = True  # whether the model holds bases; else they are fitted where they are needed
 
     @classmethod
     def load(
@@ -51,10 +52,7 @@ class Family:
     ) -> Family:
         """Load a reverse-distilled family, or a plain backbone (ESM-2, ESM-C, ...) as a family of one level.
 
-        Args:
-            source: Hub id or folder.
-            depth: relative depth of the states to use.
-            one_pass: load the largest backbone alone; what is then called z is the embedding that is read out of it.
+        In one pass the largest backbone is loaded alone; what is then called z is the embedding that is read out of it.
 
         Raises:
             InputError: it cannot be loaded, or not on that device, or is neither.
@@ -76,12 +74,10 @@ class Family:
     def chain(cls, words: Sequence[str], device: str = "cpu", dtype: torch.dtype = torch.float32) -> Family:
         """Load backbones as one family, whose bases are yet to be fitted.
 
-        Args:
-            words: as ``rd-hf fit --backbones`` takes them, smallest first: ``NAME=REPO``, or a reverse-distilled
-                family, which stands for its levels.
+        Words are those of ``rd-hf fit --backbones``, smallest first; see :func:`rd_hf.hub.backbones.family_config`.
 
         Raises:
-            InputError: see :func:`rd_hf.hub.backbones.family_config`, or a backbone cannot be loaded, or not there.
+            InputError: a word cannot be understood, or a backbone cannot be loaded, or not on that device.
         """
         check_device(device)
         config = family_config(list(words))
@@ -141,11 +137,7 @@ def fingerprint(model: RDEsmModel, depth: float) -> str:
 def load_families(options: EvaluationOptions, one_pass: bool = False) -> list[Family]:
     """Load what ``--model``, ``--depth`` and ``--backbones`` ask for.
 
-    Args:
-        one_pass: whether a model whose fit kept a readout comes once more, in one pass, behind itself.
-
-    Raises:
-        InputError: nothing is asked for, or something cannot be loaded.
+    With ``one_pass`` a model whose fit kept a readout comes once more, in one pass, behind itself.
     """
     if not options.model and not options.backbones:
         raise InputError("there is nothing to evaluate: give --model or --backbones")
@@ -182,3 +174,109 @@ def residue_states(family: Family, sequences: Sequence[str]) -> tuple[torch.Tens
             states += [own[max(1, round(family.depth * model.config.depth(level)))] for level in levels]
     mask = residue_mask([len(sequence) for sequence in sequences], input_ids.shape[1]).to(model.device)
     return torch.cat([state.float() for state in states], dim=-1), mask
+
+
+def draw_fit_sample(family: Family, options: EvaluationOptions) -> Sample:
+    """Draw the sample that a model's config records, or the one that ``--fit-sequences`` and ``--fit-seed`` ask for."""
+    record, number = family.model.config.bases, options.fit_sequences
+    if number is None and record.get("num_sequences"):
+        number = record["num_sequences"] + record.get("num_heldout_sequences", 0)
+    wanted = FitOptions(
+        num_sequences=number,
+        seed=record.get("seed", 0) if options.fit_seed is None else options.fit_seed,
+        heldout_fraction=record.get("heldout_fraction", 0.1),
+        max_length=record.get("max_length", 1022),
+    )
+    return draw_sample(options.fit_data, wanted, progress=True)
+
+
+def split_sample(sample: Sample) -> tuple[list[str], list[str]]:
+    """Training and held-out sequences."""
+    parts: tuple[list[str], list[str]] = ([], [])
+    for position, sequence in enumerate(sample.sequences):
+        parts[position in sample.heldout].append(sequence)
+    return parts
+
+
+def fitting_moments(
+    family: Family, sequences: Sequence[str], cache: Path | None, batch_tokens: int = 4096
+) -> JointMoments:
+    """Joint moments of the family's states over cleaned sequences, of which every residue counts once.
+
+    They are kept in the folder ``cache``, if there is one, also half-way, so that an interrupted reading goes on; a
+    damaged file there is an InputError.
+    """
+    digest = hashlib.sha256("\n".join([family.fingerprint, str(batch_tokens), *sequences]).encode()).hexdigest()[:16]
+    path = None if cache is None else cache / f"moments-{digest}.safetensors"
+    moments, done = JointMoments(family.widths), 0
+    if path is not None and path.exists():
+        try:
+            tensors = load_tensors(path)
+            done = int(tensors.pop("batches"))
+            moments = JointMoments.from_state(tensors)
+        except (ValueError, KeyError) as error:
+            raise InputError(f"{path} holds no whole moments ({error}); delete it to compute them again") from error
+    batches = token_budget_batches([len(sequence) for sequence in sequences], batch_tokens)
+    saved = time.monotonic()
+    with tqdm(total=len(sequences), desc=f"moments of {family.label}", unit="sequence", disable=None) as progress:
+        for number, batch in enumerate(batches, start=1):
+            progress.update(len(batch))
+            if number <= done:
+                continue
+            states, mask = residue_states(family, [sequences[position] for position in batch])
+            moments.update(states[mask].split(family.widths, dim=-1))
+            if path is not None and (number == len(batches) or time.monotonic() - saved > CHECKPOINT_SECONDS):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                save_tensors(path, {**moments.state(), "batches": torch.tensor(number)})
+                saved = time.monotonic()
+    return moments
+
+
+def model_bases(family: Family) -> list[Basis]:
+    """The bases that a model holds, as :func:`rd_hf.bases.chain.fit_chain` gives them, float64 on the CPU."""
+    names = ("prefix_mean", "backbone_mean", "regression", "directions")
+    return [
+        Basis(*(getattr(projection, name).detach().double().cpu() for name in names))
+        for projection in family.model.projections
+    ]
+
+
+def family_bases(family: Family, moments: JointMoments | None) -> Sequence[Basis]:
+    """The chain of one family.
+
+    The model's own bases hold for its final states; at another depth, and where it holds none, the chain is fitted, by
+    principal component regression with the model's numbers of directions; InputError where there are no moments.
+    """
+    if len(family.names) == 1 or (family.fitted and family.depth == 1):
+        return model_bases(family)
+    if moments is None:
+        what = f"--depth {family.depth:g}" if family.fitted else f"{family.label} (--backbones)"
+        raise InputError(f"{what} needs bases of its own; give --fit-data to fit them on")
+    return fit_chain(moments, family.names, family.model.config.residual_directions)[0]
+
+
+def refit_difference(family: Family, moments: JointMoments) -> float:
+    """How far the model's regressions are from those fitted on ``moments``: largest relative norm over levels.
+
+    Judged by the regressions: directions of nearly equal variance may rotate within their plane.
+    """
+    config = family.model.config
+    kind, alpha = config.bases.get("regression", "pcr"), config.bases.get("ridge_alpha", 1.0)
+    again, _ = fit_chain(moments, family.names, config.residual_directions, kind, alpha)
+    return max(
+        float(torch.linalg.norm(mine.regression - own.regression) / torch.linalg.norm(mine.regression))
+        for mine, own in zip(again, model_bases(family), strict=True)
+    )
+
+
+def draw_moments(family: Family, options: EvaluationOptions, cache: Path | None) -> tuple[JointMoments, str]:
+    """Moments of the fitting sequences, and a sentence on whether they are those of the model's own bases."""
+    training, _ = split_sample(draw_fit_sample(family, options))
+    moments = fitting_moments(family, training, cache, options.batch_tokens)
+    what = "PCA and all-directions chain" if family.fitted else "bases, PCA and all-directions chain"
+    note = f"{family.label}: {what} fitted on {len(training):,} sequences ({moments.count:,} residues)"
+    if family.fitted and family.depth == 1:
+        difference = refit_difference(family, moments)
+        note += ", the same as its own bases" if difference < SAME_BASES else ", NOT those of its own bases"
+        note += f" (regressions fitted on them differ from the model's by {difference:.0e})"
+    return moments, f"{note}."

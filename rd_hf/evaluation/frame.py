@@ -13,44 +13,28 @@ import transformers
 from matplotlib.figure import Figure
 
 from rd_hf.bases.moments import JointMoments
-from rd_hf.evaluation.families import Family
-from rd_hf.evaluation.fit_data import draw_moments
+from rd_hf.evaluation.families import Family, draw_moments
 from rd_hf.evaluation.options import EvaluationOptions
 from rd_hf.files import Workspace, replacing
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What a finished evaluation has to say.
+    """What a finished evaluation has to say."""
 
-    Attributes:
-        text: the report, or its first sections.
-        failed: a message for each input that was left out.
-        ending: the last sentence: how long it took, and where the report is.
-    """
-
-    text: str
-    failed: tuple[str, ...]
-    ending: str
+    text: str  # the report, or its first sections
+    failed: tuple[str, ...]  # a message for each input that was left out
+    ending: str  # how long it took, and where the report is
 
 
 class Evaluation:
-    """One evaluation in its output folder, which other runs are kept out of once it is claimed.
+    """One evaluation in its output folder, which is refused where it holds something else, and may then be claimed.
 
     Args:
         options: where it runs and writes.
         command: what works in the folder, in words.
         names: files that it writes there beside ``report.md``.
         threads: of torch where the options ask for no number; None leaves torch's own.
-
-    Attributes:
-        cache: folder of states, which runs may share.
-        runs: folder of results, one file for each unit of work, by which a stopped run goes on.
-        notes: sentences of the report on how the run was done.
-        failed: message for each input left out.
-
-    Raises:
-        FolderError: the output folder holds something else.
     """
 
     def __init__(self, options: EvaluationOptions, command: str, *names: str, threads: int | None = None) -> None:
@@ -58,20 +42,20 @@ class Evaluation:
         self.options = options
         self.output = Workspace(options.output / ".rd_hf", command)
         self.output.refuse("report.md", *names)
+        # States, which runs may share; and results, one file for each unit of work, by which a stopped run goes on.
         self.cache = options.cache or options.output / "cache"
         self.runs = options.output / "runs"
-        self.notes: list[str] = []
-        self.failed: dict[str, str] = {}
+        self.notes: list[str] = []  # on how the run was done
+        self.failed: dict[str, str] = {}  # a message for each input left out
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         if number := options.threads or threads:
             torch.set_num_threads(number)
 
     def moments(self, family: Family, needed_by: Iterable[str] = ()) -> JointMoments | None:
-        """Moments of the fitting sequences of a family, with a note; None where there is nothing to fit.
+        """Moments of the fitting sequences of a family, with a note on them; None where there are none.
 
-        Args:
-            needed_by: what is left out where ``--fit-data`` is not given, which the note then says.
+        Without ``--fit-data`` the note says that ``needed_by`` is left out.
         """
         if family.model.config.one_pass or len(family.names) == 1:
             return None
@@ -95,13 +79,7 @@ class Evaluation:
                 figure.savefig(path, dpi=110, format="png")
 
     def finish(self, report: str, *, shown_until: str = "", rows: int | None = None) -> Evaluated:
-        """Write ``report.md`` and say how it went.
-
-        Args:
-            report: its text.
-            shown_until: the heading before which a printed report ends; by default it is printed whole.
-            rows: of ``results.parquet``, for the last sentence.
-        """
+        """Write ``report.md``, of which what stands before the heading ``shown_until`` is to be printed."""
         place = self.options.output / "report.md"
         with self.output.writing(place.name) as path:
             path.write_text(report, encoding="utf-8")

@@ -27,17 +27,11 @@ FASTA_ENDINGS = ("*.fasta", "*.fa", "*.fasta.gz", "*.fa.gz")
 
 @dataclass(frozen=True)
 class Domains:
-    """Classified protein domains.
+    """Classified protein domains."""
 
-    Attributes:
-        ids: SCOP's, such as d1asha_.
-        sequences: cleaned.
-        classes: concise classification strings, such as a.1.1.2.
-    """
-
-    ids: tuple[str, ...]
-    sequences: tuple[str, ...] = field(repr=False)
-    classes: tuple[str, ...] = field(repr=False)
+    ids: tuple[str, ...]  # SCOP's, such as d1asha_
+    sequences: tuple[str, ...] = field(repr=False)  # cleaned
+    classes: tuple[str, ...] = field(repr=False)  # concise classification strings, such as a.1.1.2
 
     def groups(self, level: str) -> np.ndarray:
         """Number of each domain's group at a level of :data:`DEPTHS`: (n,) int64."""
@@ -60,19 +54,12 @@ class Domains:
 
 @dataclass(frozen=True)
 class Relation:
-    """What is looked for at one level.
+    """What is looked for at one level."""
 
-    Attributes:
-        name: key of :data:`rd_hf.evaluation.options.MASKED`.
-        groups: whoever shares the query's is looked for, (n,) int64.
-        masked: whoever shares the query's does not count, (n,) int64; a finer division than ``groups``.
-        queries: rows that have someone to look for, (q,) int64.
-    """
-
-    name: str
-    groups: np.ndarray = field(repr=False)
-    masked: np.ndarray = field(repr=False)
-    queries: np.ndarray = field(repr=False)
+    name: str  # key of MASKED
+    groups: np.ndarray = field(repr=False)  # whoever shares the query's is looked for, (n,) int64
+    masked: np.ndarray = field(repr=False)  # whoever shares the query's does not count, (n,) int64; a finer division
+    queries: np.ndarray = field(repr=False)  # rows that have someone to look for, (q,) int64
 
     @property
     def clusters(self) -> np.ndarray:
@@ -86,11 +73,7 @@ class Relation:
 
 
 def relation(name: str, groups: np.ndarray, masked: np.ndarray) -> Relation:
-    """Queries are those with at least one domain of their group beyond the masked ones.
-
-    Raises:
-        ValueError: ``masked`` does not divide ``groups``, or nobody has anyone to look for.
-    """
+    """Queries are those with at least one domain of their group beyond the masked ones."""
     pairs = np.unique(np.stack((masked, groups)), axis=1)
     if len(np.unique(pairs[0])) < pairs.shape[1]:
         raise ValueError(f"{name}: domains that mask each other must look for the same group")
@@ -106,12 +89,7 @@ def relations(domains: Domains, names: Sequence[str] = tuple(MASKED)) -> list[Re
 
 
 def read_domains(folder: str | Path) -> Domains:
-    """Domains from the one FASTA file of a folder, whose headers are SCOP's: ``>sid sccs ...``.
-
-    Raises:
-        InputError: no such file or several, a header without classification, an id or a sequence twice, or a sequence
-            that cannot be embedded; the message names the file and the record.
-    """
+    """Read the one FASTA file of a folder, whose headers are SCOP's: ``>sid sccs ...``."""
     folder = Path(folder)
     files = sorted({path for ending in FASTA_ENDINGS for path in folder.glob(ending)})
     if len(files) != 1:
@@ -146,15 +124,10 @@ def read_domains(folder: str | Path) -> Domains:
 
 @dataclass(frozen=True)
 class Published:
-    """What others have published on the same domains.
+    """What others have published on the same domains."""
 
-    Attributes:
-        summary: columns model, level, th, kind, n, auroc_mean, auprc_mean, hit1_mean, hit10_mean.
-        per_query: one row per query, columns sid, sccs, n_true_pos, n_true_neg and MODEL.FIGURE; empty where absent.
-    """
-
-    summary: pd.DataFrame
-    per_query: pd.DataFrame
+    summary: pd.DataFrame  # columns model, level, th, kind, n, auroc_mean, auprc_mean, hit1_mean, hit10_mean
+    per_query: pd.DataFrame  # columns sid, sccs, n_true_pos, n_true_neg and MODEL.FIGURE; empty where absent
 
     def rows(self, level: str, kind: str | None = None) -> pd.DataFrame:
         """The summary's rows of a level, of one kind of mean or of all."""
@@ -164,10 +137,9 @@ class Published:
     def disagreement(self, wanted: Relation, ids: Sequence[str]) -> dict[str, float]:
         """How far the summary and our queries are from the per-query table.
 
-        Returns:
-            queries: of theirs that are not ours or the reverse; counts: largest difference in the number of positives
-            or negatives of a query; means: largest absolute difference of a mean over queries or over superfamilies to
-            the summary, over all models and figures.
+        Returns "queries", of theirs that are not ours or the reverse; "counts", the largest difference in the number of
+        positives or negatives of a query; "means", the largest difference of a mean over queries or over superfamilies
+        to the summary.
         """
         theirs = self.per_query.set_index("sid")
         names = [ids[row] for row in wanted.queries]

@@ -13,7 +13,7 @@ from rd_hf.evaluation.homology import Published
 from rd_hf.evaluation.options import KINDS
 from rd_hf.evaluation.plots import aside, draw_line, finish_axis, legend_below
 from rd_hf.evaluation.retrieval import FIGURES
-from rd_hf.evaluation.tables import between, chance, markdown_table, number, signed, signed_between, table_of
+from rd_hf.evaluation.tables import CHANCE, SIGNED, between, markdown_table, number, table_of
 from rd_hf.evaluation.treatments import LABELLED, TREATMENTS, unweighted
 
 WORDS = {
@@ -28,15 +28,7 @@ SHOWN = ("plain", "whitened", "whitened + weights")
 
 
 def summary(results: pd.DataFrame) -> pd.DataFrame:
-    """Means over queries with intervals over clusters.
-
-    Args:
-        results: tidy table of :mod:`rd_hf.evaluation.homology_runs`.
-
-    Returns:
-        Columns: those of :class:`rd_hf.evaluation.homology_runs.Ranked`, relation, queries, clusters, and
-        for each figure FIGURE, FIGURE_low and FIGURE_high.
-    """
+    """Means over queries with intervals over clusters: for each figure FIGURE, FIGURE_low and FIGURE_high."""
     keys = ["model", "representation", "level", "treatment", "width", "weights", "relation"]
     rows = []
     for key, group in results.groupby(keys, sort=False, observed=True):
@@ -61,11 +53,7 @@ def _hits(group: pd.DataFrame, treatment: str) -> str:
 
 
 def in_short(table: pd.DataFrame, level: str) -> str:
-    """The largest level alone: plain, whitened, as a search does it, and with the weights that labels would choose.
-
-    Args:
-        table: :func:`summary` of one model.
-    """
+    """The largest level alone: plain, whitened, as a search does it, and with the weights that labels would choose."""
     own = table[(table["relation"] == "superfamily") & (table["level"] == level)]
     columns = (*SHOWN, "whitened + labels")
     lines = [
@@ -120,25 +108,16 @@ def _pairs(names: Sequence[str]) -> list[tuple[tuple[str, str, str], tuple[str, 
 
 
 def comparisons(results: pd.DataFrame, names: Sequence[str], relation: str, figure: str = "hit10") -> pd.DataFrame:
-    """The pairs that a reader asks about, on the same queries of one family.
-
-    Args:
-        results: of one family.
-        names: its levels, smallest first.
-
-    Returns:
-        Columns: first, second, and those of :func:`rd_hf.evaluation.statistics.compare_queries` with q, p adjusted for
-        all pairs.
-    """
+    """The pairs that a reader asks about, on the same queries of one family."""
     chosen = results[(results["relation"] == relation) & ~results["treatment"].isin(LABELLED)]
     table = chosen.pivot(index="query", columns=["representation", "level", "treatment"], values=figure)
     table = table.astype(np.float64)
     owner = chosen.drop_duplicates("query").set_index("query")["cluster"][table.index].to_numpy()
     rows = []
-    for pair in _pairs(names):
-        if all(contender in table.columns for contender in pair):
-            figures = statistics.compare_queries(*(table[contender].to_numpy() for contender in pair), owner)
-            first, second = (f"{kind}.{level} {treatment}" for kind, level, treatment in pair)
+    for one, other in _pairs(names):
+        if one in table.columns and other in table.columns:
+            figures = statistics.compare_queries(table[one].to_numpy(), table[other].to_numpy(), owner)
+            first, second = (f"{kind}.{level} {treatment}" for kind, level, treatment in (one, other))
             rows.append({"first": first, "second": second, **figures})
     return statistics.with_q(pd.DataFrame(rows))
 
@@ -147,11 +126,11 @@ def comparison_table(pairs: pd.DataFrame) -> str:
     """Markdown of :func:`comparisons`."""
     columns = {
         "pair": lambda pair: f"{pair['first']} − {pair['second']}",
-        "hit@10": lambda pair: signed(pair["difference"]),
-        "95 %": lambda pair: signed_between(pair["difference_low"], pair["difference_high"]),
+        "hit@10": lambda pair: number(pair["difference"], SIGNED),
+        "95 %": lambda pair: between(pair["difference_low"], pair["difference_high"], SIGNED),
         "superfamilies won": lambda pair: f"{100 * pair['wins']:.0f} %",
-        "p": lambda pair: chance(pair["p"]),
-        "q": lambda pair: chance(pair["q"]),
+        "p": lambda pair: number(pair["p"], CHANCE),
+        "q": lambda pair: number(pair["q"], CHANCE),
     }
     return table_of(pairs, columns)
 
@@ -178,7 +157,7 @@ def rounding_table(table: pd.DataFrame) -> str:
     order = (own["exact_hit10"] - own["hit10"]).abs().sort_values(ascending=False, kind="stable").index
     figures = ("hit1", "exact_hit1", "hit10", "exact_hit10")
     rows = [
-        [f"{_name(row)} {row['treatment']}", *(number(row[figure], 4) for figure in figures)]
+        [f"{_name(row)} {row['treatment']}", *(number(row[figure], ".4f") for figure in figures)]
         for row in own.loc[order[:8]].to_dict("records")
     ]
     return markdown_table(["contender", "hit@1, float16", "as computed", "hit@10, float16", "as computed"], rows)
@@ -238,8 +217,7 @@ def render(
     """The whole report.
 
     Args:
-        results: tidy table.
-        table: its :func:`summary`.
+        results, table: tidy rows, and their :func:`summary`.
         levels: level names of each model, smallest first.
         published: figures of others, or None.
         check: :meth:`rd_hf.evaluation.homology.Published.disagreement`; empty where there is nothing to check.

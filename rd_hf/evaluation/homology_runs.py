@@ -29,32 +29,18 @@ PLURALS = {"superfamily": "superfamilies", "fold": "folds"}
 
 @dataclass(frozen=True)
 class Ranked:
-    """What is compared; the columns by which tables group.
-
-    Attributes:
-        model: label of the family.
-        representation: its kind.
-        level: largest backbone used.
-        treatment: key of :data:`rd_hf.evaluation.treatments.TREATMENTS`, or one of those that labels chose.
-        width: of the embedding.
-        weights: of its blocks, as text; empty where all are equal.
-    """
+    """What is compared; the columns by which tables group."""
 
     model: str
     representation: str
-    level: str
-    treatment: str
+    level: str  # largest backbone used
+    treatment: str  # key of TREATMENTS, or one of LABELLED
     width: int
-    weights: str = ""
+    weights: str = ""  # of its blocks, as text; empty where all are equal
 
 
 def evaluate_homology(options: HomologyOptions) -> Evaluated:
-    """Rank every domain by every embedding, and write the report.
-
-    Raises:
-        InputError: an input cannot be read, or a model cannot be loaded.
-        ValueError: no domain has another one to look for.
-    """
+    """Rank every domain by every embedding, and write the report."""
     evaluation = Evaluation(options, "an evaluation of homology", "results.parquet")
     domains, published = read_domains(options.data), read_published(options.data)
     if options.max_length is not None:
@@ -109,12 +95,8 @@ def evaluate_family(
 ) -> pd.DataFrame:
     """Every representation of one family under every treatment.
 
-    Args:
-        moments: of the fitting sequences, or None.
-        wanted: what is looked for.
-        cache: folder of pooled states.
-        folder: where rankings are kept.
-        search: whether labels may choose weights too, under names of their own.
+    Pooled states lie in ``cache``, rankings in ``folder``; in a search labels may choose weights too, under names of
+    their own.
     """
     states = domain_states(family, domains, cache, options.batch_tokens)
     known = {DOMAINS: mean_moments(states, family.widths)}
@@ -166,39 +148,29 @@ def _labelled(table: pd.DataFrame, contender: Ranked) -> pd.DataFrame:
 def evaluate_rows(
     rows: torch.Tensor, contender: Ranked, domains: Domains, wanted: Sequence[Relation], folder: Path
 ) -> pd.DataFrame:
-    """Rank every query, or read what an earlier run found.
-
-    Args:
-        rows: embeddings of the domains, (n, width).
-        folder: where results are kept.
+    """Rank every query by embeddings of the domains, (n, width), or read what an earlier run found.
 
     Returns:
         Columns: those of :class:`Ranked`, relation, query (row of the domain), cluster, and the figures of
         :data:`rd_hf.evaluation.retrieval.FIGURES`.
     """
-
-    def ranking(relation: Relation) -> pd.DataFrame:
+    parts = []
+    for relation in wanted:
         keys = {"relation": relation.name, "query": relation.queries.astype(np.int32)}
-        figures = rank(rows, relation).astype(np.float32)
-        return pd.DataFrame(
-            {**keys, "cluster": relation.clusters.astype(np.int32), **dict(zip(FIGURES, figures.T, strict=True))}
-        )
+        keys["cluster"] = relation.clusters.astype(np.int32)
 
-    parts = [stored_table(_file(folder, rows, domains, one), lambda one=one: ranking(one)) for one in wanted]
+        def ranked(relation: Relation = relation, keys: dict = keys) -> pd.DataFrame:
+            figures = rank(rows, relation).astype(np.float32)
+            return pd.DataFrame({**keys, **dict(zip(FIGURES, figures.T, strict=True))})
+
+        parts.append(stored_table(_file(folder, rows, domains, relation), ranked))
     return _labelled(pd.concat(parts, ignore_index=True), contender)
 
 
 def search_rows(
     rows: torch.Tensor, widths: Sequence[int], contender: Ranked, domains: Domains, wanted: Relation, folder: Path
 ) -> pd.DataFrame:
-    """Hits under weights of blocks that labels chose.
-
-    Args:
-        rows: embeddings whose blocks are weighted, (n, width).
-        widths: of the blocks.
-        contender: with the treatment that came before the weights.
-        wanted: the level at which weights are chosen and judged.
-        folder: where results are kept.
+    """Hits under weights of blocks, ``widths`` wide, that labels chose.
 
     Returns:
         Rows as :func:`evaluate_rows` has them, with hits of unrounded similarities alone, under two more treatments:

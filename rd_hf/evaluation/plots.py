@@ -67,10 +67,7 @@ def _lines(axis: Axes, values: Mapping[str, pd.DataFrame], levels: Sequence[str]
 def score_figure(scores: pd.DataFrame, levels: Sequence[str], group: Mapping[str, object]) -> Figure:
     """Mean Spearman against level, and its paired difference to the raw backbone of that level.
 
-    Args:
-        scores: one condition of :func:`rd_hf.evaluation.statistics.assay_scores`, true labels.
-        levels: smallest first.
-        group: model, depth and pooling to show.
+    Scores are those of one condition; the group is the model, depth and pooling to show.
     """
     table = statistics.wide(scores)
     found = {kind: statistics.ladder(table, levels, kind, **group) for kind in (*LADDERS, "random")}
@@ -120,13 +117,7 @@ def win_figure(scores: pd.DataFrame) -> Figure:
 
 
 def low_n_figure(scores: pd.DataFrame, level: str, group: Mapping[str, object]) -> Figure:
-    """Mean Spearman against the number of training variants, at one level.
-
-    Args:
-        scores: rows of the low-n split, true labels.
-        level: which to show.
-        group: model, depth and pooling to show.
-    """
+    """Mean Spearman against the number of training variants, at one level, from the scores of the low-n split."""
     own = np.logical_and.reduce([scores[key] == value for key, value in group.items()]) & (scores["level"] == level)
     chosen = scores[own | (scores["representation"] == "one_hot")]
     table = chosen.pivot(index=["representation", "assay"], columns="size", values="score").dropna()
@@ -149,12 +140,9 @@ def low_n_figure(scores: pd.DataFrame, level: str, group: Mapping[str, object]) 
 
 
 def residue_figure(table: pd.DataFrame, model: str, depth: float, levels: Sequence[str]) -> Figure:
-    """Area under the precision-recall curve against level, one panel for each task and test set.
+    """Area under the precision-recall curve against level, one panel for each task and test set, of one family.
 
-    Args:
-        table: from :func:`rd_hf.evaluation.residues.summarise`.
-        model, depth: which family to show.
-        levels: smallest first.
+    The table is that of :func:`rd_hf.evaluation.residues.summarise`.
     """
     panels = list(table[table["figure"] == "AUPR"].groupby(["task", "set"], sort=False))
     figure = Figure(figsize=(4.6 * len(panels), 4.4), layout="constrained")

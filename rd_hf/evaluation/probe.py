@@ -44,9 +44,8 @@ def ridge_predictions(
     The scaler's means and deviations are those of ``features`` alone.
 
     Args:
-        features: (n, p) float64, dense or CSR.
+        features, test_features: (n, p) and (m, p) float64, dense or CSR.
         scores: (n,) float64.
-        test_features: (m, p) float64, likewise.
         strengths: a of them.
 
     Returns:
@@ -104,13 +103,8 @@ def nested_ridge(
 ) -> ProbeResult:
     """Choose the strength inside the training rows, refit on all of them, predict the test rows.
 
-    Args:
-        features: (n, p) float64, dense or CSR, of the whole assay.
-        scores: (n,) float64.
-        train, test: row numbers; nothing of the test rows but their features is used, and these only to predict.
-
-    Raises:
-        ValueError: fewer training rows than inner folds times two, on which R^2 is not defined.
+    Features and scores are those of the whole assay, train and test numbers of rows: nothing of the test rows but their
+    features is used, and these only to predict. R^2 needs two rows for each inner fold.
     """
     if len(train) < 2 * options.inner_folds:
         raise ValueError(f"{len(train)} training variants are too few for {options.inner_folds} inner folds")

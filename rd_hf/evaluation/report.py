@@ -11,20 +11,19 @@ import pandas as pd
 
 from rd_hf.data.fasta import InputError
 from rd_hf.evaluation import statistics
+from rd_hf.evaluation.assays import LOW_N
 from rd_hf.evaluation.options import KINDS
-from rd_hf.evaluation.splits import LOW_N
 from rd_hf.evaluation.tables import (
+    CHANCE,
     CONTENDER,
+    SIGNED,
     between,
-    chance,
     groups_of,
     markdown_table,
     number,
     several_of,
     share,
     short_name,
-    signed,
-    signed_between,
     table_of,
 )
 
@@ -68,24 +67,17 @@ def means_table(scores: pd.DataFrame) -> str:
         "mean Spearman": lambda row: number(row["mean"]),
         "95 % interval": lambda row: between(row["low"], row["high"]),
         "median": lambda row: number(row["median"]),
-        "seed spread": lambda row: number(row["spread"], 4),
+        "seed spread": lambda row: number(row["spread"], ".4f"),
         "assays": lambda row: str(row["assays"]),
     }
     return table_of(statistics.summary(scores), columns)
 
 
 def comparisons(scores: pd.DataFrame, levels: Levels) -> pd.DataFrame:
-    """The pairs that a reader asks about, on the same assays.
+    """The pairs that a reader asks about, on the same assays, for one condition.
 
     At each level: reverse-distilled against raw, against concatenation + PCA, and, with all directions, against
     the full concatenation. For each kind: a level against the one before it. The largest against one-hot.
-
-    Args:
-        scores: one condition of :func:`rd_hf.evaluation.statistics.assay_scores`.
-
-    Returns:
-        Columns: question, first, second, and those of :func:`rd_hf.evaluation.statistics.compare` with q, p
-        adjusted for all pairs.
     """
     several = several_of(scores)
     table = statistics.wide(scores)
@@ -103,10 +95,9 @@ def comparisons(scores: pd.DataFrame, levels: Levels) -> pd.DataFrame:
         for kind in LADDERS:
             for before, after in itertools.pairwise(names):
                 pairs.append(("larger level", (kind, after), ("raw" if before == names[0] else kind, before)))
-        if one_hot is not None:
-            pairs += [("baseline", (kind, names[-1]), None) for kind in ("raw", "rd", "concat")]
+        pairs += [("baseline", (kind, names[-1]), None) for kind in ("raw", "rd", "concat") if one_hot]
         for question, *both in pairs:
-            keys = [one_hot if one is None else (*group.values(), *one, "true") for one in both]
+            keys = [one_hot or () if one is None else (*group.values(), *one, "true") for one in both]
             if all(key in table.columns for key in keys):
                 first, second = (short_name(key, several) for key in keys)
                 figures = statistics.compare(*(table[key].to_numpy() for key in keys))
@@ -120,11 +111,11 @@ def comparison_table(pairs: pd.DataFrame) -> str:
         "pair": lambda pair: f"{pair['first']} > {pair['second']}",
         "question": lambda pair: pair["question"],
         "wins": lambda pair: share(pair["wins"], pair["assays"]),
-        "95 %": lambda pair: between(100 * pair["wins_low"], 100 * pair["wins_high"], 0),
-        "mean difference": lambda pair: signed(pair["difference"]),
-        "95 % interval": lambda pair: signed_between(pair["difference_low"], pair["difference_high"]),
-        "p": lambda pair: chance(pair["p"]),
-        "q": lambda pair: chance(pair["q"]),
+        "95 %": lambda pair: between(100 * pair["wins_low"], 100 * pair["wins_high"], ".0f"),
+        "mean difference": lambda pair: number(pair["difference"], SIGNED),
+        "95 % interval": lambda pair: between(pair["difference_low"], pair["difference_high"], SIGNED),
+        "p": lambda pair: number(pair["p"], CHANCE),
+        "q": lambda pair: number(pair["q"], CHANCE),
     }
     return table_of(pairs, columns)
 
@@ -142,7 +133,7 @@ def monotonicity_table(scores: pd.DataFrame, levels: Levels) -> str:
             low, high = statistics.interval(monotone)
             extras = [str(group[key]) for key in group if several[key]]
             name = KINDS[kind] + (f" ({', '.join(extras)})" if extras else "")
-            figures = [share(monotone.mean(), len(monotone)), between(100 * low, 100 * high, 0)]
+            figures = [share(monotone.mean(), len(monotone)), between(100 * low, 100 * high, ".0f")]
             rows.append([name, " ≤ ".join(names), *figures])
     return markdown_table(["", "levels", "monotone assays", "95 %"], rows)
 
@@ -173,11 +164,7 @@ def mutations_table(scores: pd.DataFrame) -> str:
 
 
 def read_published(path: str | Path) -> pd.DataFrame:
-    """ProteinGym's table of supervised Spearman, DMS_id in the index.
-
-    Raises:
-        InputError: no such file, or no DMS_id or one-hot column.
-    """
+    """Read ProteinGym's table of supervised Spearman, DMS_id in the index."""
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file; leave --reference out, or fetch ProteinGym's supervised table")
@@ -205,10 +192,10 @@ def published_table(scores: pd.DataFrame, published: pd.DataFrame) -> str:
     if not len(apart):
         return text
     worst = apart.abs().idxmax()
+    mean, median = (number(value, SIGNED) for value in (apart.mean(), apart.median()))
     return (
-        f"{text}\n\nOur one-hot less the published one: mean {signed(apart.mean())}, median {signed(apart.median())}, "
-        f"within 0.03 on {int((apart.abs() <= 0.03).sum())} of {len(apart)} assays, furthest on {worst} "
-        f"({apart[worst]:+.3f})."
+        f"{text}\n\nOur one-hot less the published one: mean {mean}, median {median}, within 0.03 on "
+        f"{int((apart.abs() <= 0.03).sum())} of {len(apart)} assays, furthest on {worst} ({apart[worst]:+.3f})."
     )
 
 
@@ -235,16 +222,7 @@ def render(
     published: pd.DataFrame | None,
     figures: Sequence[str],
 ) -> str:
-    """The whole report.
-
-    Args:
-        results: tidy table.
-        levels: level names of each model, smallest first.
-        notes: sentences on how the run was done.
-        failed: message for each assay left out.
-        published: ProteinGym's supervised table, or None.
-        figures: file names of plots beside the report.
-    """
+    """The whole report, of tidy rows, sentences on how the run was done, and names of figures beside it."""
     scores = statistics.assay_scores(results)
     split = main_split(scores)
     chosen = condition(scores, split)

@@ -18,25 +18,17 @@ import torch
 
 from rd_hf.bases.chain import Basis, fit_chain, fix_signs
 from rd_hf.bases.moments import JointMoments
-from rd_hf.evaluation.families import Family
-from rd_hf.evaluation.fit_data import family_bases
+from rd_hf.evaluation.families import Family, family_bases
 
 
 @dataclass(frozen=True)
 class Representation:
-    """e = z A + b.
+    """e = z A + b."""
 
-    Attributes:
-        kind: key of :data:`rd_hf.evaluation.options.KINDS`.
-        level: name of the largest backbone it uses.
-        matrix: A, (K, width) float64.
-        offset: b, (width,) float64.
-    """
-
-    kind: str
-    level: str
-    matrix: np.ndarray = field(repr=False)
-    offset: np.ndarray = field(repr=False)
+    kind: str  # key of KINDS
+    level: str  # name of the largest backbone it uses
+    matrix: np.ndarray = field(repr=False)  # A, (K, width) float64
+    offset: np.ndarray = field(repr=False)  # b, (width,) float64
 
     @property
     def width(self) -> int:
@@ -138,16 +130,7 @@ def random_maps(names: Sequence[str], widths: Sequence[int], seed: int = 0) -> l
 def family_maps(
     family: Family, moments: JointMoments | None, kinds: Sequence[str], seed: int = 0
 ) -> list[Representation]:
-    """The contenders of one family that need its states; those that are fitted only where there are moments.
-
-    Args:
-        moments: of the fitting sequences, or None.
-        kinds: keys of :data:`rd_hf.evaluation.options.KINDS`.
-        seed: of the random projection.
-
-    Raises:
-        InputError: see :func:`rd_hf.evaluation.fit_data.family_bases`.
-    """
+    """The contenders of one family that need its states; those that are fitted only where there are moments."""
     if family.model.config.one_pass:
         return one_pass_maps(family.model.config.nested_dims)
     names, widths = family.names, family.widths

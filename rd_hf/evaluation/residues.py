@@ -1,4 +1,4 @@
-"""Logistic probes of residues, judged by accuracy and area under the precision-recall curve.
+"""The evaluation on residue-level tasks: logistic probes, judged by accuracy and area under the precision-recall curve.
 
 The unit of inference is the protein: residues of one chain are not independent, so intervals resample chains.
 """
@@ -17,17 +17,74 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, log_loss
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from rd_hf.bases.moments import save_tensors
 from rd_hf.data.batching import token_budget_batches
-from rd_hf.evaluation.families import Family, residue_states
-from rd_hf.evaluation.options import ResidueOptions
-from rd_hf.evaluation.representations import Representation
-from rd_hf.evaluation.tasks import TRAIN, UNLABELLED, VALIDATION, Chain, ResidueTask
+from rd_hf.evaluation import plots
+from rd_hf.evaluation.families import Family, load_families, residue_states
+from rd_hf.evaluation.frame import Evaluated, Evaluation, stored_table
+from rd_hf.evaluation.options import KINDS, ResidueOptions
+from rd_hf.evaluation.representations import Representation, family_maps
+from rd_hf.evaluation.tables import SIGNED, between, markdown_table, number, several_of, short_name, table_of
+from rd_hf.evaluation.tasks import (
+    TRAIN,
+    UNLABELLED,
+    VALIDATION,
+    Chain,
+    ResidueTask,
+    read_metal_binding,
+    read_secondary_structure,
+    subsample,
+)
 
 WINDOW = 15  # residues of the one-hot baseline, as in the first secondary-structure predictors
 CHUNK_CHAINS = 256
+CONTENDER = ["model", "depth", "representation", "level"]
+KEYS = ["task", "set", "figure", *CONTENDER]
+
+
+def evaluate_residues(options: ResidueOptions) -> Evaluated:
+    """Probe every contender on every task, and write the report."""
+    evaluation = Evaluation(options, "an evaluation of residues", "results.parquet", "residues.png")
+    readers = ((read_secondary_structure, options.secondary_structure), (read_metal_binding, options.metal_binding))
+    tasks = [read(folder) for read, folder in readers if folder]
+    if not tasks:
+        raise ValueError("there is nothing to evaluate: give --secondary-structure, --metal-binding or both")
+    tasks = [subsample(task, options.train_chains, options.validation_chains) for task in tasks]
+    evaluation.output.claim()
+    tables = []
+
+    def probe(
+        task: ResidueTask, contender: tuple, digest: str, states: Mapping[str, np.ndarray], how: Representation | None
+    ) -> None:
+        named = dict(zip(CONTENDER, contender, strict=True))
+        path = evaluation.runs / f"{contender_digest(task, named, digest, options)}.parquet"
+        with threadpool_limits(limits=options.threads):
+            tables.append(stored_table(path, lambda: evaluate_contender(task, named, states, how, options)))
+
+    families = load_families(options)
+    for family in families:
+        maps = family_maps(family, evaluation.moments(family), options.representations, options.seed)
+        for task in tasks:
+            states = {
+                name: chain_states(family, chains, evaluation.cache, options.batch_tokens)
+                for name, chains in task.splits.items()
+            }
+            for how in tqdm(maps, desc=f"{task.name} with {family.label}", unit="probe", disable=None):
+                contender = (family.label, family.depth, how.kind, how.level)
+                probe(task, contender, f"{family.fingerprint} {how.digest}", states, how)
+    if "one_hot" in options.representations:
+        for task in tqdm(tasks, desc="one-hot", unit="probe", disable=None):
+            windows = {name: window_one_hot(chains) for name, chains in task.splits.items()}
+            probe(task, ("", 1.0, "one_hot", ""), "window", windows, None)
+
+    results = pd.concat(tables, ignore_index=True)
+    evaluation.write_table("results.parquet", results)
+    table, first = summarise(results), families[0]
+    evaluation.write_figures({"residues.png": plots.residue_figure(table, first.label, first.depth, first.names)})
+    return evaluation.finish(render(results, evaluation.notes, ["residues.png"]))
 
 
 def chain_states(family: Family, chains: Sequence[Chain], cache: Path, batch_tokens: int = 4096) -> np.ndarray:
@@ -73,13 +130,9 @@ def logistic_probe(
     Args:
         features: (residues, p) float32 of each set.
         labels: (residues,) of each set, without unlabelled residues.
-        classes: number of them.
 
     Returns:
         Probabilities, (residues, classes), of each test set, and the inverse strength chosen.
-
-    Raises:
-        ValueError: the training residues lack a class.
     """
     if len(np.unique(labels[TRAIN])) < classes:
         raise ValueError("the training chains lack a class; give more of them")
@@ -119,9 +172,8 @@ def bootstrap_figures(
     The draws depend on the chains and the seed alone, so that contenders can be compared draw by draw.
 
     Args:
-        labels: (residues,).
+        labels, chain_of: (residues,), ``chain_of`` the number of each residue's chain.
         probabilities: (residues, classes).
-        chain_of: (residues,) number of each residue's chain.
 
     Returns:
         Columns: figure ("accuracy", "AUPR"), draw, value.
@@ -197,3 +249,67 @@ def contender_digest(
         for chain in chains:
             digest.update(chain.sequence.encode() + chain.labels.tobytes())
     return digest.hexdigest()[:24]
+
+
+def _with_interval(point: pd.DataFrame, draws: pd.Series, keys: list[str], confidence: float) -> pd.DataFrame:
+    """A table of values on the test set, with percentile intervals over resamples."""
+    tail, grouped = (1 - confidence) / 2, draws.groupby(level=keys, sort=False)
+    return point.assign(low=grouped.quantile(tail), high=grouped.quantile(1 - tail)).reset_index()
+
+
+def summarise(results: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+    """Value on the test set with its percentile interval over resamples, for every contender and figure."""
+    table = results.set_index(KEYS)
+    columns = ["width", "inverse_strength", "chains", "residues", "value"]
+    return _with_interval(
+        table.loc[table["draw"] == 0, columns], table.loc[table["draw"] > 0, "value"], KEYS, confidence
+    )
+
+
+def paired_differences(results: pd.DataFrame, first: str, second: str, confidence: float = 0.95) -> pd.DataFrame:
+    """First kind less second at each level that both have, resample by resample.
+
+    Returns:
+        Columns: task, set, figure, model, depth, level, difference, low, high.
+    """
+    keys = [key for key in KEYS if key != "representation"]
+    wide = results.pivot(index=[*keys, "draw"], columns="representation", values="value")
+    if not {first, second} <= set(wide.columns):
+        return pd.DataFrame()
+    table = (wide[first] - wide[second]).dropna().rename("difference").reset_index("draw")
+    drawn = table.loc[table["draw"] > 0, "difference"]
+    return _with_interval(table.loc[table["draw"] == 0, ["difference"]], drawn, keys, confidence)
+
+
+def render(results: pd.DataFrame, notes: Sequence[str], figures: Sequence[str]) -> str:
+    """The report, of tidy rows, sentences on how the run was done, and names of figures beside it."""
+    several = several_of(results)
+    parts = ["# Evaluation on residues", *notes, *(f"![{name}]({name})" for name in figures)]
+    order = list(KINDS)
+    for (task, part), group in summarise(results).groupby(["task", "set"], sort=False):
+        first = group.iloc[0]
+        parts.append(f"## {task}, {part} set")
+        parts.append(f"{first['chains']} chains, {first['residues']:,} residues; 95 % intervals resample chains.")
+        wide = group.pivot(index=[*CONTENDER, "width"], columns="figure", values=["value", "low", "high"])
+        rows = []
+        for key in sorted(wide.index, key=lambda key: (key[0], key[1], order.index(key[2]), key[4])):
+            row = wide.loc[key]
+            cells = [short_name(dict(zip(CONTENDER, key, strict=False)), several), KINDS[key[2]], str(key[4])]
+            for figure in ("AUPR", "accuracy"):
+                cells += [number(row["value", figure]), between(row["low", figure], row["high", figure])]
+            rows.append(cells)
+        parts.append(markdown_table(["contender", "", "width", "AUPR", "95 %", "accuracy", "95 %"], rows))
+    pairs = [
+        paired_differences(results, first, second).assign(first=first, second=second)
+        for first, second in (("rd", "raw"), ("rd", "pca"), ("pca", "raw"), ("rd_all", "concat"))
+    ]
+    pairs = [table[table["figure"] == "AUPR"] for table in pairs if len(table)]
+    if pairs:
+        columns = {
+            "pair": lambda row: f"{row['first']}.{row['level']} - {row['second']}.{row['level']}",
+            "task": lambda row: f"{row['task']}, {row['set']}",
+            "difference": lambda row: number(row["difference"], SIGNED),
+            "95 %": lambda row: between(row["low"], row["high"], SIGNED),
+        }
+        parts += ["## Paired differences of AUPR", table_of(pd.concat(pairs), columns)]
+    return "\n\n".join(parts) + "\n"

@@ -39,20 +39,8 @@ FOLDS = 5
 LEAST = -1e30
 
 
-def unit_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Rows of length 1, (n, d) float32, so that inner products are cosines; a row of zeros is like no other.
-
-    Float32: similarities then err by 1e-7 to 1e-6, far below the gaps between neighbours in a ranking.
-    """
-    return torch.nn.functional.normalize(rows.double(), dim=1).float()
-
-
 def query_chunks(wanted: Relation, size: int) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-    """Queries by group, as many whole groups at once as fit ``size`` (one at least).
-
-    Yields:
-        Positions among the queries, (b,) int64, and those positions again, group by group.
-    """
+    """Positions among the queries, (b,) int64, as many whole groups at once as fit ``size``; and again, by group."""
     order = np.argsort(wanted.clusters, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(wanted.clusters[order])) + 1)
     chunk: list[np.ndarray] = []
@@ -65,15 +53,11 @@ def query_chunks(wanted: Relation, size: int) -> Iterator[tuple[np.ndarray, list
 
 
 def hit_chance(above: np.ndarray, level: np.ndarray, positives: np.ndarray, k: int) -> np.ndarray:
-    """Chance that one of the first k is positive, over all orders of what ties with the best positive.
+    """Chance that one of the first k is positive, over all orders of what ties with the best positive: (q,) float64.
 
-    Args:
-        above: negatives more similar than the best positive, (q,) int64.
-        level: negatives as similar as it, (q,) int64.
-        positives: positives as similar as it, itself included, (q,) int64.
-
-    Returns:
-        (q,) float64: 1 - C(level, m) / C(level + positives, m), where m = k - above places are open to them.
+    Of each query: ``above`` negatives are more similar than the best positive, and ``level`` negatives and
+    ``positives`` are as similar as it, itself included. The chance is 1 - C(level, m) / C(level + positives, m), where
+    m = k - above places are open to them.
     """
     missed = np.ones(len(above))
     for place in range(k):
@@ -109,20 +93,15 @@ def _areas(positives: np.ndarray, negatives: np.ndarray) -> tuple[float, float]:
 
 
 def rank(rows: torch.Tensor, wanted: Relation) -> np.ndarray:
-    """Figures of every query by cosine.
+    """Figures of every query by cosine: (q, 6) float64 in the order of :data:`FIGURES`.
 
-    Args:
-        rows: embeddings, (n, d) of any float dtype, one per domain.
-
-    Returns:
-        (q, 6) float64 in the order of :data:`FIGURES`, queries in the relation's order.
-
-    Raises:
-        ValueError: an embedding is NaN or infinite.
+    Rows are embeddings, (n, d) of any float dtype, one per domain; NaN or infinity among them is a ValueError.
     """
     if not torch.isfinite(rows).all():
         raise ValueError("an embedding is NaN or infinite, which no ranking can place")
-    units = unit_rows(rows)
+    # Inner products are then cosines; a row of zeros is like no other. In float32 similarities err by 1e-7 to 1e-6, far
+    # below the gaps between neighbours in a ranking.
+    units = torch.nn.functional.normalize(rows.double(), dim=1).float()
     counts = np.empty((2, len(wanted.queries), 3), dtype=np.int64)
     found = np.empty((len(wanted.queries), 2))
     for chunk, groups in query_chunks(wanted, CHUNK):
@@ -142,7 +121,7 @@ def rank(rows: torch.Tensor, wanted: Relation) -> np.ndarray:
                 counts[0, query] = _best_counts(ranked, negatives[row])
                 counts[1, query] = _best_counts(line[positives], line[outside])
             start += len(group)
-    hits = [hit_chance(*of.T, k) for of in counts for k in HITS]
+    hits = [hit_chance(of[:, 0], of[:, 1], of[:, 2], k) for of in counts for k in HITS]
     return np.column_stack((hits[0], hits[1], found, hits[2], hits[3]))
 
 
@@ -159,7 +138,7 @@ def ranks_above(blocks: Sequence[torch.Tensor], wanted: Relation, grid: np.ndarr
 
     Args:
         blocks: columns of each block, (n, d_i) of any float dtype.
-        grid: (g, blocks) weights.
+        grid: weights, (g, blocks).
 
     Returns:
         (g, q) int32.
@@ -197,11 +176,7 @@ class WeightSearch(NamedTuple):
 
 
 def query_folds(wanted: Relation, folds: int = FOLDS) -> np.ndarray:
-    """Fold of every query, whole groups together: (q,) int64.
-
-    Raises:
-        ValueError: fewer groups than folds.
-    """
+    """Fold of every query, whole groups together: (q,) int64."""
     groups = len(np.unique(wanted.clusters))
     if groups < folds:
         raise ValueError(f"{groups} groups of queries are too few for {folds} folds: weights cannot be searched")
@@ -217,15 +192,9 @@ def search_weights(
     steps: Sequence[float] = STEPS,
     folds_of: np.ndarray | None = None,
 ) -> WeightSearch:
-    """Choose weights by hit@10, each fold's on the groups of the others.
+    """Choose weights of blocks (see :func:`ranks_above`) by hit@10, each fold's on the groups of the others.
 
-    Args:
-        blocks, wanted: see :func:`ranks_above`.
-        steps: weights to try.
-        folds_of: fold of every query, (q,) int64; by default :func:`query_folds`.
-
-    Raises:
-        ValueError: see :func:`query_folds`.
+    ``folds_of`` is the fold of every query, (q,) int64; by default :func:`query_folds`.
     """
     folds = query_folds(wanted) if folds_of is None else folds_of
     grid = weight_grid(len(blocks), steps)

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap, false_discovery_control, wilcoxon
 
-from rd_hf.evaluation.splits import LOW_N
+from rd_hf.evaluation.assays import LOW_N
 from rd_hf.evaluation.tables import CONTENDER
 
 CONDITION = ["split", "size", "mutations"]
@@ -24,11 +24,7 @@ RESAMPLES = 9999
 
 
 def assay_scores(results: pd.DataFrame, figure: str = "spearman") -> pd.DataFrame:
-    """One row for each contender, condition and assay.
-
-    Args:
-        results: tidy table of :func:`rd_hf.evaluation.runs.evaluate_unit`.
-        figure: column to average.
+    """One row for each contender, condition and assay, from the rows of :func:`rd_hf.evaluation.dms.evaluate_unit`.
 
     Returns:
         Columns: contender, split, size (training variants in the low-n split, else 0), mutations, assay, width,
@@ -42,11 +38,7 @@ def assay_scores(results: pd.DataFrame, figure: str = "spearman") -> pd.DataFram
 
 
 def interval(values: np.ndarray, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean (Efron 1979); NaN twice for fewer than two values.
-
-    Args:
-        values: (n,) one per assay; NaN are left out.
-    """
+    """Percentile bootstrap interval of the mean (Efron 1979) of (n,) values; NaN are left out, and two are needed."""
     values = values[~np.isnan(values)]
     if len(values) < 2:
         return float("nan"), float("nan")
@@ -82,9 +74,6 @@ def wide(scores: pd.DataFrame) -> pd.DataFrame:
     """Assays in rows, contenders in columns (a MultiIndex), for one condition.
 
     Assays that a contender lacks are dropped, so that all are compared on the same ones.
-
-    Raises:
-        ValueError: ``scores`` mix conditions.
     """
     if len(scores[CONDITION].drop_duplicates()) > 1:
         raise ValueError("scores of several splits, sizes or numbers of mutations cannot be compared in one table")
@@ -148,13 +137,8 @@ def few(assays: int) -> str:
 def ladder(table: pd.DataFrame, levels: Sequence[str], representation: str, **fixed: object) -> pd.DataFrame:
     """Scores of one kind at growing levels: assays in rows, levels in columns.
 
-    The first level of every kind is the raw smallest backbone: there is nothing yet to nest or concatenate.
-
-    Args:
-        table: from :func:`wide`.
-        levels: smallest first.
-        representation: kind.
-        fixed: model, depth and pooling.
+    The first level of every kind is the raw smallest backbone: there is nothing yet to nest or concatenate. The table
+    is that of :func:`wide`; ``fixed`` are model, depth and pooling.
     """
     columns = {}
     for number, level in enumerate(levels):
@@ -166,11 +150,7 @@ def ladder(table: pd.DataFrame, levels: Sequence[str], representation: str, **fi
 
 
 def monotonicity(scores: pd.DataFrame) -> np.ndarray:
-    """1 for assays on which every larger level is at least as good as the one before it, else 0: (n,) float64.
-
-    Args:
-        scores: from :func:`ladder`.
-    """
+    """1 for assays on which every larger level is at least as good as the one before it, else 0: (n,) float64."""
     steps = [scores[after] >= scores[before] for before, after in itertools.pairwise(scores.columns)]
     return np.logical_and.reduce(steps).astype(np.float64) if steps else np.ones(len(scores))
 
@@ -203,12 +183,8 @@ def cluster_intervals(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Percentile bootstrap intervals of means over queries, clusters resampled (Davison and Hinkley 1997, 3.8).
 
-    Args:
-        values: (q,) or (q, figures), one row per query.
-        clusters: (q,) cluster of each.
-
-    Returns:
-        Lower and upper ends, () or (figures,) each; NaN for fewer than two clusters.
+    Values are (q,) or (q, figures), one row per query; lower and upper ends are () or (figures,) each, NaN for fewer
+    than two clusters.
     """
     sums, sizes = _sums(values, clusters)
     if len(sizes) < 2:
@@ -222,10 +198,7 @@ def cluster_intervals(
 
 
 def compare_queries(first: np.ndarray, second: np.ndarray, clusters: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """Two contenders on the same queries, (q,) figures each.
-
-    Args:
-        clusters: (q,) cluster of each query.
+    """Two contenders on the same queries, (q,) figures each, of which each belongs to a cluster.
 
     Returns:
         clusters, difference of means over queries with interval (difference, difference_low, difference_high), wins

@@ -9,6 +9,8 @@ import pandas as pd
 
 GROUP = ["model", "depth", "pooling"]
 CONTENDER = [*GROUP, "representation", "level", "labels"]
+# How differences, and p and q, are written.
+SIGNED, CHANCE = "+.4f", ".1e"
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -24,29 +26,14 @@ def table_of(frame: pd.DataFrame, columns: Mapping[str, Callable[[dict], str]]) 
     return markdown_table(list(columns), [[cell(row) for cell in columns.values()] for row in rows])
 
 
-def number(value: float, digits: int = 3, sign: str = "") -> str:
+def number(value: float, spec: str = ".3f") -> str:
     """A figure of a table; an en dash where there is none."""
-    return "–" if np.isnan(value) else f"{value:{sign}.{digits}f}"
+    return "–" if np.isnan(value) else format(value, spec)
 
 
-def between(low: float, high: float, digits: int = 3, sign: str = "") -> str:
+def between(low: float, high: float, spec: str = ".3f") -> str:
     """An interval; an en dash where there is none."""
-    return "–" if np.isnan(low) and np.isnan(high) else f"[{number(low, digits, sign)}, {number(high, digits, sign)}]"
-
-
-def signed(value: float) -> str:
-    """A difference."""
-    return number(value, 4, "+")
-
-
-def signed_between(low: float, high: float) -> str:
-    """An interval of a difference."""
-    return between(low, high, 4, "+")
-
-
-def chance(value: float) -> str:
-    """A p or a q."""
-    return "–" if np.isnan(value) else f"{value:.1e}"
+    return "–" if np.isnan(low) and np.isnan(high) else f"[{number(low, spec)}, {number(high, spec)}]"
 
 
 def share(value: float, of: int) -> str:
@@ -60,11 +47,9 @@ def percent(value: float) -> str:
 
 
 def short_name(contender: Mapping[str, object] | Sequence, several: Mapping[str, bool]) -> str:
-    """ "rd.650M", with model, depth and pooling where a run has several of them.
+    """Return "rd.650M", with model, depth and pooling where a run has several of them.
 
-    Args:
-        contender: its columns by name, or the values of :data:`CONTENDER`.
-        several: from :func:`several_of`.
+    A contender is given by its columns by name, or by the values of :data:`CONTENDER`.
     """
     named = contender if isinstance(contender, Mapping) else dict(zip(CONTENDER, contender, strict=True))
     name = str(named["representation"])

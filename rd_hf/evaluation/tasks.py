@@ -35,11 +35,7 @@ class ResidueTask(NamedTuple):
 
 
 def _apart(path: Path, task: ResidueTask) -> ResidueTask:
-    """The task, whose test chains were neither trained nor chosen on.
-
-    Raises:
-        InputError: one was, perhaps under another name.
-    """
+    """The task, whose test chains were neither trained nor chosen on; InputError where one was, whatever its name."""
     seen: dict[str, tuple[str, str]] = {}
     for part, chains in task.splits.items():
         for chain in chains:
@@ -65,12 +61,8 @@ def _clean(path: Path, name: str, letters: str) -> str:
 def read_secondary_structure(folder: str | Path) -> ResidueTask:
     """FLIP's three-state secondary structure (Dallago et al. 2021; data of Klausen et al. 2019).
 
-    Args:
-        folder: holds splits.zip with sequences.fasta, sampled.fasta (H, E or C per residue; SET and VALIDATION in
-            the header) and mask.fasta (0 where the structure does not resolve a residue).
-
-    Raises:
-        InputError: files are missing or disagree; the message names the record.
+    The folder holds splits.zip with sequences.fasta, sampled.fasta (H, E or C per residue; SET and VALIDATION in the
+    header) and mask.fasta (0 where the structure does not resolve a residue).
     """
     path = Path(folder) / "splits.zip"
     classes = ("C", "E", "H")
@@ -143,13 +135,8 @@ def read_metal_binding(folder: str | Path) -> ResidueTask:
     """bindPredict's metal-binding residues (Littmann et al. 2021).
 
     Train on development splits 1 to 4, choose on split 5, test on the authors' test proteins and on their
-    independent set. Residues that are not listed are negatives, as in the source.
-
-    Args:
-        folder: holds development_set/ and independent_set/.
-
-    Raises:
-        InputError: files are missing, or a position lies outside its protein.
+    independent set. Residues that are not listed are negatives, as in the source. The folder holds development_set/ and
+    independent_set/.
     """
     development, independent = Path(folder) / "development_set", Path(folder) / "independent_set"
     own = (development / "all.fasta", development / "binding_residues_2.5_metal.txt")

@@ -17,8 +17,7 @@ import torch
 from rd_hf.bases.chain import Basis, fit_chain
 from rd_hf.bases.moments import JointMoments
 from rd_hf.bases.whitening import BlockMoments, chain_whitening, fit_whitening
-from rd_hf.evaluation.families import Family
-from rd_hf.evaluation.fit_data import family_bases
+from rd_hf.evaluation.families import Family, family_bases
 from rd_hf.evaluation.options import EvaluationOptions
 from rd_hf.evaluation.representations import Representation, family_maps
 
@@ -61,17 +60,11 @@ def unweighted(name: str) -> str:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A representation and what is known of its blocks without labels.
-
-    Attributes:
-        how: the map from states to embeddings.
-        blocks: widths of its blocks; one, where it is not nested.
-        bases: of the chain that made them, a step for each block after the first.
-    """
+    """A representation and what is known of its blocks without labels."""
 
     how: Representation
-    blocks: tuple[int, ...]
-    bases: tuple[Basis, ...] = field(default=(), repr=False)
+    blocks: tuple[int, ...]  # their widths; one, where it is not nested
+    bases: tuple[Basis, ...] = field(default=(), repr=False)  # of their chain, a step for each block after the first
 
 
 def concatenation_bases(widths: Sequence[int]) -> list[Basis]:
@@ -103,19 +96,13 @@ def candidates(family: Family, moments: JointMoments | None, options: Evaluation
         blocks = (family.widths[0], *(basis.directions.shape[1] for basis in bases))
         found.append(Candidate(how, blocks if bases else (how.width,), tuple(bases)))
     for kind, single in (("rd", "block"), ("rd_all", "block_all")):
-        whole = [candidate for candidate in found if candidate.how.kind == kind]
-        if whole:
-            found += _single_blocks(single, whole[-1], family.names)
+        # Each block of the widest after the first, alone.
+        for whole in [candidate for candidate in found if candidate.how.kind == kind][-1:]:
+            matrix, offset = whole.how.matrix, whole.how.offset
+            edges = itertools.pairwise(itertools.accumulate(whole.blocks))
+            for name, (a, b) in zip(family.names[1:], edges, strict=True):
+                found.append(Candidate(Representation(single, name, matrix[:, a:b], offset[a:b]), (b - a,)))
     return found
-
-
-def _single_blocks(kind: str, whole: Candidate, names: Sequence[str]) -> list[Candidate]:
-    """Each block of a nested embedding after the first, alone."""
-    ends = itertools.pairwise(itertools.accumulate(whole.blocks))
-    return [
-        Candidate(Representation(kind, name, whole.how.matrix[:, a:b], whole.how.offset[a:b]), (b - a,))
-        for name, (a, b) in zip(names[1:], ends, strict=True)
-    ]
 
 
 def mean_moments(states: np.ndarray, widths: Sequence[int]) -> JointMoments:
@@ -142,11 +129,8 @@ def treat(
 ) -> tuple[torch.Tensor, tuple[float, ...]] | None:
     """Rows under one treatment and the weights of their blocks; None where it says nothing new or lacks what it needs.
 
-    Args:
-        name: key of :data:`TREATMENTS`.
-        rows: embeddings, (n, width).
-        candidate: what made them.
-        known: moments of states, by :data:`DOMAINS` or :data:`RESIDUES`.
+    Rows are embeddings of ``candidate``, (n, width); ``known`` are moments of states, :data:`DOMAINS` or
+    :data:`RESIDUES`.
     """
     how = TREATMENTS[name]
     if not how.moments:

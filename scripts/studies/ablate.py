@@ -43,13 +43,11 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     # Imported here, so that --help and a mistyped flag answer at once.
     from rd_hf.bases.moments import JointMoments
-    from rd_hf.evaluation.assays import read_assays
+    from rd_hf.evaluation.assays import read_assays, read_fold_labels
     from rd_hf.evaluation.dms import half_the_cores, probe_assays
-    from rd_hf.evaluation.families import load_families
-    from rd_hf.evaluation.fit_data import draw_fit_sample, fitting_moments, split_sample
+    from rd_hf.evaluation.families import draw_fit_sample, fitting_moments, load_families, split_sample
     from rd_hf.evaluation.frame import Evaluation
     from rd_hf.evaluation.representations import pca_maps, raw_maps
-    from rd_hf.evaluation.splits import read_fold_labels
     from studies import ablations
     from studies.reports import render_ablations
 

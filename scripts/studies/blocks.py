@@ -36,10 +36,10 @@ def run(args: argparse.Namespace) -> int:
     # Imported here, so that --help and a mistyped flag answer at once.
     from rd_hf.bases.chain import fit_chain
     from rd_hf.bases.figure import draw_fit
-    from rd_hf.evaluation.families import load_families
-    from rd_hf.evaluation.fit_data import (
+    from rd_hf.evaluation.families import (
         draw_fit_sample,
         fitting_moments,
+        load_families,
         model_bases,
         refit_difference,
         split_sample,

@@ -119,7 +119,7 @@ def frontier_table(results: pd.DataFrame, costs: Mapping[str, Mapping[tuple[str,
     """One row a contender: what it costs and how it scores.
 
     Args:
-        results: tidy table of :func:`rd_hf.evaluation.runs.evaluate_unit`, of one split.
+        results: tidy table of :func:`rd_hf.evaluation.dms.evaluate_unit`, of one split.
         costs: by label of the family, from :func:`measure_costs`.
 
     Returns:

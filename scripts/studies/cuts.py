@@ -145,7 +145,7 @@ def probe_scores(results: pd.DataFrame) -> pd.DataFrame:
     """Mean Spearman of every line at every width, for every split and number of training variants.
 
     Args:
-        results: tidy table of :func:`rd_hf.evaluation.runs.evaluate_unit`.
+        results: tidy table of :func:`rd_hf.evaluation.dms.evaluate_unit`.
 
     Returns:
         As :func:`retrieval_scores`, intervals over assays.

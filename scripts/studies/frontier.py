@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     left = [assay for assay in assays if assay.name not in evaluation.failed]
     kind = "processor" if options.device == "cpu" else "wall-clock"
     seeds, threads = (
-        f"{n} {word}{'s' * (n > 1)}" for n, word in ((options.seeds, "seed"), (options.threads, "thread"))
+        f"{n} {word}{'s' * (n > 1)}" for n, word in ((options.seeds, "seed"), (options.threads or 1, "thread"))
     )
     evaluation.notes += [
         f"{len(left)} assays ({', '.join(assay.name for assay in left)}), {sum(len(a.mutants) for a in left):,} "

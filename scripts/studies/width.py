@@ -41,13 +41,12 @@ def run(args: argparse.Namespace) -> int:
     # Imported here, so that --help and a mistyped flag answer at once.
     import pandas as pd
 
-    from rd_hf.evaluation.assays import read_assays
+    from rd_hf.evaluation.assays import read_assays, read_fold_labels
     from rd_hf.evaluation.dms import half_the_cores, probe_assays
     from rd_hf.evaluation.families import load_families
     from rd_hf.evaluation.frame import Evaluation
     from rd_hf.evaluation.homology import read_domains, relations
     from rd_hf.evaluation.homology_runs import domain_states
-    from rd_hf.evaluation.splits import read_fold_labels
     from rd_hf.evaluation.treatments import DOMAINS, RESIDUES, mean_moments
     from studies.cuts import probe_scores, retrieval_scores, width_figure, width_lines, width_table
 

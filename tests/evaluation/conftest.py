@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rd_hf.evaluation.assays import Assay, read_assay
+from rd_hf.evaluation.assays import Assay, FoldLabels, read_assay, read_fold_labels
 from rd_hf.evaluation.embeddings import PooledStates, StateCache, embed_assay
 from rd_hf.evaluation.families import Family
-from rd_hf.evaluation.splits import FoldLabels, read_fold_labels
 
 DATA = Path(__file__).parent / "data"
 ASSAY_FILE = DATA / "BCHB_CHLTE_Tsuboyama_2023_2KRU.csv"

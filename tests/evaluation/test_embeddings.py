@@ -11,11 +11,10 @@ from transformers import EsmConfig, EsmModel
 
 from rd_hf.data.batching import collate
 from rd_hf.data.fasta import InputError
-from rd_hf.evaluation import embeddings, fit_data
+from rd_hf.evaluation import embeddings, families
 from rd_hf.evaluation.assays import Assay
 from rd_hf.evaluation.embeddings import PooledStates, StateCache, embed_assay
-from rd_hf.evaluation.families import Family, fingerprint, residue_states
-from rd_hf.evaluation.fit_data import fitting_moments
+from rd_hf.evaluation.families import Family, fingerprint, fitting_moments, residue_states
 from tests.conftest import backbone_settings
 from tests.hub.layouts import LAYOUTS, Layout, Size, write_repo
 
@@ -148,7 +147,7 @@ def test_what_is_no_model_is_named(tmp_path: Path) -> None:
 def test_moments_are_those_of_the_stacked_states_and_an_interrupted_pass_goes_on(
     tiny_family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit_data, "CHECKPOINT_SECONDS", -1.0)  # keep after every batch
+    monkeypatch.setattr(families, "CHECKPOINT_SECONDS", -1.0)  # keep after every batch
     original, calls = residue_states, []
 
     def failing(family: Family, sequences):
@@ -157,7 +156,7 @@ def test_moments_are_those_of_the_stacked_states_and_an_interrupted_pass_goes_on
             raise KeyboardInterrupt
         return original(family, sequences)
 
-    monkeypatch.setattr(fit_data, "residue_states", failing)
+    monkeypatch.setattr(families, "residue_states", failing)
     with pytest.raises(KeyboardInterrupt):
         fitting_moments(tiny_family, SEQUENCES, tmp_path, batch_tokens=24)
     found = fitting_moments(tiny_family, SEQUENCES, tmp_path, batch_tokens=24)

@@ -12,8 +12,7 @@ from rd_hf.bases.moments import JointMoments
 from rd_hf.data.batching import collate
 from rd_hf.evaluation.assays import Assay
 from rd_hf.evaluation.embeddings import PooledStates
-from rd_hf.evaluation.families import Family, residue_states
-from rd_hf.evaluation.fit_data import fitting_moments
+from rd_hf.evaluation.families import Family, fitting_moments, residue_states
 from rd_hf.evaluation.options import KINDS
 from rd_hf.evaluation.representations import Representation, chain_maps, family_maps, pca_maps, random_maps
 

@@ -21,10 +21,11 @@ from rd_hf.evaluation.residues import (
     bootstrap_figures,
     chain_states,
     logistic_probe,
+    paired_differences,
     precision_recall_area,
+    summarise,
     window_one_hot,
 )
-from rd_hf.evaluation.residues_report import paired_differences, summarise
 from rd_hf.evaluation.tasks import UNLABELLED, Chain, read_metal_binding, read_secondary_structure, subsample
 
 CHAINS = {"a": "MKTAYIAKQR", "b": "GSHMLEDPVD", "c": "ACDEFGHIKL", "d": "WYVTSRQPNM"}

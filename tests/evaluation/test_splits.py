@@ -9,9 +9,8 @@ import pandas as pd
 import pytest
 
 from rd_hf.data.fasta import InputError
-from rd_hf.evaluation.assays import Assay
+from rd_hf.evaluation.assays import Assay, Fold, FoldLabels, folds, low_n_folds, read_fold_labels
 from rd_hf.evaluation.options import SPLITS
-from rd_hf.evaluation.splits import Fold, FoldLabels, folds, low_n_folds, read_fold_labels
 from tests.evaluation.conftest import FOLDS_FILE
 
 
