@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
@@ -101,7 +100,7 @@ class Unit:
 
 def evaluate_assays(options: AssayOptions) -> Evaluated:
     """Probe every contender on every assay, and write the report."""
-    evaluation = Evaluation(options, "an evaluation", "results.parquet", threads=half_the_cores())
+    evaluation = Evaluation(options, "an evaluation", "results.parquet")
     labels = read_fold_labels(options.folds) if options.folds else None
     published = read_published(options.reference) if options.reference else None
     assays, evaluation.failed = read_assays(options.assays)
@@ -127,11 +126,6 @@ def evaluate_assays(options: AssayOptions) -> Evaluated:
     levels = {family.label: family.names for family, _ in families}
     report = render(results, levels, evaluation.notes, evaluation.failed, published, list(figures))
     return evaluation.finish(report, shown_until="Every assay", rows=len(results))
-
-
-def half_the_cores() -> int:
-    """Threads that embed while other processes probe."""
-    return max(1, (os.cpu_count() or 1) // 2)
 
 
 def _figures(results: pd.DataFrame, families: Sequence[Family], options: AssayOptions) -> dict[str, Figure]:
@@ -202,7 +196,7 @@ def plan_units(
             for assay in ordered:
                 states = embed_assay(family, assay, store, options.batch_tokens, progress)
                 for pooling in options.pooling:
-                    pooled, digest = states.pooled(pooling), f"{family.fingerprint} {pooling}"
+                    pooled, digest = getattr(states, pooling), f"{family.fingerprint} {pooling}"
                     probed = [(how, TRUE_LABELS) for how in maps]
                     if pooling == options.pooling[0]:
                         probed += [(how, SHUFFLED_LABELS) for how in largest]

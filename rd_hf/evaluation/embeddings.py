@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ from rd_hf.data.batching import token_budget_batches
 from rd_hf.data.fasta import InputError
 from rd_hf.evaluation.assays import Assay
 from rd_hf.evaluation.families import Family, residue_states
-from rd_hf.evaluation.options import POOLINGS
 
 # Variants in each cache file: a run that stops loses at most this many forward passes.
 SHARD_VARIANTS = 2048
@@ -31,27 +30,20 @@ SHARD_VARIANTS = 2048
 Variant = tuple[str, tuple[int, ...]]
 
 
-@dataclass(frozen=True)
-class PooledStates:
+class PooledStates(NamedTuple):
     """Pooled z of variants, (n, K) float32 each."""
 
     mean: np.ndarray  # over residues
     site: np.ndarray  # over the substituted positions
     wild_type_site: np.ndarray  # the wild type's, at the positions of each variant
 
-    def pooled(self, pooling: str) -> np.ndarray:
-        """One of :data:`rd_hf.evaluation.options.POOLINGS`.
+    @property
+    def difference(self) -> np.ndarray:
+        """Variant less wild type at the substituted positions.
 
-        "difference" is that of variant and wild type at the substituted positions: over all residues it would be
-        "mean" less a constant, which a ridge with an intercept does not see.
+        Over all residues it would be "mean" less a constant, which a ridge with an intercept does not see.
         """
-        if pooling == "mean":
-            return self.mean
-        if pooling == "site":
-            return self.site
-        if pooling == "difference":
-            return self.site - self.wild_type_site
-        raise ValueError(f"unknown pooling {pooling!r}: choose from {', '.join(POOLINGS)}")
+        return self.site - self.wild_type_site
 
 
 class StateCache:

@@ -30,14 +30,10 @@ class Evaluated:
 class Evaluation:
     """One evaluation in its output folder, which is refused where it holds something else, and may then be claimed.
 
-    Args:
-        options: where it runs and writes.
-        command: what works in the folder, in words.
-        names: files that it writes there beside ``report.md``.
-        threads: of torch where the options ask for no number; None leaves torch's own.
+    ``command`` says in words what works in the folder; ``names`` are the files that it writes beside ``report.md``.
     """
 
-    def __init__(self, options: EvaluationOptions, command: str, *names: str, threads: int | None = None) -> None:
+    def __init__(self, options: EvaluationOptions, command: str, *names: str) -> None:
         self.started = time.monotonic()
         self.options = options
         self.output = Workspace(options.output / ".rd_hf", command)
@@ -49,8 +45,8 @@ class Evaluation:
         self.failed: dict[str, str] = {}  # a message for each input left out
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-        if number := options.threads or threads:
-            torch.set_num_threads(number)
+        if options.threads:
+            torch.set_num_threads(options.threads)
 
     def moments(self, family: Family, needed_by: Iterable[str] = ()) -> JointMoments | None:
         """Moments of the fitting sequences of a family, with a note on them; None where there are none.

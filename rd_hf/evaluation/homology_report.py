@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from rd_hf.evaluation import statistics
 from rd_hf.evaluation.homology import Published
 from rd_hf.evaluation.options import KINDS
-from rd_hf.evaluation.plots import aside, draw_line, finish_axis, legend_below
+from rd_hf.evaluation.plots import draw_levels, legend_below
 from rd_hf.evaluation.retrieval import FIGURES
 from rd_hf.evaluation.tables import CHANCE, SIGNED, between, markdown_table, number, table_of
 from rd_hf.evaluation.treatments import LABELLED, TREATMENTS, unweighted
@@ -187,19 +187,21 @@ def level_figure(table: pd.DataFrame, names: Sequence[str]) -> Figure:
     figure = Figure(figsize=(4.2 * len(treatments), 4.4), layout="constrained")
     axes = figure.subplots(1, len(treatments), sharey=True, squeeze=False)[0]
     for axis, treatment in zip(axes, treatments, strict=True):
-        for position, kind in enumerate(kind for kind in KINDS if kind in rows.index.unique("representation")):
-            found = {}
-            for place, level in enumerate(names):
-                # A treatment of several blocks leaves one block as it is: beside it stand single blocks whitened; and
-                # the smallest level of every kind is the raw backbone.
-                keys = [(one, how, level) for how in (treatment, unweighted(treatment)) for one in (kind, "raw")]
-                key = next((key for key in keys if key in rows.index and (key[0] == kind or not place)), None)
-                if key is not None:
-                    found[place + aside(position, 6, 0.05)] = rows.loc[key, ["hit10", "hit10_low", "hit10_high"]]
-            if found:
-                draw_line(axis, kind, list(found), *np.array(list(found.values()), dtype=float).T)
+        lines = {}
+        for kind in (kind for kind in KINDS if kind in rows.index.unique("representation")):
+            # A treatment of several blocks leaves one block as it is: beside it stand single blocks whitened; and the
+            # smallest level of every kind is the raw backbone.
+            keys = {}
+            for level in names:
+                kinds = (kind, "raw") if level == names[0] else (kind,)
+                tried = [(one, how, level) for how in (treatment, unweighted(treatment)) for one in kinds]
+                keys[level] = next((key for key in tried if key in rows.index), None)
+            keys = {level: key for level, key in keys.items() if key is not None}
+            if keys:
+                points = rows.loc[list(keys.values()), ["hit10", "hit10_low", "hit10_high"]]
+                lines[kind] = points.set_axis(["value", "low", "high"], axis=1).set_axis(list(keys))
+        draw_levels(axis, lines, names, 0.05, 6)
         axis.set_title(treatment, fontsize="medium")
-        finish_axis(axis, "level of the family", names)
     axes[0].set_ylabel("superfamily hit@10")
     legend_below(figure, axes[0], 6, fontsize="small")
     return figure

@@ -26,7 +26,7 @@ KINDS = {
 # Those that are fitted on sequences here, not read from the model.
 FITTED_KINDS = ("pca", "rd_all")
 CONTENDERS = tuple(kind for kind in KINDS if kind != "one_pass")
-POOLINGS = ("mean", "site", "difference")
+POOLINGS = ("mean", "site", "difference")  # attributes of PooledStates
 # ProteinGym's labelled folds, and the splits that are drawn here.
 LABELLED_SPLITS = {"random": "fold_random_5", "modulo": "fold_modulo_5", "contiguous": "fold_contiguous_5"}
 SPLITS = (*LABELLED_SPLITS, "by_mutations", "singles_to_multiples")
@@ -38,6 +38,7 @@ STRENGTHS = (
     *(0.01, 0.03162277660168379, 0.1, 0.31622776601683794, 1.0, 3.1622776601683795, 10.0, 31.622776601683793, 100.0),
     *(316.2277660168379, 1e3, 3162.2776601683795, 1e4, 31622.776601683792, 1e5, 316227.7660168379, 1e6),
 )
+HALF = max(1, (os.cpu_count() or 1) // 2)
 # Arguments of every evaluation, by the group of the help that they stand in.
 FIT = ("fit_data", "fit_sequences", "fit_seed")
 RUN = ("device", "batch_tokens", "cache")
@@ -128,7 +129,7 @@ class AssayOptions(EvaluationOptions):
     )
     reference: Path | None = option(None, "ProteinGym's supervised Spearman table, quoted beside ours", kind=Path)
     jobs: int = option(os.cpu_count() or 1, "processes that probe (default: all cores)", kind=whole(1))
-    threads: int | None = option(None, "threads that embed meanwhile (default: half the cores)", kind=whole(1))
+    threads: int | None = option(HALF, "threads that embed meanwhile (default: half the cores)", kind=whole(1))
 
     @property
     def probe(self) -> ProbeOptions:

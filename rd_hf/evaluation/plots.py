@@ -28,17 +28,26 @@ STYLES = {
 }
 
 
-def draw_line(axis: Axes, kind: str, x: Any, values: Any, low: Any, high: Any) -> None:
-    """One contender's line with its intervals."""
+def draw_line(axis: Axes, kind: str, x: Any, points: pd.DataFrame) -> None:
+    """One contender's line, of points with the columns value, low and high."""
     colour, marker, line = STYLES[kind]
-    errors = np.abs(np.array([low, high]) - np.asarray(values))
+    values, errors = points["value"], np.abs(points[["low", "high"]].to_numpy().T - points["value"].to_numpy())
     axis.errorbar(x, values, errors, label=KINDS[kind], color=colour, marker=marker, linestyle=line, capsize=2)
 
 
-def finish_axis(axis: Axes, label: str, levels: Sequence[str] = ()) -> None:
-    """Label the axis below, with a tick for each level, and draw lines to read figures by."""
-    if levels:
-        axis.set_xticks(range(len(levels)), levels)
+def draw_levels(
+    axis: Axes, lines: Mapping[str, pd.DataFrame], levels: Sequence[str], step: float = 0.06, room: int | None = None
+) -> None:
+    """A line for each kind of contender, its points by level, shifted so that intervals do not hide each other."""
+    for number, (kind, points) in enumerate(lines.items()):
+        x = np.array([levels.index(level) for level in points.index]) + aside(number, room or len(lines), step)
+        draw_line(axis, kind, x, points)
+    axis.set_xticks(range(len(levels)), levels)
+    finish_axis(axis, "level of the family")
+
+
+def finish_axis(axis: Axes, label: str) -> None:
+    """Label the axis below, and draw lines to read figures by."""
     axis.set_xlabel(label)
     axis.grid(axis="y", color="#DDDDDD", linewidth=0.6)
 
@@ -49,19 +58,14 @@ def legend_below(figure: Figure, axis: Axes, columns: int, **style: Any) -> None
 
 
 def aside(number: int, count: int, step: float) -> float:
-    """How far one of several lines is shifted, so that intervals do not hide each other."""
+    """How far one of several lines is shifted."""
     return step * (number - (count - 1) / 2)
 
 
-def _intervals(table: pd.DataFrame) -> np.ndarray:
-    return np.array([statistics.interval(table[column].to_numpy()) for column in table.columns]).T
-
-
-def _lines(axis: Axes, values: Mapping[str, pd.DataFrame], levels: Sequence[str]) -> None:
-    for number, (kind, steps) in enumerate(values.items()):
-        x = np.arange(len(levels)) + aside(number, len(values), 0.06)
-        draw_line(axis, kind, x, steps.mean().to_numpy(), *_intervals(steps))
-    finish_axis(axis, "level of the family", levels)
+def _points(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean of each column with its interval."""
+    ends = [statistics.interval(table[column].to_numpy()) for column in table.columns]
+    return pd.DataFrame(ends, table.columns, ["low", "high"]).assign(value=table.mean())
 
 
 def score_figure(scores: pd.DataFrame, levels: Sequence[str], group: Mapping[str, object]) -> Figure:
@@ -75,7 +79,7 @@ def score_figure(scores: pd.DataFrame, levels: Sequence[str], group: Mapping[str
     assays = len(next(iter(ladders.values()))) if ladders else 0
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _lines(left, ladders, levels)
+    draw_levels(left, {kind: _points(steps) for kind, steps in ladders.items()}, levels)
     one_hot = scores.loc[scores["representation"] == "one_hot", "score"].mean()
     if not np.isnan(one_hot):
         left.axhline(one_hot, color=STYLES["one_hot"][0], linestyle=":", label=KINDS["one_hot"])
@@ -83,7 +87,8 @@ def score_figure(scores: pd.DataFrame, levels: Sequence[str], group: Mapping[str
     left.set_title(f"{group['model']}: {assays} assays, 95 % intervals over assays", fontsize="medium")
     if "raw" in ladders:
         raw = ladders["raw"]
-        _lines(right, {kind: steps - raw for kind, steps in ladders.items() if kind != "raw"}, levels)
+        apart = {kind: _points(steps - raw) for kind, steps in ladders.items() if kind != "raw"}
+        draw_levels(right, apart, levels)
         right.axhline(0.0, color=STYLES["raw"][0], linewidth=0.8, label=KINDS["raw"])
         right.set_ylabel("difference of Spearman to the raw backbone")
         right.set_title("paired on the same assays", fontsize="medium")
@@ -127,7 +132,7 @@ def low_n_figure(scores: pd.DataFrame, level: str, group: Mapping[str, object]) 
     for number, kind in enumerate(kinds):
         values = table.loc[kind]
         x = np.array(values.columns, dtype=float) * 1.025 ** aside(number, len(kinds), 1)
-        draw_line(axis, kind, x, values.mean().to_numpy(), *_intervals(values))
+        draw_line(axis, kind, x, _points(values))
     axis.set_xscale("log")
     axis.set_xticks([float(size) for size in table.columns], [str(size) for size in table.columns])
     axis.minorticks_off()
@@ -149,17 +154,16 @@ def residue_figure(table: pd.DataFrame, model: str, depth: float, levels: Sequen
     for axis, ((task, part), group) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         own = group[(group["model"] == model) & (group["depth"] == depth)]
         smallest = (own["representation"] == "raw") & (own["level"] == levels[0])
-        kinds = [kind for kind in (*LADDERS, "random") if (own["representation"] == kind).any()]
-        for position, kind in enumerate(kinds):
-            chosen = own[(own["representation"] == kind) | smallest].set_index("level")
-            chosen = chosen.loc[[level for level in levels if level in chosen.index]]
-            x = np.array([levels.index(level) for level in chosen.index]) + aside(position, len(kinds), 0.06)
-            draw_line(axis, kind, x, chosen["value"], chosen["low"], chosen["high"])
+        lines = {}
+        for kind in (*LADDERS, "random"):
+            if (own["representation"] == kind).any():
+                chosen = own[(own["representation"] == kind) | smallest].set_index("level")
+                lines[kind] = chosen.loc[[level for level in levels if level in chosen.index]]
+        draw_levels(axis, lines, levels)
         baseline = group.loc[group["representation"] == "one_hot", "value"]
         if len(baseline):
             axis.axhline(baseline.iloc[0], color=STYLES["one_hot"][0], linestyle=":", label="one-hot, 15 residues")
         axis.set_ylabel("area under precision-recall curve")
         axis.set_title(f"{task}\n{part} set, {group['chains'].iloc[0]} chains", fontsize="medium")
-        finish_axis(axis, "level of the family", levels)
     figure.axes[0].legend(frameon=False, fontsize="small")
     return figure

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -138,29 +139,28 @@ def monotonicity_table(scores: pd.DataFrame, levels: Levels) -> str:
     return markdown_table(["", "levels", "monotone assays", "95 %"], rows)
 
 
+def _means_by(scores: pd.DataFrame, column: str, titles: Mapping[Any, str]) -> str:
+    """Mean Spearman of each contender for each value of a column."""
+    several = several_of(scores)
+    rows = []
+    for key, group in scores.groupby(CONTENDER, sort=False):
+        means = group.groupby(column)["score"].mean().reindex(list(titles))
+        rows.append([short_name(key, several), *map(number, means), str(group["assay"].nunique())])
+    return markdown_table(["contender", *titles.values(), "assays"], rows)
+
+
 def low_n_table(scores: pd.DataFrame) -> str:
     """Mean Spearman for each number of training variants, over the assays that have all of them."""
-    several = several_of(scores)
-    chosen = scores[(scores["split"] == LOW_N) & (scores["labels"] == "true")]
-    sizes = sorted(chosen["size"].unique())
-    table = chosen.pivot(index=[*CONTENDER, "assay"], columns="size", values="score").dropna().reset_index()
-    rows = [
-        [short_name(key, several), *(number(group[size].mean()) for size in sizes), str(len(group))]
-        for key, group in table.groupby(CONTENDER, sort=False)
-    ]
-    return markdown_table(["contender", *(f"{size} variants" for size in sizes), "assays"], rows)
+    sizes = sorted(scores["size"].unique())
+    found = scores.groupby([*CONTENDER, "assay"])["score"].transform("count")
+    return _means_by(scores[found == len(sizes)], "size", {size: f"{size} variants" for size in sizes})
 
 
 def mutations_table(scores: pd.DataFrame) -> str:
     """Mean Spearman by number of mutations of the test variants, for one split."""
-    several = several_of(scores)
     counts = sorted(scores["mutations"].unique(), key=lambda name: (name != "all", name.zfill(3)))
-    rows = []
-    for key, group in scores.groupby(CONTENDER, sort=False):
-        means = group.groupby("mutations")["score"].mean().reindex(counts)
-        rows.append([short_name(key, several), *map(number, means), str(group["assay"].nunique())])
-    header = [count if count == "all" else f"{count} mutation{'s' * (count != '1')}" for count in counts]
-    return markdown_table(["contender", *header, "assays"], rows)
+    titles = {count: f"{count} mutation{'s' * (count != '1')}" for count in counts}
+    return _means_by(scores, "mutations", titles | ({"all": "all"} if "all" in titles else {}))
 
 
 def read_published(path: str | Path) -> pd.DataFrame:
@@ -247,6 +247,7 @@ def render(
             parts += [multiple[other], mutations_table(rows)]
         elif other not in (LOW_N, split):
             parts += [f"## Mean Spearman ({other} folds)", means_table(rows)]
-    if (scores["split"] == LOW_N).any():
-        parts += ["## Few training variants", low_n_table(scores)]
+    low = scores[(scores["split"] == LOW_N) & (scores["labels"] == "true")]
+    if len(low):
+        parts += ["## Few training variants", low_n_table(low)]
     return "\n\n".join([*parts, f"## Every assay ({split} folds)", assay_table(true)]) + "\n"

@@ -125,10 +125,10 @@ def rank(rows: torch.Tensor, wanted: Relation) -> np.ndarray:
     return np.column_stack((hits[0], hits[1], found, hits[2], hits[3]))
 
 
-def weight_grid(blocks: int, steps: Sequence[float] = STEPS) -> np.ndarray:
-    """Every combination whose largest weight is the largest step: (g, blocks) float64."""
-    combinations = np.array(list(itertools.product(steps, repeat=blocks)))
-    return combinations[combinations.max(axis=1) == max(steps)]
+def weight_grid(blocks: int) -> np.ndarray:
+    """Every combination of :data:`STEPS` whose largest weight is the largest step: (g, blocks) float64."""
+    combinations = np.array(list(itertools.product(STEPS, repeat=blocks)))
+    return combinations[combinations.max(axis=1) == max(STEPS)]
 
 
 def ranks_above(blocks: Sequence[torch.Tensor], wanted: Relation, grid: np.ndarray) -> np.ndarray:
@@ -175,29 +175,21 @@ class WeightSearch(NamedTuple):
     best_hits: np.ndarray  # of those, judged by the queries that chose them
 
 
-def query_folds(wanted: Relation, folds: int = FOLDS) -> np.ndarray:
-    """Fold of every query, whole groups together: (q,) int64."""
-    groups = len(np.unique(wanted.clusters))
-    if groups < folds:
-        raise ValueError(f"{groups} groups of queries are too few for {folds} folds: weights cannot be searched")
-    result = np.empty(len(wanted.queries), dtype=np.int64)
-    for number, (_, test) in enumerate(GroupKFold(folds).split(wanted.queries, groups=wanted.clusters)):
-        result[test] = number
-    return result
-
-
 def search_weights(
-    blocks: Sequence[torch.Tensor],
-    wanted: Relation,
-    steps: Sequence[float] = STEPS,
-    folds_of: np.ndarray | None = None,
+    blocks: Sequence[torch.Tensor], wanted: Relation, folds_of: np.ndarray | None = None
 ) -> WeightSearch:
     """Choose weights of blocks (see :func:`ranks_above`) by hit@10, each fold's on the groups of the others.
 
-    ``folds_of`` is the fold of every query, (q,) int64; by default :func:`query_folds`.
+    ``folds_of`` is the fold of every query, (q,) int64; by default whole groups are drawn together.
     """
-    folds = query_folds(wanted) if folds_of is None else folds_of
-    grid = weight_grid(len(blocks), steps)
+    folds = folds_of
+    if folds is None:
+        if (groups := len(np.unique(wanted.clusters))) < FOLDS:
+            raise ValueError(f"{groups} groups of queries are too few for {FOLDS} folds: weights cannot be searched")
+        folds = np.empty(len(wanted.queries), dtype=np.int64)
+        for number, (_, test) in enumerate(GroupKFold(FOLDS).split(folds, groups=wanted.clusters)):
+            folds[test] = number
+    grid = weight_grid(len(blocks))
     above = ranks_above(blocks, wanted, grid)
     hits = above[:, :, None] < np.array(HITS)
     picks = [int(hits[:, folds != fold, 1].mean(axis=1).argmax()) for fold in range(folds.max() + 1)]

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     # Imported here, so that --help and a mistyped flag answer at once.
     from rd_hf.bases.moments import JointMoments
     from rd_hf.evaluation.assays import read_assays, read_fold_labels
-    from rd_hf.evaluation.dms import half_the_cores, probe_assays
+    from rd_hf.evaluation.dms import probe_assays
     from rd_hf.evaluation.families import draw_fit_sample, fitting_moments, load_families, split_sample
     from rd_hf.evaluation.frame import Evaluation
     from rd_hf.evaluation.representations import pca_maps, raw_maps
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from studies.reports import render_ablations
 
     options = options_from(AblationOptions, args)
-    evaluation = Evaluation(options, "an ablation", "results.parquet", threads=half_the_cores())
+    evaluation = Evaluation(options, "an ablation", "results.parquet")
     labels = read_fold_labels(options.folds) if options.folds else None
     assays, evaluation.failed = read_assays(options.assays)
     (family,) = load_families(options)

@@ -186,7 +186,7 @@ def _panel(axis: Axes, scores: pd.DataFrame) -> None:
         own = scores[scores["representation"] == kind].sort_values("width")
         if len(own):
             x = own["width"].to_numpy() * 1.015 ** aside(place, len(LINES), 1)
-            draw_line(axis, kind, x, own["score"], own["low"], own["high"])
+            draw_line(axis, kind, x, own.rename(columns={"score": "value"}))
     axis.set_xscale("log")
     ticks = sorted(scores["width"].unique())
     shown = [tick for before, tick in zip([0, *ticks], ticks, strict=False) if tick > 1.25 * before]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rd_hf.evaluation.options import AssayOptions, ResidueOptions
+from rd_hf.evaluation.options import HALF, AssayOptions, ResidueOptions
 from rd_hf.options import option, whole
 
 FIT_DATA = "FASTA, table or dataset the model's bases were fitted on"
@@ -63,7 +63,7 @@ class WidthOptions(AssayOptions):
     widths: tuple[int, ...] = option((), "where to cut (default: where levels end, and below)", kind=whole(1))
     seeds: int = option(1, "repeats of every split", kind=whole(1))
     low_n: tuple[int, ...] = option((96,), "training variants of the low-n panels (96)", kind=whole(1), nargs="*")
-    threads: int | None = option(None, "threads that embed and rank (default: half the cores)", kind=whole(1))
+    threads: int | None = option(HALF, "threads that embed and rank (default: half the cores)", kind=whole(1))
     representations: tuple[str, ...] = ("raw", "rd", "rd_all")
     splits: tuple[str, ...] = ("random",)
     control: bool = False

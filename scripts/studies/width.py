@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     import pandas as pd
 
     from rd_hf.evaluation.assays import read_assays, read_fold_labels
-    from rd_hf.evaluation.dms import half_the_cores, probe_assays
+    from rd_hf.evaluation.dms import probe_assays
     from rd_hf.evaluation.families import load_families
     from rd_hf.evaluation.frame import Evaluation
     from rd_hf.evaluation.homology import read_domains, relations
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
     options = options_from(WidthOptions, args)
     names, figure = ("scores.parquet", "score_by_width.png"), "score_by_width.png"
-    evaluation = Evaluation(options, "an evaluation of widths", *names, threads=half_the_cores())
+    evaluation = Evaluation(options, "an evaluation of widths", *names)
     if not options.assays and not options.data:
         raise ValueError("there is nothing to judge by: give --assays, --data or both")
     assays, evaluation.failed = read_assays(options.assays) if options.assays else ([], {})

@@ -15,6 +15,7 @@ from rd_hf.evaluation import embeddings, families
 from rd_hf.evaluation.assays import Assay
 from rd_hf.evaluation.embeddings import PooledStates, StateCache, embed_assay
 from rd_hf.evaluation.families import Family, fingerprint, fitting_moments, residue_states
+from rd_hf.evaluation.options import AssayOptions
 from tests.conftest import backbone_settings
 from tests.hub.layouts import LAYOUTS, Layout, Size, write_repo
 
@@ -52,12 +53,12 @@ def test_pooled_states_equal_one_forward_pass_a_variant(
             ("difference", (own[positions] - wild_type[positions]).mean(axis=0)),
         ):
             # Batched against single attention in float32; states are of order 1.
-            np.testing.assert_allclose(pooled.pooled(pooling)[row], expected, rtol=0, atol=5e-6)
+            np.testing.assert_allclose(getattr(pooled, pooling)[row], expected, rtol=0, atol=5e-6)
 
 
-def test_unknown_pooling_is_refused(pooled: PooledStates) -> None:
-    with pytest.raises(ValueError, match="mean, site, difference"):
-        pooled.pooled("max")
+def test_unknown_pooling_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown pooling max: choose from mean, site, difference"):
+        AssayOptions(pooling=("mean", "max"))
 
 
 def test_cached_variants_are_not_embedded_again(
