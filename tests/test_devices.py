@@ -15,8 +15,7 @@ from rd_hf.commands import search as search_command
 from rd_hf.data.records import InputError
 from rd_hf.devices import check_device, parse_device
 from rd_hf.embedding import Embedder, EmbeddingOptions, JobSettings, run_job
-from rd_hf.evaluation.chains import load_chain
-from rd_hf.evaluation.embeddings import load_family
+from rd_hf.evaluation.families import Family
 
 ABSENT = "meta" if torch.cuda.is_available() else "cuda"
 
@@ -88,9 +87,9 @@ def test_every_command_says_it_before_it_reads_or_writes(
     with pytest.raises(InputError, match="device"):
         Embedder(tiny_checkpoint, device=device).embed(["MKT"])
     with pytest.raises(InputError, match="device"):
-        load_family(str(tiny_checkpoint), device=device)
+        Family.load(str(tiny_checkpoint), device=device)
     with pytest.raises(InputError, match="device"):
-        load_chain(["a=b"], device=device)
+        Family.chain(["a=b"], device=device)
     with pytest.raises(InputError, match="device"):
         run_job(JobSettings(str(tiny_checkpoint), (str(fasta),), str(tmp_path / "out"), device=device))
 

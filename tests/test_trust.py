@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from rd_hf.__main__ import main
-from rd_hf.evaluation.embeddings import load_family
+from rd_hf.evaluation.families import Family
 from rd_hf.hub.checkpoint import save_checkpoint
 from rd_hf.hub.push import PushedModelDiffersError, compare_with_hub, plan_push
 from rd_hf.model.modeling_rd_esm import RDEsmModel
@@ -107,14 +107,14 @@ def test_evaluations_refuse_it_too_and_never_ask_whether_to_run_a_backbones_code
 ) -> None:
     put(folder, "config.json", auto_map={"AutoModel": EVIL})
     with pytest.raises(ValueError, match="names code that is not this project's"):
-        load_family(str(folder))
+        Family.load(str(folder))
     # An ESM-2 whose config names code: transformers' own class runs, and nobody is asked at a terminal.
     backbone = random_model([32]).backbones[0]
     backbone.save_pretrained(tmp_path / "esm")
     put(tmp_path / "esm", "config.json", auto_map={"AutoConfig": "evil.Config", "AutoModel": "evil.Model"})
     (tmp_path / "esm" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     monkeypatch.setattr("builtins.input", lambda _: "y")
-    assert load_family(str(tmp_path / "esm")).widths == [32]
+    assert Family.load(str(tmp_path / "esm")).widths == [32]
     assert not (tmp_path / "ran").exists()
 
 

@@ -18,27 +18,20 @@ import pandas as pd
 
 from rd_hf.data.fasta import InputError, read_fasta
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
+from rd_hf.evaluation.options import MASKED
 
 # Parts of SCOP's concise classification string, "a.1.2.3": how many make each level.
 DEPTHS = {"fold": 2, "superfamily": 3, "family": 4}
-# What is looked for, and what is masked then.
-MASKED = {"superfamily": "family", "fold": "superfamily"}
 FASTA_ENDINGS = ("*.fasta", "*.fa", "*.fasta.gz", "*.fa.gz")
 
 
 @dataclass(frozen=True)
 class Domains:
-    """Classified protein domains.
+    """Classified protein domains."""
 
-    Attributes:
-        ids: SCOP's, such as d1asha_.
-        sequences: cleaned.
-        classes: concise classification strings, such as a.1.1.2.
-    """
-
-    ids: tuple[str, ...]
-    sequences: tuple[str, ...] = field(repr=False)
-    classes: tuple[str, ...] = field(repr=False)
+    ids: tuple[str, ...]  # SCOP's, such as d1asha_
+    sequences: tuple[str, ...] = field(repr=False)  # cleaned
+    classes: tuple[str, ...] = field(repr=False)  # concise classification strings, such as a.1.1.2
 
     def groups(self, level: str) -> np.ndarray:
         """Number of each domain's group at a level of :data:`DEPTHS`: (n,) int64."""
@@ -46,16 +39,11 @@ class Domains:
         return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
     def up_to(self, length: int) -> Domains:
-        """Those of at most so many residues.
-
-        Raises:
-            InputError: there is none.
-        """
-        rows = [row for row, sequence in enumerate(self.sequences) if len(sequence) <= length]
+        """Those of at most so many residues; InputError where there is none."""
+        rows = [row for row in zip(self.ids, self.sequences, self.classes, strict=True) if len(row[1]) <= length]
         if not rows:
             raise InputError(f"no domain has {length} residues or fewer; raise --max-length")
-        parts = (self.ids, self.sequences, self.classes)
-        return Domains(*(tuple(part[row] for row in rows) for part in parts))
+        return Domains(*zip(*rows, strict=True))
 
     @property
     def digest(self) -> str:
@@ -66,19 +54,12 @@ class Domains:
 
 @dataclass(frozen=True)
 class Relation:
-    """What is looked for at one level.
+    """What is looked for at one level."""
 
-    Attributes:
-        name: key of :data:`MASKED`.
-        groups: whoever shares the query's is looked for, (n,) int64.
-        masked: whoever shares the query's does not count, (n,) int64; a finer division than ``groups``.
-        queries: rows that have someone to look for, (q,) int64.
-    """
-
-    name: str
-    groups: np.ndarray = field(repr=False)
-    masked: np.ndarray = field(repr=False)
-    queries: np.ndarray = field(repr=False)
+    name: str  # key of MASKED
+    groups: np.ndarray = field(repr=False)  # whoever shares the query's is looked for, (n,) int64
+    masked: np.ndarray = field(repr=False)  # whoever shares the query's does not count, (n,) int64; a finer division
+    queries: np.ndarray = field(repr=False)  # rows that have someone to look for, (q,) int64
 
     @property
     def clusters(self) -> np.ndarray:
@@ -92,11 +73,7 @@ class Relation:
 
 
 def relation(name: str, groups: np.ndarray, masked: np.ndarray) -> Relation:
-    """Queries are those with at least one domain of their group beyond the masked ones.
-
-    Raises:
-        ValueError: ``masked`` does not divide ``groups``, or nobody has anyone to look for.
-    """
+    """Queries are those with at least one domain of their group beyond the masked ones."""
     pairs = np.unique(np.stack((masked, groups)), axis=1)
     if len(np.unique(pairs[0])) < pairs.shape[1]:
         raise ValueError(f"{name}: domains that mask each other must look for the same group")
@@ -107,17 +84,12 @@ def relation(name: str, groups: np.ndarray, masked: np.ndarray) -> Relation:
 
 
 def relations(domains: Domains, names: Sequence[str] = tuple(MASKED)) -> list[Relation]:
-    """The levels that are asked for, keys of :data:`MASKED`."""
+    """The levels that are asked for."""
     return [relation(name, domains.groups(name), domains.groups(MASKED[name])) for name in names]
 
 
 def read_domains(folder: str | Path) -> Domains:
-    """Domains from the one FASTA file of a folder, whose headers are SCOP's: ``>sid sccs ...``.
-
-    Raises:
-        InputError: no such file or several, a header without classification, an id or a sequence twice, or a sequence
-            that cannot be embedded; the message names the file and the record.
-    """
+    """Read the one FASTA file of a folder, whose headers are SCOP's: ``>sid sccs ...``."""
     folder = Path(folder)
     files = sorted({path for ending in FASTA_ENDINGS for path in folder.glob(ending)})
     if len(files) != 1:
@@ -152,45 +124,32 @@ def read_domains(folder: str | Path) -> Domains:
 
 @dataclass(frozen=True)
 class Published:
-    """What others have published on the same domains.
+    """What others have published on the same domains."""
 
-    Attributes:
-        summary: columns model, level, th, kind, n, auroc_mean, auprc_mean, hit1_mean, hit10_mean.
-        per_query: one row a query, columns sid, sccs, n_true_pos, n_true_neg and MODEL.FIGURE; empty where absent.
-    """
+    summary: pd.DataFrame  # columns model, level, th, kind, n, auroc_mean, auprc_mean, hit1_mean, hit10_mean
+    per_query: pd.DataFrame  # columns sid, sccs, n_true_pos, n_true_neg and MODEL.FIGURE; empty where absent
 
-    summary: pd.DataFrame
-    per_query: pd.DataFrame
-
-    def means(self, level: str) -> pd.DataFrame:
-        """Means over queries at a level, models in the index, in order of falling hit@10."""
-        rows = self.summary
-        chosen = rows[(rows["level"] == level) & (rows["th"] == 10) & (rows["kind"] == "per_query_mean")]
-        return chosen.set_index("model").sort_values("hit10_mean", ascending=False)
+    def rows(self, level: str, kind: str | None = None) -> pd.DataFrame:
+        """The summary's rows of a level, of one kind of mean or of all."""
+        rows = self.summary[(self.summary["level"] == level) & (self.summary["th"] == 10)]
+        return rows if kind is None else rows[rows["kind"] == kind]
 
     def disagreement(self, wanted: Relation, ids: Sequence[str]) -> dict[str, float]:
         """How far the summary and our queries are from the per-query table.
 
-        Returns:
-            queries: of theirs that are not ours or the reverse; counts: largest difference in the number of positives
-            or negatives of a query; means: largest absolute difference of a mean over queries or over superfamilies to
-            the summary, over all models and figures.
+        Returns "queries", of theirs that are not ours or the reverse; "counts", the largest difference in the number of
+        positives or negatives of a query; "means", the largest difference of a mean over queries or over superfamilies
+        to the summary.
         """
         theirs = self.per_query.set_index("sid")
         names = [ids[row] for row in wanted.queries]
-        common = [name for name in names if name in theirs.index]
-        positives = pd.Series(wanted.positives, index=names)[common]
-        total = len(ids)
         sizes = np.bincount(wanted.groups)[wanted.clusters]
-        negatives = pd.Series(total - sizes, index=names)[common]
-        counts = max(
-            float((theirs.loc[common, "n_true_pos"] - positives).abs().max()),
-            float((theirs.loc[common, "n_true_neg"] - negatives).abs().max()),
-        )
+        ours = pd.DataFrame({"n_true_pos": wanted.positives, "n_true_neg": len(ids) - sizes}, index=names)
+        common = ours.index.intersection(theirs.index)
+        counts = (theirs.loc[common, ours.columns] - ours.loc[common]).abs().max().max()
         groups = theirs["sccs"].str.rsplit(".", n=1).str[0]
         apart = 0.0
-        rows = self.summary[(self.summary["level"] == wanted.name) & (self.summary["th"] == 10)]
-        for row in rows.to_dict("records"):
+        for row in self.rows(wanted.name).to_dict("records"):
             for figure in ("auroc", "auprc", "hit1", "hit10"):
                 column = f"{row['model']}.{figure}"
                 if column in theirs:
@@ -198,18 +157,15 @@ class Published:
                     if row["kind"] == "per_superfamily_mean":
                         values = values.groupby(groups).mean()
                     apart = max(apart, abs(float(values.mean()) - float(row[f"{figure}_mean"])))
-        return {"queries": float(len(set(names) ^ set(theirs.index))), "counts": counts, "means": apart}
+        return {"queries": float(len(set(names) ^ set(theirs.index))), "counts": float(counts), "means": apart}
 
 
 def read_published(folder: str | Path) -> Published | None:
     """Published figures that lie beside the domains, if any do: published_summary.tsv and, beside it,
     published_per_query_superfamily_th10.tsv.gz."""
-    summary, per_query = (
-        Path(folder) / name for name in ("published_summary.tsv", "published_per_query_superfamily_th10.tsv.gz")
-    )
+    summary = Path(folder) / "published_summary.tsv"
     if not summary.exists():
         return None
-    return Published(
-        pd.read_csv(summary, sep="\t"),
-        pd.read_csv(per_query, sep="\t") if per_query.exists() else pd.DataFrame({"sid": []}),
-    )
+    per_query = summary.with_name("published_per_query_superfamily_th10.tsv.gz")
+    queries = pd.read_csv(per_query, sep="\t") if per_query.exists() else pd.DataFrame({"sid": []})
+    return Published(pd.read_csv(summary, sep="\t"), queries)

@@ -1,4 +1,4 @@
-"""From embeddings of domains to tidy rows: one row a query, one file a ranking, resumable."""
+"""The evaluation on remote homologues: one row per query, one file per ranking, and the report made of them."""
 
 from __future__ import annotations
 
@@ -13,132 +13,74 @@ import torch
 from tqdm import tqdm
 
 from rd_hf.bases.moments import JointMoments
-from rd_hf.evaluation.embeddings import Family, StateCache, embed_proteins
-from rd_hf.evaluation.homology import Domains, Relation
-from rd_hf.evaluation.plan import EvaluationOptions
-from rd_hf.evaluation.retrieval import FIGURES, rank
-from rd_hf.evaluation.runs import write_table
+from rd_hf.evaluation import homology_report
+from rd_hf.evaluation.embeddings import StateCache, embed_proteins
+from rd_hf.evaluation.families import Family, load_families
+from rd_hf.evaluation.frame import Evaluated, Evaluation, stored_table
+from rd_hf.evaluation.homology import Domains, Relation, read_domains, read_published, relations
+from rd_hf.evaluation.options import FITTED_KINDS, EvaluationOptions, HomologyOptions
+from rd_hf.evaluation.retrieval import FIGURES, FOLDS, STEPS, rank, search_weights
 from rd_hf.evaluation.treatments import DOMAINS, RESIDUES, SEARCHED, TREATMENTS, candidates, mean_moments, treat
-from rd_hf.evaluation.weight_search import FOLDS, STEPS, search_weights
 
 # Part of every digest: raise it when the meaning of a column changes.
 SCHEMA = 1
+PLURALS = {"superfamily": "superfamilies", "fold": "folds"}
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """What is compared; the columns by which tables group.
-
-    Attributes:
-        model: label of the family.
-        representation: its kind.
-        level: largest backbone used.
-        treatment: key of :data:`rd_hf.evaluation.treatments.TREATMENTS`, or one of those that labels chose.
-        width: of the embedding.
-        weights: of its blocks, as text; empty where all are equal.
-    """
+    """What is compared; the columns by which tables group."""
 
     model: str
     representation: str
-    level: str
-    treatment: str
+    level: str  # largest backbone used
+    treatment: str  # key of TREATMENTS, or one of LABELLED
     width: int
-    weights: str = ""
+    weights: str = ""  # of its blocks, as text; empty where all are equal
 
 
-COLUMNS = list(Ranked.__dataclass_fields__)
-
-
-def weights_text(weights: Sequence[float]) -> str:
-    """Weights of blocks as tables show them."""
-    return " ".join(f"{weight:.3g}" for weight in weights)
-
-
-def _digest(rows: torch.Tensor, domains: Domains, wanted: Relation, *more: object) -> str:
-    """Of everything that a ranking depends on: the embeddings themselves, and who looks for whom."""
-    digest = hashlib.sha256(f"{SCHEMA} {domains.digest} {more}".encode())
-    digest.update(rows.float().contiguous().numpy().tobytes())
-    digest.update(wanted.name.encode() + wanted.groups.tobytes() + wanted.masked.tobytes())
-    return digest.hexdigest()[:24]
-
-
-def _labelled(table: pd.DataFrame, contender: Ranked) -> pd.DataFrame:
-    for name, value in asdict(contender).items():
-        table[name] = pd.Categorical([value] * len(table)) if isinstance(value, str) else value
-    return table
-
-
-def evaluate_rows(
-    rows: torch.Tensor, contender: Ranked, domains: Domains, wanted: Sequence[Relation], folder: Path
-) -> pd.DataFrame:
-    """Rank every query, or read what an earlier run found.
-
-    Args:
-        rows: embeddings of the domains, (n, width).
-        folder: where results are kept.
-
-    Returns:
-        Columns: those of :class:`Ranked`, relation, query (row of the domain), cluster, and the figures of
-        :data:`rd_hf.evaluation.retrieval.FIGURES`.
-    """
-    parts = []
-    for relation in wanted:
-        path = folder / f"{_digest(rows, domains, relation)}.parquet"
-        if not path.exists():
-            (ranking,) = rank(rows, [relation])
-            part = pd.DataFrame(ranking.figures.astype(np.float32), columns=list(FIGURES))
-            part.insert(0, "cluster", relation.clusters.astype(np.int32))
-            part.insert(0, "query", relation.queries.astype(np.int32))
-            part.insert(0, "relation", relation.name)
-            write_table(part, path)
-        parts.append(pd.read_parquet(path))
-    return _labelled(pd.concat(parts, ignore_index=True), contender)
-
-
-def search_rows(
-    rows: torch.Tensor, widths: Sequence[int], contender: Ranked, domains: Domains, wanted: Relation, folder: Path
-) -> pd.DataFrame:
-    """Hits under weights of blocks that labels chose.
-
-    Args:
-        rows: embeddings whose blocks are weighted, (n, width).
-        widths: of the blocks.
-        contender: with the treatment that came before the weights.
-        wanted: the level at which weights are chosen and judged.
-        folder: where results are kept.
-
-    Returns:
-        Rows as :func:`evaluate_rows` has them, with hits of unrounded similarities alone, under two more treatments:
-        TREATMENT + "labels", chosen on other superfamilies than those they are judged by, and TREATMENT + "best",
-        judged by what chose them.
-    """
-    path = folder / f"{_digest(rows, domains, wanted, 'weights', list(widths), STEPS, FOLDS)}.parquet"
-    if not path.exists():
-        search = search_weights(rows.split(list(widths), dim=1), wanted)
-        parts = []
-        chosen = sorted({weights_text(weights) for weights in search.chosen.tolist()})
-        for kind, hits, weights in (
-            ("labels", search.hits, " or ".join(chosen)),
-            ("best", search.best_hits, weights_text(search.best.tolist())),
-        ):
-            part = pd.DataFrame(np.nan, range(len(hits)), list(FIGURES), dtype=np.float32)
-            part[["exact_hit1", "exact_hit10"]] = hits.astype(np.float32)
-            part["query"], part["cluster"] = wanted.queries.astype(np.int32), wanted.clusters.astype(np.int32)
-            parts.append(part.assign(relation=wanted.name, kind=kind, weights=weights))
-        write_table(pd.concat(parts, ignore_index=True), path)
-    table = pd.read_parquet(path)
-    found = []
-    for (kind, weights), part in table.groupby(["kind", "weights"], sort=False):
-        named = replace(contender, treatment=f"{contender.treatment} + {kind}", weights=str(weights))
-        found.append(_labelled(part.drop(columns=["kind", "weights"]), named))
-    return pd.concat(found, ignore_index=True)
-
-
-def domain_states(family: Family, domains: Domains, cache: Path, batch_tokens: int) -> np.ndarray:
-    """Mean z of every domain, (n, K) float32, from the cache where they are there."""
-    store = StateCache(cache, family.fingerprint)
-    with tqdm(total=len(domains.ids), desc=f"embedding with {family.label}", unit="domain", disable=None) as bar:
-        return embed_proteins(family, domains.ids, domains.sequences, store, batch_tokens, bar)
+def evaluate_homology(options: HomologyOptions) -> Evaluated:
+    """Rank every domain by every embedding, and write the report."""
+    evaluation = Evaluation(options, "an evaluation of homology", "results.parquet")
+    domains, published = read_domains(options.data), read_published(options.data)
+    if options.max_length is not None:
+        # Another set of domains: what was published holds for it no longer.
+        domains, published = domains.up_to(options.max_length), None
+    wanted = relations(domains, options.levels)
+    evaluation.output.claim()
+    families = load_families(options, one_pass=True)
+    tables = []
+    for family in families:
+        moments = evaluation.moments(family, (*FITTED_KINDS, "whitened_fit"))
+        places = evaluation.cache, evaluation.runs
+        tables.append(evaluate_family(family, moments, options, domains, wanted, *places, options.search))
+    results = pd.concat(tables, ignore_index=True)
+    evaluation.write_table("results.parquet", results)
+    levels = {family.label: family.names for family in families}
+    summary = homology_report.summary(results)
+    figures = {
+        f"hit10_by_level{'' if len(levels) == 1 else f'_{number}'}.png": homology_report.level_figure(
+            summary[summary["model"] == model], names
+        )
+        for number, (model, names) in enumerate(levels.items(), start=1)
+    }
+    evaluation.write_figures(figures)
+    counts = ", ".join(
+        f"{len(relation.queries):,} queries of {len(set(relation.clusters)):,} {PLURALS[relation.name]}"
+        for relation in wanted
+    )
+    evaluation.notes.insert(
+        0,
+        f"{len(domains.ids):,} domains, {counts}. Cosine of means over residues; the query's own family is masked "
+        "(superfamily, at the level of the fold). hit@k is its expectation over all orders of ties. Intervals resample "
+        "superfamilies (folds, at that level); p flips the signs of their differences, q is its false discovery rate "
+        "over all pairs shown. No treatment but those marked `labels` and `best` has seen a label.",
+    )
+    check = {}
+    if published is not None and len(published.per_query) and wanted[0].name == "superfamily":
+        check = published.disagreement(wanted[0], domains.ids)
+    report = homology_report.render(results, summary, levels, published, check, evaluation.notes, list(figures))
+    return evaluation.finish(report, shown_until="Every figure", rows=len(results))
 
 
 def evaluate_family(
@@ -153,13 +95,8 @@ def evaluate_family(
 ) -> pd.DataFrame:
     """Every representation of one family under every treatment.
 
-    Args:
-        moments: of the fitting sequences, or None.
-        options: representations, seed and the budget of a forward pass.
-        wanted: what is looked for.
-        cache: folder of pooled states.
-        folder: where rankings are kept.
-        search: whether labels may choose weights too, under names of their own.
+    Pooled states lie in ``cache``, rankings in ``folder``; in a search labels may choose weights too, under names of
+    their own.
     """
     states = domain_states(family, domains, cache, options.batch_tokens)
     known = {DOMAINS: mean_moments(states, family.widths)}
@@ -175,8 +112,89 @@ def evaluate_family(
             if treated is None:
                 continue
             embedded, weights = treated
-            named = Ranked(family.label, how.kind, how.level, name, how.width, weights_text(weights))
+            named = Ranked(family.label, how.kind, how.level, name, how.width, _text(weights))
             tables.append(evaluate_rows(embedded, named, domains, wanted, folder))
             if search and name in SEARCHED and len(candidate.blocks) > 1 and wanted[0].name == "superfamily":
                 tables.append(search_rows(embedded, candidate.blocks, named, domains, wanted[0], folder))
     return pd.concat(tables, ignore_index=True)
+
+
+def domain_states(family: Family, domains: Domains, cache: Path, batch_tokens: int) -> np.ndarray:
+    """Mean z of every domain, (n, K) float32, from the cache where they are there."""
+    store = StateCache(cache, family.fingerprint)
+    with tqdm(total=len(domains.ids), desc=f"embedding with {family.label}", unit="domain", disable=None) as bar:
+        return embed_proteins(family, domains.ids, domains.sequences, store, batch_tokens, bar)
+
+
+def _text(weights: Sequence[float]) -> str:
+    """Weights of blocks as tables show them."""
+    return " ".join(f"{weight:.3g}" for weight in weights)
+
+
+def _file(folder: Path, rows: torch.Tensor, domains: Domains, wanted: Relation, *more: object) -> Path:
+    """Named after all that a ranking depends on: the embeddings themselves, and who looks for whom."""
+    digest = hashlib.sha256(f"{SCHEMA} {domains.digest} {more}".encode())
+    digest.update(rows.float().contiguous().numpy().tobytes())
+    digest.update(wanted.name.encode() + wanted.groups.tobytes() + wanted.masked.tobytes())
+    return folder / f"{digest.hexdigest()[:24]}.parquet"
+
+
+def _labelled(table: pd.DataFrame, contender: Ranked) -> pd.DataFrame:
+    for name, value in asdict(contender).items():
+        table[name] = pd.Categorical([value] * len(table)) if isinstance(value, str) else value
+    return table
+
+
+def evaluate_rows(
+    rows: torch.Tensor, contender: Ranked, domains: Domains, wanted: Sequence[Relation], folder: Path
+) -> pd.DataFrame:
+    """Rank every query by embeddings of the domains, (n, width), or read what an earlier run found.
+
+    Returns:
+        Columns: those of :class:`Ranked`, relation, query (row of the domain), cluster, and the figures of
+        :data:`rd_hf.evaluation.retrieval.FIGURES`.
+    """
+    parts = []
+    for relation in wanted:
+        keys = {"relation": relation.name, "query": relation.queries.astype(np.int32)}
+        keys["cluster"] = relation.clusters.astype(np.int32)
+
+        def ranked(relation: Relation = relation, keys: dict = keys) -> pd.DataFrame:
+            figures = rank(rows, relation).astype(np.float32)
+            return pd.DataFrame({**keys, **dict(zip(FIGURES, figures.T, strict=True))})
+
+        parts.append(stored_table(_file(folder, rows, domains, relation), ranked))
+    return _labelled(pd.concat(parts, ignore_index=True), contender)
+
+
+def search_rows(
+    rows: torch.Tensor, widths: Sequence[int], contender: Ranked, domains: Domains, wanted: Relation, folder: Path
+) -> pd.DataFrame:
+    """Hits under weights of blocks, ``widths`` wide, that labels chose.
+
+    Returns:
+        Rows as :func:`evaluate_rows` has them, with hits of unrounded similarities alone, under two more treatments:
+        TREATMENT + "labels", chosen on other superfamilies than those they are judged by, and TREATMENT + "best",
+        judged by what chose them.
+    """
+
+    def searched() -> pd.DataFrame:
+        search = search_weights(rows.split(list(widths), dim=1), wanted)
+        chosen = " or ".join(sorted({_text(weights) for weights in search.chosen.tolist()}))
+        parts = []
+        for kind, hits, weights in (
+            ("labels", search.hits, chosen),
+            ("best", search.best_hits, _text(search.best.tolist())),
+        ):
+            part = pd.DataFrame(np.nan, range(len(hits)), list(FIGURES), dtype=np.float32)
+            part[["exact_hit1", "exact_hit10"]] = hits.astype(np.float32)
+            part["query"], part["cluster"] = wanted.queries.astype(np.int32), wanted.clusters.astype(np.int32)
+            parts.append(part.assign(relation=wanted.name, kind=kind, weights=weights))
+        return pd.concat(parts, ignore_index=True)
+
+    table = stored_table(_file(folder, rows, domains, wanted, "weights", list(widths), STEPS, FOLDS), searched)
+    found = []
+    for (kind, weights), part in table.groupby(["kind", "weights"], sort=False):
+        named = replace(contender, treatment=f"{contender.treatment} + {kind}", weights=str(weights))
+        found.append(_labelled(part.drop(columns=["kind", "weights"]), named))
+    return pd.concat(found, ignore_index=True)

@@ -4,17 +4,17 @@ colours differently."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rd_hf.evaluation import residues, statistics
+from rd_hf.evaluation import statistics
+from rd_hf.evaluation.options import KINDS
 from rd_hf.evaluation.report import LADDERS
-from rd_hf.evaluation.representations import KINDS
-from rd_hf.evaluation.statistics import CONTENDER
-from rd_hf.evaluation.tables import short_name
+from rd_hf.evaluation.tables import several_of, short_name
 
 STYLES = {
     "raw": ("#000000", "o", "-"),
@@ -28,73 +28,83 @@ STYLES = {
 }
 
 
-def _ladders(scores: pd.DataFrame, levels: Sequence[str], group: Mapping[str, object]) -> dict[str, pd.DataFrame]:
-    table = statistics.wide(scores)
-    found = {kind: statistics.ladder(table, levels, kind, **group) for kind in (*LADDERS, "random")}
-    return {kind: steps for kind, steps in found.items() if steps.shape[1] == len(levels)}
+def draw_line(axis: Axes, kind: str, x: Any, points: pd.DataFrame) -> None:
+    """One contender's line, of points with the columns value, low and high."""
+    colour, marker, line = STYLES[kind]
+    values, errors = points["value"], np.abs(points[["low", "high"]].to_numpy().T - points["value"].to_numpy())
+    axis.errorbar(x, values, errors, label=KINDS[kind], color=colour, marker=marker, linestyle=line, capsize=2)
 
 
-def _one_hot(scores: pd.DataFrame) -> float:
-    values = scores.loc[scores["representation"] == "one_hot", "score"]
-    return float(values.mean()) if len(values) else float("nan")
-
-
-def _lines(axis: Axes, values: Mapping[str, pd.DataFrame], levels: Sequence[str]) -> None:
-    """One line a kind, shifted a little so that intervals do not hide each other."""
-    for number, (kind, steps) in enumerate(values.items()):
-        colour, marker, line = STYLES[kind]
-        x = np.arange(len(levels)) + 0.06 * (number - (len(values) - 1) / 2)
-        means = steps.mean().to_numpy()
-        ends = np.array([statistics.interval(steps[level].to_numpy()) for level in steps.columns]).T
-        axis.errorbar(
-            x, means, np.abs(ends - means), label=KINDS[kind], color=colour, marker=marker, linestyle=line, capsize=2
-        )
+def draw_levels(
+    axis: Axes, lines: Mapping[str, pd.DataFrame], levels: Sequence[str], step: float = 0.06, room: int | None = None
+) -> None:
+    """A line for each kind of contender, its points by level, shifted so that intervals do not hide each other."""
+    for number, (kind, points) in enumerate(lines.items()):
+        x = np.array([levels.index(level) for level in points.index]) + aside(number, room or len(lines), step)
+        draw_line(axis, kind, x, points)
     axis.set_xticks(range(len(levels)), levels)
-    axis.set_xlabel("level of the family")
+    finish_axis(axis, "level of the family")
+
+
+def finish_axis(axis: Axes, label: str) -> None:
+    """Label the axis below, and draw lines to read figures by."""
+    axis.set_xlabel(label)
     axis.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+
+
+def legend_below(figure: Figure, axis: Axes, columns: int, **style: Any) -> None:
+    """A legend below all panels: lines reach into every corner, and which ones depends on the data."""
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False, **style)
+
+
+def aside(number: int, count: int, step: float) -> float:
+    """How far one of several lines is shifted."""
+    return step * (number - (count - 1) / 2)
+
+
+def _points(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean of each column with its interval."""
+    ends = [statistics.interval(table[column].to_numpy()) for column in table.columns]
+    return pd.DataFrame(ends, table.columns, ["low", "high"]).assign(value=table.mean())
 
 
 def score_figure(scores: pd.DataFrame, levels: Sequence[str], group: Mapping[str, object]) -> Figure:
     """Mean Spearman against level, and its paired difference to the raw backbone of that level.
 
-    Args:
-        scores: one condition of :func:`rd_hf.evaluation.statistics.assay_scores`, true labels.
-        levels: smallest first.
-        group: model, depth and pooling to show.
+    Scores are those of one condition; the group is the model, depth and pooling to show.
     """
-    ladders = _ladders(scores, levels, group)
+    table = statistics.wide(scores)
+    found = {kind: statistics.ladder(table, levels, kind, **group) for kind in (*LADDERS, "random")}
+    ladders = {kind: steps for kind, steps in found.items() if steps.shape[1] == len(levels)}
     assays = len(next(iter(ladders.values()))) if ladders else 0
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _lines(left, ladders, levels)
-    if not np.isnan(_one_hot(scores)):
-        left.axhline(_one_hot(scores), color=STYLES["one_hot"][0], linestyle=":", label=KINDS["one_hot"])
+    draw_levels(left, {kind: _points(steps) for kind, steps in ladders.items()}, levels)
+    one_hot = scores.loc[scores["representation"] == "one_hot", "score"].mean()
+    if not np.isnan(one_hot):
+        left.axhline(one_hot, color=STYLES["one_hot"][0], linestyle=":", label=KINDS["one_hot"])
     left.set_ylabel("Spearman, mean over assays")
     left.set_title(f"{group['model']}: {assays} assays, 95 % intervals over assays", fontsize="medium")
     if "raw" in ladders:
         raw = ladders["raw"]
-        _lines(right, {kind: steps - raw for kind, steps in ladders.items() if kind != "raw"}, levels)
+        apart = {kind: _points(steps - raw) for kind, steps in ladders.items() if kind != "raw"}
+        draw_levels(right, apart, levels)
         right.axhline(0.0, color=STYLES["raw"][0], linewidth=0.8, label=KINDS["raw"])
         right.set_ylabel("difference of Spearman to the raw backbone")
         right.set_title("paired on the same assays", fontsize="medium")
-    # Below both: lines reach into every corner, and which ones depends on the assays.
-    figure.legend(
-        *left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize="small"
-    )
+    legend_below(figure, left, 4, fontsize="small")
     return figure
 
 
 def win_figure(scores: pd.DataFrame) -> Figure:
     """Share of assays on which the contender of a row beats that of a column; ties count half."""
     table = statistics.wide(scores[scores["labels"] == "true"])
-    several = {key: table.columns.to_frame()[key].replace("", np.nan).nunique() > 1 for key in CONTENDER[:3]}
-    names = [short_name(dict(zip(CONTENDER, key, strict=True)), several) for key in table.columns]
-    order = np.argsort([CONTENDER_ORDER.get(str(key[3]), 0) for key in table.columns], kind="stable")
-    values = table.to_numpy()[:, order]
-    names = [names[position] for position in order]
-    shares = np.array(
-        [[statistics.win_rate(first, second).mean() for second in values.T] for first in values.T], dtype=float
-    )
+    order = list(KINDS)
+    keys = sorted(table.columns, key=lambda key: order.index(key[3]) if key[3] in order else 0)
+    several = several_of(scores)
+    names = [short_name(key, several) for key in keys]
+    columns = table[keys].to_numpy().T
+    shares = np.array([[statistics.win_rate(first, second).mean() for second in columns] for first in columns])
     np.fill_diagonal(shares, np.nan)
     side = 2.2 + 0.52 * len(names)
     figure = Figure(figsize=(side + 1.2, side), layout="constrained")
@@ -102,9 +112,8 @@ def win_figure(scores: pd.DataFrame) -> Figure:
     image = axis.imshow(100 * shares, cmap="PuOr", vmin=0, vmax=100)
     for (row, column), share in np.ndenumerate(shares):
         if not np.isnan(share):
-            dark = abs(share - 0.5) > 0.3
-            text = f"{100 * share:.0f}"
-            axis.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+            colour = "white" if abs(share - 0.5) > 0.3 else "black"
+            axis.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=colour)
     axis.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor")
     axis.set_yticks(range(len(names)), names)
     axis.set_title(f"Row beats column, % of {len(table)} assays", fontsize="medium")
@@ -112,17 +121,8 @@ def win_figure(scores: pd.DataFrame) -> Figure:
     return figure
 
 
-CONTENDER_ORDER = {kind: number for number, kind in enumerate(KINDS)}
-
-
 def low_n_figure(scores: pd.DataFrame, level: str, group: Mapping[str, object]) -> Figure:
-    """Mean Spearman against the number of training variants, at one level.
-
-    Args:
-        scores: rows of the low-n scheme, true labels.
-        level: which to show.
-        group: model, depth and pooling to show.
-    """
+    """Mean Spearman against the number of training variants, at one level, from the scores of the low-n split."""
     own = np.logical_and.reduce([scores[key] == value for key, value in group.items()]) & (scores["level"] == level)
     chosen = scores[own | (scores["representation"] == "one_hot")]
     table = chosen.pivot(index=["representation", "assay"], columns="size", values="score").dropna()
@@ -130,59 +130,40 @@ def low_n_figure(scores: pd.DataFrame, level: str, group: Mapping[str, object]) 
     axis = figure.subplots()
     kinds = [kind for kind in KINDS if kind in table.index.get_level_values(0)]
     for number, kind in enumerate(kinds):
-        colour, marker, line = STYLES[kind]
         values = table.loc[kind]
-        means = values.mean().to_numpy()
-        ends = np.array([statistics.interval(values[size].to_numpy()) for size in values.columns]).T
-        x = np.array(values.columns, dtype=float) * 1.025 ** (number - (len(kinds) - 1) / 2)
-        axis.errorbar(
-            x, means, np.abs(ends - means), label=KINDS[kind], color=colour, marker=marker, linestyle=line, capsize=2
-        )
+        x = np.array(values.columns, dtype=float) * 1.025 ** aside(number, len(kinds), 1)
+        draw_line(axis, kind, x, _points(values))
     axis.set_xscale("log")
     axis.set_xticks([float(size) for size in table.columns], [str(size) for size in table.columns])
     axis.minorticks_off()
-    axis.set_xlabel("training variants")
     axis.set_ylabel("Spearman on the rest, mean over assays")
     assays = table.index.get_level_values(1).nunique()
     axis.set_title(f"Few training variants, level {level}: {assays} assays", fontsize="medium")
-    axis.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+    finish_axis(axis, "training variants")
     axis.legend(frameon=False, fontsize="small")
     return figure
 
 
-def residue_figure(results: pd.DataFrame, model: str, depth: float, levels: Sequence[str]) -> Figure:
-    """Area under the precision-recall curve against level, one panel a task and test set.
+def residue_figure(table: pd.DataFrame, model: str, depth: float, levels: Sequence[str]) -> Figure:
+    """Area under the precision-recall curve against level, one panel for each task and test set, of one family.
 
-    Args:
-        results: tidy table of :func:`rd_hf.evaluation.residues.evaluate_contender`.
-        model, depth: which family to show.
-        levels: smallest first.
+    The table is that of :func:`rd_hf.evaluation.residues.summarise`.
     """
-    table = residues.summarise(results)
-    table = table[table["figure"] == "AUPR"]
-    panels = list(table.groupby(["task", "set"], sort=False))
+    panels = list(table[table["figure"] == "AUPR"].groupby(["task", "set"], sort=False))
     figure = Figure(figsize=(4.6 * len(panels), 4.4), layout="constrained")
     for axis, ((task, part), group) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         own = group[(group["model"] == model) & (group["depth"] == depth)]
-        kinds = [kind for kind in (*LADDERS, "random") if (own["representation"] == kind).any()]
-        for position, kind in enumerate(kinds):
-            chosen = own[
-                (own["representation"] == kind) | ((own["representation"] == "raw") & (own["level"] == levels[0]))
-            ]
-            chosen = chosen.set_index("level").loc[[level for level in levels if level in set(chosen["level"])]]
-            colour, marker, line = STYLES[kind]
-            x = np.array([levels.index(level) for level in chosen.index]) + 0.06 * (position - (len(kinds) - 1) / 2)
-            errors = np.abs(chosen[["low", "high"]].to_numpy().T - chosen["value"].to_numpy())
-            axis.errorbar(
-                x, chosen["value"], errors, label=KINDS[kind], color=colour, marker=marker, linestyle=line, capsize=2
-            )
+        smallest = (own["representation"] == "raw") & (own["level"] == levels[0])
+        lines = {}
+        for kind in (*LADDERS, "random"):
+            if (own["representation"] == kind).any():
+                chosen = own[(own["representation"] == kind) | smallest].set_index("level")
+                lines[kind] = chosen.loc[[level for level in levels if level in chosen.index]]
+        draw_levels(axis, lines, levels)
         baseline = group.loc[group["representation"] == "one_hot", "value"]
         if len(baseline):
             axis.axhline(baseline.iloc[0], color=STYLES["one_hot"][0], linestyle=":", label="one-hot, 15 residues")
-        axis.set_xticks(range(len(levels)), levels)
-        axis.set_xlabel("level of the family")
         axis.set_ylabel("area under precision-recall curve")
         axis.set_title(f"{task}\n{part} set, {group['chains'].iloc[0]} chains", fontsize="medium")
-        axis.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     figure.axes[0].legend(frameon=False, fontsize="small")
     return figure

@@ -13,8 +13,7 @@ scikit-learn's ``GridSearchCV(Pipeline(StandardScaler, Ridge))``; tests hold the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from scipy import linalg, sparse
@@ -23,48 +22,18 @@ from sklearn.metrics import r2_score
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import StandardScaler
 
+from rd_hf.evaluation.options import ProbeOptions
+
 # np.ndarray or scipy.sparse.csr_array, (n, p); scipy carries no annotations.
 Features: TypeAlias = Any
 
-# Standardised features: the eigenvalues of X^T X sum to n p, from 24 x 64 up to 5,000 x 5,000 here, so that these
-# reach from hardly any shrinkage to nearly the mean.
-STRENGTHS = tuple(float(strength) for strength in np.logspace(-2, 6, 17))
 
-
-@dataclass(frozen=True)
-class ProbeOptions:
-    """How the strength is chosen.
-
-    Attributes:
-        strengths: candidates, scikit-learn's ``alpha``.
-        inner_folds: folds of the training set on which they are compared, by mean R^2.
-        seed: of the inner folds.
-    """
-
-    strengths: tuple[float, ...] = STRENGTHS
-    inner_folds: int = 5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.strengths or min(self.strengths) <= 0:
-            raise ValueError(f"ridge strengths must be positive, got {self.strengths}")
-        if self.inner_folds < 2:
-            raise ValueError(f"choosing a strength needs two inner folds, got {self.inner_folds}")
-
-
-@dataclass(frozen=True)
-class ProbeResult:
-    """A fitted probe's answer.
-
-    Attributes:
-        predictions: of the test rows, (n_test,) float64.
-        strength: the one chosen.
-        inner_scores: mean inner R^2 of each candidate.
-    """
+class ProbeResult(NamedTuple):
+    """What a probe predicts of the test rows, (n_test,) float64, and how its strength was chosen."""
 
     predictions: np.ndarray
     strength: float
-    inner_scores: np.ndarray = field(repr=False)
+    inner_scores: np.ndarray  # mean inner R^2 of each candidate
 
 
 def ridge_predictions(
@@ -75,9 +44,8 @@ def ridge_predictions(
     The scaler's means and deviations are those of ``features`` alone.
 
     Args:
-        features: (n, p) float64, dense or CSR.
+        features, test_features: (n, p) and (m, p) float64, dense or CSR.
         scores: (n,) float64.
-        test_features: (m, p) float64, likewise.
         strengths: a of them.
 
     Returns:
@@ -94,27 +62,21 @@ def ridge_predictions(
     scaler = StandardScaler()
     x = scaler.fit_transform(features)
     test = scaler.transform(test_features)
-    if columns <= rows:
-        values, vectors = linalg.eigh(x.T @ x, check_finite=False, overwrite_a=True)
-        projected = vectors.T @ (x.T @ y)
-        coefficients = vectors @ (projected[:, None] / (np.maximum(values, 0.0)[:, None] + penalties))
-        return mean + test @ coefficients
-    values, vectors = linalg.eigh(x @ x.T, check_finite=False, overwrite_a=True)
-    weights = vectors @ ((vectors.T @ y)[:, None] / (np.maximum(values, 0.0)[:, None] + penalties))
-    return mean + test @ (x.T @ weights)
+    wide = columns > rows
+    values, vectors = linalg.eigh(x @ x.T if wide else x.T @ x, check_finite=False, overwrite_a=True)
+    projected = vectors.T @ (y if wide else x.T @ y)
+    solved = vectors @ (projected[:, None] / (np.maximum(values, 0.0)[:, None] + penalties))
+    return mean + test @ (x.T @ solved if wide else solved)
 
 
 def _sparse_ridge(
     features: sparse.csr_array, y: np.ndarray, test_features: sparse.csr_array, penalties: np.ndarray
 ) -> np.ndarray:
-    """Ridge on standardised sparse features, without filling them in.
+    """Ridge on standardised sparse features, without filling them in; (m, a), the mean score not yet added.
 
     With B the features, m their means and S their deviations, X^T X + a I = M - n u u^T, where
     M = S^-1 B^T B S^-1 + a I is sparse and u = S^-1 m; Sherman and Morrison's (1950) formula inverts it from one
     sparse factorisation.
-
-    Returns:
-        (m, a) float64, the mean score not yet added.
     """
     rows = features.shape[0]
     means = np.asarray(features.mean(axis=0))
@@ -126,16 +88,11 @@ def _sparse_ridge(
     u = means[varies] / np.sqrt(variances[varies])
     gram, projected = (x.T @ x).tocsc(), x.T @ y  # y sums to zero, so that the means drop out of X^T y
     identity = sparse.eye_array(gram.shape[0], format="csc")
+    # Symmetric and positive definite: a symmetric ordering and no pivoting keep the factors sparse.
+    how = {"permc_spec": "MMD_AT_PLUS_A", "diag_pivot_thresh": 0.0, "options": {"SymmetricMode": True}}
     predictions = np.empty((test.shape[0], len(penalties)))
     for column, penalty in enumerate(penalties):
-        # Symmetric and positive definite: a symmetric ordering and no pivoting keep the factors sparse.
-        factor = splu(
-            gram + penalty * identity,
-            permc_spec="MMD_AT_PLUS_A",
-            diag_pivot_thresh=0.0,
-            options={"SymmetricMode": True},
-        )
-        solved, along = factor.solve(np.stack((projected, u), axis=1)).T
+        solved, along = splu(gram + penalty * identity, **how).solve(np.stack((projected, u), axis=1)).T
         coefficients = solved + along * (rows * (u @ solved) / (1.0 - rows * (u @ along)))
         predictions[:, column] = test @ coefficients - u @ coefficients
     return predictions
@@ -146,13 +103,8 @@ def nested_ridge(
 ) -> ProbeResult:
     """Choose the strength inside the training rows, refit on all of them, predict the test rows.
 
-    Args:
-        features: (n, p) float64, dense or CSR, of the whole assay.
-        scores: (n,) float64.
-        train, test: row numbers; nothing of the test rows but their features is used, and these only to predict.
-
-    Raises:
-        ValueError: fewer training rows than inner folds times two, on which R^2 is not defined.
+    Features and scores are those of the whole assay, train and test numbers of rows: nothing of the test rows but their
+    features is used, and these only to predict. R^2 needs two rows for each inner fold.
     """
     if len(train) < 2 * options.inner_folds:
         raise ValueError(f"{len(train)} training variants are too few for {options.inner_folds} inner folds")

@@ -2,7 +2,7 @@
 
 With z = [h_1, ..., h_m] the states of all backbones at a residue (K wide), the reverse-distilled embedding of a
 level, concatenation, its principal components and a random projection are all e = z A + b. Means over residues
-commute with such maps, so one forward pass a variant, pooled, serves every contender, and each is compared on
+commute with such maps, so one forward pass per variant, pooled, serves every contender, and each is compared on
 exactly the same states.
 """
 
@@ -18,38 +18,17 @@ import numpy as np
 from rd_hf.bases.chain import Basis, fit_chain
 from rd_hf.bases.moments import JointMoments
 from rd_hf.bases.regression import descending_eigh
-from rd_hf.model.modeling_rd_esm import RDEsmModel
-
-# Kinds in the order of tables and legends.
-KINDS = {
-    "raw": "raw backbone",
-    "rd": "reverse-distilled",
-    "pca": "concatenation + PCA",
-    "concat": "concatenation",
-    "one_pass": "read out in one pass",
-    "rd_all": "reverse-distilled, all directions",
-    "random": "random projection",
-    "one_hot": "one-hot",
-}
-# Those that are fitted on sequences here, not read from the model.
-FITTED_KINDS = ("pca", "rd_all")
+from rd_hf.evaluation.families import Family, family_bases
 
 
 @dataclass(frozen=True)
 class Representation:
-    """e = z A + b.
+    """e = z A + b."""
 
-    Attributes:
-        kind: key of :data:`KINDS`.
-        level: name of the largest backbone it uses.
-        matrix: A, (K, width) float64.
-        offset: b, (width,) float64.
-    """
-
-    kind: str
-    level: str
-    matrix: np.ndarray = field(repr=False)
-    offset: np.ndarray = field(repr=False)
+    kind: str  # key of KINDS
+    level: str  # name of the largest backbone it uses
+    matrix: np.ndarray = field(repr=False)  # A, (K, width) float64
+    offset: np.ndarray = field(repr=False)  # b, (width,) float64
 
     @property
     def width(self) -> int:
@@ -67,31 +46,39 @@ class Representation:
         return states.astype(np.float64) @ self.matrix + self.offset
 
 
-def _selection(offset: int, width: int, total: int) -> np.ndarray:
-    """Columns that copy z[offset : offset + width]."""
-    matrix = np.zeros((total, width))
-    matrix[offset : offset + width] = np.eye(width)
-    return matrix
+def selection(start: int, width: int, total: int) -> np.ndarray:
+    """Columns that copy z[start : start + width]: (total, width) float64."""
+    return np.eye(total, width, -start)
+
+
+def _copies(kind: str, names: Sequence[str], columns: Sequence[tuple[int, int]], total: int) -> list[Representation]:
+    """Maps that copy columns of z, each given by its start and width."""
+    return [
+        Representation(kind, name, selection(start, width, total), np.zeros(width))
+        for name, (start, width) in zip(names, columns, strict=True)
+    ]
+
+
+def starts_of(widths: Sequence[int]) -> list[int]:
+    """Where the columns of each backbone begin in z, and where the last ones end."""
+    return [0, *np.cumsum(widths).tolist()]
 
 
 def raw_maps(names: Sequence[str], widths: Sequence[int]) -> list[Representation]:
     """Each backbone's own state, h_i."""
-    total = sum(widths)
-    starts = np.cumsum([0, *widths])
-    return [
-        Representation("raw", name, _selection(int(start), width, total), np.zeros(width))
-        for name, width, start in zip(names, widths, starts, strict=False)
-    ]
+    return _copies("raw", names, list(zip(starts_of(widths), widths, strict=False)), sum(widths))
 
 
 def concatenation_maps(names: Sequence[str], widths: Sequence[int]) -> list[Representation]:
     """[h_1, ..., h_i] at its full width, for each level after the first."""
-    total = sum(widths)
-    ends = np.cumsum(widths)
-    return [
-        Representation("concat", name, _selection(0, int(end), total), np.zeros(int(end)))
-        for name, end in zip(names[1:], ends[1:], strict=True)
-    ]
+    return _copies("concat", names[1:], [(0, end) for end in starts_of(widths)[2:]], sum(widths))
+
+
+def one_pass_maps(nested_dims: Mapping[str, int]) -> list[Representation]:
+    """Each level of an embedding that was read out in one pass: its first columns."""
+    return _copies(
+        "one_pass", list(nested_dims), [(0, width) for width in nested_dims.values()], max(nested_dims.values())
+    )
 
 
 def chain_maps(kind: str, names: Sequence[str], widths: Sequence[int], bases: Sequence[Basis]) -> list[Representation]:
@@ -100,50 +87,21 @@ def chain_maps(kind: str, names: Sequence[str], widths: Sequence[int], bases: Se
     e_i = [e_(i-1), (h_i - mean_i - (e_(i-1) - mean) W) V] with e_(i-1) = z A + b gives
     A_i = [A, (I_i - A W) V] and b_i = [b, (mean W - mean_i - b W) V].
     """
-    total = sum(widths)
-    starts = np.cumsum([0, *widths])
-    matrix, offset = _selection(0, widths[0], total), np.zeros(widths[0])
+    total, starts = sum(widths), starts_of(widths)
+    matrix, offset = selection(0, widths[0], total), np.zeros(widths[0])
     maps = []
     for index, basis in enumerate(bases, start=1):
         w, v = basis.regression.double().numpy(), basis.directions.double().numpy()
         prefix_mean, mean = basis.prefix_mean.double().numpy(), basis.backbone_mean.double().numpy()
-        own = _selection(int(starts[index]), widths[index], total)
-        block = (own - matrix @ w) @ v
+        block = (selection(starts[index], widths[index], total) - matrix @ w) @ v
         shift = ((prefix_mean - offset) @ w - mean) @ v
         matrix, offset = np.hstack((matrix, block)), np.concatenate((offset, shift))
         maps.append(Representation(kind, names[index], matrix, offset))
     return maps
 
 
-def one_pass_maps(nested_dims: Mapping[str, int]) -> list[Representation]:
-    """Each level of an embedding that was read out in one pass, from the widest: its first columns."""
-    total = max(nested_dims.values())
-    return [
-        Representation("one_pass", name, _selection(0, width, total), np.zeros(width))
-        for name, width in nested_dims.items()
-    ]
-
-
-def model_bases(model: RDEsmModel) -> list[Basis]:
-    """The bases a model holds, as :func:`rd_hf.bases.chain.fit_chain` gives them, float64 on the CPU."""
-    return [
-        Basis(
-            *(
-                getattr(projection, name).detach().double().cpu()
-                for name in ("prefix_mean", "backbone_mean", "regression", "directions")
-            )
-        )
-        for projection in model.projections
-    ]
-
-
 def principal_map(name: str, moments: JointMoments, levels: int, width: int) -> Representation:
-    """Leading principal components of the concatenation of the first ``levels`` backbones.
-
-    Args:
-        name: of the largest of them.
-        width: components kept.
-    """
+    """``width`` leading principal components of the concatenation of the first ``levels`` backbones."""
     mean, scatter, end = moments.mean().cpu(), moments.scatter().cpu(), moments.offsets[levels]
     _, leading = descending_eigh(scatter[:end, :end], width)
     matrix = np.zeros((sum(moments.widths), width))
@@ -153,63 +111,39 @@ def principal_map(name: str, moments: JointMoments, levels: int, width: int) -> 
 
 def pca_maps(names: Sequence[str], moments: JointMoments) -> list[Representation]:
     """Leading principal components of [h_1, ..., h_i], as many as h_i is wide, for each level after the first."""
-    return [
-        principal_map(name, moments, levels, width)
-        for levels, (name, width) in enumerate(zip(names[1:], moments.widths[1:], strict=True), start=2)
-    ]
-
-
-def random_map(name: str, widths: Sequence[int], levels: int, width: int, seed: int = 0) -> Representation:
-    """A Gaussian projection of the concatenation of the first ``levels`` backbones; its columns are drawn in order, so
-    that a narrower one is the start of a wider one."""
-    end = sum(widths[:levels])
-    matrix = np.zeros((sum(widths), width))
-    matrix[:end] = np.random.default_rng(seed).standard_normal((width, end)).T / np.sqrt(width)
-    return Representation("random", name, matrix, np.zeros(width))
+    levels = zip(names[1:], moments.widths[1:], strict=True)
+    return [principal_map(name, moments, number, width) for number, (name, width) in enumerate(levels, start=2)]
 
 
 def random_maps(names: Sequence[str], widths: Sequence[int], seed: int = 0) -> list[Representation]:
     """Gaussian projections of [h_1, ..., h_i] to h_i's width, for each level after the first: the floor."""
     generator = np.random.default_rng(seed)
-    total = sum(widths)
     maps = []
-    for index in range(1, len(widths)):
-        end = sum(widths[: index + 1])
-        matrix = np.zeros((total, widths[index]))
-        matrix[:end] = generator.standard_normal((end, widths[index])) / np.sqrt(widths[index])
-        maps.append(Representation("random", names[index], matrix, np.zeros(widths[index])))
+    for name, width, end in zip(names[1:], widths[1:], starts_of(widths)[2:], strict=True):
+        matrix = np.zeros((sum(widths), width))
+        matrix[:end] = generator.standard_normal((end, width)) / np.sqrt(width)
+        maps.append(Representation("random", name, matrix, np.zeros(width)))
     return maps
 
 
-def all_maps(
-    names: Sequence[str],
-    widths: Sequence[int],
-    bases: Sequence[Basis],
-    moments: JointMoments | None,
-    kinds: Sequence[str],
-    seed: int = 0,
+def family_maps(
+    family: Family, moments: JointMoments | None, kinds: Sequence[str], seed: int = 0
 ) -> list[Representation]:
-    """The asked-for contenders of one family; those of :data:`FITTED_KINDS` only where there are moments.
-
-    Args:
-        names, widths: of the levels, smallest first.
-        bases: the reverse-distilled chain's.
-        moments: of the fitting sequences, or None.
-        kinds: keys of :data:`KINDS`; "one_hot" needs no states and is passed over.
-        seed: of the random projection.
-    """
+    """The contenders of one family that need its states; those that are fitted only where there are moments."""
+    if family.model.config.one_pass:
+        return one_pass_maps(family.model.config.nested_dims)
+    names, widths = family.names, family.widths
     maps: list[Representation] = []
     if "raw" in kinds:
         maps += raw_maps(names, widths)
     if "rd" in kinds:
-        maps += chain_maps("rd", names, widths, bases)
+        maps += chain_maps("rd", names, widths, family_bases(family, moments))
     if "pca" in kinds and moments is not None:
         maps += pca_maps(names, moments)
     if "concat" in kinds:
         maps += concatenation_maps(names, widths)
     if "rd_all" in kinds and moments is not None and len(widths) > 1:
-        everything, _ = fit_chain(moments, names, widths[1:])
-        maps += chain_maps("rd_all", names, widths, everything)
+        maps += chain_maps("rd_all", names, widths, fit_chain(moments, names, widths[1:])[0])
     if "random" in kinds:
         maps += random_maps(names, widths, seed)
     return maps

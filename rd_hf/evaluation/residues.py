@@ -1,4 +1,4 @@
-"""Logistic probes of residues, judged by accuracy and area under the precision-recall curve.
+"""The evaluation on residue-level tasks: logistic probes, judged by accuracy and area under the precision-recall curve.
 
 The unit of inference is the protein: residues of one chain are not independent, so intervals resample chains.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,54 +17,93 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, log_loss
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from rd_hf.bases.moments import save_tensors
 from rd_hf.data.batching import token_budget_batches
-from rd_hf.evaluation.embeddings import Family, residue_states
-from rd_hf.evaluation.representations import Representation
-from rd_hf.evaluation.tasks import TRAIN, UNLABELLED, VALIDATION, Chain, ResidueTask
+from rd_hf.evaluation import plots
+from rd_hf.evaluation.families import Family, load_families, residue_states
+from rd_hf.evaluation.frame import Evaluated, Evaluation, stored_table
+from rd_hf.evaluation.options import KINDS, ResidueOptions
+from rd_hf.evaluation.representations import Representation, family_maps
+from rd_hf.evaluation.tables import SIGNED, between, markdown_table, number, several_of, short_name, table_of
+from rd_hf.evaluation.tasks import (
+    TRAIN,
+    UNLABELLED,
+    VALIDATION,
+    Chain,
+    ResidueTask,
+    read_metal_binding,
+    read_secondary_structure,
+    subsample,
+)
 
-# Inverse strengths, from strong to weak, so that each fit starts from the last; scikit-learn's ``C``.
-INVERSE_STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 WINDOW = 15  # residues of the one-hot baseline, as in the first secondary-structure predictors
 CHUNK_CHAINS = 256
+CONTENDER = ["model", "depth", "representation", "level"]
+KEYS = ["task", "set", "figure", *CONTENDER]
 
 
-@dataclass(frozen=True)
-class ResidueOptions:
-    """How residues are probed.
+def evaluate_residues(options: ResidueOptions) -> Evaluated:
+    """Probe every contender on every task, and write the report."""
+    evaluation = Evaluation(options, "an evaluation of residues", "results.parquet", "residues.png")
+    readers = ((read_secondary_structure, options.secondary_structure), (read_metal_binding, options.metal_binding))
+    tasks = [read(folder) for read, folder in readers if folder]
+    if not tasks:
+        raise ValueError("there is nothing to evaluate: give --secondary-structure, --metal-binding or both")
+    tasks = [subsample(task, options.train_chains, options.validation_chains) for task in tasks]
+    evaluation.output.claim()
+    tables = []
 
-    Attributes:
-        inverse_strengths: candidates, compared by log loss on the validation chains.
-        resamples: bootstrap resamples of the test chains.
-        max_iterations: of L-BFGS, a candidate.
-        seed: of the resamples.
-    """
+    def probe(
+        task: ResidueTask, contender: tuple, digest: str, states: Mapping[str, np.ndarray], how: Representation | None
+    ) -> None:
+        named = dict(zip(CONTENDER, contender, strict=True))
+        path = evaluation.runs / f"{contender_digest(task, named, digest, options)}.parquet"
+        with threadpool_limits(limits=options.threads):
+            tables.append(stored_table(path, lambda: evaluate_contender(task, named, states, how, options)))
 
-    inverse_strengths: tuple[float, ...] = INVERSE_STRENGTHS
-    resamples: int = 500
-    max_iterations: int = 200
-    seed: int = 0
+    families = load_families(options)
+    for family in families:
+        maps = family_maps(family, evaluation.moments(family), options.representations, options.seed)
+        for task in tasks:
+            states = {
+                name: chain_states(family, chains, evaluation.cache, options.batch_tokens)
+                for name, chains in task.splits.items()
+            }
+            for how in tqdm(maps, desc=f"{task.name} with {family.label}", unit="probe", disable=None):
+                contender = (family.label, family.depth, how.kind, how.level)
+                probe(task, contender, f"{family.fingerprint} {how.digest}", states, how)
+    if "one_hot" in options.representations:
+        for task in tqdm(tasks, desc="one-hot", unit="probe", disable=None):
+            windows = {name: window_one_hot(chains) for name, chains in task.splits.items()}
+            probe(task, ("", 1.0, "one_hot", ""), "window", windows, None)
+
+    results = pd.concat(tables, ignore_index=True)
+    evaluation.write_table("results.parquet", results)
+    table, first = summarise(results), families[0]
+    evaluation.write_figures({"residues.png": plots.residue_figure(table, first.label, first.depth, first.names)})
+    return evaluation.finish(render(results, evaluation.notes, ["residues.png"]))
 
 
 def chain_states(family: Family, chains: Sequence[Chain], cache: Path, batch_tokens: int = 4096) -> np.ndarray:
     """States of every residue of every chain, in order: (residues, K) float32, kept on disk chunk by chunk."""
-    folder = cache / family.fingerprint
     parts = []
     with tqdm(total=len(chains), desc=f"residues with {family.label}", unit="chain", disable=None) as progress:
         for start in range(0, len(chains), CHUNK_CHAINS):
             sequences = [chain.sequence for chain in chains[start : start + CHUNK_CHAINS]]
             digest = hashlib.sha256("\n".join(sequences).encode()).hexdigest()[:16]
-            path = folder / f"residues-{digest}.safetensors"
+            path = cache / family.fingerprint / f"residues-{digest}.safetensors"
             if not path.exists():
-                rows: list[torch.Tensor] = [torch.empty(0)] * len(sequences)
+                rows: dict[int, torch.Tensor] = {}
                 for batch in token_budget_batches([len(sequence) for sequence in sequences], batch_tokens):
                     states, mask = residue_states(family, [sequences[position] for position in batch])
-                    for position, state, own in zip(batch, states, mask, strict=True):
-                        rows[position] = state[own].cpu()
-                folder.mkdir(parents=True, exist_ok=True)
-                save_tensors(path, {"states": torch.cat(rows)})
+                    rows |= {
+                        position: state[own].cpu() for position, state, own in zip(batch, states, mask, strict=True)
+                    }
+                path.parent.mkdir(parents=True, exist_ok=True)
+                save_tensors(path, {"states": torch.cat([rows[position] for position in range(len(sequences))])})
             parts.append(load_file(path)["states"].numpy())
             progress.update(len(sequences))
     return np.concatenate(parts)
@@ -92,30 +130,24 @@ def logistic_probe(
     Args:
         features: (residues, p) float32 of each set.
         labels: (residues,) of each set, without unlabelled residues.
-        classes: number of them.
 
     Returns:
         Probabilities, (residues, classes), of each test set, and the inverse strength chosen.
-
-    Raises:
-        ValueError: the training residues lack a class.
     """
     if len(np.unique(labels[TRAIN])) < classes:
         raise ValueError("the training chains lack a class; give more of them")
     scaler = StandardScaler().fit(features[TRAIN])
     scaled = {name: scaler.transform(values) for name, values in features.items()}
+    tests = [name for name in scaled if name not in (TRAIN, VALIDATION)]
     model = LogisticRegression(warm_start=True, max_iter=options.max_iterations)
-    best = (np.inf, 0.0, {})  # type: tuple[float, float, dict[str, np.ndarray]]
+    lowest, chosen, found = np.inf, 0.0, dict[str, np.ndarray]()
     for strength in options.inverse_strengths:
         model.set_params(C=strength).fit(scaled[TRAIN], labels[TRAIN])
-        probabilities = model.predict_proba(scaled[VALIDATION])
-        loss = float(log_loss(labels[VALIDATION], probabilities, labels=model.classes_))
-        if loss < best[0]:
-            tests = {
-                name: model.predict_proba(values) for name, values in scaled.items() if name not in (TRAIN, VALIDATION)
-            }
-            best = (loss, strength, tests)
-    return best[2], best[1]
+        loss = float(log_loss(labels[VALIDATION], model.predict_proba(scaled[VALIDATION]), labels=model.classes_))
+        if loss < lowest:
+            lowest, chosen = loss, strength
+            found = {name: model.predict_proba(scaled[name]) for name in tests}
+    return found, chosen
 
 
 def precision_recall_area(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> float:
@@ -140,9 +172,8 @@ def bootstrap_figures(
     The draws depend on the chains and the seed alone, so that contenders can be compared draw by draw.
 
     Args:
-        labels: (residues,).
+        labels, chain_of: (residues,), ``chain_of`` the number of each residue's chain.
         probabilities: (residues, classes).
-        chain_of: (residues,) number of each residue's chain.
 
     Returns:
         Columns: figure ("accuracy", "AUPR"), draw, value.
@@ -152,26 +183,23 @@ def bootstrap_figures(
     right = (probabilities.argmax(axis=1) == labels).astype(np.float64)
     rows = []
     for draw in range(options.resamples + 1):
-        picked = np.arange(number) if draw == 0 else generator.integers(0, number, number)
+        picked = generator.integers(0, number, number) if draw else np.arange(number)
         weights = np.bincount(picked, minlength=number)[chain_of].astype(np.float64)
         rows.append(("accuracy", draw, float(np.average(right, weights=weights))))
         rows.append(("AUPR", draw, precision_recall_area(labels, probabilities, weights)))
     return pd.DataFrame(rows, columns=["figure", "draw", "value"])
 
 
-@dataclass(frozen=True)
-class ResidueContender:
-    """What is probed; see :class:`rd_hf.evaluation.runs.Contender`."""
-
-    model: str
-    depth: float
-    representation: str
-    level: str
+def known_labels(task: ResidueTask) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Of every set: which residues are labelled, (residues,) bool, and the labels of these."""
+    labels = {name: np.concatenate([chain.labels for chain in chains]) for name, chains in task.splits.items()}
+    known = {name: values != UNLABELLED for name, values in labels.items()}
+    return known, {name: values[known[name]] for name, values in labels.items()}
 
 
 def evaluate_contender(
     task: ResidueTask,
-    contender: ResidueContender,
+    contender: Mapping[str, object],
     states: Mapping[str, np.ndarray],
     how: Representation | None,
     options: ResidueOptions,
@@ -179,30 +207,28 @@ def evaluate_contender(
     """Probe one contender on one task.
 
     Args:
+        contender: its columns: model, depth, representation and level.
         states: (residues, K) of each set, every residue of every chain.
         how: map from states to features, or None where the states are the features.
 
     Returns:
-        Tidy rows: task, set, contender, width, strength, chains, residues, figure, draw, value.
+        Tidy rows: task, set, contender, width, inverse_strength, chains, residues, figure, draw, value.
     """
-    labels = {name: np.concatenate([chain.labels for chain in chains]) for name, chains in task.splits.items()}
-    known = {name: values != UNLABELLED for name, values in labels.items()}
+    known, labels = known_labels(task)
     features = {
         name: (values if how is None else how(values)).astype(np.float32)[known[name]]
         for name, values in states.items()
     }
-    probabilities, strength = logistic_probe(
-        features, {name: labels[name][known[name]] for name in labels}, len(task.classes), options
-    )
+    probabilities, strength = logistic_probe(features, labels, len(task.classes), options)
     tables = []
     for name, predicted in probabilities.items():
         sizes = [len(chain.labels) for chain in task.splits[name]]
         chain_of = np.repeat(np.arange(len(sizes)), sizes)[known[name]]
-        table = bootstrap_figures(labels[name][known[name]], predicted, chain_of, options)
+        table = bootstrap_figures(labels[name], predicted, chain_of, options)
         described = {
             "task": task.name,
             "set": name,
-            **asdict(contender),
+            **contender,
             "width": features[TRAIN].shape[1],
             "inverse_strength": strength,
             "chains": len(sizes),
@@ -213,10 +239,11 @@ def evaluate_contender(
 
 
 def contender_digest(
-    task: ResidueTask, contender: ResidueContender, feature_digest: str, options: ResidueOptions
+    task: ResidueTask, contender: Mapping[str, object], feature_digest: str, options: ResidueOptions
 ) -> str:
     """Name of the file of results: of everything they depend on."""
-    digest = hashlib.sha256(json.dumps([task.name, asdict(contender), feature_digest, asdict(options)]).encode())
+    probe = {name: getattr(options, name) for name in ("inverse_strengths", "resamples", "max_iterations", "seed")}
+    digest = hashlib.sha256(json.dumps([task.name, contender, feature_digest, probe]).encode())
     for name, chains in task.splits.items():
         digest.update(name.encode())
         for chain in chains:
@@ -224,16 +251,19 @@ def contender_digest(
     return digest.hexdigest()[:24]
 
 
-KEYS = ["task", "set", "figure", "model", "depth", "representation", "level"]
+def _with_interval(point: pd.DataFrame, draws: pd.Series, keys: list[str], confidence: float) -> pd.DataFrame:
+    """A table of values on the test set, with percentile intervals over resamples."""
+    tail, grouped = (1 - confidence) / 2, draws.groupby(level=keys, sort=False)
+    return point.assign(low=grouped.quantile(tail), high=grouped.quantile(1 - tail)).reset_index()
 
 
 def summarise(results: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     """Value on the test set with its percentile interval over resamples, for every contender and figure."""
-    tail = (1 - confidence) / 2
-    point = results[results["draw"] == 0].set_index(KEYS)
-    draws = results[results["draw"] > 0].groupby(KEYS, sort=False)["value"]
-    table = point[["width", "inverse_strength", "chains", "residues", "value"]]
-    return table.assign(low=draws.quantile(tail), high=draws.quantile(1 - tail)).reset_index()
+    table = results.set_index(KEYS)
+    columns = ["width", "inverse_strength", "chains", "residues", "value"]
+    return _with_interval(
+        table.loc[table["draw"] == 0, columns], table.loc[table["draw"] > 0, "value"], KEYS, confidence
+    )
 
 
 def paired_differences(results: pd.DataFrame, first: str, second: str, confidence: float = 0.95) -> pd.DataFrame:
@@ -243,11 +273,43 @@ def paired_differences(results: pd.DataFrame, first: str, second: str, confidenc
         Columns: task, set, figure, model, depth, level, difference, low, high.
     """
     keys = [key for key in KEYS if key != "representation"]
-    tail = (1 - confidence) / 2
     wide = results.pivot(index=[*keys, "draw"], columns="representation", values="value")
     if not {first, second} <= set(wide.columns):
         return pd.DataFrame()
-    difference = (wide[first] - wide[second]).dropna().rename("difference").reset_index()
-    point = difference[difference["draw"] == 0].set_index(keys)[["difference"]]
-    draws = difference[difference["draw"] > 0].groupby(keys)["difference"]
-    return point.assign(low=draws.quantile(tail), high=draws.quantile(1 - tail)).reset_index()
+    table = (wide[first] - wide[second]).dropna().rename("difference").reset_index("draw")
+    drawn = table.loc[table["draw"] > 0, "difference"]
+    return _with_interval(table.loc[table["draw"] == 0, ["difference"]], drawn, keys, confidence)
+
+
+def render(results: pd.DataFrame, notes: Sequence[str], figures: Sequence[str]) -> str:
+    """The report, of tidy rows, sentences on how the run was done, and names of figures beside it."""
+    several = several_of(results)
+    parts = ["# Evaluation on residues", *notes, *(f"![{name}]({name})" for name in figures)]
+    order = list(KINDS)
+    for (task, part), group in summarise(results).groupby(["task", "set"], sort=False):
+        first = group.iloc[0]
+        parts.append(f"## {task}, {part} set")
+        parts.append(f"{first['chains']} chains, {first['residues']:,} residues; 95 % intervals resample chains.")
+        wide = group.pivot(index=[*CONTENDER, "width"], columns="figure", values=["value", "low", "high"])
+        rows = []
+        for key in sorted(wide.index, key=lambda key: (key[0], key[1], order.index(key[2]), key[4])):
+            row = wide.loc[key]
+            cells = [short_name(dict(zip(CONTENDER, key, strict=False)), several), KINDS[key[2]], str(key[4])]
+            for figure in ("AUPR", "accuracy"):
+                cells += [number(row["value", figure]), between(row["low", figure], row["high", figure])]
+            rows.append(cells)
+        parts.append(markdown_table(["contender", "", "width", "AUPR", "95 %", "accuracy", "95 %"], rows))
+    pairs = [
+        paired_differences(results, first, second).assign(first=first, second=second)
+        for first, second in (("rd", "raw"), ("rd", "pca"), ("pca", "raw"), ("rd_all", "concat"))
+    ]
+    pairs = [table[table["figure"] == "AUPR"] for table in pairs if len(table)]
+    if pairs:
+        columns = {
+            "pair": lambda row: f"{row['first']}.{row['level']} - {row['second']}.{row['level']}",
+            "task": lambda row: f"{row['task']}, {row['set']}",
+            "difference": lambda row: number(row["difference"], SIGNED),
+            "95 %": lambda row: between(row["low"], row["high"], SIGNED),
+        }
+        parts += ["## Paired differences of AUPR", table_of(pd.concat(pairs), columns)]
+    return "\n\n".join(parts) + "\n"

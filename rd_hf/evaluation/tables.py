@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+
+GROUP = ["model", "depth", "pooling"]
+CONTENDER = [*GROUP, "representation", "level", "labels"]
+# How differences, and p and q, are written.
+SIGNED, CHANCE = "+.4f", ".1e"
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -15,29 +20,20 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def number(value: float, digits: int = 3) -> str:
+def table_of(frame: pd.DataFrame, columns: Mapping[str, Callable[[dict], str]]) -> str:
+    """A pipe table of a frame's rows: what each column is called, and its cell of a row."""
+    rows = frame.to_dict("records")
+    return markdown_table(list(columns), [[cell(row) for cell in columns.values()] for row in rows])
+
+
+def number(value: float, spec: str = ".3f") -> str:
     """A figure of a table; an en dash where there is none."""
-    return "–" if np.isnan(value) else f"{value:.{digits}f}"
+    return "–" if np.isnan(value) else format(value, spec)
 
 
-def between(low: float, high: float, digits: int = 3) -> str:
+def between(low: float, high: float, spec: str = ".3f") -> str:
     """An interval; an en dash where there is none."""
-    return "–" if np.isnan(low) and np.isnan(high) else f"[{number(low, digits)}, {number(high, digits)}]"
-
-
-def signed(value: float) -> str:
-    """A difference."""
-    return "–" if np.isnan(value) else f"{value:+.4f}"
-
-
-def signed_between(low: float, high: float) -> str:
-    """An interval of a difference; an en dash where there is none."""
-    return "–" if np.isnan(low) and np.isnan(high) else f"[{signed(low)}, {signed(high)}]"
-
-
-def chance(value: float) -> str:
-    """A p or a q."""
-    return "–" if np.isnan(value) else f"{value:.1e}"
+    return "–" if np.isnan(low) and np.isnan(high) else f"[{number(low, spec)}, {number(high, spec)}]"
 
 
 def share(value: float, of: int) -> str:
@@ -46,28 +42,32 @@ def share(value: float, of: int) -> str:
 
 
 def percent(value: float) -> str:
-    """A share."""
+    """A share in percent."""
     return "–" if np.isnan(value) else f"{100 * value:.1f} %"
 
 
-def short_name(contender: Mapping[str, object], several: Mapping[str, bool]) -> str:
-    """ "rd.650M", with model, depth and pooling where a run has several of them."""
-    name = str(contender["representation"])
-    if contender["level"]:
-        name += f".{contender['level']}"
-    extras = [str(contender[key]) for key in ("model", "depth", "pooling") if several.get(key) and contender["model"]]
-    if contender["labels"] != "true":
+def short_name(contender: Mapping[str, object] | Sequence, several: Mapping[str, bool]) -> str:
+    """Return "rd.650M", with model, depth and pooling where a run has several of them.
+
+    A contender is given by its columns by name, or by the values of :data:`CONTENDER`.
+    """
+    named = contender if isinstance(contender, Mapping) else dict(zip(CONTENDER, contender, strict=True))
+    name = str(named["representation"])
+    if named["level"]:
+        name += f".{named['level']}"
+    extras = [str(named[key]) for key in GROUP if several.get(key) and named["model"]]
+    if named.get("labels", "true") != "true":
         extras.append("shuffled scores")
     return f"{name} ({', '.join(extras)})" if extras else name
 
 
 def several_of(scores: pd.DataFrame) -> dict[str, bool]:
+    """Of which columns of :data:`GROUP` a run has several values."""
     own = scores[scores["model"] != ""]
-    return {key: own[key].nunique() > 1 for key in ("model", "depth", "pooling")}
+    return {key: own[key].nunique() > 1 for key in GROUP if key in own}
 
 
 def groups_of(scores: pd.DataFrame) -> list[dict[str, object]]:
     """The model, depth and pooling of every family in a run."""
-    keys = ["model", "depth", "pooling"]
     own = scores[(scores["model"] != "") & (scores["labels"] == "true")]
-    return [dict(zip(keys, row, strict=True)) for row in own[keys].drop_duplicates().itertuples(index=False)]
+    return own[GROUP].drop_duplicates().to_dict("records")

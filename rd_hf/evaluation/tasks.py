@@ -1,12 +1,12 @@
-"""Residue-level tasks in: sequences with one label a residue, in the splits their authors drew."""
+"""Residue-level tasks in: sequences with one label per residue, in the splits their authors drew."""
 
 from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from Bio.SeqIO.FastaIO import SimpleFastaParser
@@ -18,42 +18,24 @@ UNLABELLED = -1
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 
-@dataclass(frozen=True)
-class Chain:
-    """One protein.
-
-    Attributes:
-        id: of its source.
-        sequence: cleaned.
-        labels: (length,) int8, index into the task's classes, :data:`UNLABELLED` where there is none.
-    """
+class Chain(NamedTuple):
+    """One protein, its sequence cleaned."""
 
     id: str
     sequence: str
-    labels: np.ndarray = field(repr=False)
+    labels: np.ndarray  # (length,) int8, index into the task's classes, UNLABELLED where there is none
 
 
-@dataclass(frozen=True)
-class ResidueTask:
-    """A classification of residues.
-
-    Attributes:
-        name: what tables call it.
-        classes: names; the second is the positive one where there are two.
-        splits: chains of "train", "validation", "test" and possibly further test sets.
-    """
+class ResidueTask(NamedTuple):
+    """A classification of residues."""
 
     name: str
-    classes: tuple[str, ...]
-    splits: Mapping[str, list[Chain]] = field(repr=False)
+    classes: tuple[str, ...]  # the second is the positive one where there are two
+    splits: Mapping[str, list[Chain]]  # of "train", "validation", "test" and possibly further test sets
 
 
 def _apart(path: Path, task: ResidueTask) -> ResidueTask:
-    """The task, whose test chains were neither trained nor chosen on.
-
-    Raises:
-        InputError: one was, perhaps under another name.
-    """
+    """The task, whose test chains were neither trained nor chosen on; InputError where one was, whatever its name."""
     seen: dict[str, tuple[str, str]] = {}
     for part, chains in task.splits.items():
         for chain in chains:
@@ -79,12 +61,8 @@ def _clean(path: Path, name: str, letters: str) -> str:
 def read_secondary_structure(folder: str | Path) -> ResidueTask:
     """FLIP's three-state secondary structure (Dallago et al. 2021; data of Klausen et al. 2019).
 
-    Args:
-        folder: holds splits.zip with sequences.fasta, sampled.fasta (H, E or C a residue; SET and VALIDATION in
-            the header) and mask.fasta (0 where the structure does not resolve a residue).
-
-    Raises:
-        InputError: files are missing or disagree; the message names the record.
+    The folder holds splits.zip with sequences.fasta, sampled.fasta (H, E or C per residue; SET and VALIDATION in the
+    header) and mask.fasta (0 where the structure does not resolve a residue).
     """
     path = Path(folder) / "splits.zip"
     classes = ("C", "E", "H")
@@ -114,12 +92,16 @@ def read_secondary_structure(folder: str | Path) -> ResidueTask:
     return _apart(path, ResidueTask("secondary structure (Q3)", classes, splits))
 
 
-def _read_binding(path: Path) -> dict[str, list[int]]:
-    """Positions, counted from 1, by protein."""
+def _read_lines(path: Path) -> list[str]:
     if not path.exists():
         raise InputError(f"{path}: no such file; give bindPredict's folder")
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def _read_binding(path: Path) -> dict[str, list[int]]:
+    """Positions, counted from 1, by protein."""
     found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_read_lines(path), start=1):
         name, *positions = line.split()
         try:
             found[name] = [int(position) for position in positions[0].split(",")] if positions else []
@@ -128,53 +110,43 @@ def _read_binding(path: Path) -> dict[str, list[int]]:
     return found
 
 
+def _bound_chains(fasta: Path, binding: Path, lists: Iterable[Path] = ()) -> list[Chain]:
+    """Chains of a FASTA file, labelled 1 at positions that bind; only those that ``lists`` name, if there are any."""
+    positions = _read_binding(binding)
+    paths = list(lists)
+    names = {name for path in paths for line in _read_lines(path) for name in line.split()}
+    found = []
+    for record in read_fasta(fasta):
+        if paths and record.id not in names:
+            continue
+        labels = np.zeros(len(record.sequence), dtype=np.int8)
+        for position in positions.get(record.id, []):
+            if not 1 <= position <= len(labels):
+                raise InputError(
+                    f"{binding}, {record.id}: position {position} lies outside its {len(labels)} residues; "
+                    "check that the files belong together"
+                )
+            labels[position - 1] = 1
+        found.append(Chain(record.id, _clean(fasta, record.id, record.sequence), labels))
+    return found
+
+
 def read_metal_binding(folder: str | Path) -> ResidueTask:
     """bindPredict's metal-binding residues (Littmann et al. 2021).
 
     Train on development splits 1 to 4, choose on split 5, test on the authors' test proteins and on their
-    independent set. Residues that are not listed are negatives, as in the source.
-
-    Args:
-        folder: holds development_set/ and independent_set/.
-
-    Raises:
-        InputError: files are missing, or a position lies outside its protein.
+    independent set. Residues that are not listed are negatives, as in the source. The folder holds development_set/ and
+    independent_set/.
     """
-    folder = Path(folder)
-    development, independent = folder / "development_set", folder / "independent_set"
-
-    def chains(fasta: Path, binding: Path, names: set[str] | None) -> list[Chain]:
-        positions = _read_binding(binding)
-        found = []
-        for record in read_fasta(fasta):
-            if names is not None and record.id not in names:
-                continue
-            labels = np.zeros(len(record.sequence), dtype=np.int8)
-            for position in positions.get(record.id, []):
-                if not 1 <= position <= len(labels):
-                    raise InputError(
-                        f"{binding}, {record.id}: position {position} lies outside its {len(labels)} residues; "
-                        "check that the files belong together"
-                    )
-                labels[position - 1] = 1
-            found.append(Chain(record.id, _clean(fasta, record.id, record.sequence), labels))
-        return found
-
-    def named(*files: str) -> set[str]:
-        paths = [development / file for file in files]
-        for path in paths:
-            if not path.exists():
-                raise InputError(f"{path}: no such file; give bindPredict's folder")
-        return {name for path in paths for name in path.read_text(encoding="utf-8").split()}
-
-    fasta, binding = development / "all.fasta", development / "binding_residues_2.5_metal.txt"
+    development, independent = Path(folder) / "development_set", Path(folder) / "independent_set"
+    own = (development / "all.fasta", development / "binding_residues_2.5_metal.txt")
     splits = {
-        TRAIN: chains(fasta, binding, named(*(f"ids_split{number}.txt" for number in range(1, 5)))),
-        VALIDATION: chains(fasta, binding, named("ids_split5.txt")),
-        TEST: chains(fasta, binding, named("uniprot_test.txt")),
-        "independent": chains(independent / "indep_set.fasta", independent / "binding_residues_metal.txt", None),
+        TRAIN: _bound_chains(*own, [development / f"ids_split{number}.txt" for number in range(1, 5)]),
+        VALIDATION: _bound_chains(*own, [development / "ids_split5.txt"]),
+        TEST: _bound_chains(*own, [development / "uniprot_test.txt"]),
+        "independent": _bound_chains(independent / "indep_set.fasta", independent / "binding_residues_metal.txt"),
     }
-    return _apart(fasta, ResidueTask("metal binding", ("other", "metal"), splits))
+    return _apart(own[0], ResidueTask("metal binding", ("other", "metal"), splits))
 
 
 def subsample(task: ResidueTask, train: int | None, validation: int | None, seed: int = 0) -> ResidueTask:
@@ -184,4 +156,4 @@ def subsample(task: ResidueTask, train: int | None, validation: int | None, seed
     for part, limit in ((TRAIN, train), (VALIDATION, validation)):
         order = generator.permutation(len(splits[part]))[:limit]
         splits[part] = [task.splits[part][position] for position in sorted(order)]
-    return ResidueTask(task.name, task.classes, splits)
+    return task._replace(splits=splits)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,30 +17,22 @@ import torch
 from rd_hf.bases.chain import Basis, fit_chain
 from rd_hf.bases.moments import JointMoments
 from rd_hf.bases.whitening import BlockMoments, chain_whitening, fit_whitening
-from rd_hf.evaluation.embeddings import Family
-from rd_hf.evaluation.plan import EvaluationOptions, family_bases, family_maps
-from rd_hf.evaluation.representations import Representation
+from rd_hf.evaluation.families import Family, family_bases
+from rd_hf.evaluation.options import EvaluationOptions
+from rd_hf.evaluation.representations import Representation, family_maps
 
 DOMAINS, RESIDUES = "domains", "residues"
 
 
-@dataclass(frozen=True)
-class Treatment:
-    """What is done to rows before they are compared.
+class Treatment(NamedTuple):
+    """What is done to rows before they are compared."""
 
-    Attributes:
-        words: what reports say of it.
-        moments: whose moments are used, :data:`DOMAINS` or :data:`RESIDUES`; empty for none.
-        shrinkage: see :func:`rd_hf.bases.whitening.fit_whitening`; None whitens as a search does; at 1 a block is
-            centred and brought to one variance as a whole, and its directions keep their proportions.
-        weights: whose moments choose the weights of blocks (:func:`rd_hf.bases.whitening.chain_whitening`); empty for
-            equal ones.
-    """
-
-    words: str
-    moments: str = ""
+    words: str  # how reports describe it
+    moments: str = ""  # whose moments are used, DOMAINS or RESIDUES; empty for none
+    # See fit_whitening; None whitens as a search does; at 1 a block is centred and brought to one variance as a whole,
+    # and its directions keep their proportions.
     shrinkage: float | None = 1.0
-    weights: str = ""
+    weights: str = ""  # whose moments choose the weights of blocks (chain_whitening); empty for equal ones
 
 
 # "whitened + weights" is what a search does by default: a database has its own means at hand, its model the weights.
@@ -61,39 +54,31 @@ LABELLED = tuple(f"{name} + {how}" for name in SEARCHED for how in ("labels", "b
 
 def unweighted(name: str) -> str:
     """The treatment without weights: what a weighted one is where there is one block only."""
-    how = replace(TREATMENTS[name], words="", weights="")
-    return next(other for other, own in TREATMENTS.items() if replace(own, words="") == how)
+    how = TREATMENTS[name]._replace(words="", weights="")
+    return next(other for other, own in TREATMENTS.items() if own._replace(words="") == how)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A representation and what is known of its blocks without labels.
-
-    Attributes:
-        how: the map from states to embeddings.
-        blocks: widths of its blocks; one, where it is not nested.
-        bases: of the chain that made them, a step a block after the first.
-    """
+    """A representation and what is known of its blocks without labels."""
 
     how: Representation
-    blocks: tuple[int, ...]
-    bases: tuple[Basis, ...] = field(default=(), repr=False)
+    blocks: tuple[int, ...]  # their widths; one, where it is not nested
+    bases: tuple[Basis, ...] = field(default=(), repr=False)  # of their chain, a step for each block after the first
 
 
-def concatenation_bases(widths: Sequence[int]) -> tuple[Basis, ...]:
+def concatenation_bases(widths: Sequence[int]) -> list[Basis]:
     """A concatenation as a chain: nothing is predicted, and every direction kept."""
-    found, end = [], widths[0]
-    for width in widths[1:]:
-        means = torch.zeros(end, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
-        nothing = torch.zeros(end, width, dtype=torch.float64)
-        found.append(Basis(*means, nothing, torch.eye(width, dtype=torch.float64)))
-        end += width
-    return tuple(found)
+    zeros, eye = torch.zeros, torch.eye
+    return [
+        Basis(zeros(end).double(), zeros(width).double(), zeros(end, width).double(), eye(width).double())
+        for end, width in zip(itertools.accumulate(widths), widths[1:], strict=False)
+    ]
 
 
 def candidates(family: Family, moments: JointMoments | None, options: EvaluationOptions) -> list[Candidate]:
     """Every representation of one family, single blocks of the nested ones among them."""
-    maps = family_maps(family, moments, options)
+    maps = family_maps(family, moments, options.representations, options.seed)
     config = family.model.config
     if config.one_pass:
         # Nested as the chain is, by a readout instead of bases.
@@ -111,19 +96,13 @@ def candidates(family: Family, moments: JointMoments | None, options: Evaluation
         blocks = (family.widths[0], *(basis.directions.shape[1] for basis in bases))
         found.append(Candidate(how, blocks if bases else (how.width,), tuple(bases)))
     for kind, single in (("rd", "block"), ("rd_all", "block_all")):
-        whole = [candidate for candidate in found if candidate.how.kind == kind]
-        if whole:
-            found += _single_blocks(single, whole[-1], family.names)
+        # Each block of the widest after the first, alone.
+        for whole in [candidate for candidate in found if candidate.how.kind == kind][-1:]:
+            matrix, offset = whole.how.matrix, whole.how.offset
+            edges = itertools.pairwise(itertools.accumulate(whole.blocks))
+            for name, (a, b) in zip(family.names[1:], edges, strict=True):
+                found.append(Candidate(Representation(single, name, matrix[:, a:b], offset[a:b]), (b - a,)))
     return found
-
-
-def _single_blocks(kind: str, whole: Candidate, names: Sequence[str]) -> list[Candidate]:
-    """Each block of a nested embedding after the first, alone."""
-    ends = np.cumsum(whole.blocks)
-    return [
-        Candidate(Representation(kind, name, whole.how.matrix[:, a:b], whole.how.offset[a:b]), (int(b - a),))
-        for name, a, b in zip(names[1:], ends[:-1], ends[1:], strict=True)
-    ]
 
 
 def mean_moments(states: np.ndarray, widths: Sequence[int]) -> JointMoments:
@@ -134,16 +113,15 @@ def mean_moments(states: np.ndarray, widths: Sequence[int]) -> JointMoments:
 
 
 def _block_moments(candidate: Candidate, moments: JointMoments) -> list[BlockMoments]:
-    """Of the blocks of e = z A + b, given those of z."""
+    """Moments of the blocks of e = z A + b, given those of z."""
     mean, scatter = moments.mean().cpu(), moments.scatter().cpu()
-    found, start = [], 0
-    for width in candidate.blocks:
-        matrix = torch.from_numpy(candidate.how.matrix[:, start : start + width])
-        offset = torch.from_numpy(candidate.how.offset[start : start + width])
-        covariance = matrix.T @ (scatter @ matrix) / (moments.count - 1)
-        found.append(BlockMoments(moments.count, mean @ matrix + offset, covariance))
-        start += width
-    return found
+    blocks = list(candidate.blocks)
+    matrices = torch.from_numpy(candidate.how.matrix).split(blocks, dim=1)
+    offsets = torch.from_numpy(candidate.how.offset).split(blocks)
+    return [
+        BlockMoments(moments.count, mean @ matrix + offset, matrix.T @ (scatter @ matrix) / (moments.count - 1))
+        for matrix, offset in zip(matrices, offsets, strict=True)
+    ]
 
 
 def treat(
@@ -151,11 +129,8 @@ def treat(
 ) -> tuple[torch.Tensor, tuple[float, ...]] | None:
     """Rows under one treatment and the weights of their blocks; None where it says nothing new or lacks what it needs.
 
-    Args:
-        name: key of :data:`TREATMENTS`.
-        rows: embeddings, (n, width).
-        candidate: what made them.
-        known: moments of states, by :data:`DOMAINS` or :data:`RESIDUES`.
+    Rows are embeddings of ``candidate``, (n, width); ``known`` are moments of states, :data:`DOMAINS` or
+    :data:`RESIDUES`.
     """
     how = TREATMENTS[name]
     if not how.moments:

@@ -14,9 +14,10 @@ import pandas as pd
 from sklearn.metrics import accuracy_score
 
 from rd_hf.data.residues import STANDARD_RESIDUES
-from rd_hf.evaluation.probe import STRENGTHS, ridge_predictions
+from rd_hf.evaluation.options import STRENGTHS, ResidueOptions
+from rd_hf.evaluation.probe import ridge_predictions
 from rd_hf.evaluation.representations import Representation
-from rd_hf.evaluation.residues import ResidueOptions, logistic_probe
+from rd_hf.evaluation.residues import known_labels, logistic_probe
 from rd_hf.evaluation.tasks import TEST, TRAIN, UNLABELLED, VALIDATION, Chain, ResidueTask
 
 
@@ -68,16 +69,11 @@ def classification_accuracy(
     Args:
         features: (residues, p) of each set, every residue of every chain.
     """
-    labels = {name: np.concatenate([chain.labels for chain in chains]) for name, chains in task.splits.items()}
-    known = {name: values != UNLABELLED for name, values in labels.items()}
-    predicted, _ = logistic_probe(
-        {name: values[known[name]].astype(np.float32) for name, values in features.items()},
-        {name: labels[name][known[name]] for name in labels},
-        len(task.classes),
-        options,
-    )
-    truth = labels[TEST][known[TEST]]
-    frequent = np.bincount(labels[TRAIN][known[TRAIN]]).argmax()
+    known, labels = known_labels(task)
+    chosen = {name: values[known[name]].astype(np.float32) for name, values in features.items()}
+    predicted, _ = logistic_probe(chosen, labels, len(task.classes), options)
+    truth = labels[TEST]
+    frequent = np.bincount(labels[TRAIN]).argmax()
     return float(accuracy_score(truth, predicted[TEST].argmax(axis=1))), float((truth == frequent).mean())
 
 

@@ -14,87 +14,77 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from pathlib import Path
 
 from rd_hf.commands._arguments import command_parser, run_with_arguments
-from rd_hf.commands._evaluation import add_chain_arguments, add_fit_arguments, add_run_arguments
+from rd_hf.commands._evaluation import add_groups, tell
+from rd_hf.evaluation.options import FIT, RUN
+from rd_hf.options import options_from
+from studies.options import BlockOptions
+
+GROUPS = {
+    "what is evaluated": ("model", "secondary_structure", "train_chains", "validation_chains", "output"),
+    "fitting sequences": FIT,
+    "the run": RUN,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = command_parser("blocks", __doc__, prog="python scripts/study.py blocks")
-    parser.add_argument("--model", required=True, help="reverse-distilled family: folder or Hub id")
-    add_fit_arguments(parser, required=True)
-    parser.add_argument("--secondary-structure", required=True, type=Path, help="folder of FLIP's splits.zip")
-    add_chain_arguments(parser)
-    parser.add_argument("--output", required=True, type=Path, help="folder for the report and its data")
-    add_run_arguments(parser)
-    return parser
+    return add_groups(command_parser("blocks", __doc__, prog="python scripts/study.py blocks"), BlockOptions, GROUPS)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     # Imported here, so that --help and a mistyped flag answer at once.
-    import transformers
-
     from rd_hf.bases.chain import fit_chain
     from rd_hf.bases.figure import draw_fit
-    from rd_hf.evaluation import residues
-    from rd_hf.evaluation.embeddings import fitting_moments, load_family
-    from rd_hf.evaluation.fit_data import draw_fit_sample, refit_difference, split_sample
-    from rd_hf.evaluation.representations import chain_maps, model_bases
+    from rd_hf.evaluation.families import (
+        draw_fit_sample,
+        fitting_moments,
+        load_families,
+        model_bases,
+        refit_difference,
+        split_sample,
+    )
+    from rd_hf.evaluation.frame import Evaluation
+    from rd_hf.evaluation.representations import chain_maps
+    from rd_hf.evaluation.residues import chain_states
     from rd_hf.evaluation.tasks import read_secondary_structure, subsample
-    from rd_hf.files import Workspace
     from studies import block_probes
     from studies.reports import render_blocks
 
-    started = time.monotonic()
-    output = Workspace(args.output / ".rd_hf", "a report on blocks")
-    output.refuse("report.md", "blocks.parquet", "spectra.png")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    family = load_family(args.model, device=args.device)
+    options = options_from(BlockOptions, args)
+    evaluation = Evaluation(options, "a report on blocks", "blocks.parquet", "spectra.png")
+    (family,) = load_families(options)
     config = family.model.config
     if len(family.names) < 2:
-        raise ValueError(f"{args.model} has one level and no residual block; give a reverse-distilled family")
-    output.claim()
-    cache = args.cache or args.output / "cache"
-    training, heldout = split_sample(draw_fit_sample(family, args.fit_data, args.fit_sequences, args.fit_seed))
+        raise ValueError(f"{options.model[0]} has one level and no residual block; give a reverse-distilled family")
+    evaluation.output.claim()
+    training, heldout = split_sample(draw_fit_sample(family, options))
     if not heldout:
         raise ValueError("no sequence is held out to judge the bases on; give more --fit-data")
-    moments = fitting_moments(family, training, cache, args.batch_tokens)
-    judged = fitting_moments(family, heldout, cache, args.batch_tokens)
+    moments = fitting_moments(family, training, evaluation.cache, options.batch_tokens)
+    judged = fitting_moments(family, heldout, evaluation.cache, options.batch_tokens)
     # The chain in closed form is the model's own where the sequences are: the note says whether they are.
-    _, reports = fit_chain(
-        moments,
-        family.names,
-        config.residual_directions,
-        config.bases.get("regression", "pcr"),
-        config.bases.get("ridge_alpha", 1.0),
-        judged,
-    )
-    task = subsample(read_secondary_structure(args.secondary_structure), args.train_chains, args.validation_chains)
+    kind, alpha = config.bases.get("regression", "pcr"), config.bases.get("ridge_alpha", 1.0)
+    _, reports = fit_chain(moments, family.names, config.residual_directions, kind, alpha, judged)
+    assert options.secondary_structure is not None
+    task = read_secondary_structure(options.secondary_structure)
+    task = subsample(task, options.train_chains, options.validation_chains)
     states = {
-        name: residues.chain_states(family, chains, cache, args.batch_tokens) for name, chains in task.splits.items()
+        name: chain_states(family, chains, evaluation.cache, options.batch_tokens)
+        for name, chains in task.splits.items()
     }
-    largest = chain_maps("rd", family.names, family.widths, model_bases(family.model))[-1]
-    found = block_probes.blocks(config.nested_dims)
-    table = block_probes.block_table(task, states, largest, found, residues.ResidueOptions())
-    with output.writing("blocks.parquet") as path:
-        table.to_parquet(path, index=False)
-    with output.writing("spectra.png") as path:
-        draw_fit(reports).savefig(path, dpi=110, format="png")
-    notes = [
+    largest = chain_maps("rd", family.names, family.widths, model_bases(family))[-1]
+    table = block_probes.block_table(task, states, largest, block_probes.blocks(config.nested_dims), options)
+    evaluation.write_table("blocks.parquet", table)
+    evaluation.write_figures({"spectra.png": draw_fit(reports)})
+    evaluation.notes += [
         f"{family.label}: bases judged on {len(heldout):,} sequences ({judged.count:,} residues) that are held out of "
         f"{len(training):,}; regressions fitted on those differ from the model's by "
         f"{refit_difference(family, moments):.0e}.",
         f"Probes: {len(task.splits['train'])} training, {len(task.splits['validation'])} validation and "
         f"{len(task.splits['test'])} test chains.",
     ]
-    text = render_blocks(reports, table, notes, ["spectra.png"])
-    with output.writing("report.md") as path:
-        path.write_text(text, encoding="utf-8")
-    print(text)
-    print(f"{(time.monotonic() - started) / 60:.1f} minutes: {args.output / 'report.md'}")
+    return tell(evaluation.finish(render_blocks(reports, table, evaluation.notes, ["spectra.png"])))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from rd_hf.data.batching import collate
 from rd_hf.evaluation import statistics
 from rd_hf.evaluation.assays import Assay
-from rd_hf.evaluation.embeddings import Family
+from rd_hf.evaluation.families import Family
+from rd_hf.evaluation.options import KINDS
 from rd_hf.evaluation.plots import STYLES
-from rd_hf.evaluation.representations import KINDS
 from rd_hf.evaluation.tables import between, markdown_table, number
 from rd_hf.hub.describe import backbone_cost
 from rd_hf.model.layers_rd_esm import backbone_arguments, record_layers, run_backbone
@@ -118,7 +118,7 @@ def frontier_table(results: pd.DataFrame, costs: Mapping[str, Mapping[tuple[str,
     """One row a contender: what it costs and how it scores.
 
     Args:
-        results: tidy table of :func:`rd_hf.evaluation.runs.evaluate_unit`, of one split.
+        results: tidy table of :func:`rd_hf.evaluation.dms.evaluate_unit`, of one split.
         costs: by label of the family, from :func:`measure_costs`.
 
     Returns:

@@ -18,15 +18,16 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from rd_hf.bases.moments import JointMoments
-from rd_hf.evaluation import clusters, statistics
-from rd_hf.evaluation.embeddings import Family
+from rd_hf.evaluation import statistics
+from rd_hf.evaluation.families import Family
 from rd_hf.evaluation.homology import Domains, Relation
 from rd_hf.evaluation.homology_runs import Ranked, evaluate_rows
-from rd_hf.evaluation.plan import EvaluationOptions
-from rd_hf.evaluation.plots import STYLES
-from rd_hf.evaluation.representations import KINDS, Representation, principal_map, random_map
+from rd_hf.evaluation.options import KINDS
+from rd_hf.evaluation.plots import aside, draw_line, finish_axis, legend_below
+from rd_hf.evaluation.representations import Representation, principal_map
 from rd_hf.evaluation.tables import markdown_table, number
 from rd_hf.evaluation.treatments import Candidate, candidates, treat, unweighted
+from studies.options import WidthOptions
 
 LINES = ("raw", "rd", "rd_all", "pca", "random")
 NESTED = ("rd", "rd_all")
@@ -66,29 +67,32 @@ class Line:
         return treated[0][:, :width]
 
 
-def width_lines(
-    family: Family, moments: JointMoments, options: EvaluationOptions, widths: Sequence[int] | None = None
-) -> list[Line]:
+def random_map(name: str, widths: Sequence[int], levels: int, width: int, seed: int = 0) -> Representation:
+    """A Gaussian projection of the concatenation of the first ``levels`` backbones; its columns are drawn in order, so
+    that a narrower one is the start of a wider one."""
+    end = sum(widths[:levels])
+    matrix = np.zeros((sum(widths), width))
+    matrix[:end] = np.random.default_rng(seed).standard_normal((width, end)).T / np.sqrt(width)
+    return Representation("random", name, matrix, np.zeros(width))
+
+
+def width_lines(family: Family, moments: JointMoments, options: WidthOptions) -> list[Line]:
     """Every line of the figure.
 
     Args:
         family: of two levels or more.
         moments: of the fitting sequences.
-        options: the seed of the random projection.
-        widths: at which to cut; by default where the levels end, and at a half and a quarter of the first.
-
-    Raises:
-        ValueError: a width below 1.
+        options: the seed of the random projection, and the widths at which to cut; by default where the levels end,
+            and at a half and a quarter of the first.
     """
-    found = candidates(family, moments, EvaluationOptions(representations=("raw", *NESTED)))
+    found = candidates(family, moments, options)
     name, levels, total = family.names[-1], len(family.names), sum(family.widths)
     wholes = {kind: [own for own in found if own.how.kind == kind][-1] for kind in NESTED}
-    if widths is None:
+    widths = list(options.widths)
+    if not widths:
         ends = {int(end) for own in wholes.values() for end in np.cumsum(own.blocks)}
         first = family.widths[0]
         widths = sorted({max(first // 4, 1), max(first // 2, 1), *family.widths, *ends})
-    if min(widths) < 1:
-        raise ValueError(f"--widths {min(widths)}: an embedding has one dimension at least")
     for how in (
         principal_map(name, moments, levels, total),
         random_map(name, family.widths, levels, total, options.seed),
@@ -131,7 +135,7 @@ def retrieval_scores(
         contender = Ranked(model, line.kind, line.whole.how.level, treatment, width)
         table = evaluate_rows(rows, contender, domains, [wanted], folder)
         values = table["hit10"].to_numpy(np.float64)
-        low, high = clusters.interval(values, table["cluster"].to_numpy())
+        low, high = statistics.cluster_intervals(values, table["cluster"].to_numpy())
         panel = f"{wanted.name} hit@10, {treatment}"
         found.append((panel, line.kind, width, values.mean(), low, high))
     return pd.DataFrame(found, columns=["panel", "representation", "width", "score", "low", "high"])
@@ -141,7 +145,7 @@ def probe_scores(results: pd.DataFrame) -> pd.DataFrame:
     """Mean Spearman of every line at every width, for every split and number of training variants.
 
     Args:
-        results: tidy table of :func:`rd_hf.evaluation.runs.evaluate_unit`.
+        results: tidy table of :func:`rd_hf.evaluation.dms.evaluate_unit`.
 
     Returns:
         As :func:`retrieval_scores`, intervals over assays.
@@ -173,7 +177,7 @@ def width_figure(scores: pd.DataFrame, title: str) -> Figure:
         axis.set_title(panel, fontsize="medium")
     axes[0].set_ylabel("mean score, 95 % interval")
     figure.suptitle(title, fontsize="medium")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(LINES), frameon=False)
+    legend_below(figure, axes[0], len(LINES))
     return figure
 
 
@@ -181,18 +185,14 @@ def _panel(axis: Axes, scores: pd.DataFrame) -> None:
     for place, kind in enumerate(LINES):
         own = scores[scores["representation"] == kind].sort_values("width")
         if len(own):
-            colour, marker, line = STYLES[kind]
-            y = own["score"].to_numpy()
-            x = own["width"].to_numpy() * 1.015 ** (place - (len(LINES) - 1) / 2)
-            errors = np.abs(own[["low", "high"]].to_numpy().T - y)
-            axis.errorbar(x, y, errors, label=KINDS[kind], color=colour, marker=marker, linestyle=line, capsize=2)
+            x = own["width"].to_numpy() * 1.015 ** aside(place, len(LINES), 1)
+            draw_line(axis, kind, x, own.rename(columns={"score": "value"}))
     axis.set_xscale("log")
     ticks = sorted(scores["width"].unique())
     shown = [tick for before, tick in zip([0, *ticks], ticks, strict=False) if tick > 1.25 * before]
     axis.set_xticks(shown, [str(tick) for tick in shown])
     axis.minorticks_off()
-    axis.set_xlabel("dimensions")
-    axis.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+    finish_axis(axis, "dimensions")
 
 
 def width_table(scores: pd.DataFrame) -> str:

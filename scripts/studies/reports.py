@@ -9,9 +9,9 @@ import pandas as pd
 
 from rd_hf.bases.chain import FitReport
 from rd_hf.evaluation import statistics
+from rd_hf.evaluation.options import KINDS
 from rd_hf.evaluation.report import condition
-from rd_hf.evaluation.representations import KINDS
-from rd_hf.evaluation.tables import chance, markdown_table, number, percent, share, signed, signed_between
+from rd_hf.evaluation.tables import CHANCE, SIGNED, between, markdown_table, number, percent, share
 from studies.ablations import STUDIES, FittedRecipe
 
 
@@ -57,9 +57,9 @@ def render_ablations(
                 cells += ["reference", "", "", ""]
             else:
                 pair = statistics.compare(own, base)
-                cells += [signed(pair["difference"])]
-                cells += [signed_between(pair["difference_low"], pair["difference_high"])]
-                cells += [share(pair["wins"], len(own)), chance(pair["p"])]
+                cells += [number(pair["difference"], SIGNED)]
+                cells += [between(pair["difference_low"], pair["difference_high"], SIGNED)]
+                cells += [share(pair["wins"], len(own)), number(pair["p"], CHANCE)]
             rows.append(cells)
         parts += [f"## {study}: {STUDIES[study]}", markdown_table(header, rows)]
     return "\n\n".join(parts) + "\n"

@@ -18,119 +18,71 @@ goes on with the same command.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import time
-from pathlib import Path
 
 from rd_hf.commands._arguments import command_parser, run_with_arguments
-from rd_hf.commands._evaluation import add_family_arguments, add_fit_arguments, add_run_arguments
-from rd_hf.options import whole
+from rd_hf.commands._evaluation import add_groups, tell
+from rd_hf.evaluation.options import FIT, RUN
+from rd_hf.options import options_from
+from studies.options import WidthOptions
+
+GROUPS = {
+    "what is evaluated": ("model", "backbones", "assays", "folds", "data", "widths", "output", "seeds", "low_n"),
+    "fitting sequences": FIT,
+    "the run": ("jobs", "threads", *RUN),
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = command_parser("width", __doc__, prog="python scripts/study.py width")
-    what = parser.add_argument_group("what is evaluated")
-    add_family_arguments(what)
-    what.add_argument("--assays", nargs="+", type=Path, help="CSV files in ProteinGym's format, or folders of them")
-    what.add_argument("--folds", type=Path, help="ProteinGym's fold labels of single mutants (cv_folds_singles.tsv.gz)")
-    what.add_argument("--data", type=Path, help="folder with one FASTA file of SCOP domains")
-    what.add_argument("--widths", nargs="+", type=whole(1), help="where to cut (default: where levels end, and below)")
-    what.add_argument("--output", required=True, type=Path, help="folder for the figure and its data")
-    what.add_argument("--seeds", type=whole(1), default=1, help="repeats of every split (default 1)")
-    what.add_argument(
-        "--low-n", nargs="*", type=whole(1), default=(96,), help="training variants of the low-n panels (96)"
-    )
-    add_fit_arguments(parser.add_argument_group("fitting sequences"), required=True)
-    run = parser.add_argument_group("the run")
-    run.add_argument(
-        "--jobs", type=whole(1), default=os.cpu_count() or 1, help="processes that probe (default: all cores)"
-    )
-    run.add_argument("--threads", type=whole(1), help="threads that embed and rank (default: half the cores)")
-    add_run_arguments(run)
-    return parser
+    return add_groups(command_parser("width", __doc__, prog="python scripts/study.py width"), WidthOptions, GROUPS)
 
 
 def run(args: argparse.Namespace) -> int:
     # Imported here, so that --help and a mistyped flag answer at once.
     import pandas as pd
-    import torch
-    import transformers
 
-    from rd_hf.evaluation.chains import load_families
-    from rd_hf.evaluation.fit_data import draw_moments
+    from rd_hf.evaluation.assays import read_assays, read_fold_labels
+    from rd_hf.evaluation.dms import probe_assays
+    from rd_hf.evaluation.families import load_families
+    from rd_hf.evaluation.frame import Evaluation
     from rd_hf.evaluation.homology import read_domains, relations
     from rd_hf.evaluation.homology_runs import domain_states
-    from rd_hf.evaluation.plan import EvaluationOptions, plan_units, read_assays
-    from rd_hf.evaluation.runs import run_units
-    from rd_hf.evaluation.splits import read_fold_labels
     from rd_hf.evaluation.treatments import DOMAINS, RESIDUES, mean_moments
-    from rd_hf.files import Workspace
     from studies.cuts import probe_scores, retrieval_scores, width_figure, width_lines, width_table
 
-    started = time.monotonic()
-    output = Workspace(args.output / ".rd_hf", "an evaluation of widths")
-    output.refuse("report.md", "scores.parquet", "score_by_width.png")
-    if not args.assays and not args.data:
+    options = options_from(WidthOptions, args)
+    names, figure = ("scores.parquet", "score_by_width.png"), "score_by_width.png"
+    evaluation = Evaluation(options, "an evaluation of widths", *names)
+    if not options.assays and not options.data:
         raise ValueError("there is nothing to judge by: give --assays, --data or both")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    torch.set_num_threads(args.threads or max(1, (os.cpu_count() or 1) // 2))
-    options = EvaluationOptions(
-        schemes=("random",),
-        representations=("raw", "rd", "rd_all"),
-        repeats=args.seeds,
-        low_n=tuple(args.low_n),
-        control=False,
-        batch_tokens=args.batch_tokens,
-    )
-    assays, failed = read_assays(args.assays) if args.assays else ([], {})
-    labels = read_fold_labels(args.folds) if args.folds else None
-    domains = read_domains(args.data) if args.data else None
-    families = load_families(args.model, (1.0,), args.backbones, args.device)
+    assays, evaluation.failed = read_assays(options.assays) if options.assays else ([], {})
+    labels = read_fold_labels(options.folds) if options.folds else None
+    domains = read_domains(options.data) if options.data else None
+    families = load_families(options)
     if len(families) != 1 or len(families[0].names) < 2:
         raise ValueError("a figure shows one family of two levels or more: give one --model or --backbones")
     family = families[0]
-    output.claim()
-    cache = args.cache or args.output / "cache"
-    moments, note = draw_moments(family, args.fit_data, args.fit_sequences, args.fit_seed, cache, args.batch_tokens)
-    lines = width_lines(family, moments, options, args.widths)
-    tables = []
+    evaluation.output.claim()
+    moments = evaluation.moments(family)
+    assert moments is not None
+    lines = width_lines(family, moments, options)
+    tables, counts = [], []
     if assays:
         cuts = [line.cut(number) for line in lines for number in line.widths]
-        units = plan_units([family], [cuts], assays, labels, options, cache)
-        results, broken = run_units(units, args.output / "runs", args.jobs, len(cuts) * len(assays) * args.seeds)
-        failed |= broken
-        if results.empty:
-            raise ValueError(f"no assay could be evaluated: {'; '.join(failed.values())}")
-        tables.append(probe_scores(results))
+        tables.append(probe_scores(probe_assays(evaluation, [(family, cuts)], assays, labels, options)))
+        counts.append(f"{sum(assay.name not in evaluation.failed for assay in assays)} assays")
     if domains is not None:
         wanted = relations(domains, ["superfamily"])[0]
-        states = domain_states(family, domains, cache, args.batch_tokens)
+        states = domain_states(family, domains, evaluation.cache, options.batch_tokens)
         known = {DOMAINS: mean_moments(states, family.widths), RESIDUES: moments}
-        tables.append(retrieval_scores(lines, states, family.label, domains, wanted, args.output / "runs", known))
+        tables.append(retrieval_scores(lines, states, family.label, domains, wanted, evaluation.runs, known))
+        counts.append(f"{len(domains.ids):,} domains")
     scores = pd.concat(tables, ignore_index=True)
-    with output.writing("scores.parquet") as path:
-        scores.to_parquet(path, index=False)
-    with output.writing("score_by_width.png") as path:
-        width_figure(scores, f"{family.label}: {', '.join(family.names)}").savefig(path, dpi=110, format="png")
-    counts = [f"{len(assays) - len(failed)} assays"] if assays else []
-    counts += [f"{len(domains.ids):,} domains"] if domains is not None else []
-    text = "\n\n".join(
-        [
-            "# Score against width",
-            f"{family.label}, {' and '.join(counts)}.",
-            note,
-            *(f"Left out: {message}" for message in failed.values()),
-            "![score_by_width.png](score_by_width.png)",
-            width_table(scores),
-        ]
-    )
-    with output.writing("report.md") as path:
-        path.write_text(text + "\n", encoding="utf-8")
-    print(text)
-    print(f"{(time.monotonic() - started) / 60:.1f} minutes: {args.output / 'report.md'}")
-    return 1 if failed else 0
+    evaluation.write_table("scores.parquet", scores)
+    evaluation.write_figures({figure: width_figure(scores, f"{family.label}: {', '.join(family.names)}")})
+    parts = ["# Score against width", f"{family.label}, {' and '.join(counts)}.", *evaluation.notes]
+    parts += [f"Left out: {message}" for message in evaluation.failed.values()]
+    return tell(evaluation.finish("\n\n".join([*parts, f"![{figure}]({figure})", width_table(scores)]) + "\n"))
 
 
 def main(argv: list[str] | None = None) -> int:

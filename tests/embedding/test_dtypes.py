@@ -39,8 +39,7 @@ def test_nothing_that_a_clock_says_decides_what_is_computed() -> None:
 
 
 def test_every_default_is_the_one() -> None:
-    from rd_hf.evaluation.chains import load_chain
-    from rd_hf.evaluation.embeddings import load_family
+    from rd_hf.evaluation.families import Family
 
     assert DTYPE == "float32"
     assert EmbeddingOptions().dtype == DTYPE
@@ -48,7 +47,7 @@ def test_every_default_is_the_one() -> None:
     # None: what the folder that is gone on with has, else the one.
     assert embed_command.build_parser().get_default("dtype") is None
     assert fit_command.build_parser().get_default("dtype") == DTYPE
-    for load in (load_family, load_chain):
+    for load in (Family.load, Family.chain):
         assert getattr(torch, DTYPE) in (load.__defaults__ or ())
 
 

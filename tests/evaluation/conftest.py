@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rd_hf.evaluation.assays import Assay, read_assay
-from rd_hf.evaluation.embeddings import Family, PooledStates, StateCache, embed_assay, load_family
-from rd_hf.evaluation.splits import FoldLabels, read_fold_labels
+from rd_hf.evaluation.assays import Assay, FoldLabels, read_assay, read_fold_labels
+from rd_hf.evaluation.embeddings import PooledStates, StateCache, embed_assay
+from rd_hf.evaluation.families import Family
 
 DATA = Path(__file__).parent / "data"
 ASSAY_FILE = DATA / "BCHB_CHLTE_Tsuboyama_2023_2KRU.csv"
@@ -28,7 +28,7 @@ def fold_labels() -> FoldLabels:
 
 @pytest.fixture(scope="session")
 def tiny_family(tiny_checkpoint: Path) -> Family:
-    return load_family(str(tiny_checkpoint))
+    return Family.load(str(tiny_checkpoint))
 
 
 @pytest.fixture(scope="session")

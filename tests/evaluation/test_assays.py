@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 
 from rd_hf.data.fasta import InputError
-from rd_hf.evaluation.assays import Assay, one_hot, read_assay, variant_name
-from rd_hf.evaluation.plan import read_assays
+from rd_hf.evaluation.assays import Assay, one_hot, read_assay, read_assays, variant_name
 from tests.evaluation.conftest import ASSAY_FILE
 
 

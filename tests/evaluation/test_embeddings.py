@@ -9,19 +9,13 @@ import pytest
 import torch
 from transformers import EsmConfig, EsmModel
 
-import rd_hf.evaluation.embeddings as embeddings
 from rd_hf.data.batching import collate
 from rd_hf.data.fasta import InputError
+from rd_hf.evaluation import embeddings, families
 from rd_hf.evaluation.assays import Assay
-from rd_hf.evaluation.embeddings import (
-    Family,
-    PooledStates,
-    StateCache,
-    embed_assay,
-    fitting_moments,
-    load_family,
-    residue_states,
-)
+from rd_hf.evaluation.embeddings import PooledStates, StateCache, embed_assay
+from rd_hf.evaluation.families import Family, fingerprint, fitting_moments, residue_states
+from rd_hf.evaluation.options import AssayOptions
 from tests.conftest import backbone_settings
 from tests.hub.layouts import LAYOUTS, Layout, Size, write_repo
 
@@ -59,12 +53,12 @@ def test_pooled_states_equal_one_forward_pass_a_variant(
             ("difference", (own[positions] - wild_type[positions]).mean(axis=0)),
         ):
             # Batched against single attention in float32; states are of order 1.
-            np.testing.assert_allclose(pooled.pooled(pooling)[row], expected, rtol=0, atol=5e-6)
+            np.testing.assert_allclose(getattr(pooled, pooling)[row], expected, rtol=0, atol=5e-6)
 
 
-def test_unknown_pooling_is_refused(pooled: PooledStates) -> None:
-    with pytest.raises(ValueError, match="mean, site, difference"):
-        pooled.pooled("max")
+def test_unknown_pooling_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown pooling max: choose from mean, site, difference"):
+        AssayOptions(pooling=("mean", "max"))
 
 
 def test_cached_variants_are_not_embedded_again(
@@ -95,20 +89,20 @@ def test_a_stopped_run_keeps_what_it_had(
 
 
 def test_states_of_other_weights_dtype_or_depth_are_kept_apart(tiny_family: Family, tiny_checkpoint: Path) -> None:
-    halfway = load_family(str(tiny_checkpoint), depth=0.5)
+    halfway = Family.load(str(tiny_checkpoint), depth=0.5)
     assert halfway.fingerprint != tiny_family.fingerprint
     # Bases play no part: what is kept are the backbones' states.
-    changed = load_family(str(tiny_checkpoint))
+    changed = Family.load(str(tiny_checkpoint))
     with torch.no_grad():
         changed.model.projections[0].regression.zero_()
-    assert embeddings.fingerprint(changed.model, 1.0) == tiny_family.fingerprint
+    assert fingerprint(changed.model, 1.0) == tiny_family.fingerprint
     with torch.no_grad():
         next(changed.model.backbones.parameters()).add_(1.0)
-    assert embeddings.fingerprint(changed.model, 1.0) != tiny_family.fingerprint
+    assert fingerprint(changed.model, 1.0) != tiny_family.fingerprint
 
 
 def test_depth_picks_the_layer_of_each_backbone(tiny_checkpoint: Path) -> None:
-    halfway = load_family(str(tiny_checkpoint), depth=0.5)  # layer 1 of 2
+    halfway = Family.load(str(tiny_checkpoint), depth=0.5)  # layer 1 of 2
     states, mask = residue_states(halfway, SEQUENCES)
     input_ids, attention_mask = collate(SEQUENCES)
     parts = []
@@ -118,14 +112,14 @@ def test_depth_picks_the_layer_of_each_backbone(tiny_checkpoint: Path) -> None:
     torch.testing.assert_close(states, torch.cat(parts, dim=-1))
     assert mask.sum().item() == sum(map(len, SEQUENCES))
     with pytest.raises(InputError, match="above 0"):
-        load_family(str(tiny_checkpoint), depth=0.0)
+        Family.load(str(tiny_checkpoint), depth=0.0)
 
 
 def test_a_plain_esm2_is_a_family_of_one_level(tmp_path: Path) -> None:
     torch.manual_seed(0)
     backbone = EsmModel(EsmConfig(**backbone_settings(32)), add_pooling_layer=False).eval()
     backbone.save_pretrained(tmp_path)
-    family = load_family(str(tmp_path))
+    family = Family.load(str(tmp_path))
     assert family.widths == [32]
     states, _ = residue_states(family, SEQUENCES)
     with torch.no_grad():
@@ -137,7 +131,7 @@ def test_a_plain_esm2_is_a_family_of_one_level(tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_a_plain_model_is_read_as_its_repo_holds_it(tmp_path: Path, layout: Layout) -> None:
     write_repo(tmp_path, layout, Size(32))
-    states, _ = residue_states(load_family(str(tmp_path)), SEQUENCES)
+    states, _ = residue_states(Family.load(str(tmp_path)), SEQUENCES)
     plain = EsmModel.from_pretrained(tmp_path, add_pooling_layer=False)
     ids, mask = collate(SEQUENCES)
     with torch.no_grad():
@@ -148,13 +142,13 @@ def test_a_plain_model_is_read_as_its_repo_holds_it(tmp_path: Path, layout: Layo
 
 def test_what_is_no_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=str(tmp_path)):
-        load_family(str(tmp_path))
+        Family.load(str(tmp_path))
 
 
 def test_moments_are_those_of_the_stacked_states_and_an_interrupted_pass_goes_on(
     tiny_family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embeddings, "CHECKPOINT_SECONDS", -1.0)  # keep after every batch
+    monkeypatch.setattr(families, "CHECKPOINT_SECONDS", -1.0)  # keep after every batch
     original, calls = residue_states, []
 
     def failing(family: Family, sequences):
@@ -163,7 +157,7 @@ def test_moments_are_those_of_the_stacked_states_and_an_interrupted_pass_goes_on
             raise KeyboardInterrupt
         return original(family, sequences)
 
-    monkeypatch.setattr(embeddings, "residue_states", failing)
+    monkeypatch.setattr(families, "residue_states", failing)
     with pytest.raises(KeyboardInterrupt):
         fitting_moments(tiny_family, SEQUENCES, tmp_path, batch_tokens=24)
     found = fitting_moments(tiny_family, SEQUENCES, tmp_path, batch_tokens=24)

@@ -13,8 +13,8 @@ from studies import width
 
 from rd_hf.commands import evaluate_dms, evaluate_homology
 from rd_hf.evaluation import embeddings, homology_runs
-from rd_hf.evaluation.plan import EvaluationOptions
-from rd_hf.evaluation.representations import KINDS
+from rd_hf.evaluation.families import Family
+from rd_hf.evaluation.options import KINDS, EvaluationOptions
 from rd_hf.evaluation.treatments import LABELLED, TREATMENTS, candidates
 from tests.conftest import EXAMPLE_FASTA, REPOSITORY, random_model
 from tests.evaluation.conftest import ASSAY_FILE
@@ -189,6 +189,6 @@ def test_one_pass_is_ranked_beside_the_exact_chain(data: Path, tmp_path: Path) -
     treatments = ("plain", "scaled", "whitened")
     assert ranked == {("one_pass", level, how, width) for level, width in levels for how in treatments}
     # Whitened by blocks, as the chain is: the first level is the prefix of every larger one.
-    family = embeddings.load_family(str(tmp_path / "both"), one_pass=True)
+    family = Family.load(str(tmp_path / "both"), one_pass=True)
     found = candidates(family, None, EvaluationOptions())
     assert [candidate.blocks for candidate in found] == [(32,), (32, 16), (32, 16, 16)]

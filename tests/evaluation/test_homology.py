@@ -12,11 +12,12 @@ import torch
 from scipy.stats import permutation_test
 
 from rd_hf.data.fasta import InputError
-from rd_hf.evaluation import clusters, homology_runs
-from rd_hf.evaluation.embeddings import Family
+from rd_hf.evaluation import homology_runs, statistics
+from rd_hf.evaluation.families import Family
 from rd_hf.evaluation.homology import Domains, read_domains, read_published, relation, relations
 from rd_hf.evaluation.homology_runs import Ranked, evaluate_rows
-from rd_hf.evaluation.plan import EvaluationOptions
+from rd_hf.evaluation.options import EvaluationOptions
+from rd_hf.evaluation.retrieval import ranks_above, search_weights, weight_grid
 from rd_hf.evaluation.treatments import (
     DOMAINS,
     LABELLED,
@@ -27,7 +28,6 @@ from rd_hf.evaluation.treatments import (
     mean_moments,
     treat,
 )
-from rd_hf.evaluation.weight_search import ranks_above, search_weights, weight_grid
 
 CLASSES = ("a.1.1.1", "a.1.1.1", "a.1.1.2", "a.1.2.1", "a.1.2.2", "b.1.1.1", "b.2.1.1", "b.2.1.2", "c.1.1.1")
 
@@ -259,11 +259,11 @@ def test_intervals_and_tests_resample_superfamilies() -> None:
     # Queries of one superfamily agree: the mean knows 40 things, not 600.
     first = np.repeat(generator.random(40), sizes)
     second = first + np.repeat(generator.normal(0.05, 0.2, 40), sizes)
-    low, high = clusters.interval(first, owner)
-    alone = clusters.interval(first, np.arange(len(first)))
+    low, high = statistics.cluster_intervals(first, owner)
+    alone = statistics.cluster_intervals(first, np.arange(len(first)))
     assert low < first.mean() < high
     assert high - low > 2 * (alone[1] - alone[0])
-    pair = clusters.compare(second, first, owner)
+    pair = statistics.compare_queries(second, first, owner)
     assert pair["difference"] == pytest.approx((second - first).mean())
     assert pair["difference_low"] < pair["difference"] < pair["difference_high"]
     sums = [np.bincount(owner, weights=values) for values in (second, first)]
@@ -272,5 +272,5 @@ def test_intervals_and_tests_resample_superfamilies() -> None:
     )
     # Two draws of 9,999 each.
     assert pair["p"] == pytest.approx(reference.pvalue, abs=0.02)
-    assert clusters.compare(first, first, owner)["p"] == 1.0
-    assert np.isnan(clusters.interval(first[:1], owner[:1])).all()
+    assert statistics.compare_queries(first, first, owner)["p"] == 1.0
+    assert np.isnan(statistics.cluster_intervals(first[:1], owner[:1])).all()

@@ -9,11 +9,12 @@ from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
-from rd_hf.evaluation.assays import Assay, one_hot, read_assay
-from rd_hf.evaluation.embeddings import Family, PooledStates, StateCache, embed_assay
-from rd_hf.evaluation.probe import ProbeOptions, nested_ridge, ridge_predictions
-from rd_hf.evaluation.runs import Contender, Unit, evaluate_unit
-from rd_hf.evaluation.splits import Fold, folds
+from rd_hf.evaluation.assays import Assay, Fold, folds, one_hot, read_assay
+from rd_hf.evaluation.dms import Contender, Unit, evaluate_unit
+from rd_hf.evaluation.embeddings import PooledStates, StateCache, embed_assay
+from rd_hf.evaluation.families import Family
+from rd_hf.evaluation.options import ProbeOptions
+from rd_hf.evaluation.probe import nested_ridge, ridge_predictions
 
 OPTIONS = ProbeOptions()
 
@@ -91,10 +92,7 @@ def test_neither_scaler_nor_strength_sees_the_test_fold(assay: Assay, pooled: Po
 def test_shuffled_scores_are_not_predicted(assay: Assay, pooled: PooledStates) -> None:
     unit = Unit(
         contender=Contender("tiny", 1.0, "mean", "raw", "L2", labels="shuffled"),
-        assay=assay.name,
-        assay_digest=assay.digest,
-        scores=assay.scores,
-        mutation_counts=assay.mutation_counts,
+        assay=assay,
         features=pooled.mean.astype(np.float64),
         feature_digest="",
         representation=None,
@@ -112,10 +110,7 @@ def test_shuffled_scores_are_not_predicted_on_real_assays(shared_data, tmp_path)
         whole = read_assay(shared_data / "dms" / f"{name}.csv")
         unit = Unit(
             contender=Contender("", 1.0, "", "one_hot", "", labels="shuffled"),
-            assay=whole.name,
-            assay_digest=whole.digest,
-            scores=whole.scores,
-            mutation_counts=whole.mutation_counts,
+            assay=whole,
             features=one_hot(whole),
             feature_digest="",
             representation=None,

@@ -11,16 +11,10 @@ from rd_hf.bases.chain import fit_chain
 from rd_hf.bases.moments import JointMoments
 from rd_hf.data.batching import collate
 from rd_hf.evaluation.assays import Assay
-from rd_hf.evaluation.embeddings import Family, PooledStates, fitting_moments, residue_states
-from rd_hf.evaluation.representations import (
-    KINDS,
-    Representation,
-    all_maps,
-    chain_maps,
-    model_bases,
-    pca_maps,
-    random_maps,
-)
+from rd_hf.evaluation.embeddings import PooledStates
+from rd_hf.evaluation.families import Family, fitting_moments, residue_states
+from rd_hf.evaluation.options import KINDS
+from rd_hf.evaluation.representations import Representation, chain_maps, family_maps, pca_maps, random_maps
 
 FITTING = ["MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKA", "GSHMLEDPVDAFKLMRQ", "ACDEFGHIKLMNPQRSTVWY" * 3]
 
@@ -32,7 +26,7 @@ def moments(tiny_family: Family) -> JointMoments:
 
 @pytest.fixture(scope="module")
 def maps(tiny_family: Family, moments: JointMoments) -> dict[tuple[str, str], Representation]:
-    found = all_maps(tiny_family.names, tiny_family.widths, model_bases(tiny_family.model), moments, tuple(KINDS))
+    found = family_maps(tiny_family, moments, tuple(KINDS))
     return {(representation.kind, representation.level): representation for representation in found}
 
 

@@ -15,9 +15,9 @@ from sklearn.preprocessing import StandardScaler
 
 from rd_hf.commands.evaluate_residues import main
 from rd_hf.data.fasta import InputError
-from rd_hf.evaluation.embeddings import Family
+from rd_hf.evaluation.families import Family
+from rd_hf.evaluation.options import ResidueOptions
 from rd_hf.evaluation.residues import (
-    ResidueOptions,
     bootstrap_figures,
     chain_states,
     logistic_probe,

@@ -37,13 +37,13 @@ def by_definition(rows: np.ndarray, wanted: Relation, query: int, rounded: bool)
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("offset", [0.0, 4.0])
 def test_figures_are_those_of_the_definition(seed: int, offset: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrieval, "BLOCK", 7)  # so that there are several blocks
+    monkeypatch.setattr(retrieval, "CHUNK", 7)  # so that there are several chunks
     wanted = classification(seed)
     # Far from the origin, as uncentred states are, rounded cosines tie; about it they take either sign.
     rows = np.random.default_rng(seed).standard_normal((60, 12)) + offset
-    (found,) = rank(torch.from_numpy(rows), [wanted])
+    found = rank(torch.from_numpy(rows), wanted)
     ties = 0
-    for query, figures in zip(wanted.queries, found.figures, strict=True):
+    for query, figures in zip(wanted.queries, found, strict=True):
         scores, positive = by_definition(rows, wanted, query, rounded=False)
         order = positive[np.argsort(-scores)]
         assert figures[4:].tolist() == [float(order[:1].any()), float(order[:10].any())]
@@ -64,9 +64,9 @@ def test_rounded_similarities_tie_as_in_the_published_protocol() -> None:
     wanted = relation("superfamily", np.array([0, 0, 1, 2]), np.array([0, 1, 2, 3]))
     # Off by 1e-3 in angle: cosines differ by 1e-6, and float16 has steps of 5e-4 there.
     rows = torch.tensor([[1.0, 0.0], [1.0, 1e-3], [1.0, 2e-3], [1.0, 3e-3]], dtype=torch.float64)
-    (ranking,) = rank(rows, [wanted])
+    figures = rank(rows, wanted)
     # Of three that tie one is positive: first by chance 1/3, always among ten; half of the pairs in order.
-    np.testing.assert_allclose(ranking.figures[0], [1 / 3, 1, 1 / 2, 1 / 3, 1, 1])
+    np.testing.assert_allclose(figures[0], [1 / 3, 1, 1 / 2, 1 / 3, 1, 1])
 
 
 def test_rounded_similarities_sort_as_float16_does() -> None:
@@ -89,6 +89,6 @@ def test_chance_of_a_hit_counts_every_order_of_what_ties(above: int, level: int,
 def test_a_domain_without_an_embedding_is_like_no_other() -> None:
     wanted = relation("superfamily", np.array([0, 0, 1]), np.array([0, 1, 2]))
     rows = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 0.1]])
-    assert rank(rows, [wanted])[0].figures[0].tolist() == [0.0, 1.0, 0.0, 0.5, 0.0, 1.0]
+    assert rank(rows, wanted)[0].tolist() == [0.0, 1.0, 0.0, 0.5, 0.0, 1.0]
     with pytest.raises(ValueError, match="NaN or infinite"):
-        rank(torch.tensor([[1.0], [float("nan")], [1.0]]), [wanted])
+        rank(torch.tensor([[1.0], [float("nan")], [1.0]]), wanted)

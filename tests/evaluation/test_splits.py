@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from rd_hf.data.fasta import InputError
-from rd_hf.evaluation.assays import Assay
-from rd_hf.evaluation.splits import SCHEMES, Fold, FoldLabels, folds, low_n_folds, read_fold_labels
+from rd_hf.evaluation.assays import Assay, Fold, FoldLabels, folds, low_n_folds, read_fold_labels
+from rd_hf.evaluation.options import SPLITS
 from tests.evaluation.conftest import FOLDS_FILE
 
 
@@ -18,18 +18,18 @@ def covered(chosen: list[Fold]) -> list[int]:
     return sorted(np.concatenate([fold.test for fold in chosen]).tolist())
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_train_and_test_never_share_a_variant(assay: Assay, fold_labels: FoldLabels, scheme: str) -> None:
-    found = folds(assay, scheme, 2, fold_labels)
+@pytest.mark.parametrize("split", SPLITS)
+def test_train_and_test_never_share_a_variant(assay: Assay, fold_labels: FoldLabels, split: str) -> None:
+    found = folds(assay, split, 2, fold_labels)
     assert found
     for fold in found:
         assert not set(fold.train) & set(fold.test)
 
 
-@pytest.mark.parametrize(("scheme", "column"), [("random", "fold_random_5"), ("contiguous", "fold_contiguous_5")])
-def test_first_repeat_is_proteingyms_labelling(assay: Assay, fold_labels: FoldLabels, scheme: str, column: str) -> None:
+@pytest.mark.parametrize(("split", "column"), [("random", "fold_random_5"), ("contiguous", "fold_contiguous_5")])
+def test_first_repeat_is_proteingyms_labelling(assay: Assay, fold_labels: FoldLabels, split: str, column: str) -> None:
     table = pd.read_csv(FOLDS_FILE, sep="\t")
-    first = [fold for fold in folds(assay, scheme, 3, fold_labels) if fold.repeat == 0]
+    first = [fold for fold in folds(assay, split, 3, fold_labels) if fold.repeat == 0]
     for fold in first:
         mutants = {assay.mutants[row] for row in fold.test}
         assert mutants == set(table.loc[table[column] == fold.fold, "mutant"])

@@ -11,8 +11,8 @@ import pytest
 from studies.block_probes import block_table, blocks, identity_task, position_r2, relative_positions
 from studies.blocks import main
 
+from rd_hf.evaluation.options import ResidueOptions
 from rd_hf.evaluation.representations import Representation
-from rd_hf.evaluation.residues import ResidueOptions
 from rd_hf.evaluation.tasks import Chain, ResidueTask
 
 

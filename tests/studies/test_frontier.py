@@ -12,7 +12,7 @@ from studies import costs as frontier
 from studies.frontier import main
 
 from rd_hf.evaluation.assays import read_assay
-from rd_hf.evaluation.embeddings import load_family, residue_states
+from rd_hf.evaluation.families import Family, residue_states
 from rd_hf.evaluation.representations import one_pass_maps
 from rd_hf.hub.describe import describe_model
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
@@ -65,7 +65,7 @@ def linear_flop(width: int, layers: int) -> int:
 
 
 def test_costs_are_of_what_runs(chain: Path, layers: Path) -> None:
-    costs = frontier.measure_costs(load_family(str(chain)), [WILD_TYPE], repeats=1)
+    costs = frontier.measure_costs(Family.load(str(chain)), [WILD_TYPE], repeats=1)
     step = 2 * (32 * 48 + 48 * 16)
     assert {key: cost.flop for key, cost in costs.items()} == {
         ("raw", "L0"): linear_flop(32, 3),
@@ -75,19 +75,19 @@ def test_costs_are_of_what_runs(chain: Path, layers: Path) -> None:
     assert all(cost.seconds > 0 for cost in costs.values())
     # As rd-hf info has it.
     assert costs["rd", "L1"].flop == describe_model(str(chain)).levels[-1].flop_per_residue
-    near = frontier.measure_costs(load_family(str(chain), one_pass=True), [WILD_TYPE], repeats=1)
+    near = frontier.measure_costs(Family.load(str(chain), one_pass=True), [WILD_TYPE], repeats=1)
     read_out = linear_flop(48, 3) + 2 * 3 * 48 * 32 + step
     assert {key: cost.flop for key, cost in near.items()} == dict.fromkeys(
         [("one_pass", "L0"), ("one_pass", "L1")], read_out
     )
     # Levels that are layers of one backbone: it runs once, as far as the deepest.
-    shared = frontier.measure_costs(load_family(str(layers)), [WILD_TYPE], repeats=1)
+    shared = frontier.measure_costs(Family.load(str(layers)), [WILD_TYPE], repeats=1)
     assert shared["raw", "A"].flop == linear_flop(48, 1)
     assert shared["rd", "B"].flop == linear_flop(48, 3) + 2 * (48 * 48 + 48 * 16)
 
 
 def test_what_is_probed_in_one_pass_is_what_the_model_returns(chain: Path) -> None:
-    family = load_family(str(chain), one_pass=True)
+    family = Family.load(str(chain), one_pass=True)
     states, _ = residue_states(family, [WILD_TYPE])
     with torch.inference_mode():
         ids = torch.tensor([[0, *range(5, 27), 2]])
@@ -98,7 +98,7 @@ def test_what_is_probed_in_one_pass_is_what_the_model_returns(chain: Path) -> No
     np.testing.assert_array_equal(maps["L0"](states.numpy()[0]), states.numpy()[0, :, :32])
     assert nested.shape[-1] == maps["L0"].width
     # Another readout of the same backbone is another embedding.
-    exact = load_family(str(chain))
+    exact = Family.load(str(chain))
     assert len({family.fingerprint, exact.fingerprint}) == 2
 
 
