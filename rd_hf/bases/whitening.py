@@ -209,20 +209,20 @@ class Whitening:
         """That of the first blocks: nothing else changes."""
         return Whitening(self.means[:blocks], self.maps[:blocks], self.weights[:blocks])
 
-    def __call__(self, embedding: torch.Tensor) -> torch.Tensor:
+    def __call__(self, embedding: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Whiten nested embeddings of any level that ends at a block.
 
         Args:
             embedding: (..., width of the level), any float dtype.
+            dtype: to compute in; by default float32, or that of the embedding where it is wider.
 
         Returns:
-            The same shape, in float32 or the dtype given where that is wider; its first dimensions are the whitened
-            smaller embedding, bit for bit.
+            The same shape in that dtype; its first dimensions are the whitened smaller embedding, bit for bit.
 
         Raises:
             ValueError: the width is that of no level.
         """
-        dtype = torch.promote_types(embedding.dtype, torch.float32)
+        dtype = dtype or torch.promote_types(embedding.dtype, torch.float32)
         parts, start = [], 0
         for mean, matrix in zip(self.means, self.maps, strict=True):
             if start == embedding.shape[-1]:

@@ -1,4 +1,4 @@
-"""Approximate indices: faiss' inverted lists and its graph, over one byte a dimension, kept for the next search.
+"""Approximate indices: faiss' inverted lists and its graph, over one byte per dimension, kept for the next search.
 
 They only pick candidates, which are then scored from the rows themselves: what an index costs is candidates it
 misses, never a wrong score.
@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from rd_hf.files import FolderError, file_sha256, replacing, write_text
-from rd_hf.search.database import Database
-from rd_hf.search.neighbours import NOBODY, need_faiss, unit
+from rd_hf.search.database import Database, unit
+from rd_hf.search.neighbours import NOBODY, need_faiss
 
-# faiss asks for at least 39 rows a list to train on, and calls 4 to 16 times the root of the rows a good number of
+# faiss asks for at least 39 rows per list to train on, and calls 4 to 16 times the root of the rows a good number of
 # lists; of them the nearest sixteenth is searched at first, and no fewer than eight.
 _ROWS_A_LIST = 39
 _LISTS, _SEARCHED, _LEAST_LISTS = 4, 1 / 16, 8
@@ -30,8 +30,8 @@ _LINKS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Approximate:
-    """An index over a database's rows at a level.
+class ApproximateIndex:
+    """A faiss index over a database's rows at a level.
 
     Attributes:
         index: of faiss, rows numbered from 0.
@@ -48,17 +48,17 @@ class Approximate:
     def candidates(
         self, queries: np.ndarray, count: int, own: np.ndarray | None, allowed: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Records near each query; queries that find too few in the nearest lists, or the graph, look at more of it.
+        """Return records near each query; queries that find too few look at more of the lists or the graph.
 
         Args:
             queries: (queries, width) float32.
-            count: candidates a query.
+            count: candidates per query.
             own: (queries,) record to leave out for each.
             allowed: ascending records that may be returned; all for None.
 
         Returns:
-            (queries, candidates) int64 records, ``NOBODY`` where fewer were found, and which queries (from 0) did not
-            find all that there are to find: those with rows that no link of the graph leads to.
+            (queries, candidates) int64 records, ``NOBODY`` where fewer were found; and the numbers (from 0) of the
+            queries that did not find as many as there are, since no link of the graph leads to some rows.
         """
         faiss = need_faiss()
         asked = min(len(self.records) if allowed is None else len(allowed), count + (own is not None))
@@ -88,7 +88,7 @@ class Approximate:
         return np.take_along_axis(records, order, axis=1)[:, :count], pending
 
     def _efforts(self, asked: int) -> Iterator[int]:
-        """Lists, or nodes of the graph, to look at: each time twice as many, up to all."""
+        """Yield the number of lists, or of nodes of the graph, to look at: each time twice as many, up to all."""
         if self.kind == "ivf":
             effort, most = max(_LEAST_LISTS, round(self.index.nlist * _SEARCHED)), self.index.nlist
         else:
@@ -107,8 +107,8 @@ def open_index(
     cache: Path,
     report: Callable[[str], None],
     on_rows: Callable[[int], object] = lambda rows: None,
-) -> Approximate:
-    """The index that an earlier search left, or a new one, kept for the next.
+) -> ApproximateIndex:
+    """Open the index that an earlier search left, or make one and keep it for the next.
 
     Args:
         database: whose rows are indexed.
@@ -116,13 +116,13 @@ def open_index(
         metric: ``cosine`` or ``euclidean``.
         kind: ``ivf`` or ``hnsw``.
         cache: folder that keeps indices.
-        report: told where the index cannot be kept.
-        on_rows: told the rows of each block that was read.
+        report: called with a sentence where the index cannot be kept.
+        on_rows: called with the number of rows of each chunk that was read.
     """
     faiss = need_faiss()
     what = [database.content, level, metric, kind, _LISTS, _TRAIN_ROWS, _LINKS]
-    if database.transform is not None:
-        what.append(database.transform.digest)
+    if database.whitening is not None:
+        what.append(database.whitening.digest)
     path = cache / f"{kind}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]}.faiss"
     numbers = [records for records, _, _ in database.names()]
     records = np.concatenate(numbers) if numbers else np.empty(0, np.int64)
@@ -133,7 +133,7 @@ def open_index(
         with suppress(RuntimeError):
             index = faiss.read_index(str(path))
             if index.ntotal == len(records) and index.d == database.levels[level]:
-                return Approximate(index, kind, metric, records)
+                return ApproximateIndex(index, kind, metric, records)
     index = _build(faiss, database, level, metric, kind, on_rows)
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -142,7 +142,7 @@ def open_index(
         write_text(note, f"{file_sha256(path)}\n")
     except (OSError, FolderError, RuntimeError) as error:
         report(f"the index cannot be kept in {cache} ({error}): the next search makes it anew; name another --cache")
-    return Approximate(index, kind, metric, records)
+    return ApproximateIndex(index, kind, metric, records)
 
 
 def _build(faiss: Any, database: Database, level: str, metric: str, kind: str, on_rows: Callable[[int], object]) -> Any:
@@ -153,15 +153,15 @@ def _build(faiss: Any, database: Database, level: str, metric: str, kind: str, o
     every = max(1, rows // max(1, _TRAIN_ROWS * lists if kind == "ivf" else 65536))
     sample = []
     seen = 0
-    for block in database.blocks(level):
-        sample.append(block.vectors[-seen % every :: every].copy())
-        seen += len(block.records)
-        on_rows(len(block.records))
+    for chunk in database.chunks(level):
+        sample.append(chunk.vectors[-seen % every :: every].copy())
+        seen += len(chunk.records)
+        on_rows(len(chunk.records))
     index.train(_prepared(np.concatenate(sample), metric))
     sample.clear()
-    for block in database.blocks(level):
-        index.add(_prepared(block.vectors, metric))
-        on_rows(len(block.records))
+    for chunk in database.chunks(level):
+        index.add(_prepared(chunk.vectors, metric))
+        on_rows(len(chunk.records))
     return index
 
 

@@ -1,9 +1,9 @@
-"""Nearest neighbours in a stream of blocks: exact, with memory that does not grow with the number of rows.
+"""Nearest neighbours in a stream of chunks: exact, with memory that does not grow with the number of rows.
 
-faiss compares a block's rows with all queries at once and in float32, which is fast and good to some digits. Which
+faiss compares a chunk's rows with all queries at once and in float32, which is fast and good to some digits. Which
 rows are returned, and in which order, is decided in float64: all that can be among the nearest, as far as float32 can
 tell, are scored again from their vectors. So equal proteins have equal scores, ties go to the smaller record, and the
-result does not depend on how the rows were cut into blocks.
+result does not depend on how the rows were cut into chunks.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from rd_hf.data.records import InputError
-from rd_hf.search.database import Block
+from rd_hf.search.database import Chunk, unit
 
 # Rows that faiss hands over beyond those asked for: room for what float32 cannot order.
 _MARGIN = 8
 # Pairs scored at once: 4,096 of 1,280 dimensions are 40 MB an array in float64.
 _PAIRS = 4096
-# Queries whose similarities to a whole block are looked at together.
+# Queries whose similarities to a whole chunk are looked at together.
 _TOGETHER = 64
 NOBODY = -1
 _LAST = np.iinfo(np.int64).max
@@ -96,53 +96,47 @@ def closeness(queries: np.ndarray, rows: np.ndarray, metric: str) -> np.ndarray:
     return ((one * other).sum(axis=1) / np.where(lengths > 0, lengths, 1)).astype(np.float32)
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """(rows, width) float32 of length one; zero vectors stay zero."""
-    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))[:, None]
-    return vectors / np.where(lengths > 0, lengths, 1)
-
-
 def nearest(
-    blocks: Iterable[Block],
+    chunks: Iterable[Chunk],
     queries: np.ndarray,
     k: int,
     metric: str,
     own: np.ndarray | None = None,
-    on_block: Callable[[int], object] = lambda rows: None,
+    on_rows: Callable[[int], object] = lambda rows: None,
 ) -> Hits:
-    """The k nearest of all rows for each query.
+    """Find the k nearest of all rows for each query.
 
     Args:
-        blocks: the rows, records ascending and none twice.
+        chunks: the rows, records ascending and none twice.
         queries: (queries, width) float32.
-        k: neighbours a query.
+        k: neighbours per query.
         metric: ``cosine`` or ``euclidean``.
         own: (queries,) int64, record to leave out for each query.
-        on_block: told the rows of each block when it is done.
+        on_rows: called with the number of rows of each chunk when it is done.
 
     Returns:
         The nearest, ties in order of their records.
     """
     found = Hits.none(len(queries), k)
-    comparison: _Comparison | None = None
-    for block in blocks:
-        comparison = comparison or _Comparison.begin(queries, metric, block.vectors)
-        _search_block(block, queries, found, comparison, metric, own)
-        on_block(len(block.records))
+    comparison: FloatComparison | None = None
+    for chunk in chunks:
+        comparison = comparison or FloatComparison.begin(queries, metric, chunk.vectors)
+        _search_chunk(chunk, queries, found, comparison, metric, own)
+        on_rows(len(chunk.records))
     return found
 
 
 @dataclass(frozen=True, slots=True)
-class _Comparison:
-    """What faiss is given in place of the queries, and how far its float32 can be trusted.
+class FloatComparison:
+    """Compares queries with rows in float32, by faiss, and says how far that can be trusted.
 
     Attributes:
         faiss: the module.
         metric: ``cosine`` or ``euclidean``.
-        centre: (width,) taken from both sides of a Euclidean distance. faiss forms it as |q|² + |x|² - 2qx, which
+        centre: (width,) subtracted from both sides of a Euclidean distance. faiss forms it as |q|² + |x|² - 2qx, which
             cancels badly where a few channels are large in every protein, as they are in ESM-2.
         queries: (queries, width), centred, or of length one.
-        lengths: (queries,) of those.
+        lengths: (queries,) of those vectors.
     """
 
     faiss: Any
@@ -152,7 +146,7 @@ class _Comparison:
     lengths: np.ndarray
 
     @classmethod
-    def begin(cls, queries: np.ndarray, metric: str, some_rows: np.ndarray) -> _Comparison:
+    def begin(cls, queries: np.ndarray, metric: str, some_rows: np.ndarray) -> FloatComparison:
         centre = some_rows.mean(axis=0) if metric == "euclidean" else np.zeros(queries.shape[1], np.float32)
         prepared = queries - centre if metric == "euclidean" else unit(queries)
         return cls(need_faiss(), metric, centre, prepared, np.linalg.norm(prepared, axis=1))
@@ -193,23 +187,23 @@ class _Comparison:
         return 2 * off * (self.lengths + longest) ** 2
 
 
-def _search_block(
-    block: Block, queries: np.ndarray, found: Hits, comparison: _Comparison, metric: str, own: np.ndarray | None
+def _search_chunk(
+    chunk: Chunk, queries: np.ndarray, found: Hits, comparison: FloatComparison, metric: str, own: np.ndarray | None
 ) -> None:
-    """Merge what a block holds into what was found before."""
-    rows = comparison.rows(block.vectors)
+    """Merge what a chunk holds into what was found before."""
+    rows = comparison.rows(chunk.vectors)
     count = min(len(rows), found.records.shape[1] + _MARGIN)
     values, places = comparison.top(rows, count)
     slack = comparison.slack(rows)
 
     def offer(asked: np.ndarray, at: np.ndarray) -> None:
         if own is not None:
-            others = block.records[at] != own[asked]
+            others = chunk.records[at] != own[asked]
             asked, at = asked[others], at[others]
-        scores = _score(queries, block.vectors, asked, at, metric)
+        scores = _score(queries, chunk.vectors, asked, at, metric)
         # faiss and float32 have done their part: only what is at least as near counts.
         near = scores >= found.closeness[asked, -1]
-        found.merge(asked[near], block.records[at[near]], scores[near])
+        found.merge(asked[near], chunk.records[at[near]], scores[near])
 
     worst = comparison.scale(found.closeness[:, -1]) - slack
     offer(*_pairs(values >= worst[:, None], places))
@@ -221,27 +215,27 @@ def _search_block(
         mask = comparison.all(chosen, rows) >= worst[chosen, None]
         asked, at = np.nonzero(mask)
         asked = chosen[asked]
-        new = (found.records[asked] != block.records[at][:, None]).all(axis=1)
+        new = (found.records[asked] != chunk.records[at][:, None]).all(axis=1)
         offer(asked[new], at[new])
 
 
 def score(
-    blocks: Iterable[Block],
+    chunks: Iterable[Chunk],
     queries: np.ndarray,
     candidates: np.ndarray,
     k: int,
     metric: str,
-    on_block: Callable[[int], object] = lambda rows: None,
+    on_rows: Callable[[int], object] = lambda rows: None,
 ) -> Hits:
-    """The k nearest among each query's candidates, scored from their rows.
+    """Find the k nearest among each query's candidates, scored from their rows.
 
     Args:
-        blocks: rows, among them all candidates; records ascending within a block and in one block only.
+        chunks: rows, among them all candidates; records ascending within a chunk and in one chunk only.
         queries: (queries, width) float32.
         candidates: (queries, candidates) int64 records, ``NOBODY`` where there are fewer.
-        k: neighbours a query.
+        k: neighbours per query.
         metric: ``cosine`` or ``euclidean``.
-        on_block: told the rows of each block when it is done.
+        on_rows: called with the number of rows of each chunk when it is done.
 
     Raises:
         InputError: a candidate's row never came.
@@ -252,17 +246,17 @@ def score(
     asked, records = asked[order], records[order]
     found = Hits.none(len(queries), k)
     scored = 0
-    for block in blocks:
-        low = np.searchsorted(records, block.records[0], "left")
-        high = np.searchsorted(records, block.records[-1], "right")
-        at = np.searchsorted(block.records, records[low:high])
-        here = block.records[at] == records[low:high]
+    for chunk in chunks:
+        low = np.searchsorted(records, chunk.records[0], "left")
+        high = np.searchsorted(records, chunk.records[-1], "right")
+        at = np.searchsorted(chunk.records, records[low:high])
+        here = chunk.records[at] == records[low:high]
         some, at = asked[low:high][here], at[here]
         by_query = np.argsort(some, kind="stable")
         some, at = some[by_query], at[by_query]
-        found.merge(some, block.records[at], _score(queries, block.vectors, some, at, metric))
+        found.merge(some, chunk.records[at], _score(queries, chunk.vectors, some, at, metric))
         scored += len(some)
-        on_block(len(block.records))
+        on_rows(len(chunk.records))
     if scored != len(records):
         raise InputError(f"{len(records) - scored:,} candidates have no row at this level: make the database again")
     return found

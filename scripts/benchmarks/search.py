@@ -151,7 +151,7 @@ def rows_benchmark(args: argparse.Namespace) -> None:
                 write_folder(path, families(rows, args.width, seed), dims)
         size = sum(path.stat().st_size for path in database.glob("*.parquet"))
         started, computing = time.perf_counter(), time.process_time()
-        for _ in Database(database).blocks("large"):
+        for _ in Database(database).chunks("large"):
             pass
         print(
             f"{Database(database).rows:,} rows of {args.width:,} float32 ({size / 1e9:.1f} GB of Parquet), "

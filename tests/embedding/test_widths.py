@@ -146,7 +146,7 @@ def test_a_cut_folder_is_searched_at_its_width_and_not_extended(
     assert database.levels == {"L0": 32, "L1": 50}
     whole = np.stack(Embedder(lossless).embed(SEQUENCES)["embedding"])
     for level, width in database.levels.items():
-        (block,) = database.blocks(level)
+        (block,) = database.chunks(level)
         assert np.array_equal(block.vectors, whole[:, :width])
     for folder, reason in (("cut", "it was cut to 50 dimensions"), ("white", "its vectors were whitened")):
         if folder == "white":

@@ -168,7 +168,7 @@ def test_queries_that_an_index_serves_ill_are_compared_with_every_row(
     run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where no link of a graph leads to some of its rows: here nothing but one list is looked at."""
-    monkeypatch.setattr(approximate.Approximate, "_efforts", lambda *_: iter([1]))
+    monkeypatch.setattr(approximate.ApproximateIndex, "_efforts", lambda *_: iter([1]))
     rows = protein_like(300)
     database = folder(rows)
     arguments = ("--queries", database, "--database", database, "--index", "ivf", "--k", 60)
