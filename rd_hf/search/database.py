@@ -6,16 +6,14 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from rd_hf.data.records import InputError
-from rd_hf.embedding.finished import COLUMNS, finished_manifest, model_of, options_of, part_files
+from rd_hf.embedding.reader import EmbeddingFolder
 
 # Embeddings in a block: enough rows for a matrix product to be worth its name, few enough to forget.
 BLOCK_BYTES = 64 << 20
@@ -70,29 +68,24 @@ class Database:
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
-        self.path = Path(path)
         self.transform: Transform | None = None
-        folder, manifest = finished_manifest(path)
-        job: dict[str, Any] = manifest["job"]
-        self.model = model_of(manifest)
-        self.options = replace(options_of(job), batch_tokens=None)
-        self._columns = {name: (entry["level"], entry["width"]) for name, entry in manifest["columns"].items()}
-        self.inputs = tuple(job["inputs"])
-        self.columns_of_inputs = tuple(job[name] for name in COLUMNS)
-        self.parts = tuple(manifest["parts"])
+        self._folder = folder = EmbeddingFolder(path)
+        self.path, self.model, self.inputs, self.rows = folder.path, folder.model, folder.inputs, folder.rows
+        self.options = replace(folder.options, batch_tokens=None)
+        self._columns = {name: (held["level"], held["width"]) for name, held in folder.manifest["columns"].items()}
+        self.columns_of_inputs = folder.input_columns
         if not self.options.one_row:
             raise InputError(
                 f"{path} holds embeddings with pooling {self.options.pooling!r}, many rows a protein: a search needs "
                 "one a protein, so embed with --pooling mean, max or cls"
             )
-        self.levels = self.model.held(max(width for _, width in self._columns.values()))
-        self.rows = sum(part["written"] for part in self.parts)
-        part_files(folder, manifest, ("record", "id", "length"))
+        self.levels = self.model.held(folder.width)
+        folder.check_files(("record", "id", "length"))
 
     @property
     def content(self) -> tuple[str, ...]:
         """Hash of each file: equal for copies of one folder."""
-        return tuple(part["sha256"] for part in self.parts)
+        return tuple(part["sha256"] for part in self._folder.parts)
 
     def blocks(
         self, level: str, wanted: np.ndarray | None = None, with_ids: bool = False, plain: bool = False
@@ -114,7 +107,7 @@ class Database:
         )
         names = ["record", column, *(["id"] if with_ids else [])]
         last = 0
-        for file, batch in _ahead(self._batches(names, max(1, BLOCK_BYTES // (4 * stored)), wanted)):
+        for file, batch in _ahead(self._folder.batches(names, max(1, BLOCK_BYTES // (4 * stored)), wanted)):
             records = batch.column("record").to_numpy()
             values = batch.column(column)
             kind = values.type
@@ -137,7 +130,7 @@ class Database:
 
     def names(self, wanted: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, pa.StringArray, np.ndarray]]:
         """Stream records (ascending), ids and lengths in residues (``UNKNOWN`` where there is none)."""
-        for _, batch in self._batches(["record", "id", "length"], _NAMES, wanted):
+        for _, batch in self._folder.batches(["record", "id", "length"], _NAMES, wanted):
             yield (
                 batch.column("record").to_numpy(),
                 batch.column("id"),
@@ -150,40 +143,6 @@ class Database:
             ids.filter(pa.array(np.isin(numbers, records))) for numbers, ids, _ in self.names(records)
         ]  # fmt: skip
         return pa.concat_arrays(found) if found else pa.array([], pa.string())
-
-    def _batches(
-        self, columns: list[str], size: int, wanted: np.ndarray | None
-    ) -> Iterator[tuple[Path, pa.RecordBatch]]:
-        for part in self.parts:
-            path = self.path / part["file"]
-            first, beyond = part["first_record"], part["first_record"] + part["records"]
-            if not part["written"] or (wanted is not None and not _holds(wanted, first, beyond - 1)):
-                continue
-            try:
-                with pq.ParquetFile(path, memory_map=True) as file:
-                    missing = set(columns) - set(file.schema_arrow.names)
-                    if missing:
-                        raise InputError(f"{path} has no column {min(missing)}: embed again")
-                    for batch in file.iter_batches(size, row_groups=_row_groups(file, wanted), columns=columns):
-                        if batch.num_rows:
-                            yield path, batch
-            except (pa.ArrowException, OSError) as error:
-                raise InputError(f"{path} is no readable Parquet file ({error}): embed again") from error
-
-
-def _holds(wanted: np.ndarray, first: int, last: int) -> bool:
-    """Whether any of the ascending records lies in a range, its ends included."""
-    return bool(np.searchsorted(wanted, last, "right") > np.searchsorted(wanted, first, "left"))
-
-
-def _row_groups(file: pq.ParquetFile, wanted: np.ndarray | None) -> list[int]:
-    """Row groups that may hold one of the wanted records, by the statistics that each carries."""
-    groups = list(range(file.metadata.num_row_groups))
-    if wanted is None:
-        return groups
-    place = [file.metadata.schema.column(leaf).path for leaf in range(file.metadata.num_columns)].index("record")
-    seen = {group: file.metadata.row_group(group).column(place).statistics for group in groups}
-    return [group for group, range_ in seen.items() if range_ is None or _holds(wanted, range_.min, range_.max)]
 
 
 def _ahead(batches: Iterator[Any]) -> Iterator[Any]:
