@@ -19,8 +19,8 @@ import numpy as np
 
 from rd_hf.conversion.h5 import writing
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
-from rd_hf.embedding.finished import Finished
 from rd_hf.embedding.folder import JobError
+from rd_hf.embedding.reader import EmbeddingFolder
 from rd_hf.files import replacing
 
 KEYS = ("auto", "id", "hash")
@@ -62,25 +62,25 @@ def export_h5(
         on_record: told after each row.
 
     Raises:
-        JobError: the folder is not finished, has no such level, ids that cannot be names, or inputs that changed.
-        InputError: an input cannot be read.
+        JobError: the folder has no such level, ids that cannot be names, or inputs that changed.
+        InputError: the folder is not finished or not as it was written, or an input cannot be read.
         ModuleNotFoundError: h5py is not installed.
         ValueError: an unknown ``key``.
     """
     if key not in KEYS:
         raise ValueError(f"key must be one of {', '.join(KEYS)}, not {key!r}")
-    finished = Finished.read(folder)
-    column, width, level = finished.column_of(level)
-    trouble = None if key == "hash" else _trouble(folder, finished)
+    stored = EmbeddingFolder(folder, with_journal=True)
+    column, width, level = stored.column_of(level)
+    trouble = None if key == "hash" else _trouble(folder, stored)
     if trouble and key == "id":
         raise JobError(f"{trouble}: choose --key hash")
     by_hash = bool(trouble) or key == "hash"
-    rows = _with_sequences(finished, column, inputs) if by_hash else finished.all_rows(column)
+    rows = _with_sequences(stored, column, inputs) if by_hash else stored.all_rows(column)
     written = 0
     # Of names that several records share: the ids of all of them.
     shared: dict[str, list[str]] = {}
     with replacing(Path(output), kind=JobError) as temporary, writing(temporary) as (file, check):
-        model = finished.manifest["model"]
+        model = stored.manifest["model"]
         file.attrs["model_name"] = f"{Path(model['name']).name} {level}"
         file.attrs["revision"] = model["revision"] or model["fingerprint"]
         if model.get("one_pass"):
@@ -102,10 +102,10 @@ def export_h5(
     return Exported(written, repeated, "hash" if by_hash else "id", level, width)
 
 
-def _trouble(folder: str, finished: Finished) -> str | None:
+def _trouble(folder: str, stored: EmbeddingFolder) -> str | None:
     """Why ids do not serve as names of datasets, or None."""
     seen: set[str] = set()
-    for one in finished.ids():
+    for one in stored.ids():
         if one in seen:
             return f"{folder} has the id {one!r} more than once"
         # A slash makes groups, a dot alone is the group itself, and C strings end at a zero.
@@ -116,12 +116,12 @@ def _trouble(folder: str, finished: Finished) -> str | None:
 
 
 def _with_sequences(
-    finished: Finished, column: str, inputs: tuple[str, ...]
+    stored: EmbeddingFolder, column: str, inputs: tuple[str, ...]
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """Rows with their cleaned sequences, which are those that were embedded."""
-    rows = finished.all_rows(column)
+    rows = stored.all_rows(column)
     pending = next(rows, None)
-    for number, (_, record) in enumerate(finished.records(inputs), start=1):
+    for number, (_, record) in enumerate(stored.records(inputs), start=1):
         if pending is None or pending[0]["record"] != number:
             continue
         try:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rd_hf.data.records import InputError
-from rd_hf.embedding.finished import finished_manifest, model_of, options_of, part_files
+from rd_hf.embedding.reader import EmbeddingFolder
 
 # A page of more would no longer be fluent, and the neighbours' cost grows with the square.
 MOST_PROTEINS = 50_000
@@ -75,10 +74,9 @@ def read_proteins(
         InputError: no such folder, not finished, damaged, not one vector a protein, a level that it does not hold,
             too few proteins or more than a page can show.
     """
-    folder, manifest = finished_manifest(path)
-    parts = part_files(folder, manifest, _TEXT)
-    model, options = model_of(manifest), options_of(manifest["job"])
-    total = sum(part["written"] for part in manifest["parts"])
+    folder = EmbeddingFolder(path)
+    folder.check_files(_TEXT)
+    options, total, column = folder.options, folder.rows, folder.column
     if total < 3:
         raise InputError(f"{folder.path} holds {total} proteins, and a map needs at least 3: embed more")
     if sample is None and total > MOST_PROTEINS:
@@ -94,13 +92,12 @@ def read_proteins(
             f"{folder.path} holds a row a residue (pooling {options.pooling}), and a map draws one point a protein: "
             "embed with --pooling mean, max or cls"
         )
-    column, entry = max(manifest["columns"].items(), key=lambda item: item[1]["width"])
-    widths = _levels(folder.path, model.held(entry["width"]), levels)
+    widths = _levels(folder.path, folder.model.held(folder.width), levels)
     widest = max(widths.values())
     vectors = np.empty((len(chosen), widest), dtype=np.float32)
     text: dict[str, list[Any]] = {name: [] for name in _TEXT}
     start = filled = 0
-    for batch in _batches(parts, column, entry["width"]):
+    for _, batch in folder.batches([*_TEXT, column]):
         wanted = chosen[filled : np.searchsorted(chosen, start + batch.num_rows)] - start
         start += batch.num_rows
         if len(wanted):
@@ -127,7 +124,7 @@ def read_proteins(
         vectors=vectors,
         levels=widths,
         normalized=options.normalize,
-        model=model.name,
+        model=folder.model.name,
         pooling=options.pooling,
         total=total,
     )
@@ -139,16 +136,3 @@ def _levels(path: Path, held: dict[str, int], asked: Sequence[str]) -> dict[str,
         if level not in held:
             raise InputError(f"{path} holds no level {level!r}: it holds {', '.join(held)}")
     return {level: width for level, width in held.items() if not asked or level in asked}
-
-
-def _batches(parts: Sequence[Path], column: str, width: int) -> Iterator[pa.RecordBatch]:
-    """All rows in order, the columns of a map only."""
-    for part in parts:
-        try:
-            with pq.ParquetFile(part) as file:
-                kind = file.schema_arrow.field(column).type if column in file.schema_arrow.names else pa.null()
-                if not pa.types.is_fixed_size_list(kind) or kind.list_size != width:
-                    raise InputError(f"{part}: column {column} is not {width} numbers a row: embed again")
-                yield from file.iter_batches(batch_size=4096, columns=[*_TEXT, column])
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{part} cannot be read ({error}): embed again") from error

@@ -87,7 +87,9 @@ def write_folder(
         )
         file = folder.part_path(index)
         group = max(1, (16 << 20) // (4 * width))
-        pq.write_table(table, file, row_group_size=group, compression="none", use_dictionary=["source"])
+        table = table.replace_schema_metadata({"rd_hf": '{"page_checksums": true}'})
+        how = {"compression": "none", "use_dictionary": ["source"], "write_page_checksum": True}
+        pq.write_table(table, file, row_group_size=group, **how)
         sizes = {"first_record": done + 1, "records": rows, "written": rows, "rejected": 0}
         # Not the file's content but enough of a name for it: nothing here is damaged on purpose.
         sha256 = f"{path.name}-{index}"
