@@ -6,13 +6,13 @@
     rd-hf search --queries q.fasta --database DIR_OF_35M --level 650M --shortlist 200 --output hits.tsv
     rd-hf search --queries q.fasta --database DIR --labels labels.tsv --k 1 --output hits.tsv
 
---database is a folder that rd-hf embed made, with one row a protein. The third example is the funnel: the small level
+--database is a folder that rd-hf embed made, with one row per protein. The third example is the funnel: the small level
 picks 200 candidates, the largest that the rows hold scores them, and what that misses is measured and printed. The
 fourth is progressive: the database holds the small level only, and the larger backbones run for the candidates alone,
 from the sequences that the database was made from; what they compute is kept for the next search.
 
 Columns of the output: query_record, query_id, rank, record, id, similarity (cosine) or distance (euclidean), level.
-With --labels (lines of id, tab, label) neighbours are sought among the labelled proteins; the hits say their labels,
+With --labels (a table of ids and labels) neighbours are sought among the labelled proteins; the hits have their labels,
 and a second file (for hits.tsv hits.labels.tsv) gives each query's labels with the reliability 0.5 / (0.5 + distance),
 for k > 1 its mean over the k neighbours (Littmann et al. 2021); a neighbour that is not there counts 0. A query without
 any neighbour has one row of empty cells, and is named.

@@ -12,13 +12,13 @@ is an id too.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rd_hf.data.columns import ID_COLUMNS
 from rd_hf.data.records import InputError
-from rd_hf.data.tables import BadRow, Row, Table, delimited
+from rd_hf.data.tables import BadRow, Row, delimited
 from rd_hf.data.text import readable
 
 # The column of labels of a table without a header.
@@ -29,7 +29,7 @@ Cells = Mapping[str, Sequence[str]]
 
 
 def read_labels(path: str | Path, column: str | None = None, all_columns: bool = False) -> dict[str, Cells]:
-    """Read a table of labels; its format is described in this module.
+    """Read a table of labels; this module describes its format.
 
     Args:
         path: of the table.
@@ -54,16 +54,14 @@ def read_labels(path: str | Path, column: str | None = None, all_columns: bool =
 
     with delimited(path, ".tsv", wanted, is_row=is_row) as table:
         header = not is_row(table.columns)
-        if not header and len(table.columns) == 1:
-            raise InputError(f"{path} line 1 has no column 2: give id, tab, label")
         names = [name.strip() for name in table.columns] if header else ["", UNNAMED]
-        ids, chosen = _places(path, table, names, column, all_columns)
+        ids, chosen = _places(path, names, column, all_columns, table.about)
         found: dict[str, dict[str, list[str]]] = {readable(names[place]): {} for place in chosen}
         for row in table.read(table.columns):
-            one, *cells = _cells(path, row, table.columns, [ids, *chosen], all_columns and header)
+            name, *cells = _cells(path, row, table.columns, [ids, *chosen], all_columns and header)
             for labels, cell in zip(found.values(), cells, strict=True):
-                if one and split_labels([cell]) and cell not in labels.setdefault(one, []):
-                    labels[one].append(cell)
+                if name and split_labels([cell]) and cell not in labels.setdefault(name, []):
+                    labels[name].append(cell)
     if not any(found.values()):
         raise InputError(f"{path} gives no id a label: give lines of id, tab, label")
     return dict(found)
@@ -74,37 +72,34 @@ def _is_id(name: str) -> bool:
 
 
 def _places(
-    path: str | Path, table: Table, names: list[str], column: str | None, all_columns: bool
+    path: str | Path, names: list[str], column: str | None, all_columns: bool, about: str
 ) -> tuple[int, list[int]]:
-    """Where the ids stand, and the labels."""
+    """Where the ids stand, and the labels that are read."""
     if column is not None and column not in names:
-        raise InputError(f"{path} has no column {column!r}; its columns are {', '.join(names)}{table.about}")
-    candidates = [place for place, name in enumerate(names) if name != column]
-    ids = next((place for place in candidates if _is_id(names[place])), candidates[0] if candidates else 0)
+        raise InputError(f"{path} has no column {column!r}; its columns are {', '.join(names)}{about}")
+    candidates = [place for place, name in enumerate(names) if name != column] or [0]
+    ids = next((place for place in candidates if _is_id(names[place])), candidates[0])
     others = [place for place in range(len(names)) if place != ids]
     chosen = [names.index(column)] if column is not None else others if all_columns else others[:1]
-    used = [names[place] for place in (ids, *chosen)]
-    if not chosen or any(names.count(name) > 1 for name in used) or not all(used[1:]):
+    if not chosen or any(names.count(names[place]) > 1 or not names[place] for place in chosen):
         raise InputError(
             f"{path}: the first line must name the columns, each once, such as id<TAB>kingdom, and is "
-            f"{chr(9).join(table.columns)!r}{table.about}"
+            f"{chr(9).join(names)!r}{about}"
         )
     return ids, chosen
 
 
 def _cells(path: str | Path, row: Row, columns: Sequence[str], places: Sequence[int], strict: bool) -> list[str]:
     """Cells of a row at these places; all empty where the row is."""
-    if not isinstance(row, BadRow):
-        found = [row[columns[place]] for place in places]
-    elif strict or not row.cells:
+    cells = row.cells if isinstance(row, BadRow) else [row[name] for name in columns]
+    if isinstance(row, BadRow) and (strict or not cells):
         raise InputError(f"{path}: {row.reason}; mend the row")
-    elif not any(map(str.strip, row.cells)):
-        found = [""] * len(places)
-    elif len(row.cells) <= max(places):
-        raise InputError(f"{path} line {row.line} has no column {max(places) + 1}: give id, tab, label")
-    else:
-        found = [row.cells[place] for place in places]
-    return [readable(cell.strip()) for cell in found]
+    if not any(map(str.strip, cells)):
+        return [""] * len(places)
+    if len(cells) <= max(places):
+        number = row.line if isinstance(row, BadRow) else 1
+        raise InputError(f"{path} line {number} has no column {max(places) + 1}: give id, tab, label")
+    return [readable(cells[place].strip()) for place in places]
 
 
 def split_labels(cells: Iterable[str]) -> tuple[str, ...]:
@@ -113,7 +108,7 @@ def split_labels(cells: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, parts)))
 
 
-def known_as(name: str, table: Container[str]) -> str | None:
+def known_as(name: str, table: Collection[str]) -> str | None:
     """What a table calls a protein: its id, or the accession in it; None where the table has neither."""
     if name in table:
         return name or None
@@ -123,17 +118,17 @@ def known_as(name: str, table: Container[str]) -> str | None:
 
 @dataclass(slots=True)
 class Matches:
-    """Finds proteins in a table of labels, and counts how they were found.
+    """Finds proteins among the ids of a table of labels, and counts how they were found.
 
     Attributes:
         path: of the table.
-        table: the ids that have a label, and what is known of each.
+        table: its ids.
         by_id, by_accession: proteins found by their id, and by the accession in it.
         unused: ids of the table that no protein has had yet.
     """
 
     path: str
-    table: Mapping[str, object]
+    table: Collection[str]
     by_id: int = 0
     by_accession: int = 0
     unused: set[str] = field(default_factory=set)
@@ -154,7 +149,7 @@ class Matches:
         return found
 
     def require(self, folder: object, proteins: int, first: str) -> None:
-        """Raise InputError if none of the proteins, whose first id is given, was found."""
+        """Raise InputError if none of so many proteins, the first of which has this id, was found."""
         if not self.by_id and not self.by_accession:
             raise InputError(
                 f"{self.path} labels none of the {proteins:,} proteins of {folder}: its first id is "
@@ -162,9 +157,7 @@ class Matches:
                 "them"
             )
 
-    @property
-    def words(self) -> str | None:
+    def __str__(self) -> str:
         """How proteins were found, where it was not by their ids alone."""
-        if not self.by_accession:
-            return None
-        return f"{self.by_id:,} proteins matched by their id, {self.by_accession:,} by the accession in it"
+        by_id = f"{self.by_id:,} proteins matched by their id, {self.by_accession:,} by the accession in it"
+        return by_id if self.by_accession else ""

@@ -65,7 +65,7 @@ def _labelled(settings: MapSettings, proteins: Proteins) -> tuple[list[Column], 
     """The columns of a table, and how they fit the proteins."""
     path, columns, notes = str(settings.labels), [], []
     table = read_labels(path, all_columns=True)
-    matches = Matches(path, {name: None for cells in table.values() for name in cells})
+    matches = Matches(path, dict.fromkeys(name for cells in table.values() for name in cells))
     known_as = matches.find(proteins.ids)
     matches.require(settings.embeddings, len(proteins.ids), proteins.ids[0])
     for name, cells in table.items():
@@ -75,8 +75,8 @@ def _labelled(settings: MapSettings, proteins: Proteins) -> tuple[list[Column], 
             notes.append(f"proteins without {name} in {path}, drawn grey: {unlabelled:,}")
         if several := sum(len(cells.get(key or "", ())) > 1 for key in known_as):
             notes.append(f"proteins with several labels as {name} in {path}, drawn as one such as 'A;B': {several:,}")
-    if matches.words:
-        notes.append(matches.words)
+    if matches.by_accession:
+        notes.append(str(matches))
     # Where a sample is drawn, most labels are those of proteins that it leaves out.
     if matches.unused and proteins.total == len(proteins.ids):
         notes.append(f"ids of {path} that belong to no protein of {settings.embeddings}: {len(matches.unused):,}")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from rd_hf.files import FolderError, file_sha256, replacing, write_text
-from rd_hf.search.database import Database, unit
+from rd_hf.search.database import Database, OnRows, every_nth, unit
 from rd_hf.search.neighbours import NOBODY, need_faiss
 
 # faiss asks for at least 39 rows per list to train on, and calls 4 to 16 times the root of the rows a good number of
@@ -31,14 +31,7 @@ _LINKS = 32
 
 @dataclass(frozen=True, slots=True)
 class ApproximateIndex:
-    """A faiss index over a database's rows at a level.
-
-    Attributes:
-        index: of faiss, rows numbered from 0.
-        kind: ``ivf`` or ``hnsw``.
-        metric: ``cosine`` or ``euclidean``.
-        records: (rows,) int64, record of each row.
-    """
+    """A faiss index, of a kind of ``settings.index``, over a database's rows at a level, whose records are those."""
 
     index: Any
     kind: str
@@ -106,26 +99,15 @@ def open_index(
     kind: str,
     cache: Path,
     report: Callable[[str], None],
-    on_rows: Callable[[int], object] = lambda rows: None,
+    on_rows: OnRows,
 ) -> ApproximateIndex:
-    """Open the index that an earlier search left, or make one and keep it for the next.
-
-    Args:
-        database: whose rows are indexed.
-        level: of the rows.
-        metric: ``cosine`` or ``euclidean``.
-        kind: ``ivf`` or ``hnsw``.
-        cache: folder that keeps indices.
-        report: called with a sentence where the index cannot be kept.
-        on_rows: called with the number of rows of each chunk that was read.
-    """
+    """Open the index of a database's rows that an earlier search left in ``cache``, or make one and keep it there."""
     faiss = need_faiss()
     what = [database.content, level, metric, kind, _LISTS, _TRAIN_ROWS, _LINKS]
     if database.whitening is not None:
         what.append(database.whitening.digest)
     path = cache / f"{kind}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]}.faiss"
-    numbers = [records for records, _, _ in database.names()]
-    records = np.concatenate(numbers) if numbers else np.empty(0, np.int64)
+    records = np.concatenate([records for records, _, _ in database.names()])
     # A file that is damaged is made anew. faiss may follow a number in it that is wrong to anywhere, so that its hash
     # lies beside it.
     note = path.with_suffix(".sha256")
@@ -145,20 +127,13 @@ def open_index(
     return ApproximateIndex(index, kind, metric, records)
 
 
-def _build(faiss: Any, database: Database, level: str, metric: str, kind: str, on_rows: Callable[[int], object]) -> Any:
+def _build(faiss: Any, database: Database, level: str, metric: str, kind: str, on_rows: OnRows) -> Any:
     width, rows = database.levels[level], database.rows
     lists = max(1, min(round(_LISTS * rows**0.5), rows // _ROWS_A_LIST))
     index = faiss.index_factory(width, f"IVF{lists},SQ8" if kind == "ivf" else f"HNSW{_LINKS}_SQ8", faiss.METRIC_L2)
     # Every n-th row: the order of a proteome says nothing about its embeddings, but the first rows may be a family.
     every = max(1, rows // max(1, _TRAIN_ROWS * lists if kind == "ivf" else 65536))
-    sample = []
-    seen = 0
-    for chunk in database.chunks(level):
-        sample.append(chunk.vectors[-seen % every :: every].copy())
-        seen += len(chunk.records)
-        on_rows(len(chunk.records))
-    index.train(_prepared(np.concatenate(sample), metric))
-    sample.clear()
+    index.train(_prepared(np.concatenate(list(every_nth(database.chunks(level), every, on_rows))), metric))
     for chunk in database.chunks(level):
         index.add(_prepared(chunk.vectors, metric))
         on_rows(len(chunk.records))

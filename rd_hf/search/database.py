@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,6 +24,9 @@ CHUNK_BYTES = 64 << 20
 _NAMES = 65536
 # A length that the folder does not have.
 UNKNOWN = -1
+
+# Called with the number of rows each time some are read.
+OnRows = Callable[[int], object]
 
 
 class Chunk(NamedTuple):
@@ -124,6 +127,15 @@ def _read_ahead(batches: Iterator[Any]) -> Iterator[Any]:
             yield batch
 
 
+def every_nth(chunks: Iterator[Chunk], n: int, on_rows: OnRows) -> Iterator[np.ndarray]:
+    """Vectors of every n-th row, as copies: those of a memory-mapped file cannot be written to."""
+    seen = 0
+    for chunk in chunks:
+        yield chunk.vectors[-seen % n :: n].copy()
+        seen += len(chunk.records)
+        on_rows(len(chunk.records))
+
+
 def only(chunks: Iterator[Chunk], records: np.ndarray | None) -> Iterator[Chunk]:
     """Of each chunk the rows whose records are among these; all of them for None."""
     for chunk in chunks:
@@ -135,14 +147,19 @@ def only(chunks: Iterator[Chunk], records: np.ndarray | None) -> Iterator[Chunk]
             yield Chunk(chunk.records[mask], chunk.vectors[mask])
 
 
+def joined(chunks: list[Chunk]) -> Chunk:
+    """One chunk of several."""
+    return Chunk(*map(np.concatenate, zip(*chunks, strict=True)))
+
+
 def regrouped(chunks: Iterator[Chunk], size: int) -> Iterator[Chunk]:
     """The same rows in chunks of so many; the last may have fewer."""
     held: list[Chunk] = []
     for chunk in chunks:
         held.append(chunk)
         while sum(len(one.records) for one in held) >= size:
-            records, vectors = map(np.concatenate, zip(*held, strict=True))
-            yield Chunk(records[:size], vectors[:size])
-            held = [Chunk(records[size:], vectors[size:])]
+            whole = joined(held)
+            yield Chunk(whole.records[:size], whole.vectors[:size])
+            held = [Chunk(whole.records[size:], whole.vectors[size:])]
     if held and len(held[0].records):
-        yield Chunk(*map(np.concatenate, zip(*held, strict=True)))
+        yield joined(held)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from rd_hf.data.records import InputError
-from rd_hf.search.database import Database
+from rd_hf.search.database import Chunk, Database, joined
 from rd_hf.search.labels import SHOWN, some
 from rd_hf.search.neighbours import NOBODY, Hits
 from rd_hf.search.settings import Recall, SearchSettings
@@ -43,12 +43,7 @@ class SearchPlan:
 
 
 def plan_search(settings: SearchSettings, database: Database, queries_hold: dict[str, int]) -> SearchPlan:
-    """Choose the levels that pick and score.
-
-    Args:
-        settings: the search.
-        database: to search in.
-        queries_hold: levels that the queries hold (those of the model, where they are sequences yet).
+    """Choose the levels that pick and score, where the queries hold these levels (of the model, if they are sequences).
 
     Raises:
         InputError: a level is unknown or not held, or the choices do not fit together.
@@ -64,6 +59,7 @@ def plan_search(settings: SearchSettings, database: Database, queries_hold: dict
             f"{settings.queries} holds levels up to {list(queries_hold)[-1]}, not {level}: embed the queries with "
             f"--level {level}, or give the sequences"
         )
+    holds = f"{database.path} holds levels up to {list(database.levels)[-1]}"
     progressive = level not in database.levels
     approximate = settings.index != "exact"
     small = settings.shortlist_level
@@ -71,8 +67,8 @@ def plan_search(settings: SearchSettings, database: Database, queries_hold: dict
         small = small or both[-1]
         if settings.shortlist is None:
             raise InputError(
-                f"{database.path} holds levels up to {list(database.levels)[-1]}, not {level}: give --shortlist N to "
-                f"compute {level} for the N nearest of each query, or a --level that it holds"
+                f"{holds}, not {level}: give --shortlist N to compute {level} for the N nearest of each query, or a "
+                "--level that it holds"
             )
     elif approximate:
         small = small or level
@@ -81,9 +77,7 @@ def plan_search(settings: SearchSettings, database: Database, queries_hold: dict
     if small is None:
         return SearchPlan(level, level)
     if small not in database.levels:
-        raise InputError(
-            f"{database.path} holds levels up to {list(database.levels)[-1]}: no --shortlist-level {small}"
-        )
+        raise InputError(f"{holds}: no --shortlist-level {small}")
     if known[small] > known[level] or (small == level and not approximate):
         raise InputError(f"--shortlist-level {small} is not smaller than level {level}: choose a smaller one")
     return SearchPlan(level, small, settings.shortlist or _CANDIDATES * settings.k, progressive)
@@ -95,14 +89,12 @@ class RecallSample:
 
     Attributes:
         chosen: ascending numbers of the queries, from 0.
-        queries: their vectors, one array per group of queries.
-        own: their own records.
+        queries: they themselves, as they came by.
         found: records that the search found for them.
     """
 
     chosen: np.ndarray
-    queries: list[np.ndarray] = field(default_factory=list)
-    own: list[np.ndarray] = field(default_factory=list)
+    queries: list[Chunk] = field(default_factory=list)
     found: list[np.ndarray] = field(default_factory=list)
 
     @classmethod
@@ -110,20 +102,19 @@ class RecallSample:
         """``size`` of so many queries, the same at each call."""
         return cls(np.sort(np.random.default_rng(SEED).choice(queries, size=min(size, queries), replace=False)))
 
-    def add(self, first: int, queries: np.ndarray, own: np.ndarray, hits: Hits) -> None:
+    def add(self, first: int, queries: Chunk, hits: Hits) -> None:
         """Keep what belongs to the sample of a group of queries, which begins with number ``first``."""
-        mine = self.chosen[(self.chosen >= first) & (self.chosen < first + len(queries))] - first
-        self.queries.append(queries[mine])
-        self.own.append(own[mine])
+        end = first + len(queries.records)
+        mine = self.chosen[(self.chosen >= first) & (self.chosen < end)] - first
+        self.queries.append(Chunk(queries.records[mine], queries.vectors[mine]))
         self.found.append(hits.records[mine])
 
-    def recall(self, exact: Callable[[np.ndarray, np.ndarray], Hits]) -> Recall | None:
-        """Search the sample again with a function of its vectors and own records, and compare.
+    def recall(self, exact: Callable[[Chunk], Hits]) -> Recall | None:
+        """Search the sample again with a function of its queries, and compare.
 
         Queries that have no neighbour to be found are left out; None where that is all of them.
         """
-        wanted = exact(np.concatenate(self.queries), np.concatenate(self.own)).records
-        found = np.concatenate(self.found)
+        wanted, found = exact(joined(self.queries)).records, np.concatenate(self.found)
         there = wanted != NOBODY
         asked = int(there[:, 0].sum())
         if not asked:
@@ -134,12 +125,9 @@ class RecallSample:
 
 @dataclass(slots=True)
 class ShortQueries:
-    """Queries that found fewer than k neighbours; in words by ``str``, which is empty without any.
+    """Counts the queries that found fewer than k neighbours, and those that found none; keeps ids of the first few.
 
-    Attributes:
-        k: neighbours asked for.
-        fewer, none: how many queries have fewer, and of those none.
-        fewer_ids, none_ids: ids of the first few.
+    In words by ``str``, which is empty without any.
     """
 
     k: int

@@ -22,14 +22,14 @@ from rd_hf.embedding.columns import finish
 from rd_hf.embedding.folder import OutputFolder
 from rd_hf.files import explain_errors
 from rd_hf.search.approximate import ApproximateIndex, open_index
-from rd_hf.search.database import Chunk, Database, only, regrouped
+from rd_hf.search.database import Chunk, Database, OnRows, only, regrouped
 from rd_hf.search.funnel import RecallSample, SearchPlan, ShortQueries, plan_search
 from rd_hf.search.labels import labelled, predictions_table, transfer
 from rd_hf.search.neighbours import NOBODY, Hits, nearest, need_faiss, score
 from rd_hf.search.output import TableWriter, hits_table
 from rd_hf.search.progressive import CandidateEmbedder
 from rd_hf.search.settings import SearchSettings, SearchSummary, labels_path
-from rd_hf.search.whitening import RowWhitening, find_whitening
+from rd_hf.search.whitening import find_whitening
 
 # Queries searched together, in one reading of the database: as many as their vectors and candidates allow.
 _QUERIES = 16384
@@ -71,14 +71,14 @@ def search(
             Path(settings.output).parent.mkdir(parents=True, exist_ok=True)
         cache = Path(settings.cache) if settings.cache else database.path / ".search"
         one = _Search(settings, database, queries, plan, cache, report, show_progress)
-        one.whiten()
+        one.prepare()
         return one.run(started)
 
 
 def _open_queries(
     settings: SearchSettings, database: Database, stack: ExitStack, report: Callable[[str], None], show_progress: bool
 ) -> tuple[Database, SearchPlan]:
-    """The queries as a folder of embeddings, a temporary one where they are sequences, and the plan."""
+    """Open the queries as a folder of embeddings, a temporary one where they are sequences, and plan the search."""
     if Path(settings.queries).is_dir():
         queries = Database(settings.queries)
         _check_comparable(settings, database, queries)
@@ -165,7 +165,6 @@ class _Search:
     """One search in progress.
 
     Attributes:
-        whitening: of both sides; None where vectors are compared as they are.
         labels: of the database's proteins, where labels are transferred.
         allowed: ascending records among which neighbours are sought; None for all.
         index: that picks candidates, once it is opened.
@@ -179,34 +178,19 @@ class _Search:
     cache: Path
     report: Callable[[str], None]
     show_progress: bool
-    whitening: RowWhitening | None = None
     labels: Cells | None = None
     allowed: np.ndarray | None = None
     index: ApproximateIndex | None = None
     larger: CandidateEmbedder | None = None
 
-    @contextmanager
-    def bar(self, name: str, total: int | None = None) -> Iterator[Callable[[int], object]]:
-        """Show the progress of one reading of the rows; yields what is called with the number of rows read."""
-        total = self.database.rows if total is None else total
-        hidden = None if self.show_progress else True
-        with tqdm(total=total, desc=name, unit="row", disable=hidden, leave=False, unit_scale=True) as bar:
-            yield bar.update
-
-    def whiten(self) -> None:
-        """Let both sides be whitened as they are read, where they are to be."""
-        settings, database = self.settings, self.database
-        with self.bar("statistics") as on_rows:
-            self.whitening = find_whitening(
-                *(settings, database, self.plan.level, lambda: _model(settings, database)),
+    def prepare(self) -> None:
+        """Find what both sides are whitened by as they are read, the labelled proteins, and the model of a level."""
+        settings, database, plan = self.settings, self.database, self.plan
+        with self._bar("statistics") as on_rows:
+            database.whitening = self.queries.whitening = find_whitening(
+                *(settings, database, plan.level, lambda: _model(settings, database)),
                 *(self.cache, self.report, on_rows),
             )
-        database.whitening = self.queries.whitening = self.whitening
-
-    def run(self, started: float) -> SearchSummary:
-        """Search one group of queries after the other, write their hits, and sum up."""
-        settings, plan, database = self.settings, self.plan, self.database
-        against_itself = self.queries.content == database.content
         if settings.labels:
             (self.labels,) = read_labels(settings.labels, settings.label_column).values()
             self.allowed, note = labelled(database, self.labels, settings.labels)
@@ -216,17 +200,22 @@ class _Search:
             checkpoint = _model(settings, database)
             sources = settings.sequences or database.inputs
             self.larger = CandidateEmbedder(database, plan.level, checkpoint, sources, self.cache, settings.device)
+
+    def run(self, started: float) -> SearchSummary:
+        """Search one group of queries after the other, write their hits, and sum up."""
+        settings, plan, database, larger = self.settings, self.plan, self.database, self.larger
         # What a shortlist misses at a level that the database lacks would take computing all of it.
         sampled = settings.recall_sample if plan.candidates and not plan.progressive else 0
         sample, short = RecallSample.draw(self.queries.rows, sampled), ShortQueries(settings.k)
         done = hits = predicted = 0
+        width = self.queries.levels[plan.level]
+        size = max(1, min(_QUERIES, _QUERY_BYTES // (4 * width), _CANDIDATES // max(1, plan.candidates)))
         with ExitStack() as files:
             writer = files.enter_context(TableWriter(settings.output))
             labels_writer = files.enter_context(TableWriter(labels_path(settings.output))) if self.labels else None
-            for chunk in self._query_chunks():
-                ids, own = self.queries.ids_of(chunk.records), chunk.records if against_itself else None
-                found = self._search(chunk.vectors, own)
-                sample.add(done, chunk.vectors, chunk.records, found)
+            for chunk in regrouped(self.queries.chunks(plan.level), size):
+                ids, found = self.queries.ids_of(chunk.records), self._search(chunk)
+                sample.add(done, chunk, found)
                 done += len(chunk.records)
                 hits += short.add(ids, found)
                 table, neighbours = hits_table(
@@ -237,9 +226,6 @@ class _Search:
                     predictions = [transfer(one, settings.k) for one in neighbours]
                     predicted += sum(map(len, predictions))
                     labels_writer.write(predictions_table(chunk.records, ids, predictions))
-        recall = None
-        if len(sample.chosen):
-            recall = sample.recall(lambda vectors, own: self._exact(vectors, own if against_itself else None, "recall"))
         return SearchSummary(
             queries=done,
             rows=database.rows if self.allowed is None else len(self.allowed),
@@ -247,57 +233,55 @@ class _Search:
             level=plan.level,
             metric=settings.metric,
             shortlist=plan.shortlist(settings.index),
-            recall=recall,
-            computed=self.larger.computed if self.larger else 0,
-            reused=self.larger.reused if self.larger else 0,
-            residues=self.larger.residues if self.larger else 0,
-            predictions=predicted if self.labels is not None else None,
+            recall=sample.recall(lambda chunk: self._exact(chunk, "recall")) if sampled else None,
+            computed=larger.computed if larger else 0,
+            reused=larger.reused if larger else 0,
+            residues=larger.residues if larger else 0,
+            predictions=None if self.labels is None else predicted,
             seconds=time.perf_counter() - started,
-            whitening=self.whitening.words if self.whitening else None,
+            whitening=None if database.whitening is None else str(database.whitening),
             short=str(short) or None,
         )
 
-    def _query_chunks(self) -> Iterator[Chunk]:
-        """The queries at the scoring level, cut for memory."""
-        width = self.queries.levels[self.plan.level]
-        size = min(_QUERIES, _QUERY_BYTES // (4 * width), _CANDIDATES // max(1, self.plan.candidates))
-        return regrouped(self.queries.chunks(self.plan.level), max(1, size))
+    @contextmanager
+    def _bar(self, name: str, total: int | None = None) -> Iterator[OnRows]:
+        """Show the progress of one reading of the rows; yields what is called with the number of rows read."""
+        total = self.database.rows if total is None else total
+        hidden = None if self.show_progress else True
+        with tqdm(total=total, desc=name, unit="row", disable=hidden, leave=False, unit_scale=True) as bar:
+            yield bar.update
 
-    def _search(self, queries: np.ndarray, own: np.ndarray | None) -> Hits:
-        """Hits of a group of queries, each one's own record left out."""
+    def _search(self, queries: Chunk) -> Hits:
+        """Hits of a group of queries."""
         settings, plan = self.settings, self.plan
         if not plan.candidates:
-            return self._exact(queries, own, "search")
-        with self.bar("shortlist") as on_rows:
+            return self._exact(queries, "search")
+        with self._bar("shortlist") as on_rows:
             # The first dimensions, as the database holds them.
             options = replace(self.database.options, output_dtype="float32")
-            cut = finish(queries, self.database.levels[plan.shortlist_level], options)
-            candidates = self._candidates(cut, own, on_rows)
+            cut = finish(queries.vectors, self.database.levels[plan.shortlist_level], options)
+            candidates = self._candidates(cut, self._own(queries), on_rows)
         wanted = np.unique(candidates[candidates != NOBODY])
         if not len(wanted):
-            return Hits.none(len(queries), settings.k)
-        if self.larger is None:
-            with self.bar("rescore") as on_rows:
-                rows = self.database.chunks(plan.level, wanted)
-                return score(rows, queries, candidates, settings.k, settings.metric, on_rows)
-        with self.bar(f"level {plan.level}", len(wanted)) as on_rows:
-            rows = self.larger.chunks(wanted, self.whitening)
-            return score(rows, queries, candidates, settings.k, settings.metric, on_rows)
+            return Hits.none(len(cut), settings.k)
+        name, total = ("rescore", None) if self.larger is None else (f"level {plan.level}", len(wanted))
+        with self._bar(name, total) as on_rows:
+            rows = self.larger.chunks(wanted) if self.larger else self.database.chunks(plan.level, wanted)
+            return score(rows, queries.vectors, candidates, settings.k, settings.metric, on_rows)
 
-    def _exact(self, queries: np.ndarray, own: np.ndarray | None, name: str) -> Hits:
+    def _own(self, queries: Chunk) -> np.ndarray | None:
+        """The queries' own records, which are no neighbours, where a database is searched against itself."""
+        return queries.records if self.queries.content == self.database.content else None
+
+    def _exact(self, queries: Chunk, name: str) -> Hits:
         """Hits among all rows."""
-        with self.bar(name) as on_rows:
+        with self._bar(name) as on_rows:
             rows = only(self.database.chunks(self.plan.level), self.allowed)
-            return nearest(rows, queries, self.settings.k, self.settings.metric, own, on_rows)
+            metric, own = self.settings.metric, self._own(queries)
+            return nearest(rows, queries.vectors, self.settings.k, metric, own, on_rows)
 
-    def _candidates(self, queries: np.ndarray, own: np.ndarray | None, on_rows: Callable[[int], object]) -> np.ndarray:
-        """(queries, candidates) int64 records, ``NOBODY`` where the database has fewer.
-
-        Args:
-            queries: (queries, width) float32 at the shortlist's level.
-            own: (queries,) record to leave out for each.
-            on_rows: called with the number of rows of each chunk that was read.
-        """
+    def _candidates(self, queries: np.ndarray, own: np.ndarray | None, on_rows: OnRows) -> np.ndarray:
+        """(queries, candidates) int64 records, for queries at the shortlist's level."""
         settings, plan, database = self.settings, self.plan, self.database
 
         def compare(queries: np.ndarray, own: np.ndarray | None) -> np.ndarray:

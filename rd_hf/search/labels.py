@@ -21,13 +21,7 @@ SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A label that a query was given.
-
-    Attributes:
-        label: the label.
-        reliability: in (0, 1].
-        neighbours: how many have it.
-    """
+    """A label that a query was given, its reliability in (0, 1], and how many neighbours have it."""
 
     label: str
     reliability: float
@@ -40,16 +34,11 @@ def labels_of(name: str, labels: Cells) -> tuple[str, ...]:
 
 
 def labelled(database: Database, labels: Cells, path: str) -> tuple[np.ndarray, str | None]:
-    """Find the proteins of a database that have a label.
-
-    Args:
-        database: to search in.
-        labels: cells of the labels of each id.
-        path: of their table.
+    """Find the proteins of a database that have a label in the table ``path``.
 
     Returns:
-        Their ascending records, among which neighbours are sought; and in one sentence how many proteins have no label,
-        which labels are of no protein, and whether ids were found by accession. None if all fits.
+        Their ascending records; and in one sentence how many proteins have no label, which labels are of no protein,
+        and whether ids were found by accession. None if all fits.
 
     Raises:
         InputError: none has a label.
@@ -65,11 +54,10 @@ def labelled(database: Database, labels: Cells, path: str) -> tuple[np.ndarray, 
         missing += int((~has).sum())
         without += [names[place] for place in np.flatnonzero(~has)[: SHOWN - len(without)]]
     matches.require(database.path, database.rows, without[0] if without else "")
-    parts = [matches.words] if matches.words else []
+    parts = [str(matches)] if matches.by_accession else []
     if missing:
-        parts.append(
-            f"{missing:,} of {database.rows:,} proteins have no label and are left out ({some(without, missing)})"
-        )
+        lack = f"{missing:,} of {database.rows:,} proteins have no label"
+        parts.append(f"{lack} and are left out ({some(without, missing)})")
     if unused := matches.unused:
         parts.append(f"{len(unused):,} labelled ids are not in the database ({some(sorted(unused), len(unused))})")
     return np.concatenate(records), f"{path}: {'; '.join(parts)}" if parts else None

@@ -8,14 +8,14 @@ result does not depend on how the rows were cut into chunks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from rd_hf.data.records import InputError
-from rd_hf.search.database import Chunk, unit
+from rd_hf.search.database import Chunk, OnRows, unit
 
 # Rows that faiss hands over beyond those asked for: room for what float32 cannot order.
 _MARGIN = 8
@@ -65,11 +65,7 @@ class Hits:
 
 
 def need_faiss() -> Any:
-    """The faiss module.
-
-    Raises:
-        InputError: it is not installed.
-    """
+    """Return the faiss module; InputError if it is not installed."""
     try:
         import faiss
     except ImportError as error:
@@ -78,7 +74,7 @@ def need_faiss() -> Any:
 
 
 def closeness(queries: np.ndarray, rows: np.ndarray, metric: str) -> np.ndarray:
-    """Score of each query with the row beside it, formed in float64.
+    """Score each query with the row beside it, in float64.
 
     Sums run along each row alone and so do not depend on which pairs are scored together.
 
@@ -102,7 +98,7 @@ def nearest(
     k: int,
     metric: str,
     own: np.ndarray | None = None,
-    on_rows: Callable[[int], object] = lambda rows: None,
+    on_rows: OnRows = lambda rows: None,
 ) -> Hits:
     """Find the k nearest of all rows for each query.
 
@@ -120,59 +116,47 @@ def nearest(
     found = Hits.none(len(queries), k)
     comparison: FloatComparison | None = None
     for chunk in chunks:
-        comparison = comparison or FloatComparison.begin(queries, metric, chunk.vectors)
+        comparison = comparison or FloatComparison(queries, metric, chunk.vectors)
         _search_chunk(chunk, queries, found, comparison, metric, own)
         on_rows(len(chunk.records))
     return found
 
 
-@dataclass(frozen=True, slots=True)
 class FloatComparison:
     """Compares queries with rows in float32, by faiss, and says how far that can be trusted.
 
-    Attributes:
-        faiss: the module.
-        metric: ``cosine`` or ``euclidean``.
-        centre: (width,) subtracted from both sides of a Euclidean distance. faiss forms it as |q|² + |x|² - 2qx, which
-            cancels badly where a few channels are large in every protein, as they are in ESM-2.
-        queries: (queries, width), centred, or of length one.
-        lengths: (queries,) of those vectors.
+    Values are cosines, or minus squared distances.
     """
 
-    faiss: Any
-    metric: str
-    centre: np.ndarray
-    queries: np.ndarray
-    lengths: np.ndarray
+    def __init__(self, queries: np.ndarray, metric: str, some_rows: np.ndarray) -> None:
+        self.faiss, self.cosine = need_faiss(), metric == "cosine"
+        # faiss forms a squared distance as |q|² + |x|² - 2qx, which cancels badly where a few channels are large in
+        # every protein, as they are in ESM-2: both sides are centred.
+        self.centre = some_rows.mean(axis=0)
+        self.queries = self.prepared(queries)
+        self.lengths = np.linalg.norm(self.queries, axis=1)
 
-    @classmethod
-    def begin(cls, queries: np.ndarray, metric: str, some_rows: np.ndarray) -> FloatComparison:
-        centre = some_rows.mean(axis=0) if metric == "euclidean" else np.zeros(queries.shape[1], np.float32)
-        prepared = queries - centre if metric == "euclidean" else unit(queries)
-        return cls(need_faiss(), metric, centre, prepared, np.linalg.norm(prepared, axis=1))
-
-    def rows(self, vectors: np.ndarray) -> np.ndarray:
-        """Rows as they are compared with the queries."""
-        return vectors - self.centre if self.metric == "euclidean" else unit(vectors)
+    def prepared(self, vectors: np.ndarray) -> np.ndarray:
+        """Vectors as they are compared: of length one, or centred."""
+        return unit(vectors) if self.cosine else vectors - self.centre
 
     def top(self, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """(queries, count) float32 of :meth:`scale`, and places of the rows."""
-        if self.metric == "cosine":
+        """(queries, count) float32 values of the nearest prepared rows, and places of those."""
+        if self.cosine:
             return self.faiss.knn(self.queries, rows, count, self.faiss.METRIC_INNER_PRODUCT)
         squares, places = self.faiss.knn(self.queries, rows, count, self.faiss.METRIC_L2)
         return -squares, places
 
     def all(self, chosen: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """(chosen, rows) float32 of :meth:`scale`."""
+        """(chosen, rows) float32 values of some queries and all prepared rows."""
         product = self.queries[chosen] @ rows.T
-        if self.metric == "cosine":
+        if self.cosine:
             return product
-        squares = np.einsum("ij,ij->i", rows, rows)[None, :] + self.lengths[chosen, None] ** 2
-        return 2 * product - squares
+        return 2 * product - (np.einsum("ij,ij->i", rows, rows)[None, :] + self.lengths[chosen, None] ** 2)
 
-    def scale(self, values: np.ndarray) -> np.ndarray:
-        """Closeness on the scale that is compared here: the cosine, or minus the squared distance."""
-        return values if self.metric == "cosine" else -(values.astype(np.float64) ** 2)
+    def values(self, closeness: np.ndarray) -> np.ndarray:
+        """Closeness as it is compared here."""
+        return closeness if self.cosine else -(closeness.astype(np.float64) ** 2)
 
     def slack(self, rows: np.ndarray) -> np.ndarray:
         """(queries,) how much two values can be off together.
@@ -181,7 +165,7 @@ class FloatComparison:
         (Higham and Mary 2019, SIAM J. Sci. Comput. 41:A2815); the preparation adds some.
         """
         off = (8 * rows.shape[1] ** 0.5 + 16) * float(np.finfo(np.float32).eps) / 2
-        if self.metric == "cosine":
+        if self.cosine:
             return np.full(len(self.queries), 2 * off)
         longest = float(np.sqrt(np.einsum("ij,ij->i", rows, rows).max()))
         return 2 * off * (self.lengths + longest) ** 2
@@ -191,7 +175,7 @@ def _search_chunk(
     chunk: Chunk, queries: np.ndarray, found: Hits, comparison: FloatComparison, metric: str, own: np.ndarray | None
 ) -> None:
     """Merge what a chunk holds into what was found before."""
-    rows = comparison.rows(chunk.vectors)
+    rows = comparison.prepared(chunk.vectors)
     count = min(len(rows), found.records.shape[1] + _MARGIN)
     values, places = comparison.top(rows, count)
     slack = comparison.slack(rows)
@@ -205,12 +189,13 @@ def _search_chunk(
         near = scores >= found.closeness[asked, -1]
         found.merge(asked[near], chunk.records[at[near]], scores[near])
 
-    worst = comparison.scale(found.closeness[:, -1]) - slack
-    offer(*_pairs(values >= worst[:, None], places))
+    worst = comparison.values(found.closeness[:, -1]) - slack
+    near = values >= worst[:, None]
+    offer(np.nonzero(near)[0], places[near])
     if count == len(rows):
         return
     # Where even the last of faiss' rows may belong to the nearest, so may rows that it left out.
-    worst = comparison.scale(found.closeness[:, -1]) - slack
+    worst = comparison.values(found.closeness[:, -1]) - slack
     for chosen in _pieces(np.flatnonzero(values[:, -1] >= worst), _TOGETHER):
         mask = comparison.all(chosen, rows) >= worst[chosen, None]
         asked, at = np.nonzero(mask)
@@ -225,7 +210,7 @@ def score(
     candidates: np.ndarray,
     k: int,
     metric: str,
-    on_rows: Callable[[int], object] = lambda rows: None,
+    on_rows: OnRows = lambda rows: None,
 ) -> Hits:
     """Find the k nearest among each query's candidates, scored from their rows.
 
@@ -268,11 +253,6 @@ def _score(queries: np.ndarray, vectors: np.ndarray, asked: np.ndarray, at: np.n
     for piece in _pieces(np.arange(len(asked)), _PAIRS):
         result[piece] = closeness(queries[asked[piece]], vectors[at[piece]], metric)
     return result
-
-
-def _pairs(mask: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Query and place of each pair that the mask lets through, ordered by query."""
-    return np.nonzero(mask)[0], places[mask]
 
 
 def _pieces(values: np.ndarray, size: int) -> Iterable[np.ndarray]:

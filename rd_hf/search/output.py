@@ -38,9 +38,8 @@ def hits_table(
     Args:
         records, query_ids: of the queries.
         found: their hits.
-        ids_of: ids of ascending records of the database.
-        metric: ``cosine`` or ``euclidean``.
-        level: at which they were scored.
+        ids_of: returns the ids of ascending records of the database.
+        metric, level: by which and at which they were scored.
         labels: of the database's proteins, where labels are transferred.
     """
     cosine = metric == "cosine"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -39,10 +39,10 @@ _SAME, _SAME_HALF = 1e-4, 3e-2
 
 @dataclass(slots=True)
 class CandidateEmbedder:
-    """Embeddings of a database's proteins at a level that it does not hold.
+    """Embeds proteins of a database at a level that it does not hold.
 
     Attributes:
-        database: that holds the smaller level.
+        database: that holds a smaller level.
         level: to compute.
         model: that computes it; its fingerprint is the database's.
         sources: inputs that the database was made from.
@@ -76,18 +76,13 @@ class CandidateEmbedder:
         what = json.dumps([self.database.model.fingerprint, options], sort_keys=True)
         return self.cache / f"level-{hashlib.sha256(what.encode()).hexdigest()[:32]}"
 
-    def chunks(
-        self, records: np.ndarray, transform: Callable[[np.ndarray], np.ndarray] | None = None
-    ) -> Iterator[Chunk]:
-        """Yield the rows of these records at the larger level, from the cache or computed now; each record once.
-
-        Args:
-            records: ascending.
-            transform: applied to the vectors.
+    def chunks(self, records: np.ndarray) -> Iterator[Chunk]:
+        """Yield the rows of ascending records at the larger level, from the cache or computed now; each record once.
 
         Raises:
             InputError: the inputs are not those that the database was made from, or cannot be embedded.
         """
+        whitening = self.database.whitening
         sequences = self._sequences(records)
         small = self._stored(records)
         owners: dict[str, list[int]] = {}
@@ -100,7 +95,7 @@ class CandidateEmbedder:
             order = np.argsort(places)
             places, chosen = places[order], vectors[rows[order]]
             self._check(records[places], chosen, small[places])
-            return Chunk(records[places], chosen if transform is None else transform(chosen))
+            return Chunk(records[places], chosen if whitening is None else whitening(chosen))
 
         missing = set(owners)
         for keys, vectors in self._cached(missing):
@@ -116,7 +111,7 @@ class CandidateEmbedder:
             yield chunk(keys, vectors)
 
     def _sequences(self, records: np.ndarray) -> list[str]:
-        """Cleaned sequences of ascending records, in a single read of the inputs."""
+        """Read the cleaned sequences of ascending records."""
         wanted: dict[int, tuple[str, int]] = {}
         for numbers, ids, lengths in self.database.names(records):
             for place in np.flatnonzero(np.isin(numbers, records)):
@@ -139,12 +134,8 @@ class CandidateEmbedder:
                     raise InputError(self._unlike(f"{source} record {record.number}: {error}")) from error
                 # What was converted from stored embeddings may not know its proteins' lengths.
                 if record.id != name or length not in (len(sequence), UNKNOWN):
-                    raise InputError(
-                        self._unlike(
-                            f"{source} record {record.number} is {record.id!r} of {len(sequence):,} residues, where "
-                            f"{self.database.path} has {name!r} of {length:,}"
-                        )
-                    )
+                    there = f"{source} record {record.number} is {record.id!r} of {len(sequence):,} residues"
+                    raise InputError(self._unlike(f"{there}, where {self.database.path} has {name!r} of {length:,}"))
                 found[number] = sequence
                 if len(found) == len(wanted):
                     return [found[int(record)] for record in records]
@@ -160,7 +151,7 @@ class CandidateEmbedder:
         return np.concatenate([chunk.vectors[np.isin(chunk.records, records)] for chunk in chunks])
 
     def _check(self, records: np.ndarray, vectors: np.ndarray, stored: np.ndarray) -> None:
-        """Nestedness tells whether these are the proteins that were embedded: their first dimensions are stored."""
+        """Raise unless the first dimensions are those stored: else these are not the proteins that were embedded."""
         options = self.database.options
         first = finish(vectors, stored.shape[1], options).astype(np.float32)
         half = options.dtype != "float32" or options.output_dtype == "float16"
@@ -199,13 +190,8 @@ class CandidateEmbedder:
         return np.stack(self._embedder.embed(sequences)["embedding"])
 
     def _keep(self, keys: list[str], vectors: np.ndarray) -> None:
-        width = vectors.shape[1]
-        table = pa.table(
-            {
-                _KEY: pa.array(keys, pa.string()),
-                "embedding": pa.FixedSizeListArray.from_arrays(vectors.reshape(-1), width),
-            }
-        )
+        column = pa.FixedSizeListArray.from_arrays(vectors.reshape(-1), vectors.shape[1])
+        table = pa.table({_KEY: pa.array(keys, pa.string()), "embedding": column})
         name = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:32]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -217,22 +203,19 @@ class CandidateEmbedder:
             raise InputError(f"{error} (or another --cache)") from error
 
     def _cached(self, wanted: set[str]) -> Iterator[tuple[list[str], np.ndarray]]:
-        """Keys that were kept earlier, with their vectors, each key once."""
-        seen: set[str] = set()
+        """Keys that are in the cache, with their vectors, each key once: what was found is no longer wanted."""
         width = self.database.model.nested_dims[self.level]
         for path in sorted(self.folder.glob("*.parquet")):
             try:
                 keys = pq.read_table(path, columns=[_KEY], memory_map=True).column(_KEY).to_pylist()
-                places = [place for place, key in enumerate(keys) if key in wanted and key not in seen]
+                places = [place for place, key in enumerate(keys) if key in wanted]
                 if not places:
                     continue
                 column = pq.read_table(path, columns=["embedding"], memory_map=True).column("embedding")
                 vectors = column.combine_chunks().flatten().to_numpy().reshape(-1, width)[places]
             except (pa.ArrowException, OSError, KeyError, ValueError) as error:
                 raise InputError(f"{path} is damaged ({error}): delete it, it will be computed again") from error
-            chosen = [keys[place] for place in places]
-            seen.update(chosen)
-            yield chosen, vectors
+            yield [keys[place] for place in places], vectors
 
 
 def _key(sequence: str) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from rd_hf.data.records import InputError
 from rd_hf.embedding.checkpoint import Checkpoint, load_model
 from rd_hf.files import FolderError
-from rd_hf.search.database import Database
+from rd_hf.search.database import Database, OnRows, every_nth
 from rd_hf.search.settings import SearchSettings
 
 if TYPE_CHECKING:
@@ -36,23 +36,16 @@ ROWS = 65536
 
 @dataclass(frozen=True, slots=True)
 class RowWhitening:
-    """Whitens rows of a database or of queries.
-
-    Attributes:
-        whitening: of the blocks, in float64.
-        words: where its statistics come from and how blocks are weighed, for the summary.
-    """
+    """Whitens rows of a database or of queries, by a whitening whose statistics come from ``source``."""
 
     whitening: Whitening
-    words: str
+    source: str
 
-    @classmethod
-    def weighed(cls, whitening: Whitening, source: str) -> RowWhitening:
-        """A whitening whose statistics come from ``source``."""
-        weights = whitening.weights
+    def __str__(self) -> str:
+        weights = self.whitening.weights
         same = len(set(weights)) == 1
         weighed = "of one weight" if same else f"weighed {', '.join(f'{weight:.3g}' for weight in weights)}"
-        return cls(whitening, f"by {source}, blocks {weighed}")
+        return f"by {self.source}, blocks {weighed}"
 
     @property
     def digest(self) -> str:
@@ -61,10 +54,7 @@ class RowWhitening:
         return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
 
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
-        """Whiten rows of any level that ends at a block: (rows, width) float32 to the same.
-
-        In float64, so that a row's float32 result does not depend on the rows beside it.
-        """
+        """Whiten (rows, width) float32 of any level, in float64: a row's result does not depend on those beside it."""
         import torch
 
         # A copy: what is memory-mapped cannot be written to, which torch would warn of.
@@ -79,18 +69,14 @@ def find_whitening(
     find_model: Callable[[], Checkpoint],
     cache: Path,
     report: Callable[[str], None],
-    on_rows: Callable[[int], object] = lambda rows: None,
+    on_rows: OnRows,
 ) -> RowWhitening | None:
-    """Return what both sides of a search are whitened by; None for nothing.
+    """Find what both sides of a search that scores at ``level`` are whitened by; None for nothing.
 
     Args:
-        settings: of the search; its ``whiten`` says by what.
-        database: to search in.
-        level: at which hits are scored.
         find_model: resolves the model, where its statistics are to be read.
         cache: folder that keeps the database's statistics.
         report: called with a sentence on what a user should know of the choice.
-        on_rows: called with the number of rows of each chunk that was read.
 
     Raises:
         InputError: it was asked for by name, and cannot be.
@@ -109,39 +95,29 @@ def find_whitening(
         else:
             lacks = f"has {database.rows:,} proteins, fewer than {ENOUGH} a dimension of its widest block"
     if by == "auto" and lacks and not model_can:
-        report(
-            f"vectors are compared as they are: {database.path} {lacks}, and {model.name} holds nothing to whiten by"
-        )
+        why = f"{database.path} {lacks}, and {model.name} holds nothing to whiten by"
+        report(f"vectors are compared as they are: {why}")
         return None
     if by == "database" or (by == "auto" and not lacks):
         if statistics is None:
-            raise InputError(
-                f"{database.path} does not hold level {level}, and so knows nothing to whiten it by: give --whiten "
-                "model or none"
-            )
+            unknown = f"{database.path} does not hold level {level}, and so knows nothing to whiten it by"
+            raise InputError(f"{unknown}: give --whiten model or none")
         if statistics.constant:
             raise InputError(f"{database.path} {lacks}, and so nothing to whiten by: give --whiten model or none")
         if lacks:
             report(f"{database.path} {lacks}: --whiten model or none may find more")
         weights = list(settings.block_weights) or model.block_weights or [1.0] * len(widths)
-        source = f"{statistics.moments[0].count:,} proteins of the database"
-        return RowWhitening.weighed(statistics.fit(weights[: len(widths)]), source)
+        fitted = statistics.fit(weights[: len(widths)])
+        return RowWhitening(fitted, f"{statistics.moments[0].count:,} proteins of the database")
     if not model_can:
-        raise InputError(
-            f"{model.name} holds nothing to whiten level {level} of {database.path} by: --whiten database takes the "
-            "statistics of its proteins"
-        )
-    return RowWhitening.weighed(
-        _of_model(find_model(), level, settings.block_weights), "the residues of the model's fit"
-    )
+        nothing = f"{model.name} holds nothing to whiten level {level} of {database.path} by"
+        raise InputError(f"{nothing}: --whiten database takes the statistics of its proteins")
+    whitening = _of_model(find_model(), level, settings.block_weights)
+    return RowWhitening(whitening, "the residues of the model's fit")
 
 
 def _is_whitened(settings: SearchSettings, database: Database) -> bool:
-    """Whether there is something to whiten, if statistics can be had.
-
-    Raises:
-        InputError: choices that do not fit together, or the vectors of the database.
-    """
+    """Whether vectors are to be whitened, where statistics can be had; InputError for choices that do not fit."""
     given, levels = settings.block_weights, database.model.nested_dims
     if given and len(given) != len(levels):
         raise InputError(
@@ -172,12 +148,7 @@ def _widths(database: Database, level: str) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class _Statistics:
-    """Statistics of the rows of a database.
-
-    Attributes:
-        moments: of each block.
-        distinct: how many of the rows differ: copies of a protein say nothing more of how proteins vary.
-    """
+    """Moments of each block of a database's rows, and how many rows differ: copies say nothing of how proteins vary."""
 
     moments: list[JointMoments]
     distinct: int
@@ -201,10 +172,8 @@ class _Statistics:
         """What there is too little of to whiten by, in words; empty where there is enough."""
         count = self.moments[0].count
         if self.distinct < ENOUGH * widest:
-            return (
-                f"has {self.distinct:,} different proteins among {count:,}, fewer than {ENOUGH} a dimension of its "
-                "widest block"
-            )
+            few = f"fewer than {ENOUGH} a dimension of its widest block"
+            return f"has {self.distinct:,} different proteins among {count:,}, {few}"
         for rank, one in zip(self._ranks(), self.moments, strict=True):
             # A model's own layer norm takes a direction from every protein, queries too. Where most are missing, these
             # are few proteins, whose copies differ in last digits.
@@ -215,12 +184,7 @@ class _Statistics:
 
 
 def _statistics(
-    database: Database,
-    level: str,
-    widths: list[int],
-    cache: Path,
-    report: Callable[[str], None],
-    on_rows: Callable[[int], object],
+    database: Database, level: str, widths: list[int], cache: Path, report: Callable[[str], None], on_rows: OnRows
 ) -> _Statistics:
     """Statistics of evenly spread rows of a database, computed or found in the cache."""
     import torch
@@ -243,7 +207,7 @@ def _statistics(
     return found
 
 
-def _moments(database: Database, level: str, widths: list[int], on_rows: Callable[[int], object]) -> _Statistics:
+def _moments(database: Database, level: str, widths: list[int], on_rows: OnRows) -> _Statistics:
     """Read the rows; each block by itself, since what two have in common is not asked for, and would be large."""
     import torch
 
@@ -252,15 +216,10 @@ def _moments(database: Database, level: str, widths: list[int], on_rows: Callabl
     moments = [JointMoments([width]) for width in widths]
     every = max(1, -(-database.rows // ROWS))
     distinct: set[bytes] = set()
-    seen = 0
-    for chunk in database.chunks(level, as_stored=True):
-        # A copy: what is memory-mapped cannot be written to, which torch would warn of.
-        chosen = chunk.vectors[-seen % every :: every].copy()
-        distinct.update(hashlib.blake2b(row, digest_size=16).digest() for row in chosen)
-        for one, part in zip(moments, torch.from_numpy(chosen).split(widths, dim=1), strict=True):
+    for rows in every_nth(database.chunks(level, as_stored=True), every, on_rows):
+        distinct.update(hashlib.blake2b(row, digest_size=16).digest() for row in rows)
+        for one, part in zip(moments, torch.from_numpy(rows).split(widths, dim=1), strict=True):
             one.update([part])
-        seen += len(chunk.records)
-        on_rows(len(chunk.records))
     return _Statistics(moments, len(distinct))
 
 

@@ -25,6 +25,8 @@ def test_files_of_labels(tmp_path: Path) -> None:
     assert labels_of(tmp_path / "labels.tsv.gz") == {"a": ("x",), "b": ("y",)}
     plain.write_text("sid\tfold\tfamily\nd1\ta.1\ta.1.1.1\n")
     assert labels_of(plain, "family") == {"d1": ("a.1.1.1",)}
+    plain.write_text("sid\tnote\tnote\tfamily\nd1\ta\tb\ta.1.1.1\n")
+    assert labels_of(plain, "family") == {"d1": ("a.1.1.1",)}
 
 
 def test_files_as_other_tools_write_them(tmp_path: Path) -> None:
@@ -121,7 +123,7 @@ def test_ids_match_as_they_are_or_by_the_accession_in_them() -> None:
     assert matches.find(names) == ["P1", "sp|P2|B_YEAST", None, "P1", None, None, None, None]
     assert (matches.by_id, matches.by_accession) == (2, 1)
     assert matches.unused == {"P2", "|P3|", "Q"}
-    assert matches.words == "2 proteins matched by their id, 1 by the accession in it"
+    assert str(matches) == "2 proteins matched by their id, 1 by the accession in it"
     matches.require("folder", 8, "sp|P1|A_YEAST")
     with pytest.raises(
         InputError, match="'P1', the first protein's is 'x'; write ids as the embedding folder has them"

@@ -137,7 +137,7 @@ def test_a_row_is_whitened_alike_in_any_company() -> None:
     rng = np.random.default_rng(0)
     means = tuple(torch.from_numpy(rng.standard_normal(stop - start)) for start, stop in BLOCKS)
     maps = tuple(torch.from_numpy(rng.standard_normal((stop - start, stop - start))) for start, stop in BLOCKS)
-    by = RowWhitening.weighed(Whitening(means, maps, (1.0, 1.0, 1.0)), "nobody")
+    by = RowWhitening(Whitening(means, maps, (1.0, 1.0, 1.0)), "nobody")
     rows = protein_like(500)
     whole = by(rows)
     for start, stop in ((0, 1), (3, 10), (100, 500)):
