@@ -26,7 +26,7 @@ from rd_hf.search.database import Chunk, Database, OnRows, only, regrouped
 from rd_hf.search.funnel import RecallSample, SearchPlan, ShortQueries, plan_search
 from rd_hf.search.labels import labelled, predictions_table, transfer
 from rd_hf.search.neighbours import NOBODY, Hits, nearest, need_faiss, score
-from rd_hf.search.output import TableWriter, hits_table
+from rd_hf.search.output import hits_table, table_writer
 from rd_hf.search.progressive import CandidateEmbedder
 from rd_hf.search.settings import SearchSettings, SearchSummary, labels_path
 from rd_hf.search.whitening import find_whitening
@@ -43,10 +43,9 @@ def search(
     """Find each query's nearest neighbours and write them to ``settings.output``.
 
     The columns are query_record, query_id, rank (from 1), record, id, similarity or distance, and level; with labels
-    also the neighbours' labels, and a second file ``<output>.labels.<suffix>`` has query_record, query_id, label,
-    reliability (see :mod:`rd_hf.search.labels`) and neighbours that have it. A query with no neighbour has one row in
-    each, whose cells are empty but for its record, its id and the level. Memory does not grow with the rows of either
-    side.
+    also labels, and a second file (``labels_path(output)``) has query_record, query_id, label, reliability (see
+    :mod:`rd_hf.search.labels`) and neighbours that have it. A query with no neighbour has one row in each, whose cells
+    are empty but for its record, its id and the level. Memory does not grow with the rows of either side.
 
     Args:
         settings: the choices.
@@ -211,8 +210,8 @@ class _Search:
         width = self.queries.levels[plan.level]
         size = max(1, min(_QUERIES, _QUERY_BYTES // (4 * width), _CANDIDATES // max(1, plan.candidates)))
         with ExitStack() as files:
-            writer = files.enter_context(TableWriter(settings.output))
-            labels_writer = files.enter_context(TableWriter(labels_path(settings.output))) if self.labels else None
+            write = files.enter_context(table_writer(Path(settings.output)))
+            write_labels = files.enter_context(table_writer(labels_path(settings.output))) if self.labels else None
             for chunk in regrouped(self.queries.chunks(plan.level), size):
                 ids, found = self.queries.ids_of(chunk.records), self._search(chunk)
                 sample.add(done, chunk, found)
@@ -221,11 +220,11 @@ class _Search:
                 table, neighbours = hits_table(
                     *(chunk.records, ids, found, database.ids_of, settings.metric, plan.level, self.labels)
                 )
-                writer.write(table)
-                if labels_writer is not None:
+                write(table)
+                if write_labels is not None:
                     predictions = [transfer(one, settings.k) for one in neighbours]
                     predicted += sum(map(len, predictions))
-                    labels_writer.write(predictions_table(chunk.records, ids, predictions))
+                    write_labels(predictions_table(chunk.records, ids, predictions))
         return SearchSummary(
             queries=done,
             rows=database.rows if self.allowed is None else len(self.allowed),

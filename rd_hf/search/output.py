@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -72,43 +70,35 @@ def hits_table(
     return pa.table(columns), neighbours
 
 
-class TableWriter(AbstractContextManager["TableWriter"]):
-    """Writes tables of one schema to a file, which appears when all are written.
+@contextmanager
+def table_writer(path: Path) -> Iterator[Callable[[pa.Table], None]]:
+    """Write tables of one schema to a file, which appears when all are written; yields what appends one.
 
     Lists become text with ``;`` between their items where the file is text.
 
     Args:
         path: ends in ``.parquet``, ``.tsv`` or ``.csv``.
     """
+    writer: Any = None
+    with ExitStack() as opened:
+        temporary = opened.enter_context(replacing(path))
 
-    def __init__(self, path: str | os.PathLike) -> None:
-        self.path = Path(path)
-        self._opened = ExitStack()
-        self._writer: Any = None
+        def write(table: pa.Table) -> None:
+            """Append rows; FolderError if the disk is full or the folder cannot be written to."""
+            nonlocal writer
+            with explain_errors(path.parent):
+                if path.suffix == ".parquet":
+                    writer = writer or opened.enter_context(pq.ParquetWriter(temporary, table.schema))
+                    writer.write_table(table)
+                    return
+                if writer is None:
+                    text = opened.enter_context(temporary.open("w", encoding="utf-8", newline=""))
+                    dialect = "excel-tab" if path.suffix == ".tsv" else "excel"
+                    writer = csv.writer(text, dialect=dialect, lineterminator="\n")
+                    writer.writerow(table.column_names)
+                writer.writerows(zip(*map(_as_text, table.columns), strict=True))
 
-    def __enter__(self) -> TableWriter:
-        self._temporary = self._opened.enter_context(replacing(self.path))
-        return self
-
-    def write(self, table: pa.Table) -> None:
-        """Append rows; FolderError if the disk is full or the folder cannot be written to."""
-        with explain_errors(self.path.parent):
-            if self.path.suffix == ".parquet":
-                if self._writer is None:
-                    self._writer = self._opened.enter_context(pq.ParquetWriter(self._temporary, table.schema))
-                self._writer.write_table(table)
-                return
-            if self._writer is None:
-                text = self._opened.enter_context(self._temporary.open("w", encoding="utf-8", newline=""))
-                dialect = "excel-tab" if self.path.suffix == ".tsv" else "excel"
-                self._writer = csv.writer(text, dialect=dialect, lineterminator="\n")
-                self._writer.writerow(table.column_names)
-            self._writer.writerows(zip(*map(_as_text, table.columns), strict=True))
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._opened.__exit__(kind, error, trace)
+        yield write
 
 
 def _as_text(column: pa.ChunkedArray) -> list[str]:

@@ -12,19 +12,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
+from rd_hf.bases.moments import JointMoments, load_tensors, save_tensors
+from rd_hf.bases.whitening import Whitening, block_moments, fit_whitening
 from rd_hf.data.records import InputError
 from rd_hf.embedding.checkpoint import Checkpoint, load_model
 from rd_hf.files import FolderError
 from rd_hf.search.database import Database, OnRows, every_nth
 from rd_hf.search.settings import SearchSettings
-
-if TYPE_CHECKING:
-    from rd_hf.bases.moments import JointMoments
-    from rd_hf.bases.whitening import Whitening
 
 # Different proteins per dimension of the widest block, from which on a database's own statistics are used: below three
 # or four, those of the model found more (SCOPe, chain to a real ESM-2 8M).
@@ -55,8 +53,6 @@ class RowWhitening:
 
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
         """Whiten (rows, width) float32 of any level, in float64: a row's result does not depend on those beside it."""
-        import torch
-
         # A copy: what is memory-mapped cannot be written to, which torch would warn of.
         rows = torch.from_numpy(vectors if vectors.flags.writeable else vectors.copy())
         return self.whitening(rows, torch.float64).float().numpy()
@@ -155,8 +151,6 @@ class _Statistics:
 
     def fit(self, weights: Sequence[float] | None = None) -> Whitening:
         """The whitening, with these weights of the blocks."""
-        from rd_hf.bases.whitening import block_moments, fit_whitening
-
         return fit_whitening([block for one in self.moments for block in block_moments(one)], weights)
 
     def _ranks(self) -> list[int]:
@@ -187,10 +181,6 @@ def _statistics(
     database: Database, level: str, widths: list[int], cache: Path, report: Callable[[str], None], on_rows: OnRows
 ) -> _Statistics:
     """Statistics of evenly spread rows of a database, computed or found in the cache."""
-    import torch
-
-    from rd_hf.bases.moments import save_tensors
-
     what = hashlib.sha256(repr([database.content, level, widths, ROWS, _DISTINCT]).encode()).hexdigest()[:32]
     path = cache / f"moments-{what}.safetensors"
     found = _cached(path, len(widths))
@@ -209,10 +199,6 @@ def _statistics(
 
 def _moments(database: Database, level: str, widths: list[int], on_rows: OnRows) -> _Statistics:
     """Read the rows; each block by itself, since what two have in common is not asked for, and would be large."""
-    import torch
-
-    from rd_hf.bases.moments import JointMoments
-
     moments = [JointMoments([width]) for width in widths]
     every = max(1, -(-database.rows // ROWS))
     distinct: set[bytes] = set()
@@ -225,8 +211,6 @@ def _moments(database: Database, level: str, widths: list[int], on_rows: OnRows)
 
 def _cached(path: Path, blocks: int) -> _Statistics | None:
     """What an earlier search left; None where there is nothing, or nothing whole."""
-    from rd_hf.bases.moments import JointMoments, load_tensors
-
     try:
         kept = load_tensors(path) if path.is_file() else {}
         parts = [
@@ -240,8 +224,6 @@ def _cached(path: Path, blocks: int) -> _Statistics | None:
 
 def _of_model(checkpoint: Checkpoint, level: str, given: Sequence[float]) -> Whitening:
     """The whitening that came with a model: its bases alone are read, no backbone is needed."""
-    from rd_hf.bases.whitening import Whitening
-
     model = load_model(
         checkpoint.name, checkpoint.revision, checkpoint.fingerprint, level, "float32", None, "cpu", above=level
     )
