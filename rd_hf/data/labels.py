@@ -148,7 +148,7 @@ class Matches:
             found.append(key)
         return found
 
-    def require(self, folder: object, proteins: int, first: str) -> None:
+    def require(self, folder: object, proteins: int, first: str = "") -> None:
         """Raise InputError if none of so many proteins, the first of which has this id, was found."""
         if not self.by_id and not self.by_accession:
             raise InputError(

@@ -120,5 +120,5 @@ def _umap(values: np.ndarray, start: np.ndarray | None, seed: int) -> np.ndarray
     settings = {**_UMAP, "n_neighbors": min(15, len(values) - 1)}
     # UMAP scatters its points over about ten units; a start of another size would have to grow first.
     begin = "spectral" if start is None else np.asarray(5 * start, dtype=np.float32)
-    # With a seed UMAP runs on one thread, whatever it is told; saying so spares a warning.
+    # With a seed UMAP runs on one thread, whatever the number of jobs; naming one spares a warning.
     return np.asarray(UMAP(init=begin, random_state=seed, n_jobs=1, **settings).fit_transform(values), dtype=np.float64)

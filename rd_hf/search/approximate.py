@@ -59,17 +59,16 @@ class ApproximateIndex:
         if allowed is not None:
             mask = np.packbits(np.isin(self.records, allowed, assume_unique=True), bitorder="little")
             chosen["sel"] = faiss.IDSelectorBitmap(mask)
-        prepared = unit(queries) if self.metric == "cosine" else queries
+        prepared = _prepared(queries, self.metric)
         rows = np.full((len(queries), asked), -1)
         pending = np.arange(len(queries))
         for effort in self._efforts(asked):
             if not len(pending):
                 break
-            parameters = (
-                faiss.SearchParametersIVF(nprobe=effort, **chosen)
-                if self.kind == "ivf"
-                else faiss.SearchParametersHNSW(efSearch=effort, **chosen)
-            )
+            if self.kind == "ivf":
+                parameters = faiss.SearchParametersIVF(nprobe=effort, **chosen)
+            else:
+                parameters = faiss.SearchParametersHNSW(efSearch=effort, **chosen)
             _, rows[pending] = self.index.search(prepared[pending], asked, params=parameters)
             pending = pending[(rows[pending] < 0).any(axis=1)]
         records = np.where(rows < 0, NOBODY, self.records[rows])
@@ -93,13 +92,7 @@ class ApproximateIndex:
 
 
 def open_index(
-    database: Database,
-    level: str,
-    metric: str,
-    kind: str,
-    cache: Path,
-    report: Callable[[str], None],
-    on_rows: OnRows,
+    database: Database, level: str, metric: str, kind: str, cache: Path, report: Callable[[str], None], on_rows: OnRows
 ) -> ApproximateIndex:
     """Open the index of a database's rows that an earlier search left in ``cache``, or make one and keep it there."""
     faiss = need_faiss()

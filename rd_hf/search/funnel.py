@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from rd_hf.data.records import InputError
 from rd_hf.search.database import Chunk, Database, joined
-from rd_hf.search.labels import SHOWN, some
+from rd_hf.search.labels import Tally
 from rd_hf.search.neighbours import NOBODY, Hits
 from rd_hf.search.settings import Recall, SearchSettings
 
@@ -39,7 +39,7 @@ class SearchPlan:
         """How candidates are picked, in words."""
         if not self.candidates:
             return None
-        return f"{self.candidates:,} candidates a query at level {self.shortlist_level} ({index})"
+        return f"{self.candidates:,} candidates per query at level {self.shortlist_level} ({index})"
 
 
 def plan_search(settings: SearchSettings, database: Database, queries_hold: dict[str, int]) -> SearchPlan:
@@ -125,29 +125,21 @@ class RecallSample:
 
 @dataclass(slots=True)
 class ShortQueries:
-    """Counts the queries that found fewer than k neighbours, and those that found none; keeps ids of the first few.
-
-    In words by ``str``, which is empty without any.
-    """
+    """Counts the queries that found fewer than k neighbours; in words by ``str``, which is empty without any."""
 
     k: int
-    fewer: int = 0
-    none: int = 0
-    fewer_ids: list[str] = field(default_factory=list)
-    none_ids: list[str] = field(default_factory=list)
+    fewer: Tally = field(default_factory=Tally)
+    none: Tally = field(default_factory=Tally)
 
     def add(self, ids: pa.StringArray, hits: Hits) -> int:
         """Look at a group of queries; returns how many hits there are."""
         counts = (hits.records != NOBODY).sum(axis=1)
-        fewer, none = np.flatnonzero(counts < self.k), np.flatnonzero(counts == 0)
-        self.fewer += len(fewer)
-        self.none += len(none)
-        for names, places in ((self.fewer_ids, fewer), (self.none_ids, none)):
-            names += ids.take(pa.array(places[: SHOWN - len(names)])).to_pylist()
+        self.fewer.add(ids, counts < self.k)
+        self.none.add(ids, counts == 0)
         return int(counts.sum())
 
     def __str__(self) -> str:
-        if not self.fewer:
+        if not self.fewer.count:
             return ""
-        words = f"fewer than {self.k:,} hits for {self.fewer:,} queries ({some(self.fewer_ids, self.fewer)})"
-        return words + (f", none at all for {self.none:,} ({some(self.none_ids, self.none)})" if self.none else "")
+        words = f"fewer than {self.k:,} hits for {self.fewer.count:,} queries ({self.fewer})"
+        return words + (f", none at all for {self.none.count:,} ({self.none})" if self.none.count else "")

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from rd_hf.data.labels import Cells, read_labels
 from rd_hf.data.records import InputError
 from rd_hf.devices import check_device
-from rd_hf.embedding import EmbeddingOptions, JobSettings, run_job
+from rd_hf.embedding import JobSettings, run_job
 from rd_hf.embedding.checkpoint import Checkpoint, resolve
 from rd_hf.embedding.columns import finish
 from rd_hf.embedding.folder import OutputFolder
@@ -96,12 +96,11 @@ def _open_queries(
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rd_hf-queries-"))
         held = database.levels.get(plan.level)
         width = None if held == database.model.nested_dims[plan.level] else held
-        options = asdict(database.options) | {"levels": (plan.level,), "width": width, "output_dtype": "float32"}
         job = JobSettings(
             model=checkpoint.name,
             inputs=(settings.queries,),
             output=folder,
-            options=EmbeddingOptions(**options),
+            options=replace(database.options, levels=(plan.level,), width=width, output_dtype="float32"),
             revision=checkpoint.revision,
             device=settings.device,
             one_pass=checkpoint.one_pass,
@@ -149,10 +148,8 @@ def _check_comparable(settings: SearchSettings, database: Database, queries: Dat
     for name in ("pooling", "whiten", *(["normalize"] if settings.metric == "euclidean" else [])):
         one, other = getattr(database.options, name), getattr(queries.options, name)
         if one != other:
-            raise InputError(
-                f"{database.path} was made with {name} {one}, {queries.path} with {other}: embed the queries as the "
-                "database was"
-            )
+            differ = f"{database.path} was made with {name} {one}, {queries.path} with {other}"
+            raise InputError(f"{differ}: embed the queries as the database was")
 
 
 def _which(model: Checkpoint) -> str:

@@ -7,7 +7,7 @@ neighbours that have it, divided by k. There d is Euclidean; for the cosine it i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,23 @@ from rd_hf.search.database import Database
 
 # Names that a sentence about many gives.
 SHOWN = 3
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts proteins, and names the first few of them in words by ``str``."""
+
+    count: int = 0
+    names: list[str] = field(default_factory=list)
+
+    def add(self, ids: pa.StringArray, mask: np.ndarray) -> None:
+        """Count those of these proteins that the mask has."""
+        places = np.flatnonzero(mask)
+        self.count += len(places)
+        self.names += ids.take(pa.array(places[: SHOWN - len(self.names)])).to_pylist()
+
+    def __str__(self) -> str:
+        return ", ".join(map(repr, self.names)) + (", ..." if self.count > SHOWN else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,27 +62,19 @@ def labelled(database: Database, labels: Cells, path: str) -> tuple[np.ndarray, 
     """
     matches = Matches(path, labels)
     records: list[np.ndarray] = []
-    without: list[str] = []
-    missing = 0
+    without = Tally()
     for numbers, ids, _ in database.names():
-        names = ids.to_pylist()
-        has = np.array([key is not None for key in matches.find(names)], dtype=bool)
+        has = np.array([key is not None for key in matches.find(ids.to_pylist())], dtype=bool)
         records.append(numbers[has])
-        missing += int((~has).sum())
-        without += [names[place] for place in np.flatnonzero(~has)[: SHOWN - len(without)]]
-    matches.require(database.path, database.rows, without[0] if without else "")
+        without.add(ids, ~has)
+    matches.require(database.path, database.rows, *without.names[:1])
     parts = [str(matches)] if matches.by_accession else []
-    if missing:
-        lack = f"{missing:,} of {database.rows:,} proteins have no label"
-        parts.append(f"{lack} and are left out ({some(without, missing)})")
-    if unused := matches.unused:
-        parts.append(f"{len(unused):,} labelled ids are not in the database ({some(sorted(unused), len(unused))})")
+    if without.count:
+        parts.append(f"{without.count:,} of {database.rows:,} proteins have no label and are left out ({without})")
+    if matches.unused:
+        unused = Tally(len(matches.unused), sorted(matches.unused)[:SHOWN])
+        parts.append(f"{unused.count:,} labelled ids are not in the database ({unused})")
     return np.concatenate(records), f"{path}: {'; '.join(parts)}" if parts else None
-
-
-def some(names: list[str], of: int) -> str:
-    """The first of so many names."""
-    return ", ".join(repr(name) for name in names[:SHOWN]) + (", ..." if of > SHOWN else "")
 
 
 def transfer(neighbours: list[tuple[float, tuple[str, ...]]], k: int) -> list[Prediction]:

@@ -19,7 +19,7 @@ from rd_hf.search.database import Chunk, OnRows, unit
 
 # Rows that faiss hands over beyond those asked for: room for what float32 cannot order.
 _MARGIN = 8
-# Pairs scored at once: 4,096 of 1,280 dimensions are 40 MB an array in float64.
+# Pairs scored at once: 4,096 of 1,280 dimensions are 40 MB per array in float64.
 _PAIRS = 4096
 # Queries whose similarities to a whole chunk are looked at together.
 _TOGETHER = 64
@@ -100,7 +100,7 @@ def nearest(
     own: np.ndarray | None = None,
     on_rows: OnRows = lambda rows: None,
 ) -> Hits:
-    """Find the k nearest of all rows for each query.
+    """Find the k nearest of all rows for each query, ties in order of their records.
 
     Args:
         chunks: the rows, records ascending and none twice.
@@ -109,9 +109,6 @@ def nearest(
         metric: ``cosine`` or ``euclidean``.
         own: (queries,) int64, record to leave out for each query.
         on_rows: called with the number of rows of each chunk when it is done.
-
-    Returns:
-        The nearest, ties in order of their records.
     """
     found = Hits.none(len(queries), k)
     comparison: FloatComparison | None = None
@@ -216,11 +213,8 @@ def score(
 
     Args:
         chunks: rows, among them all candidates; records ascending within a chunk and in one chunk only.
-        queries: (queries, width) float32.
+        queries, k, metric, on_rows: as for :func:`nearest`.
         candidates: (queries, candidates) int64 records, ``NOBODY`` where there are fewer.
-        k: neighbours per query.
-        metric: ``cosine`` or ``euclidean``.
-        on_rows: called with the number of rows of each chunk when it is done.
 
     Raises:
         InputError: a candidate's row never came.

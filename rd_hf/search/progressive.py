@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -65,8 +65,7 @@ class CandidateEmbedder:
     @property
     def options(self) -> EmbeddingOptions:
         """As the database was made, at the larger level."""
-        fields = asdict(self.database.options) | {"levels": (self.level,), "width": None, "output_dtype": "float32"}
-        return EmbeddingOptions(**fields)
+        return replace(self.database.options, levels=(self.level,), width=None, output_dtype="float32")
 
     @property
     def folder(self) -> Path:

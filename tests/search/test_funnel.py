@@ -39,7 +39,7 @@ def test_the_funnel_is_its_two_steps_and_tells_its_recall(
         *("--queries", folder(queries, "queries"), "--database", folder(rows), "--metric", metric, "--k", 3),
         *("--shortlist-level", "S", "--shortlist", 12, "--output", tmp_path / "hits.tsv"),
     )
-    assert "shortlist: 12 candidates a query at level S (exact)" in outcome.stdout
+    assert "shortlist: 12 candidates per query at level S (exact)" in outcome.stdout
     found = records_found(tmp_path / "hits.tsv", 3)
     np.testing.assert_array_equal(found, funnel_by_hand(queries, rows, 3, 12, metric))
     assert set(read_hits(tmp_path / "hits.tsv")["level"]) == {"L"}
