@@ -24,8 +24,8 @@ import numpy as np
 
 from rd_hf.conversion.settings import ExportSettings
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
-from rd_hf.embedding.finished import Finished
 from rd_hf.embedding.folder import JobError
+from rd_hf.embedding.reader import EmbeddingFolder
 from rd_hf.files import replacing
 
 
@@ -53,22 +53,22 @@ def export_h5(settings: ExportSettings, on_record: Callable[[int], None] = lambd
     """Write the embeddings of a finished folder to an h5 file, and call ``on_record`` with 1 after each row.
 
     Raises:
-        JobError: the folder is not finished, has no such level, ids that cannot be names, or inputs that changed.
-        InputError: an input cannot be read.
+        JobError: the folder has no such level, ids that cannot be names, or inputs that changed.
+        InputError: the folder is not finished or not as it was written, or an input cannot be read.
         ModuleNotFoundError: h5py is not installed.
     """
-    finished = Finished.read(settings.embeddings)
-    column, width, level = finished.column_of(settings.level)
-    trouble = None if settings.key == "hash" else _trouble(settings.embeddings, finished)
+    stored = EmbeddingFolder(settings.embeddings, with_journal=True)
+    column, width, level = stored.column_of(settings.level)
+    trouble = None if settings.key == "hash" else _trouble(settings.embeddings, stored)
     if trouble and settings.key == "id":
         raise JobError(f"{trouble}: choose --key hash")
     by_hash = bool(trouble) or settings.key == "hash"
-    rows = _with_sequences(finished, column, settings.input) if by_hash else finished.all_rows(column)
+    rows = _with_sequences(stored, column, settings.input) if by_hash else stored.all_rows(column)
     written = 0
     # Of names that several records share: the ids of all of them.
     shared: dict[str, list[str]] = {}
     with replacing(Path(settings.output), kind=JobError) as temporary, _writing(temporary) as (file, check):
-        model = finished.manifest["model"]
+        model = stored.manifest["model"]
         file.attrs["model_name"] = f"{Path(model['name']).name} {level}"
         file.attrs["revision"] = model["revision"] or model["fingerprint"]
         if model.get("one_pass"):
@@ -90,10 +90,10 @@ def export_h5(settings: ExportSettings, on_record: Callable[[int], None] = lambd
     return Exported(written, repeated, "hash" if by_hash else "id", level, width)
 
 
-def _trouble(folder: str, finished: Finished) -> str | None:
+def _trouble(folder: str, stored: EmbeddingFolder) -> str | None:
     """Why ids do not serve as names of datasets, or None."""
     seen: set[str] = set()
-    for one in finished.ids():
+    for one in stored.ids():
         if one in seen:
             return f"{folder} has the id {one!r} more than once"
         # A slash makes groups, a dot alone is the group itself, and C strings end at a zero.
@@ -104,12 +104,12 @@ def _trouble(folder: str, finished: Finished) -> str | None:
 
 
 def _with_sequences(
-    finished: Finished, column: str, inputs: tuple[str, ...]
+    stored: EmbeddingFolder, column: str, inputs: tuple[str, ...]
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """Rows with their cleaned sequences, which are those that were embedded."""
-    rows = finished.all_rows(column)
+    rows = stored.all_rows(column)
     pending = next(rows, None)
-    for number, (_, record) in enumerate(finished.records(inputs), start=1):
+    for number, (_, record) in enumerate(stored.records(inputs), start=1):
         if pending is None or pending[0]["record"] != number:
             continue
         try:

@@ -39,9 +39,17 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that has no cells that can be told apart."""
+    """A row that cannot be told apart into cells.
+
+    Attributes:
+        reason: in words.
+        cells: of a tab-separated line that has more or fewer of them than the header.
+        line: its number.
+    """
 
     reason: str
+    cells: Sequence[str] = ()
+    line: int = 0
 
 
 Row = Mapping[str, Any] | BadRow
@@ -118,7 +126,7 @@ def _split(line: str, delimiter: str) -> list[str]:
 
 
 def _header(source: str | Path, lines: _Lines, kind: str, wanted: Callable[[Sequence[str]], bool]) -> tuple[Any, ...]:
-    """Column names, the delimiter, and whether quotes are meant everywhere."""
+    """Column names, the delimiter, whether quotes are meant everywhere, and the line that they were read from."""
     first = next((line for line in lines if line.strip()), None)
     if first is None:
         raise InputError(f"{source} holds no rows")
@@ -129,12 +137,12 @@ def _header(source: str | Path, lines: _Lines, kind: str, wanted: Callable[[Sequ
         delimiters, first = declared[1], next(lines, "")
     found = []
     for delimiter in delimiters:
-        cells, taken = _quoted(first, lines, delimiter)
-        lines.unread(taken)
-        if cells is None or taken:
-            found.append((_split(first, delimiter), delimiter, False))
+        cells, taken = _quoted(first, lines, delimiter) if '"' in first else (None, [])
+        if cells is not None and not taken:
+            found.append((cells, delimiter, True, first))
         else:
-            found.append((cells, delimiter, True))
+            lines.unread(taken)
+            found.append((_split(first, delimiter), delimiter, False, first))
         if wanted(found[-1][0]):
             return found[-1]
     return max(found, key=lambda each: len(each[0]))
@@ -147,6 +155,7 @@ def delimited(
     wanted: Callable[[Sequence[str]], bool],
     on_read: Callable[[int], None] | None = None,
     say: Say | None = None,
+    is_row: Callable[[Sequence[str]], bool] = lambda cells: False,
 ) -> Iterator[Table]:
     """Open a CSV or TSV file.
 
@@ -156,6 +165,7 @@ def delimited(
         wanted: whether these column names are those that are needed: decides between delimiters.
         on_read: called with the number of bytes each time some are read.
         say: called with a sentence if rows span several lines.
+        is_row: whether the cells of the first line are a row already; the columns are then called 1, 2, and so on.
 
     Raises:
         InputError: no such file, no header, or a damaged one.
@@ -164,7 +174,10 @@ def delimited(
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with open_text(source, on_read) as handle:
         lines = _Lines(source, handle)
-        columns, delimiter, quoted = _header(source, lines, kind, wanted)
+        columns, delimiter, quoted, first = _header(source, lines, kind, wanted)
+        if is_row(columns):
+            lines.unread([first])
+            columns = [str(number) for number in range(1, len(columns) + 1)]
         yield Table(
             columns,
             lambda _: _rows(source, lines, columns, delimiter, quoted, say),
@@ -209,7 +222,8 @@ def _rows(
             yield dict(zip(columns, cells, strict=True))
         else:
             unit = "cell" if len(cells) == 1 else "cells"
-            yield BadRow(f"line {number} has {len(cells)} {unit} where the header has {width}")
+            reason = f"line {number} has {len(cells)} {unit} where the header has {width}"
+            yield BadRow(reason, cells if delimiter == "\t" else (), number)
 
 
 @contextmanager

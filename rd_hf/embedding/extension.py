@@ -7,48 +7,50 @@ rows are means (or residues) of e_(i-1), and the larger backbones alone run; see
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rd_hf.data.fasta import FastaRecord
 from rd_hf.embedding.checkpoint import Checkpoint
-from rd_hf.embedding.finished import COLUMNS, OPTIONS, Finished
 from rd_hf.embedding.folder import JobError
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.parts import Part
+from rd_hf.embedding.reader import COLUMNS, EmbeddingFolder
 from rd_hf.embedding.settings import JobSettings
 from rd_hf.embedding.worker import Worker
 
 if TYPE_CHECKING:
     from rd_hf.embedding.engine import Request
 
+# What a manifest says under the names of an embedding's options, and decides what is extended.
+OPTIONS = tuple(one.name for one in fields(EmbeddingOptions) if one.name not in ("levels", "width", "batch_tokens"))
 # Rows that go through the bases together.
 _ROWS = 4096
 
 
-def open_extendable(path: str) -> Finished:
+def open_extendable(path: str) -> EmbeddingFolder:
     """A finished folder whose rows extend.
 
     Raises:
         JobError: there is none, or its rows do not say enough of the smaller levels.
     """
-    finished = Finished.read(path)
-    if finished.converted:
+    stored = EmbeddingFolder(path, with_journal=True)
+    if stored.is_converted:
         raise JobError(
             f"{path} was converted from stored embeddings, so that its sequences are not known: convert those of the "
             "larger backbone too"
         )
-    if finished.manifest["model"].get("one_pass"):
+    if stored.manifest["model"].get("one_pass"):
         raise JobError(
             f"{path} was read out of the largest backbone in one pass, which is no beginning of a larger exact level: "
             "embed from scratch, without --extend"
         )
-    reason = why_not_extended(finished.settings.options)
+    reason = why_not_extended(stored.options)
     if reason is not None:
         raise JobError(f"{path} cannot be extended: {reason}; embed from scratch, without --extend")
-    return finished
+    return stored
 
 
 def why_not_extended(options: EmbeddingOptions) -> str | None:
@@ -66,25 +68,25 @@ def why_not_extended(options: EmbeddingOptions) -> str | None:
     return None
 
 
-def arguments(finished: Finished, values: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
+def arguments(stored: EmbeddingFolder, values: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
     """A command's arguments, with those that the folder decides taken from it.
 
     Args:
-        finished: the folder.
+        stored: the folder.
         values: of all arguments.
         given: names of those that the user gave, which must agree with the folder's.
 
     Raises:
         JobError: an argument contradicts the folder.
     """
-    job, model = finished.manifest["job"], finished.manifest["model"]
+    job, model = stored.manifest["job"], stored.manifest["model"]
     taken = dict(values)
     for name in (*OPTIONS, *COLUMNS):
         # What a manifest does not say was as by default.
-        was = job.get(name, getattr(finished.settings.options, name, None))
+        was = job.get(name, getattr(stored.options, name, None))
         if name in given and values[name] != was:
             raise JobError(
-                f"{finished.folder.path} was made with {name} {was!r}, not {values[name]!r}: leave "
+                f"{stored.path} was made with {name} {was!r}, not {values[name]!r}: leave "
                 f"--{name.replace('_', '-')} away, or embed from scratch, without --extend"
             )
         taken[name] = was
@@ -96,28 +98,28 @@ def arguments(finished: Finished, values: Mapping[str, Any], given: Collection[s
     return taken
 
 
-def check(finished: Finished, settings: JobSettings, checkpoint: Checkpoint) -> None:
+def check(stored: EmbeddingFolder, settings: JobSettings, checkpoint: Checkpoint) -> None:
     """Raise a JobError unless the checkpoint and the levels asked for extend this folder."""
-    path, was = finished.folder.path, finished.manifest["model"]
+    path, was = stored.path, stored.manifest["model"]
     if not checkpoint.is_of(was["fingerprint"], was.get("backbones", {})):
         raise JobError(
             f"{path} was made with {was['name']} ({was['fingerprint'][:19]}), and {checkpoint.name} is another "
             f"model or revision ({checkpoint.fingerprint[:19]}): name that one, or embed from scratch"
         )
-    if settings.options.dtype != finished.settings.options.dtype:
+    if settings.options.dtype != stored.options.dtype:
         raise JobError(
-            f"{path} was computed in {finished.settings.options.dtype}, and is extended in it: dtype "
+            f"{path} was computed in {stored.options.dtype}, and is extended in it: dtype "
             f"{settings.options.dtype} needs embedding from scratch"
         )
     if settings.options.whiten:
         raise JobError(f"{path} is extended by plain vectors: leave whiten away, or embed from scratch to whiten")
     wanted = checkpoint.largest(settings.options.levels, settings.options.width)
-    if checkpoint.nested_dims[wanted] <= finished.width:
+    if checkpoint.nested_dims[wanted] <= stored.width:
         raise JobError(
-            f"{path} holds level {finished.level} already, whose first {checkpoint.nested_dims[wanted]:,} dimensions "
+            f"{path} holds level {stored.level} already, whose first {checkpoint.nested_dims[wanted]:,} dimensions "
             f"are level {wanted}: there is nothing to extend"
         )
-    held = checkpoint.within(replace(finished.settings.options, levels=(finished.level,))).max_length
+    held = checkpoint.within(replace(stored.options, levels=(stored.level,))).max_length
     takes = checkpoint.within(settings.options).max_length
     if takes != held:
         raise JobError(
@@ -130,23 +132,22 @@ def check(finished: Finished, settings: JobSettings, checkpoint: Checkpoint) -> 
 class ExtendingWorker(Worker):
     """Does a part from the stored rows of its records and the larger backbones."""
 
-    finished: Finished = field(kw_only=True)
+    stored: EmbeddingFolder = field(kw_only=True)
 
     def records(self) -> Iterator[tuple[str, FastaRecord]]:
-        return self.finished.records(self.settings.inputs, self.settings.called, self.progress.read, self.say)
+        return self.stored.records(self.settings.inputs, self.settings.called, self.progress.read, self.say)
 
     def compute(self, part: Part, places: list[int], requests: list[Request]) -> list[np.ndarray | str]:
         with self.stages.stage("read"):
-            known = self.finished.rows(part.first_record, len(part.records))
+            known = self.stored.rows_of(part.first_record, len(part.records))
         numbers = [part.first_record + place for place in places]
-        folder = self.finished.folder
-        missing = f"{folder.path} has no embedding of it, and says why in {folder.rejects_path.name}"
+        missing = f"{self.stored.path} has no embedding of it, and says why in {self.stored.rejects_path.name}"
         results: list[np.ndarray | str] = [missing for _ in requests]
-        stored = [place for place, number in enumerate(numbers) if number in known]
+        places_known = [place for place, number in enumerate(numbers) if number in known]
         # Spelled out, since super() without arguments does not find the class that slots made anew.
-        brought = Worker.compute(self, part, [places[i] for i in stored], [requests[i] for i in stored])
+        brought = Worker.compute(self, part, [places[i] for i in places_known], [requests[i] for i in places_known])
         pairs: list[tuple[int, np.ndarray, np.ndarray]] = []
-        for place, value in zip(stored, brought, strict=True):
+        for place, value in zip(places_known, brought, strict=True):
             if isinstance(value, str):
                 results[place] = value
             else:
@@ -171,7 +172,7 @@ class ExtendingWorker(Worker):
             known, brought = (np.concatenate([pair[which] for pair in group]) for which in (1, 2))
             engine = self.started()
             wide = extend(
-                engine.model, torch.from_numpy(known), torch.from_numpy(brought), self.finished.level, engine.level
+                engine.model, torch.from_numpy(known), torch.from_numpy(brought), self.stored.level, engine.level
             )
             ends = np.cumsum([len(pair[1]) for pair in group])[:-1]
             yield from zip((pair[0] for pair in group), np.split(wide.cpu().numpy(), ends), strict=True)

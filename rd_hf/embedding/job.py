@@ -58,11 +58,11 @@ def run_job(
     settings = with_stored_settings(settings, OutputFolder(settings.output))
     if settings.extend is None:
         return run_worker(settings, group, partial(Worker, hints=hints), {}, (), report, show_progress)
-    finished = open_extendable(settings.extend)
-    settings = replace(settings, backbones=finished.manifest["model"].get("backbones"))
-    about = {"extends": settings.extend, "extends_sha256": finished.digest}
-    start = partial(ExtendingWorker, finished=finished, above=finished.level)
-    return run_worker(settings, group, start, about, [partial(check, finished, settings)], report, show_progress)
+    stored = open_extendable(settings.extend)
+    settings = replace(settings, backbones=stored.manifest["model"].get("backbones"))
+    about = {"extends": settings.extend, "extends_sha256": stored.digest}
+    start = partial(ExtendingWorker, stored=stored, above=stored.level)
+    return run_worker(settings, group, start, about, [partial(check, stored, settings)], report, show_progress)
 
 
 def run_worker(

@@ -265,6 +265,7 @@ class Worker:
             "levels": list(self.widths),
             "nested_dims": self.checkpoint.held(max(self.widths.values())),
             **{name: getattr(options, name) for name in ("pooling", "dtype", "output_dtype", "normalize", "long")},
+            "page_checksums": True,
         }
         table = pa.table(columns).replace_schema_metadata({"rd_hf": json.dumps(about)})
         rows_a_group = max(1, _ROW_GROUP_BYTES * len(rows) // max(1, table.nbytes))
@@ -273,7 +274,8 @@ class Worker:
         def fill(handle: IO[bytes]) -> None:
             # Embeddings are as good as noise to a compressor: only text is worth its time.
             codecs = dict.fromkeys(text, "zstd")
-            with pq.ParquetWriter(handle, table.schema, compression=codecs, use_dictionary=["source"]) as writer:
+            settings = {"compression": codecs, "use_dictionary": ["source"], "write_page_checksum": True}
+            with pq.ParquetWriter(handle, table.schema, **settings) as writer:
                 # A group without rows stops datasets, which reads in batches of its length.
                 if rows:
                     writer.write_table(table, row_group_size=rows_a_group)

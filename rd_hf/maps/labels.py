@@ -1,4 +1,4 @@
-"""Labels of proteins: a table of ids and one or more columns of labels."""
+"""What a map's points are coloured by: columns of labels, or the inputs that the proteins came from."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rd_hf.data.columns import ID_COLUMNS
-from rd_hf.data.records import InputError, readable
-from rd_hf.data.tables import BadRow, delimited
+from rd_hf.data.labels import Cells, Matches, read_labels, split_labels
+from rd_hf.data.records import InputError
+from rd_hf.maps.proteins import Proteins
+from rd_hf.maps.settings import MapSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,86 +22,68 @@ class Column:
     Attributes:
         name: of the column.
         labels: the different labels, the most frequent first, ties in alphabetical order.
-        codes: (n,) int32, a protein's label counted from 1 in ``labels``; 0 where it has none.
+        codes: (n,) int32, the label of each protein counted from 1 in ``labels``; 0 where it has none.
     """
 
     name: str
     labels: list[str]
     codes: np.ndarray
 
-    @property
-    def unlabelled(self) -> int:
-        """Proteins without a label."""
-        return int((self.codes == 0).sum())
+    @classmethod
+    def of(cls, name: str, values: Sequence[str]) -> Column:
+        """Make a column from the label of each protein; an empty label is none."""
+        counts = Counter(value for value in values if value)
+        labels = sorted(counts, key=lambda label: (-counts[label], label))
+        numbers = {label: number for number, label in enumerate(labels, start=1)}
+        return cls(name, labels, np.array([numbers.get(value, 0) for value in values], dtype=np.int32))
 
 
-def column(name: str, values: Sequence[str]) -> Column:
-    """A column from each protein's label; an empty label is none."""
-    counts = Counter(value for value in values if value)
-    labels = sorted(counts, key=lambda label: (-counts[label], label))
-    numbers = {label: number for number, label in enumerate(labels, start=1)}
-    return Column(name, labels, np.array([numbers.get(value, 0) for value in values], dtype=np.int32))
-
-
-def read_labels(path: str | Path) -> dict[str, dict[str, str]]:
-    """Read a table (tab-separated, or with commas or semicolons; compressed or not) whose header names the columns.
-
-    Args:
-        path: such as ``id<TAB>kingdom<TAB>family``. The id column is the first that is called id, name, accession,
-            entry, ...; every other column holds labels.
-
-    Returns:
-        For each column id -> label; cells that are empty are left out.
+def columns_of(settings: MapSettings, proteins: Proteins) -> tuple[list[Column], list[str]]:
+    """Return what to colour by, the column asked for first, and sentences that a user should know of it.
 
     Raises:
-        InputError: no such file, no header, no label column, a row of another width, an id with two labels.
+        InputError: no such table or column, or the table labels none of the proteins.
     """
-
-    def is_id(cell: str) -> bool:
-        return cell.strip().lower() in ID_COLUMNS
-
-    with delimited(path, ".tsv", lambda columns: any(map(is_id, columns))) as table:
-        ids = next(filter(is_id, table.columns), None)
-        names = [column for column in table.columns if column != ids]
-        called = [column.strip() for column in table.columns]
-        if ids is None or not names or len(set(called)) != len(called) or not all(called):
+    columns: list[Column] = []
+    notes: list[str] = []
+    if settings.labels:
+        columns, notes = _labelled(settings, proteins)
+    if len(set(proteins.sources)) > 1 and all(one.name != "input" for one in columns):
+        columns.append(Column.of("input", [Path(source).name for source in proteins.sources]))
+    if settings.color_by is not None:
+        names = [one.name for one in columns]
+        if settings.color_by not in names:
             raise InputError(
-                f"{path}: the first line must name the columns, each once, such as id<TAB>kingdom, and is "
-                f"{chr(9).join(table.columns)!r}{table.about}"
+                f"{settings.labels or settings.embeddings} has no column {settings.color_by!r} to colour by: it has "
+                f"{', '.join(names) or 'none'}"
             )
-        found: dict[str, dict[str, str]] = {name: {} for name in names}
-        for row in table.read(table.columns):
-            if isinstance(row, BadRow):
-                raise InputError(f"{path}: {row.reason}; mend the row")
-            one = readable(row[ids].strip())
-            for name in names:
-                label = readable(row[name].strip())
-                if label and found[name].setdefault(one, label) != label:
-                    raise InputError(
-                        f"{path}: {one!r} has two labels as {name}, {found[name][one]!r} and {label!r}: keep one, "
-                        "since a point has one colour"
-                    )
-    return {readable(name.strip()): labels for name, labels in found.items()}
+        columns.sort(key=lambda one: one.name != settings.color_by)
+    return columns, notes
 
 
-def label_columns(path: str | Path, ids: Sequence[str]) -> tuple[list[Column], int]:
-    """The columns of a table of labels, for proteins of these ids.
+def _labelled(settings: MapSettings, proteins: Proteins) -> tuple[list[Column], list[str]]:
+    """The columns of a table, and how they fit the proteins."""
+    path, columns, notes = str(settings.labels), [], []
+    table = read_labels(path, all_columns=True)
+    matches = Matches(path, dict.fromkeys(name for cells in table.values() for name in cells))
+    known_as = matches.find(proteins.ids)
+    matches.require(settings.embeddings, len(proteins.ids), proteins.ids[0])
+    for name, cells in table.items():
+        column = Column.of(name, [_label(cells, key) for key in known_as])
+        columns.append(column)
+        if unlabelled := int((column.codes == 0).sum()):
+            notes.append(f"proteins without {name} in {path}, drawn grey: {unlabelled:,}")
+        if several := sum(len(cells.get(key or "", ())) > 1 for key in known_as):
+            notes.append(f"proteins with several labels as {name} in {path}, drawn as one such as 'A;B': {several:,}")
+    if matches.by_accession:
+        notes.append(str(matches))
+    # Where a sample is drawn, most labels are those of proteins that it leaves out.
+    if matches.unused and proteins.total == len(proteins.ids):
+        notes.append(f"ids of {path} that belong to no protein of {settings.embeddings}: {len(matches.unused):,}")
+    return columns, notes
 
-    Returns:
-        The columns, and how many of the table's ids belong to none of the proteins.
 
-    Raises:
-        InputError: as :func:`read_labels`, or the table labels none of the proteins.
-    """
-    table = read_labels(path)
-    named = {name for values in table.values() for name in values}
-    foreign = named - set(ids)
-    if named == foreign:
-        example = f"its first id is {min(foreign)!r}" if foreign else "it is empty"
-        raise InputError(
-            f"{path} labels none of the {len(ids):,} proteins: {example}, the first protein's is {ids[0]!r}; write "
-            "ids as the embedding folder has them"
-        )
-    return [column(name, [values.get(one, "") if one else "" for one in ids]) for name, values in table.items()], len(
-        foreign
-    )
+def _label(cells: Cells, key: str | None) -> str:
+    """The one label of a protein, since a point has one colour: several become one, as they stand in one cell."""
+    found = cells.get(key or "", ())
+    return found[0] if len(found) == 1 else ";".join(split_labels(found))

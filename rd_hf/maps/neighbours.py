@@ -1,4 +1,4 @@
-"""Nearest neighbours of every protein at every level, exact, in one pass over the pairs.
+"""Nearest neighbours of every protein at every level, exact, in a single read of the pairs.
 
 Levels are prefixes of each other, so the inner products of a level are those of the level before plus the ones of
 the appended dimensions: all levels together cost what the largest costs alone.
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-# Bytes of one block of similarities (queries x all proteins, float32).
-_BLOCK_BYTES = 16 << 20
+# Bytes of one chunk of similarities (queries x all proteins, float32).
+_CHUNK_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,39 +30,38 @@ class Neighbours:
 
 
 def nearest(
-    vectors: np.ndarray, levels: Mapping[str, int], k: int, on_block: Callable[[int], object] | None = None
+    vectors: np.ndarray, levels: Mapping[str, int], k: int, on_proteins: Callable[[int], object] = lambda count: None
 ) -> dict[str, Neighbours]:
-    """Neighbours by cosine similarity, for each level.
+    """Find the neighbours by cosine similarity, for each level.
 
     Args:
         vectors: (n, widest) float32.
         levels: width of each level, smallest first.
-        k: neighbours a protein; n - 1 where it is more. A zero vector's similarity to anything is 0.
-        on_block: told the number of proteins that are done each time some are.
+        k: neighbours per protein; n - 1 where it is more. A zero vector's similarity to anything is 0.
+        on_proteins: called with the number of proteins that are done each time some are.
     """
     count = len(vectors)
     k = min(k, count - 1)
     values = torch.from_numpy(np.ascontiguousarray(vectors))
     lengths = {level: torch.linalg.vector_norm(values[:, :width], dim=1) for level, width in levels.items()}
     found = {level: Neighbours(np.empty((count, k), np.int64), np.empty((count, k), np.float32)) for level in levels}
-    rows = min(count, max(1, _BLOCK_BYTES // (4 * count)))
+    rows = min(count, max(1, _CHUNK_BYTES // (4 * count)))
     # Made once: fresh memory of this size costs more than the arithmetic in it.
     all_products, all_cosines = torch.empty(rows, count), torch.empty(rows, count)
     for start in range(0, count, rows):
-        block = values[start : start + rows]
-        products, cosines = all_products[: len(block)].zero_(), all_cosines[: len(block)]
+        chunk = values[start : start + rows]
+        products, cosines = all_products[: len(chunk)].zero_(), all_cosines[: len(chunk)]
         begin = 0
         for level, width in levels.items():
-            products.addmm_(block[:, begin:width], values[:, begin:width].T)
+            products.addmm_(chunk[:, begin:width], values[:, begin:width].T)
             begin = width
             scales = 1 / torch.where(lengths[level] > 0, lengths[level], torch.inf)
             torch.mul(products, scales, out=cosines).mul_(scales[start : start + rows, None])
-            cosines[torch.arange(len(block)), torch.arange(start, start + len(block))] = -torch.inf
+            cosines[torch.arange(len(chunk)), torch.arange(start, start + len(chunk))] = -torch.inf
             indices, similarities = _largest(cosines, k)
             found[level].indices[start : start + rows] = indices
             found[level].similarities[start : start + rows] = similarities
-        if on_block is not None:
-            on_block(len(block))
+        on_proteins(len(chunk))
     return found
 
 

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rd_hf.data.records import InputError
-from rd_hf.files import write_text
 from rd_hf.maps.labels import Column
 from rd_hf.maps.neighbours import Neighbours
 from rd_hf.maps.projection import Projection
@@ -43,9 +41,9 @@ class Map:
     Attributes:
         title: of the page.
         proteins: those drawn.
-        projections: one a level, smallest first.
+        projections: one per level, smallest first.
         neighbours: of each level; empty where none were asked for.
-        columns: labels to colour by, the first of them first; may be empty.
+        columns: labels to colour by, the one that the page opens with first; may be empty.
         method: of the projection, in words.
         descriptions: whether the proteins' descriptions go along.
     """
@@ -64,7 +62,7 @@ def _packed(values: np.ndarray, kind: str) -> str:
 
 
 def page_data(content: Map) -> dict[str, Any]:
-    """What the page's script reads; ``templates/data.js`` is the other half of this function.
+    """Return what the page's script reads; ``templates/data.js`` is the other half of this function.
 
     Coordinates are int16 steps of ``step`` (the frame is cut into 65,535), similarities uint16 steps of 2 / 65,535
     from -1, so that neither shows in a picture or in four digits.
@@ -145,11 +143,7 @@ def _inline_script(text: str) -> tuple[Markup, str]:
 
 
 def render_page(content: Map) -> str:
-    """The page's HTML.
-
-    Raises:
-        InputError: plotly is not installed.
-    """
+    """Return the page's HTML; InputError if plotly is not installed."""
     templates = files("rd_hf.maps") / "templates"
     own = [(templates / name).read_text(encoding="utf-8") for name in ("data.js", "elements.js", "page.js")]
     scripts = [_inline_script(text) for text in (_plotly(), *own)]
@@ -163,16 +157,3 @@ def render_page(content: Map) -> str:
         scripts=[text for text, _ in scripts],
         hashes=[digest for _, digest in scripts],
     )
-
-
-def write_page(path: str | Path, text: str) -> int:
-    """Write a page whole or not at all.
-
-    Returns:
-        Its bytes.
-
-    Raises:
-        FolderError: it cannot be written there.
-    """
-    write_text(path, text)
-    return Path(path).stat().st_size

@@ -1,6 +1,6 @@
-"""Two dimensions for each level, turned so that a protein stays where it was as far as it can.
+"""Two dimensions for each level, rotated so that a protein stays where it was as far as it can.
 
-Each level is projected for itself. A projection is known up to a rotation and a reflection only, so each is then
+Each level is projected by itself. A projection is known up to a rotation and a reflection only, so each is then
 aligned with that of the level before by orthogonal Procrustes (Schönemann 1966, Psychometrika 31:1), and scaled to
 a root mean square of one, so that all levels fill the same frame.
 """
@@ -14,9 +14,10 @@ import numpy as np
 
 from rd_hf.data.records import InputError
 from rd_hf.maps.proteins import Proteins
+from rd_hf.maps.settings import METHODS
 
-METHODS = ("pca", "umap")
-_BLOCK = 4096
+# Rows whose products are formed together.
+_CHUNK = 4096
 # umap-learn's own defaults, stated so that a release that changes them changes no map.
 _UMAP = {"n_neighbors": 15, "min_dist": 0.1, "metric": "cosine"}
 
@@ -38,7 +39,7 @@ class Projection:
 
 
 def principal_components(values: np.ndarray) -> tuple[np.ndarray, float]:
-    """The first two principal components.
+    """Compute the first two principal components.
 
     Args:
         values: (n, width), n >= 2.
@@ -51,18 +52,18 @@ def principal_components(values: np.ndarray) -> tuple[np.ndarray, float]:
 
     count, width = values.shape
     mean = values.mean(axis=0, dtype=np.float64)
-    blocks = range(0, count, _BLOCK)
+    starts = range(0, count, _CHUNK)
     covariance = np.zeros((width, width))
-    for start in blocks:
-        centred = values[start : start + _BLOCK] - mean
+    for start in starts:
+        centred = values[start : start + _CHUNK] - mean
         covariance += centred.T @ centred
     total = float(np.trace(covariance))
     first = max(0, width - 2)
     variances, axes = eigh(covariance, subset_by_index=[first, width - 1])
     axes = axes[:, ::-1] * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])[::-1]
     points = np.zeros((count, 2))
-    for start in blocks:
-        points[start : start + _BLOCK, : axes.shape[1]] = (values[start : start + _BLOCK] - mean) @ axes
+    for start in starts:
+        points[start : start + _CHUNK, : axes.shape[1]] = (values[start : start + _CHUNK] - mean) @ axes
     return points, float(np.clip(variances, 0, None).sum()) / total if total > 0 else 0.0
 
 
@@ -77,9 +78,9 @@ def align(points: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def project(
-    proteins: Proteins, method: str = "pca", seed: int = 0, on_level: Callable[[], object] | None = None
+    proteins: Proteins, method: str = "pca", seed: int = 0, on_level: Callable[[], object] = lambda: None
 ) -> list[Projection]:
-    """Every level of the proteins in two dimensions, smallest first, aligned with the one before.
+    """Project every level of the proteins to two dimensions, smallest first, aligned with the one before.
 
     Args:
         method: ``pca``, or ``umap`` (McInnes et al. 2018; cosine; each level starts from the one before).
@@ -106,8 +107,7 @@ def project(
         if found:
             points = align(points, found[-1].points)
         found.append(Projection(level, width, points, explained))
-        if on_level is not None:
-            on_level()
+        on_level()
     return found
 
 
@@ -120,5 +120,5 @@ def _umap(values: np.ndarray, start: np.ndarray | None, seed: int) -> np.ndarray
     settings = {**_UMAP, "n_neighbors": min(15, len(values) - 1)}
     # UMAP scatters its points over about ten units; a start of another size would have to grow first.
     begin = "spectral" if start is None else np.asarray(5 * start, dtype=np.float32)
-    # With a seed UMAP runs on one thread, whatever it is told; saying so spares a warning.
+    # With a seed UMAP runs on one thread, whatever the number of jobs; naming one spares a warning.
     return np.asarray(UMAP(init=begin, random_state=seed, n_jobs=1, **settings).fit_transform(values), dtype=np.float64)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rd_hf.data.records import InputError
-from rd_hf.embedding.finished import finished_manifest, model_of, options_of, part_files
+from rd_hf.embedding.columns import finish
+from rd_hf.embedding.options import EmbeddingOptions
+from rd_hf.embedding.reader import EmbeddingFolder
 
 # A page of more would no longer be fluent, and the neighbours' cost grows with the square.
 MOST_PROTEINS = 50_000
@@ -24,12 +25,12 @@ class Proteins:
     """What a folder holds of the proteins that are drawn, in input order.
 
     Attributes:
-        ids, descriptions, sources: text, one each a protein; ids may repeat or be empty.
+        ids, descriptions, sources: text of each protein; ids may repeat or be empty.
         records: (n,) int64, number in the input, counted from 1.
         lengths: (n,) int64, residues; 0 where the folder, converted from stored embeddings, does not know them.
         vectors: (n, widest drawn level) float32, as stored.
         levels: width of each level drawn, smallest first.
-        normalized: the folder's vectors have length one, each level for itself.
+        normalized: whether the folder's vectors have length one, each level for itself.
         model, pooling: of the folder.
         total: proteins that the folder holds.
     """
@@ -48,11 +49,10 @@ class Proteins:
 
     def at(self, level: str) -> np.ndarray:
         """(n, width) float32: the embeddings of a level, which are a prefix of the widest."""
-        cut = self.vectors[:, : self.levels[level]]
+        width = self.levels[level]
         if not self.normalized:
-            return cut
-        length = np.linalg.norm(cut, axis=1, keepdims=True)
-        return np.asarray(cut / np.where(length > 0, length, 1), dtype=np.float32)
+            return self.vectors[:, :width]
+        return finish(self.vectors, width, EmbeddingOptions(normalize=True))
 
 
 def read_proteins(
@@ -60,7 +60,7 @@ def read_proteins(
     levels: Sequence[str] = (),
     sample: int | None = None,
     seed: int = 0,
-    on_read: Callable[[int, int], None] | None = None,
+    on_read: Callable[[int, int], object] = lambda rows, total: None,
 ) -> Proteins:
     """Read what a map needs, a batch of rows at a time and no other column.
 
@@ -69,16 +69,15 @@ def read_proteins(
         levels: those to draw, by default all that the folder holds.
         sample: draw so many proteins, chosen uniformly without replacement, where the folder holds more.
         seed: of that choice.
-        on_read: told rows read and rows in all.
+        on_read: called with the number of rows each time some are read, and with that of all.
 
     Raises:
-        InputError: no such folder, not finished, damaged, not one vector a protein, a level that it does not hold,
+        InputError: no such folder, not finished, damaged, not one vector per protein, a level that it does not hold,
             too few proteins or more than a page can show.
     """
-    folder, manifest = finished_manifest(path)
-    parts = part_files(folder, manifest, _TEXT)
-    model, options = model_of(manifest), options_of(manifest["job"])
-    total = sum(part["written"] for part in manifest["parts"])
+    folder = EmbeddingFolder(path)
+    folder.check_files(_TEXT)
+    total = folder.rows
     if total < 3:
         raise InputError(f"{folder.path} holds {total} proteins, and a map needs at least 3: embed more")
     if sample is None and total > MOST_PROTEINS:
@@ -86,32 +85,20 @@ def read_proteins(
             f"{folder.path} holds {total:,} proteins, more than the {MOST_PROTEINS:,} that one page shows well: "
             "draw a random sample of them with --sample 20000"
         )
+    if not folder.options.one_row:
+        raise InputError(
+            f"{folder.path} holds a row a residue (pooling {folder.options.pooling}), and a map draws one point a "
+            "protein: embed with --pooling mean, max or cls"
+        )
+    held = folder.model.held(folder.width)
+    for level in levels:
+        if level not in held:
+            raise InputError(f"{path} holds no level {level!r}: it holds {', '.join(held)}")
+    drawn = {level: width for level, width in held.items() if not levels or level in levels}
     chosen = np.arange(total)
     if sample is not None and sample < total:
         chosen = np.sort(np.random.default_rng(seed).choice(total, sample, replace=False))
-    if not options.one_row:
-        raise InputError(
-            f"{folder.path} holds a row a residue (pooling {options.pooling}), and a map draws one point a protein: "
-            "embed with --pooling mean, max or cls"
-        )
-    column, entry = max(manifest["columns"].items(), key=lambda item: item[1]["width"])
-    widths = _levels(folder.path, model.held(entry["width"]), levels)
-    widest = max(widths.values())
-    vectors = np.empty((len(chosen), widest), dtype=np.float32)
-    text: dict[str, list[Any]] = {name: [] for name in _TEXT}
-    start = filled = 0
-    for batch in _batches(parts, column, entry["width"]):
-        wanted = chosen[filled : np.searchsorted(chosen, start + batch.num_rows)] - start
-        start += batch.num_rows
-        if len(wanted):
-            block = batch.column(column)
-            values = block.flatten().to_numpy().reshape(batch.num_rows, -1)[wanted, :widest]
-            vectors[filled : filled + len(wanted)] = values
-            for name in _TEXT:
-                text[name] += batch.column(name).take(pa.array(wanted)).to_pylist()
-            filled += len(wanted)
-        if on_read is not None:
-            on_read(batch.num_rows, total)
+    text, vectors = _read(folder, chosen, max(drawn.values()), on_read)
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
         raise InputError(
@@ -125,30 +112,28 @@ def read_proteins(
         records=np.array(text["record"], dtype=np.int64),
         lengths=np.array([one or 0 for one in text["length"]], dtype=np.int64),
         vectors=vectors,
-        levels=widths,
-        normalized=options.normalize,
-        model=model.name,
-        pooling=options.pooling,
+        levels=drawn,
+        normalized=folder.options.normalize,
+        model=folder.model.name,
+        pooling=folder.options.pooling,
         total=total,
     )
 
 
-def _levels(path: Path, held: dict[str, int], asked: Sequence[str]) -> dict[str, int]:
-    """Width of each level to draw, smallest first."""
-    for level in asked:
-        if level not in held:
-            raise InputError(f"{path} holds no level {level!r}: it holds {', '.join(held)}")
-    return {level: width for level, width in held.items() if not asked or level in asked}
-
-
-def _batches(parts: Sequence[Path], column: str, width: int) -> Iterator[pa.RecordBatch]:
-    """All rows in order, the columns of a map only."""
-    for part in parts:
-        try:
-            with pq.ParquetFile(part) as file:
-                kind = file.schema_arrow.field(column).type if column in file.schema_arrow.names else pa.null()
-                if not pa.types.is_fixed_size_list(kind) or kind.list_size != width:
-                    raise InputError(f"{part}: column {column} is not {width} numbers a row: embed again")
-                yield from file.iter_batches(batch_size=4096, columns=[*_TEXT, column])
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{part} cannot be read ({error}): embed again") from error
+def _read(
+    folder: EmbeddingFolder, chosen: np.ndarray, width: int, on_read: Callable[[int, int], object]
+) -> tuple[dict[str, list[Any]], np.ndarray]:
+    """Columns of the chosen rows, which ascend from 0, and the first dimensions of their vectors."""
+    vectors = np.empty((len(chosen), width), dtype=np.float32)
+    text: dict[str, list[Any]] = {name: [] for name in _TEXT}
+    start = filled = 0
+    for _, batch in folder.batches([*_TEXT, folder.column]):
+        wanted = chosen[filled : np.searchsorted(chosen, start + batch.num_rows)] - start
+        start += batch.num_rows
+        values = batch.column(folder.column).flatten().to_numpy().reshape(batch.num_rows, -1)
+        vectors[filled : filled + len(wanted)] = values[wanted, :width]
+        for name in _TEXT:
+            text[name] += batch.column(name).take(pa.array(wanted)).to_pylist()
+        filled += len(wanted)
+        on_read(batch.num_rows, folder.rows)
+    return text, vectors

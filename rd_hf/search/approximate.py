@@ -1,4 +1,4 @@
-"""Approximate indices: faiss' inverted lists and its graph, over one byte a dimension, kept for the next search.
+"""Approximate indices: faiss' inverted lists and its graph, over one byte per dimension, kept for the next search.
 
 They only pick candidates, which are then scored from the rows themselves: what an index costs is candidates it
 misses, never a wrong score.
@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from rd_hf.files import FolderError, file_sha256, replacing, write_text
-from rd_hf.search.database import Database
-from rd_hf.search.neighbours import NOBODY, need_faiss, unit
+from rd_hf.search.database import Database, OnRows, every_nth, unit
+from rd_hf.search.neighbours import NOBODY, need_faiss
 
-# faiss asks for at least 39 rows a list to train on, and calls 4 to 16 times the root of the rows a good number of
+# faiss asks for at least 39 rows per list to train on, and calls 4 to 16 times the root of the rows a good number of
 # lists; of them the nearest sixteenth is searched at first, and no fewer than eight.
 _ROWS_A_LIST = 39
 _LISTS, _SEARCHED, _LEAST_LISTS = 4, 1 / 16, 8
@@ -30,15 +30,8 @@ _LINKS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Approximate:
-    """An index over a database's rows at a level.
-
-    Attributes:
-        index: of faiss, rows numbered from 0.
-        kind: ``ivf`` or ``hnsw``.
-        metric: ``cosine`` or ``euclidean``.
-        records: (rows,) int64, record of each row.
-    """
+class ApproximateIndex:
+    """A faiss index, of a kind of ``settings.index``, over a database's rows at a level, whose records are those."""
 
     index: Any
     kind: str
@@ -48,17 +41,17 @@ class Approximate:
     def candidates(
         self, queries: np.ndarray, count: int, own: np.ndarray | None, allowed: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Records near each query; queries that find too few in the nearest lists, or the graph, look at more of it.
+        """Return records near each query; queries that find too few look at more of the lists or the graph.
 
         Args:
             queries: (queries, width) float32.
-            count: candidates a query.
+            count: candidates per query.
             own: (queries,) record to leave out for each.
             allowed: ascending records that may be returned; all for None.
 
         Returns:
-            (queries, candidates) int64 records, ``NOBODY`` where fewer were found, and which queries (from 0) did not
-            find all that there are to find: those with rows that no link of the graph leads to.
+            (queries, candidates) int64 records, ``NOBODY`` where fewer were found; and the numbers (from 0) of the
+            queries that did not find as many as there are, since no link of the graph leads to some rows.
         """
         faiss = need_faiss()
         asked = min(len(self.records) if allowed is None else len(allowed), count + (own is not None))
@@ -66,17 +59,16 @@ class Approximate:
         if allowed is not None:
             mask = np.packbits(np.isin(self.records, allowed, assume_unique=True), bitorder="little")
             chosen["sel"] = faiss.IDSelectorBitmap(mask)
-        prepared = unit(queries) if self.metric == "cosine" else queries
+        prepared = _prepared(queries, self.metric)
         rows = np.full((len(queries), asked), -1)
         pending = np.arange(len(queries))
         for effort in self._efforts(asked):
             if not len(pending):
                 break
-            parameters = (
-                faiss.SearchParametersIVF(nprobe=effort, **chosen)
-                if self.kind == "ivf"
-                else faiss.SearchParametersHNSW(efSearch=effort, **chosen)
-            )
+            if self.kind == "ivf":
+                parameters = faiss.SearchParametersIVF(nprobe=effort, **chosen)
+            else:
+                parameters = faiss.SearchParametersHNSW(efSearch=effort, **chosen)
             _, rows[pending] = self.index.search(prepared[pending], asked, params=parameters)
             pending = pending[(rows[pending] < 0).any(axis=1)]
         records = np.where(rows < 0, NOBODY, self.records[rows])
@@ -88,7 +80,7 @@ class Approximate:
         return np.take_along_axis(records, order, axis=1)[:, :count], pending
 
     def _efforts(self, asked: int) -> Iterator[int]:
-        """Lists, or nodes of the graph, to look at: each time twice as many, up to all."""
+        """Yield the number of lists, or of nodes of the graph, to look at: each time twice as many, up to all."""
         if self.kind == "ivf":
             effort, most = max(_LEAST_LISTS, round(self.index.nlist * _SEARCHED)), self.index.nlist
         else:
@@ -100,32 +92,15 @@ class Approximate:
 
 
 def open_index(
-    database: Database,
-    level: str,
-    metric: str,
-    kind: str,
-    cache: Path,
-    report: Callable[[str], None],
-    on_rows: Callable[[int], object] = lambda rows: None,
-) -> Approximate:
-    """The index that an earlier search left, or a new one, kept for the next.
-
-    Args:
-        database: whose rows are indexed.
-        level: of the rows.
-        metric: ``cosine`` or ``euclidean``.
-        kind: ``ivf`` or ``hnsw``.
-        cache: folder that keeps indices.
-        report: told where the index cannot be kept.
-        on_rows: told the rows of each block that was read.
-    """
+    database: Database, level: str, metric: str, kind: str, cache: Path, report: Callable[[str], None], on_rows: OnRows
+) -> ApproximateIndex:
+    """Open the index of a database's rows that an earlier search left in ``cache``, or make one and keep it there."""
     faiss = need_faiss()
     what = [database.content, level, metric, kind, _LISTS, _TRAIN_ROWS, _LINKS]
-    if database.transform is not None:
-        what.append(database.transform.digest)
+    if database.whitening is not None:
+        what.append(database.whitening.digest)
     path = cache / f"{kind}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]}.faiss"
-    numbers = [records for records, _, _ in database.names()]
-    records = np.concatenate(numbers) if numbers else np.empty(0, np.int64)
+    records = np.concatenate([records for records, _, _ in database.names()])
     # A file that is damaged is made anew. faiss may follow a number in it that is wrong to anywhere, so that its hash
     # lies beside it.
     note = path.with_suffix(".sha256")
@@ -133,7 +108,7 @@ def open_index(
         with suppress(RuntimeError):
             index = faiss.read_index(str(path))
             if index.ntotal == len(records) and index.d == database.levels[level]:
-                return Approximate(index, kind, metric, records)
+                return ApproximateIndex(index, kind, metric, records)
     index = _build(faiss, database, level, metric, kind, on_rows)
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -142,26 +117,19 @@ def open_index(
         write_text(note, f"{file_sha256(path)}\n")
     except (OSError, FolderError, RuntimeError) as error:
         report(f"the index cannot be kept in {cache} ({error}): the next search makes it anew; name another --cache")
-    return Approximate(index, kind, metric, records)
+    return ApproximateIndex(index, kind, metric, records)
 
 
-def _build(faiss: Any, database: Database, level: str, metric: str, kind: str, on_rows: Callable[[int], object]) -> Any:
+def _build(faiss: Any, database: Database, level: str, metric: str, kind: str, on_rows: OnRows) -> Any:
     width, rows = database.levels[level], database.rows
     lists = max(1, min(round(_LISTS * rows**0.5), rows // _ROWS_A_LIST))
     index = faiss.index_factory(width, f"IVF{lists},SQ8" if kind == "ivf" else f"HNSW{_LINKS}_SQ8", faiss.METRIC_L2)
     # Every n-th row: the order of a proteome says nothing about its embeddings, but the first rows may be a family.
     every = max(1, rows // max(1, _TRAIN_ROWS * lists if kind == "ivf" else 65536))
-    sample = []
-    seen = 0
-    for block in database.blocks(level):
-        sample.append(block.vectors[-seen % every :: every].copy())
-        seen += len(block.records)
-        on_rows(len(block.records))
-    index.train(_prepared(np.concatenate(sample), metric))
-    sample.clear()
-    for block in database.blocks(level):
-        index.add(_prepared(block.vectors, metric))
-        on_rows(len(block.records))
+    index.train(_prepared(np.concatenate(list(every_nth(database.chunks(level), every, on_rows))), metric))
+    for chunk in database.chunks(level):
+        index.add(_prepared(chunk.vectors, metric))
+        on_rows(len(chunk.records))
     return index
 
 

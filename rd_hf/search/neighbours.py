@@ -1,27 +1,27 @@
-"""Nearest neighbours in a stream of blocks: exact, with memory that does not grow with the number of rows.
+"""Nearest neighbours in a stream of chunks: exact, with memory that does not grow with the number of rows.
 
-faiss compares a block's rows with all queries at once and in float32, which is fast and good to some digits. Which
+faiss compares a chunk's rows with all queries at once and in float32, which is fast and good to some digits. Which
 rows are returned, and in which order, is decided in float64: all that can be among the nearest, as far as float32 can
 tell, are scored again from their vectors. So equal proteins have equal scores, ties go to the smaller record, and the
-result does not depend on how the rows were cut into blocks.
+result does not depend on how the rows were cut into chunks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from rd_hf.data.records import InputError
-from rd_hf.search.database import Block
+from rd_hf.search.database import Chunk, OnRows, unit
 
 # Rows that faiss hands over beyond those asked for: room for what float32 cannot order.
 _MARGIN = 8
-# Pairs scored at once: 4,096 of 1,280 dimensions are 40 MB an array in float64.
+# Pairs scored at once: 4,096 of 1,280 dimensions are 40 MB per array in float64.
 _PAIRS = 4096
-# Queries whose similarities to a whole block are looked at together.
+# Queries whose similarities to a whole chunk are looked at together.
 _TOGETHER = 64
 NOBODY = -1
 _LAST = np.iinfo(np.int64).max
@@ -65,11 +65,7 @@ class Hits:
 
 
 def need_faiss() -> Any:
-    """The faiss module.
-
-    Raises:
-        InputError: it is not installed.
-    """
+    """Return the faiss module; InputError if it is not installed."""
     try:
         import faiss
     except ImportError as error:
@@ -78,7 +74,7 @@ def need_faiss() -> Any:
 
 
 def closeness(queries: np.ndarray, rows: np.ndarray, metric: str) -> np.ndarray:
-    """Score of each query with the row beside it, formed in float64.
+    """Score each query with the row beside it, in float64.
 
     Sums run along each row alone and so do not depend on which pairs are scored together.
 
@@ -96,89 +92,68 @@ def closeness(queries: np.ndarray, rows: np.ndarray, metric: str) -> np.ndarray:
     return ((one * other).sum(axis=1) / np.where(lengths > 0, lengths, 1)).astype(np.float32)
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """(rows, width) float32 of length one; zero vectors stay zero."""
-    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))[:, None]
-    return vectors / np.where(lengths > 0, lengths, 1)
-
-
 def nearest(
-    blocks: Iterable[Block],
+    chunks: Iterable[Chunk],
     queries: np.ndarray,
     k: int,
     metric: str,
     own: np.ndarray | None = None,
-    on_block: Callable[[int], object] = lambda rows: None,
+    on_rows: OnRows = lambda rows: None,
 ) -> Hits:
-    """The k nearest of all rows for each query.
+    """Find the k nearest of all rows for each query, ties in order of their records.
 
     Args:
-        blocks: the rows, records ascending and none twice.
+        chunks: the rows, records ascending and none twice.
         queries: (queries, width) float32.
-        k: neighbours a query.
+        k: neighbours per query.
         metric: ``cosine`` or ``euclidean``.
         own: (queries,) int64, record to leave out for each query.
-        on_block: told the rows of each block when it is done.
-
-    Returns:
-        The nearest, ties in order of their records.
+        on_rows: called with the number of rows of each chunk when it is done.
     """
     found = Hits.none(len(queries), k)
-    comparison: _Comparison | None = None
-    for block in blocks:
-        comparison = comparison or _Comparison.begin(queries, metric, block.vectors)
-        _search_block(block, queries, found, comparison, metric, own)
-        on_block(len(block.records))
+    comparison: FloatComparison | None = None
+    for chunk in chunks:
+        comparison = comparison or FloatComparison(queries, metric, chunk.vectors)
+        _search_chunk(chunk, queries, found, comparison, metric, own)
+        on_rows(len(chunk.records))
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Comparison:
-    """What faiss is given in place of the queries, and how far its float32 can be trusted.
+class FloatComparison:
+    """Compares queries with rows in float32, by faiss, and says how far that can be trusted.
 
-    Attributes:
-        faiss: the module.
-        metric: ``cosine`` or ``euclidean``.
-        centre: (width,) taken from both sides of a Euclidean distance. faiss forms it as |q|² + |x|² - 2qx, which
-            cancels badly where a few channels are large in every protein, as they are in ESM-2.
-        queries: (queries, width), centred, or of length one.
-        lengths: (queries,) of those.
+    Values are cosines, or minus squared distances.
     """
 
-    faiss: Any
-    metric: str
-    centre: np.ndarray
-    queries: np.ndarray
-    lengths: np.ndarray
+    def __init__(self, queries: np.ndarray, metric: str, some_rows: np.ndarray) -> None:
+        self.faiss, self.cosine = need_faiss(), metric == "cosine"
+        # faiss forms a squared distance as |q|² + |x|² - 2qx, which cancels badly where a few channels are large in
+        # every protein, as they are in ESM-2: both sides are centred.
+        self.centre = some_rows.mean(axis=0)
+        self.queries = self.prepared(queries)
+        self.lengths = np.linalg.norm(self.queries, axis=1)
 
-    @classmethod
-    def begin(cls, queries: np.ndarray, metric: str, some_rows: np.ndarray) -> _Comparison:
-        centre = some_rows.mean(axis=0) if metric == "euclidean" else np.zeros(queries.shape[1], np.float32)
-        prepared = queries - centre if metric == "euclidean" else unit(queries)
-        return cls(need_faiss(), metric, centre, prepared, np.linalg.norm(prepared, axis=1))
-
-    def rows(self, vectors: np.ndarray) -> np.ndarray:
-        """Rows as they are compared with the queries."""
-        return vectors - self.centre if self.metric == "euclidean" else unit(vectors)
+    def prepared(self, vectors: np.ndarray) -> np.ndarray:
+        """Vectors as they are compared: of length one, or centred."""
+        return unit(vectors) if self.cosine else vectors - self.centre
 
     def top(self, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """(queries, count) float32 of :meth:`scale`, and places of the rows."""
-        if self.metric == "cosine":
+        """(queries, count) float32 values of the nearest prepared rows, and places of those."""
+        if self.cosine:
             return self.faiss.knn(self.queries, rows, count, self.faiss.METRIC_INNER_PRODUCT)
         squares, places = self.faiss.knn(self.queries, rows, count, self.faiss.METRIC_L2)
         return -squares, places
 
     def all(self, chosen: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """(chosen, rows) float32 of :meth:`scale`."""
+        """(chosen, rows) float32 values of some queries and all prepared rows."""
         product = self.queries[chosen] @ rows.T
-        if self.metric == "cosine":
+        if self.cosine:
             return product
-        squares = np.einsum("ij,ij->i", rows, rows)[None, :] + self.lengths[chosen, None] ** 2
-        return 2 * product - squares
+        return 2 * product - (np.einsum("ij,ij->i", rows, rows)[None, :] + self.lengths[chosen, None] ** 2)
 
-    def scale(self, values: np.ndarray) -> np.ndarray:
-        """Closeness on the scale that is compared here: the cosine, or minus the squared distance."""
-        return values if self.metric == "cosine" else -(values.astype(np.float64) ** 2)
+    def values(self, closeness: np.ndarray) -> np.ndarray:
+        """Closeness as it is compared here."""
+        return closeness if self.cosine else -(closeness.astype(np.float64) ** 2)
 
     def slack(self, rows: np.ndarray) -> np.ndarray:
         """(queries,) how much two values can be off together.
@@ -187,61 +162,59 @@ class _Comparison:
         (Higham and Mary 2019, SIAM J. Sci. Comput. 41:A2815); the preparation adds some.
         """
         off = (8 * rows.shape[1] ** 0.5 + 16) * float(np.finfo(np.float32).eps) / 2
-        if self.metric == "cosine":
+        if self.cosine:
             return np.full(len(self.queries), 2 * off)
         longest = float(np.sqrt(np.einsum("ij,ij->i", rows, rows).max()))
         return 2 * off * (self.lengths + longest) ** 2
 
 
-def _search_block(
-    block: Block, queries: np.ndarray, found: Hits, comparison: _Comparison, metric: str, own: np.ndarray | None
+def _search_chunk(
+    chunk: Chunk, queries: np.ndarray, found: Hits, comparison: FloatComparison, metric: str, own: np.ndarray | None
 ) -> None:
-    """Merge what a block holds into what was found before."""
-    rows = comparison.rows(block.vectors)
+    """Merge what a chunk holds into what was found before."""
+    rows = comparison.prepared(chunk.vectors)
     count = min(len(rows), found.records.shape[1] + _MARGIN)
     values, places = comparison.top(rows, count)
     slack = comparison.slack(rows)
 
     def offer(asked: np.ndarray, at: np.ndarray) -> None:
         if own is not None:
-            others = block.records[at] != own[asked]
+            others = chunk.records[at] != own[asked]
             asked, at = asked[others], at[others]
-        scores = _score(queries, block.vectors, asked, at, metric)
+        scores = _score(queries, chunk.vectors, asked, at, metric)
         # faiss and float32 have done their part: only what is at least as near counts.
         near = scores >= found.closeness[asked, -1]
-        found.merge(asked[near], block.records[at[near]], scores[near])
+        found.merge(asked[near], chunk.records[at[near]], scores[near])
 
-    worst = comparison.scale(found.closeness[:, -1]) - slack
-    offer(*_pairs(values >= worst[:, None], places))
+    worst = comparison.values(found.closeness[:, -1]) - slack
+    near = values >= worst[:, None]
+    offer(np.nonzero(near)[0], places[near])
     if count == len(rows):
         return
     # Where even the last of faiss' rows may belong to the nearest, so may rows that it left out.
-    worst = comparison.scale(found.closeness[:, -1]) - slack
+    worst = comparison.values(found.closeness[:, -1]) - slack
     for chosen in _pieces(np.flatnonzero(values[:, -1] >= worst), _TOGETHER):
         mask = comparison.all(chosen, rows) >= worst[chosen, None]
         asked, at = np.nonzero(mask)
         asked = chosen[asked]
-        new = (found.records[asked] != block.records[at][:, None]).all(axis=1)
+        new = (found.records[asked] != chunk.records[at][:, None]).all(axis=1)
         offer(asked[new], at[new])
 
 
 def score(
-    blocks: Iterable[Block],
+    chunks: Iterable[Chunk],
     queries: np.ndarray,
     candidates: np.ndarray,
     k: int,
     metric: str,
-    on_block: Callable[[int], object] = lambda rows: None,
+    on_rows: OnRows = lambda rows: None,
 ) -> Hits:
-    """The k nearest among each query's candidates, scored from their rows.
+    """Find the k nearest among each query's candidates, scored from their rows.
 
     Args:
-        blocks: rows, among them all candidates; records ascending within a block and in one block only.
-        queries: (queries, width) float32.
+        chunks: rows, among them all candidates; records ascending within a chunk and in one chunk only.
+        queries, k, metric, on_rows: as for :func:`nearest`.
         candidates: (queries, candidates) int64 records, ``NOBODY`` where there are fewer.
-        k: neighbours a query.
-        metric: ``cosine`` or ``euclidean``.
-        on_block: told the rows of each block when it is done.
 
     Raises:
         InputError: a candidate's row never came.
@@ -252,17 +225,17 @@ def score(
     asked, records = asked[order], records[order]
     found = Hits.none(len(queries), k)
     scored = 0
-    for block in blocks:
-        low = np.searchsorted(records, block.records[0], "left")
-        high = np.searchsorted(records, block.records[-1], "right")
-        at = np.searchsorted(block.records, records[low:high])
-        here = block.records[at] == records[low:high]
+    for chunk in chunks:
+        low = np.searchsorted(records, chunk.records[0], "left")
+        high = np.searchsorted(records, chunk.records[-1], "right")
+        at = np.searchsorted(chunk.records, records[low:high])
+        here = chunk.records[at] == records[low:high]
         some, at = asked[low:high][here], at[here]
         by_query = np.argsort(some, kind="stable")
         some, at = some[by_query], at[by_query]
-        found.merge(some, block.records[at], _score(queries, block.vectors, some, at, metric))
+        found.merge(some, chunk.records[at], _score(queries, chunk.vectors, some, at, metric))
         scored += len(some)
-        on_block(len(block.records))
+        on_rows(len(chunk.records))
     if scored != len(records):
         raise InputError(f"{len(records) - scored:,} candidates have no row at this level: make the database again")
     return found
@@ -274,11 +247,6 @@ def _score(queries: np.ndarray, vectors: np.ndarray, asked: np.ndarray, at: np.n
     for piece in _pieces(np.arange(len(asked)), _PAIRS):
         result[piece] = closeness(queries[asked[piece]], vectors[at[piece]], metric)
     return result
-
-
-def _pairs(mask: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Query and place of each pair that the mask lets through, ordered by query."""
-    return np.nonzero(mask)[0], places[mask]
 
 
 def _pieces(values: np.ndarray, size: int) -> Iterable[np.ndarray]:

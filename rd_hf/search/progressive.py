@@ -1,6 +1,6 @@
 """Progressive search: the database holds a small level, the larger backbones run for shortlisted proteins alone.
 
-What they compute is kept, a protein under the hash of its sequence, so that the next query pays for what is new:
+What they compute is kept, each protein under the hash of its sequence, so that the next query pays for what is new:
 
     CACHE/level-<hash of model, level and options>/<hash of the proteins within>.parquet     key, embedding
 
@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +24,10 @@ from rd_hf.data.records import InputError
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
 from rd_hf.data.sources import is_hub_dataset, read_records
 from rd_hf.embedding import Embedder, EmbeddingOptions
+from rd_hf.embedding.checkpoint import Checkpoint
 from rd_hf.embedding.columns import finish
 from rd_hf.files import FolderError, replacing
-from rd_hf.search.database import UNKNOWN, Block, Database
+from rd_hf.search.database import UNKNOWN, Chunk, Database
 
 # Residues of a chunk: a minute or so of a large backbone on a GPU, and what a kill costs at most.
 CHUNK_RESIDUES = 1 << 18
@@ -38,12 +39,12 @@ _SAME, _SAME_HALF = 1e-4, 3e-2
 
 @dataclass(slots=True)
 class CandidateEmbedder:
-    """Embeddings of a database's proteins at a level that it does not hold.
+    """Embeds proteins of a database at a level that it does not hold.
 
     Attributes:
-        database: that holds the smaller level.
+        database: that holds a smaller level.
         level: to compute.
-        model, revision: that computes it; its fingerprint is the database's.
+        model: that computes it; its fingerprint is the database's.
         sources: inputs that the database was made from.
         cache: folder that keeps what is computed.
         device: torch device, None for the best there is.
@@ -52,8 +53,7 @@ class CandidateEmbedder:
 
     database: Database
     level: str
-    model: str
-    revision: str | None
+    model: Checkpoint
     sources: tuple[str, ...]
     cache: Path
     device: str | None = None
@@ -65,8 +65,7 @@ class CandidateEmbedder:
     @property
     def options(self) -> EmbeddingOptions:
         """As the database was made, at the larger level."""
-        fields = asdict(self.database.options) | {"levels": (self.level,), "width": None, "output_dtype": "float32"}
-        return EmbeddingOptions(**fields)
+        return replace(self.database.options, levels=(self.level,), width=None, output_dtype="float32")
 
     @property
     def folder(self) -> Path:
@@ -76,46 +75,42 @@ class CandidateEmbedder:
         what = json.dumps([self.database.model.fingerprint, options], sort_keys=True)
         return self.cache / f"level-{hashlib.sha256(what.encode()).hexdigest()[:32]}"
 
-    def blocks(self, records: np.ndarray, on_proteins: Callable[[int], object] = lambda count: None) -> Iterator[Block]:
-        """Rows of these records at the larger level, from the cache or computed now; each record in one block.
-
-        Args:
-            records: ascending.
-            on_proteins: told the proteins of each block.
+    def chunks(self, records: np.ndarray) -> Iterator[Chunk]:
+        """Yield the rows of ascending records at the larger level, from the cache or computed now; each record once.
 
         Raises:
             InputError: the inputs are not those that the database was made from, or cannot be embedded.
         """
+        whitening = self.database.whitening
         sequences = self._sequences(records)
         small = self._stored(records)
         owners: dict[str, list[int]] = {}
         for place, sequence in enumerate(sequences):
             owners.setdefault(_key(sequence), []).append(place)
 
-        def block(keys: list[str], vectors: np.ndarray) -> Block:
+        def chunk(keys: list[str], vectors: np.ndarray) -> Chunk:
             places = np.array([place for key in keys for place in owners[key]])
             rows = np.repeat(np.arange(len(keys)), [len(owners[key]) for key in keys])
             order = np.argsort(places)
             places, chosen = places[order], vectors[rows[order]]
             self._check(records[places], chosen, small[places])
-            on_proteins(len(places))
-            return Block(records[places], chosen)
+            return Chunk(records[places], chosen if whitening is None else whitening(chosen))
 
         missing = set(owners)
-        for keys, vectors in self._kept(missing):
+        for keys, vectors in self._cached(missing):
             missing.difference_update(keys)
             self.reused += len(keys)
-            yield block(keys, vectors)
+            yield chunk(keys, vectors)
         for keys in self._chunks({key: sequences[owners[key][0]] for key in owners if key in missing}):
             texts = [sequences[owners[key][0]] for key in keys]
             vectors = self._compute(texts)
             self._keep(keys, vectors)
             self.computed += len(keys)
             self.residues += sum(map(len, texts))
-            yield block(keys, vectors)
+            yield chunk(keys, vectors)
 
     def _sequences(self, records: np.ndarray) -> list[str]:
-        """Cleaned sequences of ascending records, read from the inputs in one pass."""
+        """Read the cleaned sequences of ascending records."""
         wanted: dict[int, tuple[str, int]] = {}
         for numbers, ids, lengths in self.database.names(records):
             for place in np.flatnonzero(np.isin(numbers, records)):
@@ -127,7 +122,7 @@ class CandidateEmbedder:
                 raise InputError(self._unlike("standard input cannot be read again"))
             if not Path(source).exists() and not is_hub_dataset(source):
                 raise InputError(self._unlike(f"{source} is not there"))
-            for record in read_records(source, *self.database.columns_of_inputs):
+            for record in read_records(source, *self.database.input_columns):
                 number += 1
                 if number not in wanted:
                     continue
@@ -138,12 +133,8 @@ class CandidateEmbedder:
                     raise InputError(self._unlike(f"{source} record {record.number}: {error}")) from error
                 # What was converted from stored embeddings may not know its proteins' lengths.
                 if record.id != name or length not in (len(sequence), UNKNOWN):
-                    raise InputError(
-                        self._unlike(
-                            f"{source} record {record.number} is {record.id!r} of {len(sequence):,} residues, where "
-                            f"{self.database.path} has {name!r} of {length:,}"
-                        )
-                    )
+                    there = f"{source} record {record.number} is {record.id!r} of {len(sequence):,} residues"
+                    raise InputError(self._unlike(f"{there}, where {self.database.path} has {name!r} of {length:,}"))
                 found[number] = sequence
                 if len(found) == len(wanted):
                     return [found[int(record)] for record in records]
@@ -155,14 +146,11 @@ class CandidateEmbedder:
     def _stored(self, records: np.ndarray) -> np.ndarray:
         """(records, width) float32: what the database holds of ascending records."""
         level = list(self.database.levels)[-1]
-        found = [
-            block.vectors[np.isin(block.records, records)]
-            for block in self.database.blocks(level, wanted=records, plain=True)
-        ]
-        return np.concatenate(found)
+        chunks = self.database.chunks(level, records, as_stored=True)
+        return np.concatenate([chunk.vectors[np.isin(chunk.records, records)] for chunk in chunks])
 
     def _check(self, records: np.ndarray, vectors: np.ndarray, stored: np.ndarray) -> None:
-        """Nestedness tells whether these are the proteins that were embedded: their first dimensions are stored."""
+        """Raise unless the first dimensions are those stored: else these are not the proteins that were embedded."""
         options = self.database.options
         first = finish(vectors, stored.shape[1], options).astype(np.float32)
         half = options.dtype != "float32" or options.output_dtype == "float16"
@@ -190,9 +178,9 @@ class CandidateEmbedder:
             options = asdict(self.options)
             del options["levels"]
             self._embedder = Embedder(
-                self.model,
+                self.model.name,
                 level=self.level,
-                revision=self.revision,
+                revision=self.model.revision,
                 device=self.device,
                 one_pass=self.database.model.one_pass,
                 backbones=self.database.model.backbones,
@@ -201,13 +189,8 @@ class CandidateEmbedder:
         return np.stack(self._embedder.embed(sequences)["embedding"])
 
     def _keep(self, keys: list[str], vectors: np.ndarray) -> None:
-        width = vectors.shape[1]
-        table = pa.table(
-            {
-                _KEY: pa.array(keys, pa.string()),
-                "embedding": pa.FixedSizeListArray.from_arrays(vectors.reshape(-1), width),
-            }
-        )
+        column = pa.FixedSizeListArray.from_arrays(vectors.reshape(-1), vectors.shape[1])
+        table = pa.table({_KEY: pa.array(keys, pa.string()), "embedding": column})
         name = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:32]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -218,23 +201,20 @@ class CandidateEmbedder:
         except FolderError as error:
             raise InputError(f"{error} (or another --cache)") from error
 
-    def _kept(self, wanted: set[str]) -> Iterator[tuple[list[str], np.ndarray]]:
-        """Keys that were kept earlier, with their vectors, each key once."""
-        seen: set[str] = set()
+    def _cached(self, wanted: set[str]) -> Iterator[tuple[list[str], np.ndarray]]:
+        """Keys that are in the cache, with their vectors, each key once: what was found is no longer wanted."""
         width = self.database.model.nested_dims[self.level]
         for path in sorted(self.folder.glob("*.parquet")):
             try:
                 keys = pq.read_table(path, columns=[_KEY], memory_map=True).column(_KEY).to_pylist()
-                places = [place for place, key in enumerate(keys) if key in wanted and key not in seen]
+                places = [place for place, key in enumerate(keys) if key in wanted]
                 if not places:
                     continue
                 column = pq.read_table(path, columns=["embedding"], memory_map=True).column("embedding")
                 vectors = column.combine_chunks().flatten().to_numpy().reshape(-1, width)[places]
             except (pa.ArrowException, OSError, KeyError, ValueError) as error:
                 raise InputError(f"{path} is damaged ({error}): delete it, it will be computed again") from error
-            chosen = [keys[place] for place in places]
-            seen.update(chosen)
-            yield chosen, vectors
+            yield [keys[place] for place in places], vectors
 
 
 def _key(sequence: str) -> str:

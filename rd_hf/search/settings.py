@@ -1,107 +1,103 @@
-"""What is searched and how: the choices of one search, and what it came to. Imports nothing heavy."""
+"""The choices of a search, and its summary. Imports nothing heavy."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-METRICS = ("cosine", "euclidean")
-INDICES = ("exact", "ivf", "hnsw")
-WHITENINGS = ("auto", "database", "model", "none")
+from rd_hf.options import check_options, option, real, whole
+
 FORMATS = (".parquet", ".tsv", ".csv")
-NEIGHBOURS = 10
-RECALL_SAMPLE = 100
 
 
 def labels_path(output: str) -> Path:
-    """Where the labels go that queries are given, beside the hits: for hits.tsv hits.labels.tsv."""
+    """Where the labels that queries are given are written, beside the hits: for hits.tsv hits.labels.tsv."""
     path = Path(output)
     return path.with_name(f"{path.stem}.labels{path.suffix}")
 
 
 @dataclass(frozen=True, slots=True)
 class SearchSettings:
-    """One search.
-
-    Attributes:
-        queries: sequences (any input of an embedding job), or a folder of embeddings; the database itself may be
-            searched against itself.
-        database: a folder that an embedding job filled, one row a protein.
-        output: file of hits: Parquet, or tab- or comma-separated text, by its suffix.
-        model: what embeds the queries, and the shortlisted proteins where the database lacks the level; by default
-            the model that the database names.
-        revision: branch, tag or commit of a Hub model.
-        k: neighbours a query.
-        metric: ``cosine`` (similarity, larger is nearer) or ``euclidean`` (distance).
-        level: level at which hits are scored; by default the largest that both sides hold. One that the database
-            does not hold is computed for the shortlisted proteins alone.
-        shortlist_level: smaller level that picks the candidates.
-        shortlist: candidates a query.
-        index: what picks the candidates: ``exact`` compares with every row, ``ivf`` and ``hnsw`` are faiss' indices
-            of those names over one byte a dimension, their candidates scored from the rows.
-        labels: tab-separated file of ids and labels: neighbours are then sought among the labelled, and each query
-            gets their labels.
-        label_column: column of that file with the labels; by default the second.
-        sequences: inputs that the database was made from; by default those that it names.
-        cache: folder for what the next search can use: approximate indices and computed levels; by default
-            ``.search`` in the database.
-        recall_sample: queries whose shortlist is held against an exact search; 0 for none.
-        device: torch device for the model.
-        whiten: what each level's block is centred and scaled by before vectors are compared: ``database`` (its own
-            proteins), ``model`` (the residues of its fit), ``none``, or ``auto``: by cosine the database where it holds
-            the level and enough proteins, else the model where that can, and by Euclidean distance nothing.
-        block_weights: what each level's whitened block is multiplied by, a number a level of the model; by default
-            those that came with it, and 1 where none did.
+    """The choices of one search; what each means is the help of its field.
 
     Raises:
         ValueError: an unknown choice, or numbers that do not fit together.
     """
 
-    queries: str
-    database: str
-    output: str
-    model: str | None = None
-    revision: str | None = None
-    k: int = NEIGHBOURS
-    metric: str = "cosine"
-    level: str | None = None
-    shortlist_level: str | None = None
-    shortlist: int | None = None
-    index: str = "exact"
-    labels: str | None = None
-    label_column: str | None = None
-    sequences: tuple[str, ...] = ()
-    cache: str | None = None
-    recall_sample: int = RECALL_SAMPLE
-    device: str | None = None
-    whiten: str = "auto"
-    block_weights: tuple[float, ...] = ()
+    queries: str = option(
+        MISSING,
+        "sequences (FASTA or a table, as rd-hf embed reads them) or a folder of embeddings; the database itself may be "
+        "given, each protein's own row is then left out",
+        required=True,
+        metavar="FILE_OR_DIR",
+    )
+    database: str = option(
+        MISSING, "folder that rd-hf embed made, one row per protein", required=True, metavar="DIR"
+    )  # fmt: skip
+    output: str = option(MISSING, "hits, as .parquet, .tsv or .csv", required=True, metavar="FILE")
+    model: str | None = option(
+        None, "reverse-distilled model (default: the one that the database names)", metavar="ID_OR_DIR"
+    )
+    revision: str | None = option(None, "branch, tag or commit of a Hub model")
+    k: int = option(10, "neighbours per query", kind=whole(1), metavar="N")
+    metric: str = option(
+        "cosine",
+        "cosine (similarity, larger is nearer) or euclidean (distance); default cosine",
+        choices=("cosine", "euclidean"),
+    )
+    level: str | None = option(
+        None,
+        "level that scores the hits (default: the largest held). One that the database lacks is computed for the "
+        "shortlist alone",
+        metavar="L",
+    )
+    shortlist_level: str | None = option(None, "smaller level that picks candidates", metavar="L")
+    shortlist: int | None = option(None, "candidates per query", kind=whole(1), metavar="N")
+    index: str = option(
+        "exact",
+        "what picks candidates: a comparison with every row (exact, the default), or faiss' inverted lists (ivf) or "
+        "graph (hnsw), held in memory with one byte per dimension and kept for the next search",
+        choices=("exact", "ivf", "hnsw"),
+    )
+    labels: str | None = option(
+        None, "table of ids and labels: each query is given the labels of its neighbours", metavar="FILE"
+    )
+    label_column: str | None = option(None, "column with the labels (default: the first after the ids)", metavar="NAME")
+    sequences: tuple[str, ...] = option(
+        (), "what the database was made from, where it has moved (default: as the database names it)", metavar="FILE"
+    )
+    cache: str | None = option(None, "what the next search can use (default: DATABASE/.search)", metavar="DIR")
+    recall_sample: int = option(
+        100, "queries on which a shortlist is compared with an exact search; 0 for none", kind=whole(0), metavar="N"
+    )
+    device: str | None = option(None, "torch device (default: a GPU where there is one)", metavar="D")
+    whiten: str = option(
+        "auto",
+        "centre and scale each level's block before vectors are compared: by the database's own proteins, by what "
+        "came with the model, or not at all (default auto: by cosine the database where it has enough proteins, else "
+        "the model; by Euclidean distance not)",
+        choices=("auto", "database", "model", "none"),
+    )
+    block_weights: tuple[float, ...] = option(
+        (), "factor of each level's whitened block (default: as the model says)", kind=real(0), metavar="W"
+    )
 
     def __post_init__(self) -> None:
-        for name, allowed in (("metric", METRICS), ("index", INDICES), ("whiten", WHITENINGS)):
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ValueError(f"--{name} must be one of {', '.join(allowed)}, not {value!r}")
+        check_options(self)
         if not self.output.endswith(FORMATS):
             raise ValueError(f"--output {self.output} must end in one of {', '.join(FORMATS)}")
-        if not all(0 <= weight < float("inf") for weight in self.block_weights):
-            raise ValueError(f"--block-weights must be finite and not below 0, got {list(self.block_weights)}")
-        if self.k < 1:
-            raise ValueError(f"--k must be positive, not {self.k}")
         if self.shortlist is not None and self.shortlist < self.k:
             raise ValueError(f"--shortlist {self.shortlist} holds fewer candidates than the --k {self.k} asked for")
-        if self.recall_sample < 0:
-            raise ValueError(f"--recall-sample must not be negative, is {self.recall_sample}")
         if self.label_column is not None and self.labels is None:
             raise ValueError(f"--label-column {self.label_column} is given, but no --labels that it is a column of")
 
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """What a shortlist cost, measured against an exact search.
+    """What a shortlist missed, measured against an exact search.
 
     Attributes:
-        queries: that were sampled.
+        queries: number of queries in the sample.
         first: share of them whose nearest neighbour was found.
         all: share of their k nearest that were found.
     """
@@ -113,19 +109,19 @@ class Recall:
 
 @dataclass(frozen=True, slots=True)
 class SearchSummary:
-    """What a search came to.
+    """What a search did.
 
     Attributes:
-        queries, rows, hits: that were searched with, searched in, written.
+        queries, rows, hits: numbers of queries, of rows searched in, and of hits written.
         level: at which hits were scored.
         metric: of their scores.
-        whitening: how vectors were whitened, in words; None where they were compared as they are.
         shortlist: how candidates were picked, in words; None where every row was compared.
-        recall: of the shortlist, None where there was none or it cannot be known.
-        computed, reused, residues: proteins whose larger level was computed in this run, was found in the cache, and
+        recall: of the shortlist; None where there was none or it cannot be known.
+        computed, reused, residues: proteins whose larger level was computed in this run or found in the cache, and
             residues of the former.
-        predictions: labels given to queries, None without labels.
+        predictions: number of labels given to queries; None without labels.
         seconds: of the whole search.
+        whitening: how vectors were whitened, in words; None where they were compared as they are.
         short: which queries have fewer than k hits, in words; None where none has.
     """
 
@@ -145,26 +141,19 @@ class SearchSummary:
     short: str | None = None
 
     def __str__(self) -> str:
+        recall, computes = self.recall, self.computed or self.reused
         lines = [
             f"{self.queries:,} queries against {self.rows:,} proteins: {self.hits:,} hits, {self.metric} at level "
-            f"{self.level}"
+            f"{self.level}",
+            self.short,
+            self.whitening and f"whitened {self.whitening}",
+            self.shortlist and f"shortlist: {self.shortlist}",
+            recall
+            and f"recall of the shortlist on {recall.queries:,} queries against an exact search: {recall.first:.4f} of "
+            f"the nearest, {recall.all:.4f} of all neighbours",
+            computes
+            and f"level {self.level} computed for {self.computed:,} proteins ({self.residues:,} residues), "
+            f"{self.reused:,} from the cache",
+            None if self.predictions is None else f"{self.predictions:,} labels transferred",
         ]
-        if self.short is not None:
-            lines.append(self.short)
-        if self.whitening is not None:
-            lines.append(f"whitened {self.whitening}")
-        if self.shortlist is not None:
-            lines.append(f"shortlist: {self.shortlist}")
-        if self.recall is not None:
-            lines.append(
-                f"recall of the shortlist on {self.recall.queries:,} queries against an exact search: "
-                f"{self.recall.first:.4f} of the nearest, {self.recall.all:.4f} of all neighbours"
-            )
-        if self.computed or self.reused:
-            lines.append(
-                f"level {self.level} computed for {self.computed:,} proteins ({self.residues:,} residues), "
-                f"{self.reused:,} from the cache"
-            )
-        if self.predictions is not None:
-            lines.append(f"{self.predictions:,} labels transferred")
-        return "\n".join(lines)
+        return "\n".join(line for line in lines if line)

@@ -87,7 +87,9 @@ def write_folder(
         )
         file = folder.part_path(index)
         group = max(1, (16 << 20) // (4 * width))
-        pq.write_table(table, file, row_group_size=group, compression="none", use_dictionary=["source"])
+        table = table.replace_schema_metadata({"rd_hf": '{"page_checksums": true}'})
+        how = {"compression": "none", "use_dictionary": ["source"], "write_page_checksum": True}
+        pq.write_table(table, file, row_group_size=group, **how)
         sizes = {"first_record": done + 1, "records": rows, "written": rows, "rejected": 0}
         # Not the file's content but enough of a name for it: nothing here is damaged on purpose.
         sha256 = f"{path.name}-{index}"
@@ -151,7 +153,7 @@ def rows_benchmark(args: argparse.Namespace) -> None:
                 write_folder(path, families(rows, args.width, seed), dims)
         size = sum(path.stat().st_size for path in database.glob("*.parquet"))
         started, computing = time.perf_counter(), time.process_time()
-        for _ in Database(database).blocks("large"):
+        for _ in Database(database).chunks("large"):
             pass
         print(
             f"{Database(database).rows:,} rows of {args.width:,} float32 ({size / 1e9:.1f} GB of Parquet), "

@@ -16,7 +16,7 @@ from rd_hf.bases.whitening import fit_whitening, moments_of_rows
 from rd_hf.commands import embed as embed_command
 from rd_hf.data.records import InputError
 from rd_hf.embedding import Embedder
-from rd_hf.embedding.finished import Finished
+from rd_hf.embedding.reader import EmbeddingFolder
 from rd_hf.fitting import install_whitening
 from rd_hf.search.database import Database
 from tests.conftest import random_model
@@ -146,7 +146,7 @@ def test_a_cut_folder_is_searched_at_its_width_and_not_extended(
     assert database.levels == {"L0": 32, "L1": 50}
     whole = np.stack(Embedder(lossless).embed(SEQUENCES)["embedding"])
     for level, width in database.levels.items():
-        (block,) = database.blocks(level)
+        (block,) = database.chunks(level)
         assert np.array_equal(block.vectors, whole[:, :width])
     for folder, reason in (("cut", "it was cut to 50 dimensions"), ("white", "its vectors were whitened")):
         if folder == "white":
@@ -154,7 +154,7 @@ def test_a_cut_folder_is_searched_at_its_width_and_not_extended(
         status, said = job("more", "--extend", tmp_path / folder, "--level", "L2")
         assert status == 1
         assert reason in said
-    assert Finished.read(str(tmp_path / "cut")).column_of() == ("embedding", 50, "L1")
+    assert EmbeddingFolder(tmp_path / "cut").column_of() == ("embedding", 50, "L1")
 
 
 def test_extending_takes_a_width_but_does_not_whiten(job: Callable[..., tuple[int, str]], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from rd_hf.commands.map import main
 from rd_hf.embedding.columns import to_arrow
 from rd_hf.embedding.folder import OutputFolder
 from rd_hf.embedding.options import EmbeddingOptions
+from rd_hf.files import file_sha256
 
 DIMS = {"S": 4, "M": 8, "L": 12}
 
@@ -83,7 +84,7 @@ def write_folder(
         pq.write_table(table, folder.part_path(index))
         part = folder.part_path(index)
         sizes = {"bytes": part.stat().st_size, "first_record": int(rows[0]) + 1, "records": len(rows)}
-        noted.append({"file": part.name, "sha256": "", "written": len(rows), "rejected": 0, **sizes})
+        noted.append({"file": part.name, "sha256": file_sha256(part), "written": len(rows), "rejected": 0, **sizes})
     model = {"name": "owner/model", "revision": None, "fingerprint": "sha256:0", "nested_dims": dims}
     columns = {f"{name}_column": None for name in ("sequence", "id", "positions")}
     widest = {"level": described["levels"][0], "width": vectors.shape[1]}

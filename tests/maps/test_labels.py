@@ -1,65 +1,67 @@
-"""Labels: a header, an id column, any number of label columns; what is ambiguous is said, not guessed."""
+"""What points are coloured by: labels of the proteins that are drawn; what is ambiguous is said, not guessed."""
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 
 import pytest
 
 from rd_hf.data.records import InputError
-from rd_hf.maps.labels import column, label_columns, read_labels
+from rd_hf.maps.labels import Column, columns_of
+from rd_hf.maps.proteins import Proteins, read_proteins
+from rd_hf.maps.settings import MapSettings
+from tests.maps.conftest import clusters, write_folder
 
 
 def test_labels_are_numbered_by_frequency() -> None:
-    found = column("kingdom", ["b", "", "c", "a", "c", "b", "c"])
+    found = Column.of("kingdom", ["b", "", "c", "a", "c", "b", "c"])
     assert found.labels == ["c", "b", "a"]
     assert found.codes.tolist() == [2, 0, 1, 3, 1, 2, 1]
-    assert found.unlabelled == 1
-    assert column("tied", ["b", "a"]).labels == ["a", "b"]
+    assert Column.of("tied", ["b", "a"]).labels == ["a", "b"]
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_every_column_is_read(tmp_path: Path, packed: bool) -> None:
-    path = tmp_path / "labels.tsv"
-    text = b'kingdom\tEntry\tfamily\nArchaea\tx\t\n\nBacteria\ty\t"a ""b"""\nBacteria\ty\t\n'
-    path.write_bytes(gzip.compress(text) if packed else text)
-    assert read_labels(path) == {"kingdom": {"x": "Archaea", "y": "Bacteria"}, "family": {"y": 'a "b"'}}
+def coloured(path: Path, ids: list[str]) -> tuple[list[Column], list[str]]:
+    """Columns of the table ``labels.tsv`` for proteins of these ids, all of one input, and what is said of them."""
+    proteins: Proteins = read_proteins(write_folder(path / "e", clusters(len(ids), 12)[0], ids, parts=1))
+    settings = MapSettings(str(path / "e"), str(path / "map.html"), labels=str(path / "labels.tsv"))
+    return columns_of(settings, proteins)
 
 
 def test_ids_that_repeat_share_a_label_and_empty_ids_have_none(tmp_path: Path) -> None:
-    path = tmp_path / "labels.tsv"
-    path.write_text("id\tk\nx\tA\n\tB\nelsewhere\tC\n")
-    (found,), foreign = label_columns(path, ["x", "", "y", "x"])
+    (tmp_path / "labels.tsv").write_text("id\tk\nx\tA\n\tB\nelsewhere\tC\n")
+    (found,), notes = coloured(tmp_path, ["x", "", "y", "x"])
     assert found.labels == ["A"]
     assert found.codes.tolist() == [1, 0, 0, 1]
-    assert foreign == 1
+    path = tmp_path / "labels.tsv"
+    assert notes == [
+        f"proteins without k in {path}, drawn grey: 2",
+        f"ids of {path} that belong to no protein of {tmp_path / 'e'}: 1",
+    ]
+
+
+def test_a_protein_with_several_labels_has_one_colour_and_is_counted(tmp_path: Path) -> None:
+    """One cell is drawn as it is; lines that agree say nothing new; those that differ make a label of several."""
+    (tmp_path / "labels.tsv").write_text("id\tk\nx\tA; B\ny\tA\ny\tB\nz\tB\nz\tB\n")
+    (found,), notes = coloured(tmp_path, ["x", "y", "z"])
+    assert [found.labels[code - 1] for code in found.codes] == ["A; B", "A;B", "B"]
+    assert notes == [f"proteins with several labels as k in {tmp_path / 'labels.tsv'}, drawn as one such as 'A;B': 1"]
+
+
+def test_proteins_found_by_their_accession_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "labels.tsv").write_text("P1\tA\nz\tB\n")
+    (found,), notes = coloured(tmp_path, ["sp|P1|A_YEAST", "tr|P2|B_YEAST", "z"])
+    assert [found.labels[code - 1] if code else "" for code in found.codes] == ["A", "", "B"]
+    assert notes[-1] == "1 proteins matched by their id, 1 by the accession in it"
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "holds no rows"),
-        ("x\tA\ny\tB\n", "the first line must name the columns.*'x.tA'"),
-        ("id\nx\n", "the first line must name the columns"),
-        ("id\tk\tk\nx\t1\t2\n", "the first line must name the columns"),
-        ("id\tk\nx\n", "line 2 has 1 cell where the header has 2"),
-        ("id\tk\nx\tA\ny\tB\nx\tB\n", "'x' has two labels as k, 'A' and 'B': keep one"),
-        ("id\tk\nP1\tA\n", "labels none of the 2 proteins: its first id is 'P1', the first protein's is 'x'"),
-        ("id\tk\n", "labels none of the 2 proteins: it is empty"),
+        ("id\tk\nP1\tA\n", "labels none of the 3 proteins of .*: its first id is 'P1', the first protein's is 'x'"),
+        ("id\tk\n", "gives no id a label"),
     ],
 )
-def test_a_wrong_table_gets_a_sentence(tmp_path: Path, text: str, sentence: str) -> None:
-    path = tmp_path / "labels.tsv"
-    path.write_text(text)
+def test_a_table_of_no_protein_gets_a_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "labels.tsv").write_text(text)
     with pytest.raises(InputError, match=sentence):
-        label_columns(path, ["x", "y"])
-
-
-def test_a_table_cut_short_gets_a_sentence(tmp_path: Path) -> None:
-    path = tmp_path / "labels.tsv.gz"
-    path.write_bytes(gzip.compress(b"id\tk\n" + b"".join(b"p%d\tA\n" % number for number in range(9999)))[:-40])
-    with pytest.raises(InputError, match="damaged"):
-        read_labels(path)
-    with pytest.raises(InputError, match="no such file"):
-        read_labels(tmp_path / "absent.tsv")
+        coloured(tmp_path, ["x", "y", "z"])

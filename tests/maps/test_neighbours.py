@@ -22,7 +22,7 @@ def brute_force(vectors: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("block", [1, 4 * 400 * 7, 1 << 24])
 def test_they_are_those_of_brute_force(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(module, "_CHUNK_BYTES", block)
     # Off the origin, as mean embeddings are.
     vectors = clusters(400, 12)[0] + 2
     done: list[int] = []

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rd_hf.maps import page as module
-from rd_hf.maps.labels import column
+from rd_hf.maps.labels import Column
 from rd_hf.maps.neighbours import nearest
 from rd_hf.maps.page import COLOURS, Map, inline_json, page_data, render_page
 from rd_hf.maps.projection import project
@@ -42,7 +42,7 @@ def content(folder: Path, count: int = 40, ids: list[str] | None = None) -> Map:
         proteins=proteins,
         projections=project(proteins),
         neighbours=nearest(proteins.vectors, proteins.levels, 5),
-        columns=[column("family", [f"f{cluster}" for cluster in which])],
+        columns=[Column.of("family", [f"f{cluster}" for cluster in which])],
         method="Principal components",
     )
 
@@ -120,7 +120,7 @@ def test_hostile_text_adds_no_element(tmp_path: Path, monkeypatch: pytest.Monkey
     plain = Elements(render_page(content(tmp_path / "a")))
     drawn = content(tmp_path / "b", ids=(HOSTILE * 7)[:40])
     hostile = Map(
-        HOSTILE[0], drawn.proteins, drawn.projections, {}, [column(HOSTILE[1], HOSTILE * 6 + HOSTILE[:4])], ""
+        HOSTILE[0], drawn.proteins, drawn.projections, {}, [Column.of(HOSTILE[1], HOSTILE * 6 + HOSTILE[:4])], ""
     )
     text = render_page(hostile)
     found = Elements(text)

@@ -1,4 +1,4 @@
-"""Two dimensions: scikit-learn's principal components, turned to stay where they were."""
+"""Two dimensions: scikit-learn's principal components, rotated to stay where they were."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_principal_components_are_those_of_scikit_learn(
     count: int, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decomposition = pytest.importorskip("sklearn.decomposition")
-    monkeypatch.setattr(module, "_BLOCK", 64)
+    monkeypatch.setattr(module, "_CHUNK", 64)
     values = clusters(count, width)[0] + 100
     points, explained = principal_components(values)
     reference = decomposition.PCA(2, svd_solver="full").fit(values.astype(np.float64))

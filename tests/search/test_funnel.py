@@ -39,7 +39,7 @@ def test_the_funnel_is_its_two_steps_and_tells_its_recall(
         *("--queries", folder(queries, "queries"), "--database", folder(rows), "--metric", metric, "--k", 3),
         *("--shortlist-level", "S", "--shortlist", 12, "--output", tmp_path / "hits.tsv"),
     )
-    assert "shortlist: 12 candidates a query at level S (exact)" in outcome.stdout
+    assert "shortlist: 12 candidates per query at level S (exact)" in outcome.stdout
     found = records_found(tmp_path / "hits.tsv", 3)
     np.testing.assert_array_equal(found, funnel_by_hand(queries, rows, 3, 12, metric))
     assert set(read_hits(tmp_path / "hits.tsv")["level"]) == {"L"}
@@ -168,7 +168,7 @@ def test_queries_that_an_index_serves_ill_are_compared_with_every_row(
     run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where no link of a graph leads to some of its rows: here nothing but one list is looked at."""
-    monkeypatch.setattr(approximate.Approximate, "_efforts", lambda *_: iter([1]))
+    monkeypatch.setattr(approximate.ApproximateIndex, "_efforts", lambda *_: iter([1]))
     rows = protein_like(300)
     database = folder(rows)
     arguments = ("--queries", database, "--database", database, "--index", "ivf", "--k", 60)

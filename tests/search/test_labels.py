@@ -1,8 +1,7 @@
-"""Label transfer: reliabilities by the published formula, files as people write them."""
+"""Label transfer: reliabilities by the published formula, of the labelled neighbours."""
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rd_hf.data.records import InputError
-from rd_hf.search.labels import read_labels, transfer
+from rd_hf.search.labels import transfer
 from tests.search.conftest import Outcome, protein_like, read_hits
 
 NAMES = st.lists(st.sampled_from("ABCDE"), unique=True).map(tuple)
@@ -40,29 +38,6 @@ def test_over_k_neighbours_it_is_the_mean_of_those_that_have_the_label(
         assert prediction.neighbours == has.sum()
     order = [(-one.reliability, one.label) for one in transfer(neighbours, k)]
     assert order == sorted(order)
-
-
-def test_files_of_labels(tmp_path: Path) -> None:
-    plain = tmp_path / "labels.tsv"
-    plain.write_text("id\tlabel\na\tx; y\nb\tz\na\tw\nc\t\n")
-    assert read_labels(plain) == {"a": ("x", "y", "w"), "b": ("z",)}
-    (tmp_path / "labels.tsv.gz").write_bytes(gzip.compress(b"a\tx\nb\ty\n"))
-    assert read_labels(tmp_path / "labels.tsv.gz") == {"a": ("x",), "b": ("y",)}
-    plain.write_text("sid\tfold\tfamily\nd1\ta.1\ta.1.1.1\n")
-    assert read_labels(plain, "family") == {"d1": ("a.1.1.1",)}
-
-
-def test_files_as_other_tools_write_them(tmp_path: Path) -> None:
-    """Cells in quotes with a tab inside, quotes that are letters, other encodings, ids that look like numbers."""
-    path = tmp_path / "labels.tsv"
-    path.write_text('007\t"a\tb; c"\n7\t5"-nucleotidase\n1e3\t"open\n"1.0"\tq\nNA\tz\n')
-    assert read_labels(path) == {
-        **{"007": ("a\tb", "c"), "7": ('5"-nucleotidase',), "1e3": ('"open',), "1.0": ("q",), "NA": ("z",)}
-    }
-    path.write_bytes("id\tlabel\r\nprotéine\tnoyau cellulaire\r\n".encode("utf-16"))
-    assert read_labels(path) == {"protéine": ("noyau cellulaire",)}
-    path.write_bytes("p1\tprotéine\n".encode("latin-1"))
-    assert read_labels(path) == {"p1": ("prot\\xe9ine",)}
 
 
 def test_labels_in_another_encoding_are_written(
@@ -98,20 +73,6 @@ def test_a_query_without_a_neighbour_is_named_and_has_a_row(
     assert pq.read_table(tmp_path / "hits.parquet")["rank"].to_pylist() == [1, None, 1, 1, 1]
     reliabilities = pq.read_table(tmp_path / "hits.labels.parquet")["reliability"].to_pylist()
     assert max(one for one in reliabilities if one is not None) <= 0.5
-
-
-@pytest.mark.parametrize(
-    ("text", "column", "says"),
-    [
-        ("a\tx\nb\n", None, "line 2 has no column 2"),
-        ("id\tlabel\n", None, "gives no id a label"),
-        ("a\tx\n", "family", "has no column 'family'; its columns are a, x"),
-    ],
-)
-def test_odd_files_get_a_sentence(tmp_path: Path, text: str, column: str | None, says: str) -> None:
-    (tmp_path / "labels.tsv").write_text(text)
-    with pytest.raises(InputError, match=says):
-        read_labels(tmp_path / "labels.tsv", column)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
@@ -170,5 +131,5 @@ def test_labels_of_no_protein_get_a_sentence(
     outcome = run(*arguments, "--output", tmp_path / "hits.tsv")
     assert outcome.status == 1
     assert "labels none of the 9 proteins" in outcome.stderr
-    assert "'P12345', the database's 'r1'" in outcome.stderr
+    assert "'P12345', the first protein's is 'r1'" in outcome.stderr
     assert not (tmp_path / "hits.tsv").exists()

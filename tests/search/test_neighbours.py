@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 
 from rd_hf.data.records import InputError
 from rd_hf.search import neighbours
-from rd_hf.search.database import Block
+from rd_hf.search.database import Chunk
 from rd_hf.search.neighbours import NOBODY, nearest, score
 from tests.search.conftest import by_hand, protein_like
 
 METRICS = ("cosine", "euclidean")
 
 
-def cut(rows: np.ndarray, size: int) -> Iterator[Block]:
+def cut(rows: np.ndarray, size: int) -> Iterator[Chunk]:
     """Rows as blocks, records from 1."""
     for start in range(0, len(rows), size):
         piece = rows[start : start + size]
-        yield Block(np.arange(start + 1, start + len(piece) + 1), piece)
+        yield Chunk(np.arange(start + 1, start + len(piece) + 1), piece)
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -93,7 +93,7 @@ def test_memory_is_bounded_whatever_is_searched(
         return nearest(each(), queries, *more)
 
     monkeypatch.setattr(job, "nearest", watched)
-    monkeypatch.setattr(database_module, "BLOCK_BYTES", 5 * 4 * 32)
+    monkeypatch.setattr(database_module, "CHUNK_BYTES", 5 * 4 * 32)
     monkeypatch.setattr(job, "_QUERIES", 11)
     run("--queries", database, "--database", database, "--output", tmp_path / "hits.tsv")
     assert max(sizes["database"]) == 5

@@ -12,10 +12,10 @@ from rd_hf.search.settings import SearchSettings
 @pytest.mark.parametrize(
     ("choice", "says"),
     [
-        ({"k": 0}, "--k must be positive, not 0"),
-        ({"recall_sample": -1}, "--recall-sample must not be negative"),
-        ({"block_weights": (1.0, -1.0)}, "--block-weights must be finite and not below 0"),
-        ({"block_weights": (float("nan"),)}, "--block-weights must be finite"),
+        ({"k": 0}, "k must be a whole number of at least 1, not 0"),
+        ({"recall_sample": -1}, "recall_sample must be a whole number of at least 0, not -1"),
+        ({"block_weights": (1.0, -1.0)}, "block_weights must be a finite number of at least 0, not -1.0"),
+        ({"block_weights": (float("nan"),)}, "block_weights must be a finite number"),
         ({"output": "hits.txt"}, "must end in one of"),
     ],
 )

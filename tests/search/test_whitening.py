@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from rd_hf.bases.whitening import Whitening
 from rd_hf.search import SearchSettings, search, whitening
 from rd_hf.search.database import Database
-from rd_hf.search.whitening import BlockWhitening
+from rd_hf.search.whitening import RowWhitening
 from tests.conftest import random_model
 from tests.search.conftest import (
     DIMS,
@@ -134,11 +135,9 @@ def test_twins_have_one_score(run: Run, tmp_path: Path) -> None:
 
 def test_a_row_is_whitened_alike_in_any_company() -> None:
     rng = np.random.default_rng(0)
-    by = BlockWhitening(
-        tuple(rng.standard_normal(stop - start) for start, stop in BLOCKS),
-        tuple(rng.standard_normal((stop - start, stop - start)) for start, stop in BLOCKS),
-        "",
-    )
+    means = tuple(torch.from_numpy(rng.standard_normal(stop - start)) for start, stop in BLOCKS)
+    maps = tuple(torch.from_numpy(rng.standard_normal((stop - start, stop - start))) for start, stop in BLOCKS)
+    by = RowWhitening(Whitening(means, maps, (1.0, 1.0, 1.0)), "nobody")
     rows = protein_like(500)
     whole = by(rows)
     for start, stop in ((0, 1), (3, 10), (100, 500)):

@@ -1,4 +1,4 @@
-"""A folder's manifest and journal may come from anybody: every reader checks what they say, or ends in a sentence."""
+"""A folder may come from anybody, and bytes may change: every reader checks what it reads, or ends in a sentence."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from rd_hf.commands import embed, export, info, map, search
+from rd_hf.data.records import InputError
 from rd_hf.embedding.fields import ENTRY, MANIFEST, misfit, unfinished
-from tests.embedding.conftest import random_fasta
+from rd_hf.embedding.reader import EmbeddingFolder
+from rd_hf.files import file_sha256
+from tests.embedding.conftest import content_hashes, parts, random_fasta
 
 Main = Callable[[list[str]], int]
 # Readers of a finished folder, with what each asks for.
@@ -181,3 +185,75 @@ def test_what_a_job_writes_fits(finished: Path) -> None:
     assert misfit(json.loads((folder / ".job" / "000001.json").read_text()), ENTRY) is None
     assert misfit({"parts": [{"file": "a.parquet", "later": [1]}], "later": {}}, MANIFEST) is None
     assert misfit({"parts": [{"bytes": True}]}, MANIFEST) == "parts.0.bytes is True and not a whole number"
+
+
+def flip_byte(folder: Path, column: str = "embedding", number: int = 1) -> None:
+    """Change the lowest bit of a byte in the middle of a column's page in one of the files."""
+    path = folder / f"embeddings-{number:06d}.parquet"
+    group = pq.read_metadata(path).row_group(0)
+    chunks = {group.column(leaf).path_in_schema.split(".")[0]: group.column(leaf) for leaf in range(group.num_columns)}
+    chunk = chunks[column]
+    content = bytearray(path.read_bytes())
+    content[chunk.data_page_offset + chunk.total_compressed_size // 2] ^= 1
+    path.write_bytes(content)
+
+
+def drop_checksums(folder: Path) -> None:
+    """Make a folder's files what versions up to 0.2 wrote: the same rows, without checksums of pages."""
+    for index, path in enumerate(parts(folder)):
+        table = pq.read_table(path)
+        about = json.loads(table.schema.metadata[b"rd_hf"])
+        del about["page_checksums"]
+        table = table.replace_schema_metadata({"rd_hf": json.dumps(about)})
+        pq.write_table(table, path, compression={"id": "zstd"}, use_dictionary=["source"])
+        noted = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+        for name, value in noted.items():
+            change(folder / ".job" / f"{index:06d}.json", (name,), value)
+            change(folder / "_manifest.json", ("parts", index, name), value)
+
+
+@pytest.mark.parametrize("reader", ["search", "map", "export", "export by hash", "embed --extend"])
+@pytest.mark.parametrize("older", [False, True])
+def test_a_flipped_byte_is_a_sentence(
+    reader: str, older: bool, read: Callable[[str, Callable[[Path], object]], str], tmp_path: Path
+) -> None:
+    """A changed number in a page would be another hit, another point of a map, another embedding, without a word."""
+
+    def spoil(folder: Path, damage: bool) -> None:
+        if older:
+            drop_checksums(folder)
+        if damage:
+            flip_byte(folder)
+
+    assert "error: " not in read(reader, partial(spoil, damage=False))
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    said = read(reader, partial(spoil, damage=True))
+    assert "embeddings-000001.parquet is not as it was written: give the command that wrote it again" in said
+
+
+def test_checksums_of_pages_are_verified_where_some_rows_are_read(finished: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished / "db", tmp_path / "db"))
+    before = EmbeddingFolder(folder).rows_of(4, 3)
+    flip_byte(folder)
+    with pytest.raises(InputError, match=r"embeddings-000001.parquet is not as it was written"):
+        EmbeddingFolder(folder).rows_of(4, 3)
+    assert EmbeddingFolder(folder).rows_of(1, 3).keys() | EmbeddingFolder(folder).rows_of(7, 3).keys() <= set(range(10))
+    assert before.keys() <= {4, 5, 6}
+
+
+def test_a_job_of_an_older_version_is_gone_on_with(finished: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Parts without checksums of pages are kept, those done now have them, and every reader reads both."""
+    folder = Path(shutil.copytree(finished / "db", tmp_path / "db"))
+    drop_checksums(folder)
+    kept = content_hashes(folder)
+    change(folder / "_manifest.json", ("status",), "running")
+    (folder / "embeddings-000002.parquet").unlink()
+    (folder / ".job" / "000002.json").unlink()
+    job = ["--model", tiny_checkpoint, "--input", finished / "p.fasta", "--part-records", 3, "--level", "L0"]
+    assert embed.main([str(each) for each in [*job, "--output", folder]]) == 0
+    now = content_hashes(folder)
+    assert [name for name in kept if kept[name] != now[name]] == ["embeddings-000002.parquet"]
+    assert now["embeddings-000002.parquet"] == content_hashes(finished / "db")["embeddings-000002.parquet"]
+    assert export.main([str(folder), "--output", str(tmp_path / "out.h5")]) == 0
+    flip_byte(folder, number=2)
+    assert export.main([str(folder), "--output", str(tmp_path / "out.h5")]) == 1

@@ -1,0 +1,355 @@
+"""The one reader of a finished folder of embeddings: its manifest, its rows, the sequences that they were made of.
+
+Searches, maps, exports and extensions read through :class:`EmbeddingFolder`. What they read is what was written: pages
+carry checksums; files of versions without them are hashed where all of their rows are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rd_hf.data.fasta import FastaRecord, InputError
+from rd_hf.data.records import readable
+from rd_hf.embedding.checkpoint import Checkpoint
+from rd_hf.embedding.fields import unfinished
+from rd_hf.embedding.folder import JobError, OutputFolder
+from rd_hf.embedding.manifest import MANIFEST_FORMAT
+from rd_hf.embedding.options import EmbeddingOptions
+from rd_hf.embedding.parts import cut_parts, read_all
+from rd_hf.embedding.settings import JobSettings
+from rd_hf.files import file_sha256
+
+# Columns of the input's tables, and limits of a part, as a manifest names them.
+COLUMNS = ("sequence_column", "id_column", "positions_column")
+LIMITS = ("part_records", "part_bytes")
+# Rows that are read together.
+_ROWS = 4096
+_TEXT, _WHOLE = ("string",), ("int64", "int32")
+_KINDS = {"record": _WHOLE, "length": _WHOLE, "source": _TEXT, "id": _TEXT, "description": _TEXT}
+
+
+class EmbeddingFolder:
+    """A finished folder of embeddings, read.
+
+    Args:
+        path: the folder.
+        with_journal: hold every part against the journal's entry too, as :meth:`records` needs.
+
+    Attributes:
+        path, manifest: of the folder; the manifest has all that readers rely on, in the types that a job writes.
+        model, options: that made it; what the manifest does not say is as by default.
+        parts: of the manifest, one object per file.
+        rows: number of rows.
+        level, width, column: the widest that it holds.
+
+    Raises:
+        InputError: no such folder, its job is not finished, or its manifest is not as a job writes it.
+        JobError: ``with_journal``, and there is none.
+    """
+
+    def __init__(self, path: str | os.PathLike, with_journal: bool = False) -> None:
+        self.path, self._folder = Path(path), OutputFolder(path)
+        self.manifest = _finished_manifest(self._folder)
+        job, columns = self.manifest["job"], self.manifest["columns"]
+        said = self.manifest["model"]
+        self.model = Checkpoint(**{one.name: said[one.name] for one in fields(Checkpoint) if one.name in said})
+        self.options = stored_options(job)
+        self.parts: list[dict[str, Any]] = self.manifest["parts"]
+        self.rows = sum(part["written"] for part in self.parts)
+        self.inputs = tuple(job["inputs"])
+        self.input_columns = tuple(job[name] for name in COLUMNS)
+        self.column = max(columns, key=lambda name: columns[name]["width"])
+        self.level, self.width = (columns[self.column][name] for name in ("level", "width"))
+        self._with_journal = with_journal
+        self._verified: set[int] = set()
+        if with_journal and not self._folder.noted_parts():
+            raise JobError(f"{path} has lost its journal (the folder .job): copy the folder whole")
+        if with_journal and (absent := [name for name in LIMITS if name not in job]):
+            raise JobError(f"{path} does not say how its input was cut ({absent[0]}): embed its input again")
+
+    @property
+    def digest(self) -> str:
+        """Changes whenever one of its files does."""
+        return hashlib.sha256("".join(part["sha256"] for part in self.parts).encode()).hexdigest()
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether it was made of stored embeddings, so that its sequences are not known."""
+        return "converted" in self.manifest["job"]
+
+    @property
+    def rejects_path(self) -> Path:
+        """File of the records that were not embedded."""
+        return self._folder.rejects_path
+
+    def column_of(self, level: str | None = None) -> tuple[str, int, str]:
+        """Column whose first dimensions are a level, that level's width, and its name; by default the largest's.
+
+        Raises:
+            JobError: the folder does not hold the level.
+        """
+        if level is None:
+            return self.column, self.width, self.level
+        for column, held in self.manifest["columns"].items():
+            if held["level"] == level:
+                return column, held["width"], level
+        width = self.model.nested_dims.get(level)
+        if width is None or width > self.width:
+            raise JobError(f"{self.path} holds level {self.level}, which does not have level {level} within it")
+        if self.options.normalize:
+            raise JobError(
+                f"{self.path} holds level {self.level} normalised: embed with --level {level} {self.level} to "
+                f"have level {level} normalised for itself"
+            )
+        return self.column, width, level
+
+    def check_files(self, columns: Iterable[str]) -> None:
+        """Raise an InputError unless every file is as large as it was written, of as many rows, with these columns."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        for part in self.parts:
+            path = self.path / part["file"]
+            try:
+                metadata = pq.read_metadata(path)
+                as_written = path.stat().st_size == part["bytes"] and metadata.num_rows == part["written"]
+                as_written = as_written and self._is_part(metadata.schema.to_arrow_schema(), columns)
+            except (pa.ArrowException, OSError):
+                as_written = False
+            if not as_written:
+                raise InputError(f"{path} is missing or not as it was written: give the embed command again")
+
+    def batches(
+        self, columns: list[str], size: int = _ROWS, wanted: np.ndarray | None = None
+    ) -> Iterator[tuple[Path, Any]]:
+        """Stream columns of all rows, in order, as Arrow record batches with the file of each.
+
+        Args:
+            columns: their names.
+            size: rows of a batch at most.
+            wanted: ascending records; what cannot hold any of them is not read. Batches still hold others too.
+
+        Raises:
+            InputError: a file is not as it was written.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        for index, part in enumerate(self.parts):
+            path = self.path / part["file"]
+            first, beyond = part["first_record"], part["first_record"] + part["records"]
+            if not part["written"] or (wanted is not None and not _holds(wanted, first, beyond - 1)):
+                continue
+            try:
+                with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
+                    self._verify(index, file.schema_arrow, columns, wanted is None)
+                    for batch in file.iter_batches(size, row_groups=_row_groups(file, wanted), columns=columns):
+                        if batch.num_rows:
+                            yield path, batch
+            except (pa.ArrowException, OSError) as error:
+                raise _damaged(path) from error
+
+    def all_rows(self, column: str, wanted: np.ndarray | None = None) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+        """``record`` and ``id`` of every row, in order, with its embedding in a column.
+
+        Args:
+            column: of embeddings.
+            wanted: as in :meth:`batches`.
+
+        Raises:
+            InputError: a file is not as it was written.
+        """
+        for _, batch in self.batches(["record", "id", column], wanted=wanted):
+            yield from zip(batch.select(["record", "id"]).to_pylist(), self._arrays(batch[column]), strict=True)
+
+    def rows_of(self, first: int, count: int) -> dict[int, np.ndarray]:
+        """Stored embeddings of ``count`` records from number ``first`` on, by number.
+
+        Returns:
+            The widest level of each record that was written: (width,) or (rows, width).
+
+        Raises:
+            InputError: a file is not as it was written.
+        """
+        wanted = range(first, first + count)
+        rows = self.all_rows(self.column, np.asarray(wanted))
+        return {row["record"]: value for row, value in rows if row["record"] in wanted}
+
+    def ids(self) -> Iterator[str]:
+        """Ids of all rows, in order.
+
+        Raises:
+            InputError: a file is not as it was written.
+        """
+        for _, batch in self.batches(["id"]):
+            yield from batch["id"].to_pylist()
+
+    def records(
+        self,
+        inputs: tuple[str, ...] = (),
+        called: tuple[str, ...] = (),
+        on_read: Callable[[int], None] = lambda count: None,
+        say: Callable[[str], None] | None = None,
+    ) -> Iterator[tuple[str, FastaRecord]]:
+        """The records of the inputs, each once it was found to be what the folder was made of.
+
+        Args:
+            inputs: where they lie now; by default where they lay then.
+            called: what they are called now; by default as they are given.
+            on_read: called with the number of bytes each time some are read.
+            say: called with a sentence that a user should know of an input.
+
+        Raises:
+            JobError: they are not the same, or not known.
+        """
+        path, inputs = self.path, inputs or self.inputs
+        if self.is_converted:
+            raise JobError(f"{path} was converted from stored embeddings, so that its sequences are not known")
+        if len(inputs) != len(self.inputs):
+            raise JobError(
+                f"{path} was made of {len(self.inputs)} inputs ({', '.join(self.inputs)}), not of "
+                f"{len(inputs)}: give the same, in the same order"
+            )
+        job = self.manifest["job"]
+        settings = JobSettings(
+            model=self.model.name,
+            inputs=self.inputs,
+            output=str(path),
+            options=replace(self.options, levels=()),
+            **{name: job[name] for name in (*LIMITS, *COLUMNS)},
+        )
+        # What was embedded is known by the names that its inputs had then.
+        sources: deque[str] = deque()
+
+        def renamed() -> Iterator[tuple[str, FastaRecord]]:
+            for name, source, now in zip(self.inputs, inputs, called or inputs, strict=True):
+                for _, record in read_all(replace(settings, inputs=(source,)), on_read, say):
+                    sources.append(readable(now))
+                    yield readable(name), record
+
+        changed, mend = f"the input is not what {path} was made of: it", "give the same input, or embed it from scratch"
+        count = 0
+        for part in cut_parts(renamed(), settings, {self.level: self.width}):
+            entry = self._folder.entry(part.index) if part.index < len(self.parts) else None
+            if entry is None or entry.digest != part.digest:
+                raise JobError(f"{changed} differs from record number {part.first_record:,} on; {mend}")
+            for _, record in part.records:
+                yield sources.popleft(), record
+            count += 1
+        if count < len(self.parts):
+            raise JobError(f"{changed} ends before record number {self.parts[count]['first_record']:,}; {mend}")
+
+    def _is_part(self, schema: Any, columns: Iterable[str]) -> bool:
+        """Whether a file has columns once each, of types that hold what they should, and all embeddings."""
+        import pyarrow as pa
+
+        def holds(name: str) -> bool:
+            if schema.names.count(name) != 1:
+                return False
+            kind = schema.field(name).type
+            if name in _KINDS:
+                return str(kind).removeprefix("large_") in _KINDS[name]
+            if not self.options.one_row:
+                kind = kind.value_type if pa.types.is_list(kind) else pa.null()
+            vector = pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type)
+            return vector and kind.list_size == self.manifest["columns"][name]["width"]
+
+        return all(map(holds, {*columns, *self.manifest["columns"]}))
+
+    def _verify(self, index: int, schema: Any, columns: list[str], whole: bool) -> None:
+        """Raise unless a file is the one that was written, as far as its pages do not say so themselves."""
+        part = self.parts[index]
+        path = self.path / part["file"]
+        if not self._is_part(schema, columns):
+            raise _damaged(path)
+        if index in self._verified:
+            return
+        if self._with_journal:
+            entry = self._folder.entry(index)
+            if entry is None or any(getattr(entry, name, None) != value for name, value in part.items()):
+                raise _damaged(path)
+        if self._with_journal or (whole and not _has_checksums(schema)):
+            if file_sha256(path) != part["sha256"]:
+                raise _damaged(path)
+            self._verified.add(index)
+
+    def _arrays(self, column: Any) -> list[np.ndarray]:
+        """An Arrow column as one array per record, each a view."""
+        if self.options.one_row:
+            return list(np.asarray(column.flatten()).reshape(len(column), column.type.list_size))
+        vectors = column.flatten()
+        values = np.asarray(vectors.flatten()).reshape(len(vectors), vectors.type.list_size)
+        offsets = column.offsets.to_numpy()
+        return [values[start:stop] for start, stop in pairwise(offsets - offsets[0])]
+
+
+def stored_options(job: dict[str, Any]) -> EmbeddingOptions:
+    """How a manifest's job embedded; what it does not say is as by default.
+
+    Raises:
+        ValueError: no options are so.
+    """
+    said = {one.name: job[one.name] for one in fields(EmbeddingOptions) if one.name in job}
+    options: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
+    return EmbeddingOptions(**options)
+
+
+def _finished_manifest(folder: OutputFolder) -> dict[str, Any]:
+    path = folder.path
+    if not folder.manifest_path.is_file():
+        raise InputError(
+            f"{path} is no folder of embeddings (it holds no {folder.manifest_path.name}): make one with rd-hf embed"
+        )
+    try:
+        manifest = folder.manifest() or {}
+    except JobError as error:
+        raise InputError(str(error)) from error
+    if manifest["format"] != MANIFEST_FORMAT:
+        raise InputError(f"{path} was written by another version of rd_hf: embed its input again")
+    if manifest.get("status") != "complete":
+        raise InputError(f"{path} is not finished: give its embed command again, then this one")
+    wrong = unfinished(manifest)
+    try:
+        if wrong is None:
+            stored_options(manifest["job"])
+    except ValueError as error:
+        wrong = str(error)
+    if wrong is not None:
+        raise InputError(
+            f"{folder.manifest_path} is not as an embedding job writes it ({wrong}): restore it, or embed again into "
+            "another folder"
+        )
+    return manifest
+
+
+def _damaged(path: Path) -> InputError:
+    return InputError(f"{path} is not as it was written: give the command that wrote it again")
+
+
+def _has_checksums(schema: Any) -> bool:
+    """Whether the pages of a file carry checksums, by what its schema says."""
+    return b'"page_checksums": true' in (schema.metadata or {}).get(b"rd_hf", b"")
+
+
+def _holds(wanted: np.ndarray, first: int, last: int) -> bool:
+    """Whether any of the ascending records lies in a range, its ends included."""
+    return bool(np.searchsorted(wanted, last, "right") > np.searchsorted(wanted, first, "left"))
+
+
+def _row_groups(file: Any, wanted: np.ndarray | None) -> list[int]:
+    """Row groups that may hold one of the wanted records, by the statistics that each carries."""
+    groups = list(range(file.metadata.num_row_groups))
+    if wanted is None:
+        return groups
+    place = [file.metadata.schema.column(leaf).path for leaf in range(file.metadata.num_columns)].index("record")
+    seen = {group: file.metadata.row_group(group).column(place).statistics for group in groups}
+    return [group for group, range_ in seen.items() if range_ is None or _holds(wanted, range_.min, range_.max)]

@@ -1,0 +1,40 @@
+"""The choices of a map. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass
+
+from rd_hf.options import check_options, option, whole
+
+METHODS = {"pca": "Principal components", "umap": "UMAP"}
+
+
+@dataclass(frozen=True, slots=True)
+class MapSettings:
+    """The choices of one map; what each means is the help of its field.
+
+    Attributes:
+        embeddings: finished folder of an embedding job with one row per protein.
+
+    Raises:
+        ValueError: an unknown choice, or a number out of its bounds.
+    """
+
+    embeddings: str
+    output: str = option(MISSING, "the page, such as map.html", required=True, metavar="FILE")
+    labels: str | None = option(None, "table of ids and labels", metavar="FILE")
+    color_by: str | None = option(
+        None, "column of the labels that the page opens with (default: the first)", metavar="COLUMN"
+    )
+    level: tuple[str, ...] = option((), "levels to draw (default: all)", metavar="L")
+    method: str = option(
+        "pca", "principal components (default), or UMAP (needs the extra umap)", choices=tuple(METHODS)
+    )
+    neighbours: int = option(10, "neighbours listed for each protein; 0: none", kind=whole(0), metavar="K")
+    sample: int | None = option(None, "draw N proteins chosen at random", kind=whole(3), metavar="N")
+    seed: int = option(0, "of --sample and of UMAP", kind=whole(0))
+    title: str | None = option(None, "of the page (default: the folder's name)")
+    no_descriptions: bool = option(False, "leave the FASTA descriptions out of the page")
+
+    def __post_init__(self) -> None:
+        check_options(self)
