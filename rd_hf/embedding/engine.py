@@ -19,10 +19,8 @@ from rd_hf.embedding.checkpoint import prepare_after_fork
 from rd_hf.embedding.concurrency import MAX_CONCURRENCY, concurrency_for, in_order, may_share
 from rd_hf.embedding.layouts import Layout, layout_of
 from rd_hf.embedding.options import EmbeddingOptions
-from rd_hf.model.merging_rd_esm import Merging
 from rd_hf.model.modeling_rd_esm import RDEsmModel
-from rd_hf.model.pooling_rd_esm import mean_over_residues
-from rd_hf.model.windows_rd_esm import Piece, cut
+from rd_hf.model.pooling_rd_esm import Merging, Piece, cut, mean_over_residues
 
 # On a CPU a batch should stay in the caches: 2,048 tokens beat 4,096 and 1,024 when measured at 8M + 35M.
 CPU_BATCH_TOKENS = 2048

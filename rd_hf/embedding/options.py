@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 
-from rd_hf.model.windows_rd_esm import MAX_RESIDUES as MAX_RESIDUES
-from rd_hf.model.windows_rd_esm import OVERLAP as OVERLAP
+from rd_hf.model.pooling_rd_esm import MAX_RESIDUES as MAX_RESIDUES
+from rd_hf.model.pooling_rd_esm import OVERLAP as OVERLAP
 
 POOLINGS = ("mean", "max", "cls", "residue", "positions")
 # What the model computes in unless a user names another: one for every entry point, level and device, so that the same

@@ -16,13 +16,10 @@ from transformers.utils import cached_file
 
 from .families_rd_esm import family_of
 from .files_rd_esm import fetch_again
+from .pooling_rd_esm import TOKENS
 
-# Token ids of all that a level is given (Lin et al. 2023): special tokens, the twenty residues, and X, B, U, Z, O.
-TOKENS = {
-    **{"<cls>": 0, "<pad>": 1, "<eos>": 2},
-    **{residue: place for place, residue in enumerate("LAGVSERTIDPKQNFYMHWCXBUZO", start=4)},
-    "<mask>": 32,
-}
+# What a level is given: special tokens, the twenty residues, and X, B, U, Z, O.
+GIVEN = {token: number for token, number in TOKENS.items() if token not in ("<unk>", ".", "-", "<null_1>")}
 
 
 def check_alphabet(what: str, where: str, revision: str | None, backbone: Mapping[str, Any], **hub: Any) -> bool:
@@ -44,13 +41,13 @@ def check_alphabet(what: str, where: str, revision: str | None, backbone: Mappin
     compared = False
     for file, vocabulary in _vocabularies(where, revision, hub):
         compared = True
-        other = [token for token, number in TOKENS.items() if vocabulary.get(token) != number]
+        other = [token for token, number in GIVEN.items() if vocabulary.get(token) != number]
         if other:
             found = vocabulary.get(other[0])
             raise ValueError(
                 f"{what} reads other tokens than the other levels of a chain, which are given ESM-2's: {other[0]!r} "
                 f"{'is none of its tokens' if found is None else f'is its token {found}'} ({file}) and ESM-2's "
-                f"{TOKENS[other[0]]}, and so for {len(other)} of {len(TOKENS)}: it cannot be a level"
+                f"{TOKENS[other[0]]}, and so for {len(other)} of {len(GIVEN)}: it cannot be a level"
             )
     family = family_of(backbone)
     if not compared and backbone["vocab_size"] not in family.rows:

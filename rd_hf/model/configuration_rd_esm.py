@@ -33,7 +33,7 @@ from .fields_rd_esm import (
 
 # Named for releases up to 5.0, which fetch of a repo's code only what this file itself names.
 from .files_rd_esm import fetch_again  # noqa: F401
-from .windows_rd_esm import MAX_RESIDUES, SPECIAL_TOKENS
+from .pooling_rd_esm import MAX_RESIDUES, SPECIAL_TOKENS
 
 logger = logging.get_logger(__name__)
 

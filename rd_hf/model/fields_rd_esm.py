@@ -12,7 +12,7 @@ import torch
 from transformers import PretrainedConfig
 
 from .families_rd_esm import FAMILIES, counts_from, family_of
-from .windows_rd_esm import LONG_INPUTS
+from .pooling_rd_esm import LONG_INPUTS
 
 # A level's name becomes part of file names (`model.backbone-150M.safetensors`).
 LEVEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

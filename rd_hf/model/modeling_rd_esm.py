@@ -24,7 +24,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .added_rd_esm import is_head  # noqa: F401
-from .alphabet_rd_esm import TOKENS  # noqa: F401
+from .alphabet_rd_esm import check_alphabet  # noqa: F401
 from .attention_rd_esm import PACKED_ATTENTION  # noqa: F401
 from .checkpoint_rd_esm import RDEsmPreTrainedModel
 from .configuration_rd_esm import RDEsmConfig
@@ -36,19 +36,17 @@ from .fields_rd_esm import check_entry  # noqa: F401
 from .files_rd_esm import WeightFiles  # noqa: F401
 from .fused_rd_esm import fuse_layers
 from .layers_rd_esm import encoder_class, record_layers, set_class_and_recording
-from .merging_rd_esm import cut_long
 from .origin_rd_esm import decide_form  # noqa: F401
 from .outputs_rd_esm import NO_WHITENING, RDEsmModelOutput, output_class
 from .passes_rd_esm import BackbonePass, backbone_arguments, run_backbone
 from .placement_rd_esm import Placement  # noqa: F401
-from .pooling_rd_esm import ResiduePooling, refuse_unknown  # noqa: F401
+from .pooling_rd_esm import FIRST_RESIDUE, LAST_RESIDUE, TOKENS, cut_long, is_tracing, mean_over_residues
 from .projection_rd_esm import RDEsmProjection
 from .readout_rd_esm import RDEsmReadout
 from .saving_rd_esm import RDEsmSaving  # noqa: F401
 from .staging_rd_esm import staging  # noqa: F401
 from .weights_rd_esm import keep_float32, rotary_modules
 from .whitening_rd_esm import RDEsmWhitening
-from .windows_rd_esm import MAX_RESIDUES  # noqa: F401
 
 
 class RDEsmModel(RDEsmPreTrainedModel):
@@ -371,6 +369,74 @@ class RDEsmModel(RDEsmPreTrainedModel):
             raise ValueError(NO_WHITENING)
         whitened: torch.Tensor = self.whitening(embedding)
         return whitened
+
+
+# How a token is shown; those of no letter as "?".
+_LETTERS = {number: token for token, number in TOKENS.items() if len(token) == 1}
+
+
+def refuse_unknown(input_ids: torch.Tensor) -> None:
+    """Raise where a token is `<unk>`: a tokenizer met a character that stands for no residue.
+
+    Nothing is refused while a graph is made of the model.
+
+    Raises:
+        ValueError: naming the sequence by its first letters, since whoever made the batch may have sorted it.
+    """
+    if is_tracing() or input_ids.device.type == "meta":
+        return
+    unknown = input_ids.eq(TOKENS["<unk>"])
+    if unknown.any():
+        row, position = unknown.nonzero()[0].tolist()
+        ids = input_ids[row].tolist()
+        # In a packed row, and in one that is padded on the left, a sequence begins with its own cls.
+        before = [place for place in range(position) if ids[place] == TOKENS["<cls>"]]
+        start = before[-1] + 1 if before else 0
+        raise ValueError(
+            f"input_ids hold <unk> (residue {position - start + 1} of {_shown(ids[start:])}): a character that is no "
+            f"residue, such as a stop codon inside the sequence, a digit or (with a tokenizer that does not clean) a "
+            f"lower-case letter; correct the sequence, or use the tokenizer that came with this model"
+        )
+
+
+def _shown(ids: list[int]) -> str:
+    """A sequence's first letters and their number, from its tokens; what follows its eos is not its own."""
+    stop = next((place for place, token in enumerate(ids) if token in (TOKENS["<eos>"], TOKENS["<pad>"])), len(ids))
+    letters = "".join(_LETTERS.get(token, "?") for token in ids[:stop])
+    return f"the sequence {letters!r}" if stop <= 20 else f"the sequence of {stop} letters that begins {letters[:20]!r}"
+
+
+class ResiduePooling(nn.Module):
+    """Mean over residues, for sentence-transformers, whose own mean takes in cls and eos.
+
+    `modules.json` of a checkpoint names it behind the model. Each channel is averaged for itself, so that
+    `truncate_dim` gives exactly the pooled embedding of a smaller level.
+    """
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Adds `sentence_embedding`, `(batch, width)`, to features with `input_ids` and `token_embeddings`.
+
+        Raises:
+            ValueError: a sequence with `<unk>`, or without residues.
+        """
+        embeddings, ids = features["token_embeddings"], features["input_ids"]
+        refuse_unknown(ids)
+        keep = ids.ge(FIRST_RESIDUE) & ids.le(LAST_RESIDUE)
+        if not is_tracing() and not keep.any(dim=1).all():
+            raise ValueError(
+                "one of the sequences has no residues to take a mean over: leave out those that are empty, or gaps and "
+                "stops alone"
+            )
+        features["sentence_embedding"] = mean_over_residues(embeddings, keep).to(embeddings.dtype)
+        return features
+
+    def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
+        """There is nothing to save: `modules.json` names the class, this file holds it."""
+
+    @classmethod
+    def load(cls, model_name_or_path: str, **kwargs: Any) -> "ResiduePooling":
+        """As sentence-transformers calls it."""
+        return cls()
 
 
 RDEsmConfig.register_for_auto_class()

@@ -11,17 +11,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .alphabet_rd_esm import TOKENS
 from .attention_rd_esm import PACKED_ATTENTION
 from .configuration_rd_esm import RDEsmConfig
 from .families_rd_esm import POSITION_FIELDS, counts_from, longest_input
 from .fields_rd_esm import check_long
 from .layers_rd_esm import states_after
 from .outputs_rd_esm import RDEsmModelOutput, output_class
-from .pooling_rd_esm import is_tracing
+from .pooling_rd_esm import SPECIAL_TOKENS, TOKENS, is_tracing
 from .readout_rd_esm import RDEsmReadout
 from .weights_rd_esm import rotary_modules
-from .windows_rd_esm import SPECIAL_TOKENS
 
 
 @dataclass

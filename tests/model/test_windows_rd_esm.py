@@ -20,9 +20,8 @@ from rd_hf.embedding import Embedder
 from rd_hf.embedding.engine import Engine, Request
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
-from rd_hf.model.merging_rd_esm import merge_weights, taper
 from rd_hf.model.modeling_rd_esm import RDEsmModel
-from rd_hf.model.windows_rd_esm import MAX_RESIDUES, cut
+from rd_hf.model.pooling_rd_esm import MAX_RESIDUES, cut, merge_weights, taper
 from tests.conftest import random_model
 
 # The same float32 products in batches of another shape.
