@@ -18,7 +18,7 @@ OUTPUTS = frozenset({"output"})
 INPUTS = frozenset(
     {
         *("assays", "backbones", "config", "data", "database", "embeddings", "extend", "fit_data", "folds", "ids"),
-        *("input", "labels", "metal_binding", "model", "queries", "reference", "secondary_structure", "sequences"),
+        *("input", "inputs", "labels", "metal_binding", "model", "queries", "reference", "secondary_structure", "sequences"),
         *("weights", "what"),
     }
 )

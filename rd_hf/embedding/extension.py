@@ -6,7 +6,8 @@ rows are means (or residues) of e_(i-1), and the larger backbones alone run; see
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import argparse
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -68,34 +69,30 @@ def why_not_extended(options: EmbeddingOptions) -> str | None:
     return None
 
 
-def arguments(stored: EmbeddingFolder, values: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
+def with_stored(stored: EmbeddingFolder, args: argparse.Namespace) -> argparse.Namespace:
     """A command's arguments, with those that the folder decides taken from it.
 
     Args:
         stored: the folder.
-        values: of all arguments.
-        given: names of those that the user gave, which must agree with the folder's.
+        args: as parsed; None stands for what was not typed, and what was typed must agree with the folder's.
 
     Raises:
         JobError: an argument contradicts the folder.
     """
     job, model = stored.manifest["job"], stored.manifest["model"]
-    taken = dict(values)
+    taken = dict(vars(args))
     for name in (*OPTIONS, *COLUMNS):
         # What a manifest does not say was as by default.
         was = job.get(name, getattr(stored.options, name, None))
-        if name in given and values[name] != was:
+        if taken[name] not in (None, was):
             raise JobError(
-                f"{stored.path} was made with {name} {was!r}, not {values[name]!r}: leave "
+                f"{stored.path} was made with {name} {was!r}, not {taken[name]!r}: leave "
                 f"--{name.replace('_', '-')} away, or embed from scratch, without --extend"
             )
         taken[name] = was
-    taken["model"] = values["model"] or model["name"]
-    taken["revision"] = values["revision"] or model["revision"]
-    taken["input"] = values["input"] or job["inputs"]
-    if "attn_implementation" not in given:
-        taken["attn_implementation"] = job.get("attn_implementation")
-    return taken
+    known = {"model": model["name"], "revision": model["revision"], "inputs": job["inputs"]}
+    known["attn_implementation"] = job.get("attn_implementation")
+    return argparse.Namespace(**taken | {name: taken[name] or was for name, was in known.items()})
 
 
 def check(stored: EmbeddingFolder, settings: JobSettings, checkpoint: Checkpoint) -> None:

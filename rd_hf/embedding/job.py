@@ -8,6 +8,7 @@ from which parts were done before, by which process, or how often the job was ki
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,14 +19,16 @@ from rd_hf.data.fasta import InputError
 from rd_hf.data.sources import is_hub_dataset, source_size
 from rd_hf.devices import check_device
 from rd_hf.embedding.checkpoint import Checkpoint
-from rd_hf.embedding.extension import ExtendingWorker, check, open_extendable
+from rd_hf.embedding.extension import ExtendingWorker, check, open_extendable, with_stored
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry
-from rd_hf.embedding.manifest import check_digest, open_job, with_stored_settings
+from rd_hf.embedding.manifest import check_digest, dtype_of, open_job, with_stored_settings
+from rd_hf.embedding.options import AUTO_MEANS, DTYPE, OLD_DTYPE, EmbeddingOptions
 from rd_hf.embedding.progress import Progress
 from rd_hf.embedding.settings import JobSettings, JobSummary
 from rd_hf.embedding.worker import StageTimer, Worker
-from rd_hf.launch import Processes
+from rd_hf.launch import Processes, leave, processes
 from rd_hf.memory import bound_kernels
+from rd_hf.options import options_from
 
 # Different reasons of rejected records that are printed.
 _REASONS = 3
@@ -63,6 +66,39 @@ def run_job(
     about = {"extends": settings.extend, "extends_sha256": stored.digest}
     start = partial(ExtendingWorker, stored=stored, above=stored.level)
     return run_worker(settings, group, start, about, [partial(check, stored, settings)], report, show_progress)
+
+
+def settings_from(args: argparse.Namespace) -> tuple[JobSettings, list[str]]:
+    """The job of ``rd-hf embed``, and what the user should know of it.
+
+    Args:
+        args: as parsed; None stands for what was not typed.
+    """
+    notes: list[str] = []
+    if args.dtype == OLD_DTYPE:
+        notes.append(AUTO_MEANS)
+        args.dtype = None
+    if args.extend is not None:
+        args = with_stored(open_extendable(args.extend), args)
+    if args.dtype is None:
+        args.dtype = dtype_of(args.output)
+        if args.dtype != DTYPE:
+            notes.append(f"going on in {args.dtype}, as {args.output} was begun")
+    return options_from(JobSettings, args, options=options_from(EmbeddingOptions, args)), notes
+
+
+def run_launched(settings: JobSettings, show_progress: bool) -> JobSummary | None:
+    """Run a job in the processes that a launcher started, or in this one; the summary in the main process."""
+    group: Processes | None = processes()
+    try:
+        summary = run_job(settings, group, show_progress=show_progress, hints=True)
+        return summary if group.is_main else None
+    except KeyboardInterrupt:
+        # The others may not have been interrupted: nobody waits for them.
+        group = None
+        raise
+    finally:
+        leave(group)
 
 
 def run_worker(

@@ -20,10 +20,10 @@ from rd_hf.embedding.options import EmbeddingOptions
         ({"output_dtype": "bfloat16"}, "Arrow has no bfloat16: store float32"),
         ({"long": "split"}, "long must be one of"),
         ({"levels": ("S", "S")}, "levels must differ"),
-        ({"max_length": 0}, "max_length must be positive"),
+        ({"max_length": 0}, "max_length must be a whole number of at least 1, not 0"),
         ({"max_length": 100, "overlap": 100}, "overlap must be at least 0 and below max_length 100"),
-        ({"batch_tokens": 0}, "batch_tokens must be positive"),
-        ({"pooling": "positions", "positions": (0,)}, "positions count residues from 1"),
+        ({"batch_tokens": 0}, "batch_tokens must be a whole number of at least 1"),
+        ({"pooling": "positions", "positions": (0,)}, "positions must be a whole number of at least 1, not 0"),
         ({"positions": (3,)}, "set pooling to 'positions'"),
     ],
 )
