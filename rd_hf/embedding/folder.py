@@ -167,7 +167,7 @@ class OutputFolder:
     def holds_work(self) -> bool:
         """Whether anything that a job computed is there: without it, the folder is free for another job."""
         # Parts without their entry, and what workers of Ray computed for many parts, count too.
-        computed = (*self.path.glob("embeddings-*.parquet"), *self.journal.glob("staged/block-*.npy"))
+        computed = (*self.path.glob("embeddings-*.parquet"), *self.journal.glob("staged/shared-*/block-*.npy"))
         return bool(computed) or bool(self.noted_parts()) or self.rejects_path.exists()
 
     def write_manifest(self, content: Mapping[str, Any]) -> None:

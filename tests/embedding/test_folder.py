@@ -123,7 +123,9 @@ def test_a_job_that_wrote_nothing_claims_nothing(embed: Embed, tiny_checkpoint: 
     assert list(manifest["columns"].values()) == [{"level": "L1", "width": 48}]
 
 
-@pytest.mark.parametrize("left", ["embeddings-000000.parquet", ".job/000000.json", ".job/staged/block-000000.npy"])
+@pytest.mark.parametrize(
+    "left", ["embeddings-000000.parquet", ".job/000000.json", ".job/staged/shared-0/block-000000.npy"]
+)
 def test_a_job_that_computed_anything_claims_its_folder(
     left: str, embed: Embed, job: list[object], tmp_path: Path
 ) -> None:
@@ -132,7 +134,7 @@ def test_a_job_that_computed_anything_claims_its_folder(
     kept = (output / left).read_bytes() if (output / left).exists() else b"computed by a worker of Ray"
     for path in (*output.glob("*.parquet"), *output.glob(".job/0*.json"), output / "_rejects.tsv"):
         path.unlink()
-    (output / left).parent.mkdir(exist_ok=True)
+    (output / left).parent.mkdir(parents=True, exist_ok=True)
     (output / left).write_bytes(kept)
     assert "holds another job" in embed(*job, "--pooling", "max", "--output", output).stderr
 

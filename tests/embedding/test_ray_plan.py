@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import subprocess
+import sys
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,27 +20,39 @@ from hypothesis import strategies as st
 
 from rd_hf.data.fasta import FastaRecord
 from rd_hf.embedding.checkpoint import resolve
-from rd_hf.embedding.folder import JobError, OutputFolder
+from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry
 from rd_hf.embedding.options import EmbeddingOptions
-from rd_hf.embedding.parts import Part, cut_parts, read_all
-from rd_hf.embedding.ray import duplicates, staging
-from rd_hf.embedding.ray.cluster import RaySettings
-from rd_hf.embedding.ray.plan import PlannedPart, plan, read_part
-from rd_hf.embedding.ray.staging import Chunk, Staged, Staging, key_of, read_chunk, stage
+from rd_hf.embedding.parts import cut_parts, read_all
+from rd_hf.embedding.ray import RaySettings, duplicates, staging
+from rd_hf.embedding.ray.staging import PlannedPart, StagedFile, StagingFolder, key_of, plan, read_records, stage
 from rd_hf.embedding.ray.worker import Assignment, PartWorker, WorkerFolder
 from rd_hf.embedding.settings import JobSettings
+from rd_hf.options import add_options, options_from
+from tests.conftest import environment
 
 WIDTHS = {"L": 8}
 
 
-def staged_of(job: JobSettings, keys: bool = False) -> list[Staged]:
-    """The inputs of a job, staged in this process."""
+def staged_of(job: JobSettings, keys: bool = False) -> list[dict[str, Any]]:
+    """The inputs of a job, staged in this process, as they are noted."""
     found = []
     for index in range(len(job.inputs)):
         rows = list(stage(job, index, keys))
         assert not rows[-1]["error"], rows[-1]["error"]
-        found.append(Staged(tuple(Chunk(row["file"], row["records"]) for row in rows[:-1]), ()))
+        chunks = [{name: row[name] for name in ("file", "records")} for row in rows[:-1]]
+        found.append({"chunks": chunks, "notes": rows[-1]["notes"]})
     return found
+
+
+def files_of(job: JobSettings, keys: bool = False) -> list[StagedFile]:
+    return StagingFolder.files(staged_of(job, keys))
+
+
+def made(worker: PartWorker, **task: Any) -> dict[str, Any]:
+    """What a worker answers to a task."""
+    answer: dict[str, Any] = json.loads(worker({"task": json.dumps(task)})["answer"])
+    assert not answer["error"]
+    return answer
 
 
 def prepared(job: JobSettings) -> Path:
@@ -62,8 +78,8 @@ def test_the_parts_are_those_of_the_local_job(
 ) -> None:
     """Whatever the files, the limits and the sizes of the staged files: the same records in the same parts."""
     with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(staging, "CHUNK_RECORDS", chunk)
-        patch.setattr(staging, "GROUP", 2)
+        patch.setattr(staging, "FILE_RECORDS", chunk)
+        patch.setattr(staging, "ROW_GROUP", 2)
         files = []
         for number, found in enumerate(inputs):
             files.append(Path(scratch) / f"{number}.fasta")
@@ -77,10 +93,9 @@ def test_the_parts_are_those_of_the_local_job(
             part_bytes=part_rows * 4 * WIDTHS["L"],
         )
         path = prepared(job)
-        parts = [PlannedPart.from_json(each.to_json()) for each in plan(staged_of(job), path, job, WIDTHS)]
+        parts = [PlannedPart(**json.loads(json.dumps(asdict(each)))) for each in plan(files_of(job), path, job, WIDTHS)]
         expected = list(cut_parts(read_all(job, lambda count: None), job, WIDTHS))
-        assert [read_part(part, path, job) for part in parts] == expected
-        assert [part.records for part in parts] == [len(part.records) for part in expected]
+        assert [part.read(path, job) for part in parts] == expected
         letters = [sum(len(record.sequence) for _, record in part.records) for part in expected]
         assert [part.letters for part in parts] == letters
 
@@ -94,9 +109,9 @@ def test_any_text_comes_back_as_it_was(tmp_path: Path) -> None:
         FastaRecord(2, "å|1", "å|1 ß\t\0", "", (1, 2**70), "two\nlines"),
         FastaRecord(3, "x" * 1000, "", "M" * 100_000),
     ]
-    staging._write(path, records, job, keys=True)
-    assert read_chunk(path, 0, 3) == records
-    assert read_chunk(path, 1, 2) == records[1:2]
+    staging.write_records(path, records, job, keys=True)
+    assert read_records(path, 0, 3) == records
+    assert read_records(path, 1, 2) == records[1:2]
 
 
 def test_staged_inputs_are_kept_until_they_change(tmp_path: Path) -> None:
@@ -106,19 +121,20 @@ def test_staged_inputs_are_kept_until_they_change(tmp_path: Path) -> None:
     prepared(job)
     folder = OutputFolder(job.output)
     folder.claim()
-    kept = Staging(folder, job, keys=False)
-    assert kept.kept(0) is None
+    kept = StagingFolder(folder, job, keys=False)
+    assert kept.find(0) is None
     (staged,) = staged_of(job)
-    kept.keep(0, staged, kept.identity(0))
-    assert kept.kept(0) == staged
-    assert Staging(folder, job, keys=True).kept(0) is None, "keys are missing"
+    kept.note(0, staged, kept.identity(0))
+    assert kept.find(0) == staged
+    assert StagingFolder(folder, job, keys=True).find(0) is None, "keys are missing"
     other = replace(job, strict=True)
-    assert Staging(folder, other, keys=False).kept(0) is None
+    assert StagingFolder(folder, other, keys=False).find(0) is None
     fasta.write_text(">a\nMKT\n>b\nMKTAY\n")
-    assert kept.kept(0) is None
-    kept.keep(0, staged, kept.identity(0))
-    (kept.path / staged.chunks[0].file).unlink()
-    assert kept.kept(0) is None
+    assert kept.find(0) is None
+    kept.note(0, staged, kept.identity(0))
+    assert kept.find(0) == staged
+    (kept.path / staged["chunks"][0]["file"]).unlink()
+    assert kept.find(0) is None
 
 
 def test_an_input_that_cannot_be_read_says_so_in_a_row(tmp_path: Path) -> None:
@@ -154,35 +170,34 @@ def test_shared_sequences_are_those_of_several_parts(drawn: list[int], part: int
         }
     )
     starts = np.arange(1, len(keys) + 1, part)
-    found = duplicates._in_several(bucket, starts).to_pylist()
+    found = duplicates.in_several_parts(bucket, starts).to_pylist()
     assert {(row["key"], row["record"], row["copies"]) for row in found} == expected
     assert len(found) == len(expected)
 
 
 def test_shared_rows_are_found_by_their_sequence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "BLOCK", 3)
+    monkeypatch.setattr(duplicates, "GROUP", 3)
     names = [f"MKT{'A' * number}" for number in range(8)]
     keys = np.array([key_of(name) for name in names], dtype="S16")
     # The records that have them first are in another order than the keys.
     records = np.array([5, 3, 9, 1, 20, 11, 7, 2])
-    shared = duplicates._written(keys, records, 16, tmp_path)
+    shared = duplicates.write_shared(keys, records, 16, tmp_path)
     rank = np.argsort(np.argsort(records))
     values = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
     values[rank[6]] = np.nan
-    for block in range(shared.blocks - 1):
-        np.save(shared.block_path(block), values[block * 3 : block * 3 + 3])
-    rows = duplicates.SharedRows(shared)
+    for group in range(shared.groups - 1):
+        np.save(shared.group_path(group), values[group * 3 : group * 3 + 3])
     for name, row in zip(names, rank, strict=True):
-        found = rows.find(name)
+        found = shared.find(name)
         if row >= 6 or name == names[6]:
-            assert found is None, "its block is not there yet, or it could not be computed"
+            assert found is None, "its group is not there yet, or it could not be computed"
         else:
             assert found is not None
             assert np.array_equal(found, values[row])
-    assert rows.find("MKTY") is None
+    assert shared.find("MKTY") is None
 
 
-def test_a_block_is_as_wide_as_what_is_computed(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_a_group_is_as_wide_as_what_is_computed(tmp_path: Path, tiny_checkpoint: Path) -> None:
     """With fewer dimensions stored than a level has, what is looked up is what would have been computed."""
     fasta = tmp_path / "a.fasta"
     fasta.write_text("".join(f">r{n}\n{'MKTAY' * (1 + n % 3)}\n" for n in range(12)))
@@ -196,18 +211,17 @@ def test_a_block_is_as_wide_as_what_is_computed(tmp_path: Path, tiny_checkpoint:
     checkpoint = resolve(job.model)
     token = (folder.workspace.record() or {})["token"]
     assignment = Assignment(job, checkpoint, checkpoint.widths((), 40), str(Path.cwd()), token, keys=True)
-    staged, path = staged_of(job, keys=True), folder.journal / "staged"
+    files, path = files_of(job, keys=True), folder.journal / "staged"
     keys = np.array([key_of("MKTAY" * times) for times in (1, 2, 3)], dtype="S16")
-    shared = duplicates._written(keys, np.array([1, 2, 3]), 12, path)
-    worker = PartWorker(assignment, shared, duplicates.first_records(staged))
-    assert not worker({"part": "", "block": 0})["error"]
-    tokens = json.loads(worker({"part": "", "block": 0})["work"])["tokens"]
-    assert tokens > 0
-    for part in plan(staged, path, job, assignment.widths):
-        answer = worker({"part": part.to_json(), "block": -1})
-        assert not answer["error"]
-        assert json.loads(answer["work"])["tokens"] == 0, "all was there"
-        alone = PartWorker(assignment)({"part": part.to_json(), "block": -1})
+    shared = duplicates.write_shared(keys, np.array([1, 2, 3]), 12, path)
+    assert not folder.holds_work()
+    worker = PartWorker(assignment, shared, files)
+    assert made(worker, group=0)["work"]["tokens"] > 0
+    assert folder.holds_work(), "what was computed for many parts is no other job's"
+    for part in plan(files, path, job, assignment.widths):
+        answer = made(worker, part=asdict(part))
+        assert answer["work"]["tokens"] == 0, "all was there"
+        alone = made(PartWorker(assignment), part=asdict(part))
         found, expected = (pq.read_table(folder.journal / each["handed"]) for each in (answer, alone))
         assert found["embedding"].type.list_size == 40
         values, reference = (np.stack(table["embedding"].to_numpy()) for table in (found, expected))
@@ -221,10 +235,10 @@ def test_a_part_that_ends_every_worker_is_given_up_in_a_sentence(tmp_path: Path)
     token = (folder.workspace.record() or {})["token"]
     for _ in range(5):
         # A worker that ends here leaves its sign.
-        WorkerFolder(tmp_path / "out", token).begin("000007")
-    WorkerFolder(tmp_path / "out", token).begin("000008")
+        WorkerFolder(tmp_path / "out", token).start("000007")
+    WorkerFolder(tmp_path / "out", token).start("000008")
     with pytest.raises(JobError, match="000007 ended its worker 5 times: it may need more memory"):
-        WorkerFolder(tmp_path / "out", token).begin("000007")
+        WorkerFolder(tmp_path / "out", token).start("000007")
 
 
 def test_a_worker_that_was_thought_lost_changes_nothing(tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -237,11 +251,9 @@ def test_a_worker_that_was_thought_lost_changes_nothing(tmp_path: Path, tiny_che
     checkpoint = resolve(job.model)
     token = (folder.workspace.record() or {})["token"]
     assignment = Assignment(job, checkpoint, checkpoint.widths(()), str(Path.cwd()), token)
-    (part,) = plan(staged_of(job), folder.journal / "staged", job, assignment.widths)
-    answers = [PartWorker(assignment)({"part": part.to_json(), "block": -1}) for _ in range(2)]
+    (part,) = plan(files_of(job), folder.journal / "staged", job, assignment.widths)
+    answers = [made(PartWorker(assignment), part=asdict(part)) for _ in range(2)]
     assert not folder.part_path(0).exists()
-    from rd_hf.embedding.folder import PartEntry
-
     folder.adopt(folder.journal / answers[0]["handed"], PartEntry.from_json(answers[0]["entry"]))
     entry = folder.entry(0)
     assert entry is not None
@@ -255,10 +267,7 @@ def test_a_foreign_file_is_not_replaced_by_a_part(tmp_path: Path) -> None:
     folder.claim()
     folder.part_path(0).write_bytes(b"do not lose")
     (folder.journal / "handed").write_bytes(b"PAR1")
-    part = Part(0, 1, [], "")
-    from rd_hf.embedding.folder import PartEntry
-
-    entry = PartEntry(part.index, 1, 0, 0, 0, 0, 0, 0, "", "embeddings-000000.parquet", "", 4, ())
+    entry = PartEntry(0, 1, 0, 0, 0, 0, 0, 0, "", "embeddings-000000.parquet", "", 4, ())
     with pytest.raises(JobError, match="would be replaced, and is no embedding job's"):
         folder.adopt(folder.journal / "handed", entry)
     assert folder.part_path(0).read_bytes() == b"do not lose"
@@ -268,3 +277,21 @@ def test_a_foreign_file_is_not_replaced_by_a_part(tmp_path: Path) -> None:
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must"):
         RaySettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_settings_and_their_flags_need_neither_ray_nor_torch() -> None:
+    script = (
+        "import sys, rd_hf.embedding.ray as r; r.RaySettings(cpus=2); print({'ray', 'torch', 'numpy'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_flags_become_settings() -> None:
+    parser = argparse.ArgumentParser()
+    add_options(parser, RaySettings)
+    assert options_from(RaySettings, parser.parse_args([])) == RaySettings()
+    words = ["--address", "auto", "--workers", "3", "--cpus-per-worker", "2", "--gpus-per-worker", "0.5"]
+    assert options_from(RaySettings, parser.parse_args([*words, "--deduplicate"])) == RaySettings(
+        "auto", 3, 2, 0.5, deduplicate=True
+    )

@@ -1,4 +1,4 @@
-"""What runs on the cluster: a part checked or made, by the local job's own worker.
+"""What runs on the cluster: parts made by the local job's own worker.
 
 A worker hands its finished file over under a name of its own; the driver alone gives it its place and notes it, so that
 a part is there once whatever a lost worker, or one that was thought lost, still writes.
@@ -21,11 +21,10 @@ from rd_hf.data.sources import source_size
 from rd_hf.embedding.checkpoint import Checkpoint
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry
 from rd_hf.embedding.progress import Progress
-from rd_hf.embedding.ray.duplicates import Shared, SharedRows, SharingWorker, sequences_of
-from rd_hf.embedding.ray.plan import PlannedPart, read_part
-from rd_hf.embedding.ray.staging import stage
+from rd_hf.embedding.ray.duplicates import DeduplicatingWorker, SharedSequences
+from rd_hf.embedding.ray.staging import PlannedPart, StagedFile, stage
 from rd_hf.embedding.settings import JobSettings
-from rd_hf.embedding.worker import StageTimer, Worker
+from rd_hf.embedding.worker import StageTimer
 from rd_hf.files import file_sha256, replacing
 from rd_hf.launch import Processes
 from rd_hf.memory import bound_kernels, trim_heap
@@ -59,38 +58,44 @@ class Assignment:
 
 
 class WorkerFolder(OutputFolder):
-    """The output folder as a worker has it: what it writes is handed over, not put in its place."""
+    """The output folder as a worker has it: what it writes is handed over, not put in its place.
+
+    Attributes:
+        sign: file that says that the part in hand was started.
+        handed: name that its file is handed over under.
+        entry_written: its journal entry, for the driver.
+    """
+
+    sign: Path
+    handed: Path
+    entry_written: PartEntry
 
     def __init__(self, path: str | os.PathLike, token: str) -> None:
         super().__init__(path)
         self._token = token
-        self.begun: Path | None = None
-        self.handed: Path | None = None
-        self.noted: PartEntry | None = None
 
-    def begin(self, what: str) -> None:
-        """Leave a sign that this part (or block of shared sequences) was begun, which only its being adopted removes.
+    def start(self, what: str) -> None:
+        """Leave a sign that this part (or group of shared sequences) was started, which goes once it is adopted.
 
         Raises:
-            JobError: it was begun so often that it is at fault; Ray would try for ever.
+            JobError: it was started so often that it is at fault; Ray would try for ever.
         """
-        before = len(begun(self, self._token, what))
+        before = len(unfinished(self, self._token, what))
         if before >= _TRIES:
             raise JobError(
                 f"{what} ended its worker {before} times: it may need more memory than a worker has (lower "
                 "--batch-tokens or --part-records, or give workers more), or the machines' logs say why"
             )
         name = f"{what}-{secrets.token_hex(4)}.tmp"
-        self.begun = self.journal / f"{self._token}-begun-{name}"
+        self.sign = self.journal / f"{self._token}-begun-{name}"
         self.handed = self.journal / f"{self._token}-handed-{name}"
-        self.begun.touch()
+        self.sign.touch()
 
     def refuse_foreign_part(self, index: int) -> None:
         """Left to the driver, which alone replaces files."""
 
     def write(self, path: Path, fill: Callable[[IO[bytes]], Any]) -> tuple[str, int]:
         """The part's file, under the name that it is handed over by."""
-        assert self.handed is not None
         temporary = self.handed.with_name(self.handed.name.replace("-handed-", "-half-"))
         with replacing(self.handed, temporary, JobError) as half:
             with half.open("wb") as handle:
@@ -99,150 +104,121 @@ class WorkerFolder(OutputFolder):
 
     def write_entry(self, entry: PartEntry) -> None:
         """Keep the entry for the driver."""
-        self.noted = entry
+        self.entry_written = entry
+
+    def names(self) -> dict[str, str]:
+        """Of what was handed over, and of the sign that it was started."""
+        return {"handed": self.handed.name, "sign": self.sign.name}
 
 
-def begun(folder: OutputFolder, token: str, what: str = "*") -> list[Path]:
-    """Signs of parts and blocks (or of one) that were begun and never adopted."""
+def unfinished(folder: OutputFolder, token: str | None, what: str = "*") -> list[Path]:
+    """Signs of parts and groups (or of one) that were started and never adopted."""
     return list(folder.journal.glob(f"{token}-begun-{what}-*.tmp"))
 
 
 class PartWorker:
-    """Checks or makes one part after the other; the model loads once, when the first part needs it.
+    """Makes one part after the other; the model loads once, when the first part needs it.
 
     Args:
         assignment: of the job.
-        shared: sequences that several parts have, if those are computed once; rows of the job may then be blocks.
-        chunks: from :func:`rd_hf.embedding.ray.duplicates.first_records`; needed for blocks.
+        shared: sequences that several parts have, if those are computed once; tasks may then be groups of them.
+        files: all staged files; needed for groups.
     """
 
     def __init__(
-        self, assignment: Assignment, shared: Shared | None = None, chunks: Sequence[tuple[str, int]] = ()
+        self, assignment: Assignment, shared: SharedSequences | None = None, files: Sequence[StagedFile] = ()
     ) -> None:
         assignment.enter()
         bound_kernels()
-        self._settings, self._shared, self._chunks = assignment.settings, shared, chunks
-        self._said: list[str] = []
-        self._desk = WorkerFolder(assignment.settings.output, assignment.token)
-        self._staged = self._desk.journal / "staged"
-        given = (assignment.settings, Processes(), self._desk, assignment.checkpoint, assignment.widths, StageTimer())
-        bar = Progress(None, shown=False)
-        if shared is None:
-            self._worker = Worker(*given, bar, self._said.append)
-        else:
-            self._worker = SharingWorker(*given, bar, self._said.append, shared=SharedRows(shared))
-        self._seen = dict[str, float]()
+        self._settings, self._shared, self._files = assignment.settings, shared, files
+        self._notes: list[str] = []
+        self._folder = WorkerFolder(assignment.settings.output, assignment.token)
+        self._worker = DeduplicatingWorker(
+            assignment.settings,
+            Processes(),
+            self._folder,
+            assignment.checkpoint,
+            assignment.widths,
+            StageTimer(),
+            Progress(None, shown=False),
+            self._notes.append,
+            shared=shared,
+        )
+        self._seen: dict[str, float] = {}
 
-    def check(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Whether an earlier run left a part whole; see :meth:`__call__`."""
-        return self._answer(row["part"], self._check)
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Make a part, or a block of shared sequences.
+    def __call__(self, row: dict[str, str]) -> dict[str, str]:
+        """Make a part (unless an earlier run left it whole), or a group of shared sequences.
 
         Args:
-            row: ``part``, a :class:`PlannedPart` in JSON, or empty and ``block``, a number.
+            row: ``task``: JSON of ``part``, the fields of a :class:`PlannedPart`, or of ``group``, a number.
 
         Returns:
-            One row: ``index`` (-1 for a block), ``block``, ``digest``, ``kept``, ``entry`` (JSON), ``handed`` and
-            ``begun`` (names in the journal's folder), ``work`` (JSON: tokens, padding, seconds of each stage, device),
-            ``notes`` (JSON) and ``error``. A sentence for the user travels as a value: Ray would wrap an exception in
-            its own words.
+            ``answer``: JSON of ``index`` and ``digest`` of a part; of what was made ``handed`` and ``sign`` (names in
+            the journal's folder) and a part's ``entry``; and always ``work`` (tokens, padding, seconds of each stage,
+            device), ``notes`` and ``error``. A sentence for the user travels as a value: Ray would wrap an exception
+            in its own words.
         """
-        if row["part"]:
-            answer = self._answer(row["part"], self._make)
-        else:
-            answer = self._answer("", lambda _: self._make_block(int(row["block"]))) | {"block": row["block"]}
-        trim_heap()
-        return answer
-
-    def _answer(self, part: str, body: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        self._said.clear()
-        planned = PlannedPart.from_json(part) if part else None
-        answer: dict[str, Any] = {"index": planned.index if planned else -1, "block": -1, "digest": "", "kept": False}
-        answer |= dict.fromkeys(("entry", "handed", "begun", "error"), "")
+        self._notes.clear()
+        task = json.loads(row["task"])
         try:
-            answer |= body(planned)
+            answer = self._make_part(PlannedPart(**task["part"])) if "part" in task else self._make_group(task["group"])
         except (InputError, JobError) as error:
-            answer["error"] = str(error)
-        return answer | {"work": json.dumps(self._work()), "notes": json.dumps(self._said)}
+            answer = {"error": str(error)}
+        trim_heap()
+        return {"answer": json.dumps({"error": "", **answer, "work": self._work(), "notes": self._notes})}
 
-    def _check(self, planned: PlannedPart) -> dict[str, Any]:
+    def _make_part(self, planned: PlannedPart) -> dict[str, Any]:
         with self._worker.stages.stage("read"):
-            part = read_part(planned, self._staged, self._settings)
-        return {"digest": part.digest, "kept": self._worker.is_finished(part)}
-
-    def _make(self, planned: PlannedPart) -> dict[str, Any]:
-        with self._worker.stages.stage("read"):
-            part = read_part(planned, self._staged, self._settings)
-        self._desk.begin(f"{part.index:06d}")
+            part = planned.read(self._folder.journal / "staged", self._settings)
+        answer = {"index": part.index, "digest": part.digest}
+        if self._worker.is_finished(part):
+            return answer
+        self._folder.start(f"{part.index:06d}")
         self._worker.do(part)
-        assert self._desk.noted is not None
-        return {"digest": part.digest, "entry": self._desk.noted.to_json(), **self._names()}
+        return answer | {"entry": self._folder.entry_written.to_json()} | self._folder.names()
 
-    def _make_block(self, block: int) -> dict[str, Any]:
+    def _make_group(self, group: int) -> dict[str, Any]:
         import numpy as np
 
         from rd_hf.embedding.engine import embed_requests, prepare
 
         assert self._shared is not None
-        self._desk.begin(f"block{block:06d}")
-        stages, options = self._worker.stages, self._settings.options
+        self._folder.start(f"block{group:06d}")
+        stages = self._worker.stages
         with stages.stage("read"):
-            raw = sequences_of(self._shared, block, self._chunks)
-            requests = [prepare(sequence, (), options) for sequence in raw]
+            sequences = self._shared.sequences(group, self._files)
+            requests = [prepare(sequence, (), self._settings.options) for sequence in sequences]
         engine = self._worker.started()
         with stages.stage("embed"):
             values = embed_requests(engine, requests)
         # As wide as what is computed, of which less may be stored.
         width = next((len(value) for value in values if not isinstance(value, str)), 0)
-        rows = np.full((len(values), width), np.nan, np.float32)
-        for place, value in enumerate(values):
-            if not isinstance(value, str):
-                rows[place] = value
-        path = self._shared.block_path(block)
+        missing = np.full(width, np.nan, np.float32)
+        rows = np.array([missing if isinstance(value, str) else value for value in values], np.float32)
         with stages.stage("write"):
-            self._desk.write(path, lambda handle: np.save(handle, rows, allow_pickle=False))
+            path = self._shared.group_path(group)
+            self._folder.write(path, lambda handle: np.save(handle, rows, allow_pickle=False))
             # Needs no driver: what another worker may write there is as good. The next part here asks for it already.
-            assert self._desk.handed is not None
-            os.replace(self._desk.handed, path)
-        return self._names()
-
-    def _names(self) -> dict[str, str]:
-        """Of what was handed over, and of the sign that it was begun."""
-        assert self._desk.begun is not None
-        assert self._desk.handed is not None
-        return {"handed": self._desk.handed.name, "begun": self._desk.begun.name}
+            os.replace(self._folder.handed, path)
+        return self._folder.names()
 
     def _work(self) -> dict[str, Any]:
         """Since the last answer: tokens, padding, seconds of each stage."""
         engine = self._worker.engine
         now: dict[str, float] = dict(self._worker.stages.seconds)
         now |= {"tokens": engine.work.tokens, "padding": engine.work.padding} if engine else {}
-        news: dict[str, Any] = {name: value - self._seen.get(name, 0) for name, value in now.items()}
+        done: dict[str, Any] = {name: value - self._seen.get(name, 0) for name, value in now.items()}
         self._seen = now
-        who = f"{socket.gethostname()}:{os.getpid()}"
-        return news | {"device": str(engine.model.device) if engine else None, "worker": who}
+        process = f"{socket.gethostname()}:{os.getpid()}"
+        return done | {"device": str(engine.model.device) if engine else None, "worker": process}
 
 
-def check_part(row: dict[str, Any], assignment: Assignment) -> dict[str, Any]:
-    """As :meth:`PartWorker.check`, for a task without a model."""
-    return PartWorker(assignment).check(row)
-
-
-def stage_input(batch: dict[str, Any], assignment: Assignment) -> Iterator[dict[str, list[Any]]]:
-    """Rows of :func:`rd_hf.embedding.ray.staging.stage` for an ``index``, one a block as they come."""
+def stage_input(batch: dict[str, Any], assignment: Assignment) -> Iterator[dict[str, list[str]]]:
+    """``answer``: JSON of what :func:`rd_hf.embedding.ray.staging.stage` yields of inputs, each in a row of its own."""
     assignment.enter()
-    for index in batch["index"]:
-        for row in stage(assignment.settings, int(index), assignment.keys):
-            yield {name: [value] for name, value in row.items()}
-
-
-def installed() -> dict[str, str]:
-    """Versions on a node."""
-    from rd_hf.embedding.manifest import installed_versions
-
-    return installed_versions()
+    for task in batch["task"]:
+        for answer in stage(assignment.settings, int(task), assignment.keys):
+            yield {"answer": [json.dumps(answer)]}
 
 
 def look_around(assignment: Assignment) -> dict[str, bool]:
