@@ -41,7 +41,8 @@ class Bounds:
     def admit(self, value: Any) -> bool:
         """Whether a value is such a number."""
         # numpy's numbers are such numbers too.
-        if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
+        kind: Any = Integral if self.whole else Real
+        if isinstance(value, bool) or not isinstance(value, kind):
             return False
         within = -math.inf < value < math.inf and self.above < value < self.below
         return within and self.least <= value <= self.most
@@ -124,7 +125,7 @@ def add_options(parser: Any, options: type, *names: str) -> None:
         parser.add_argument(*flags, default=default, help=help.replace("%", "%%"), **{"dest": one.name, **argument})
 
 
-def options_from(options: type[Options], args: argparse.Namespace, **others: Any) -> Options:
+def options_from(options: type[Options], args: argparse.Namespace, /, **others: Any) -> Options:
     """Make the dataclass of what was parsed by a parser that has its options.
 
     Args:

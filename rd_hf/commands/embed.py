@@ -27,7 +27,7 @@ import sys
 from rd_hf.commands._arguments import command_parser, run_with_arguments
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.ray import RaySettings
-from rd_hf.embedding.settings import JobSettings
+from rd_hf.embedding.settings import JobSettings, JobSummary
 from rd_hf.lazy import gc_paused
 from rd_hf.options import add_options, option_fields, options_from, whole
 
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
     if args.engine == "ray":
         from rd_hf.embedding.ray import run_on_ray
 
-        summary = run_on_ray(settings, options_from(RaySettings, args), show_progress=not args.quiet)
+        summary: JobSummary | None = run_on_ray(settings, options_from(RaySettings, args), show_progress=not args.quiet)
     else:
         summary = run_launched(settings, show_progress=not args.quiet)
     if summary is not None:

@@ -20,7 +20,7 @@ from rd_hf.embedding.concurrency import MAX_CONCURRENCY, concurrency_for, in_ord
 from rd_hf.embedding.layouts import Layout, layout_of
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.model.modeling_rd_esm import RDEsmModel
-from rd_hf.model.pooling_rd_esm import Merging, Piece, cut, mean_over_residues
+from rd_hf.model.pooling_rd_esm import Merging, Piece, cut, pooling_named
 
 # On a CPU a batch should stay in the caches: 2,048 tokens beat 4,096 and 1,024 when measured at 8M + 35M.
 CPU_BATCH_TOKENS = 2048
@@ -67,7 +67,7 @@ class Engine:
         options: pooling, treatment of long sequences, budget.
         report: told in one sentence when the batch size had to shrink.
         tokens: tokens a batch that fit so far.
-        window_tokens: tokens that go up the levels together, in as many batches as that takes: for a model that
+        group_tokens: tokens that go up the levels together, in as many batches as that takes: for a model that
             loads each backbone when its turn comes. 0: one batch at a time.
         above: with a level, what the backbones beyond it contribute is computed in place of the embedding, and no
             smaller backbone runs; see :func:`rd_hf.embedding.algebra.contributions`.
@@ -83,7 +83,7 @@ class Engine:
     options: EmbeddingOptions
     report: Callable[[str], None] = print
     tokens: int = 0
-    window_tokens: int = 0
+    group_tokens: int = 0
     above: str | None = None
     concurrency: int = MAX_CONCURRENCY
     layout: Layout = field(init=False)
@@ -93,7 +93,7 @@ class Engine:
     def __post_init__(self) -> None:
         self.tokens = self.tokens or self.options.batch_tokens or default_batch_tokens(self.model)
         self.layout = layout_of(self.model)
-        if self.window_tokens or self.model.device.type != "cpu" or not may_share(self.model):
+        if self.group_tokens or self.model.device.type != "cpu" or not may_share(self.model):
             self.concurrency = 1
 
     def embed(
@@ -158,7 +158,7 @@ class Engine:
         tokens = 0
         for batch in batches:
             size = self.layout.tokens([pieces[place].length for place in batch])
-            if window and tokens + size > self.window_tokens:
+            if window and tokens + size > self.group_tokens:
                 yield window
                 window, tokens = [], 0
             window.append(batch)
@@ -223,9 +223,9 @@ class Engine:
             self.report(f"out of memory with {concurrency} batches at once: going on with one at a time")
             return
         if len(batches) > 1:
-            self.window_tokens //= 2
+            self.group_tokens //= 2
             self.report(
-                f"out of memory with {len(batches):,} batches in a window: going on with {self.window_tokens:,} tokens "
+                f"out of memory with {len(batches):,} batches in a window: going on with {self.group_tokens:,} tokens "
                 f"a window"
             )
             return
@@ -262,17 +262,8 @@ class Engine:
 
     def _reduce(self, first: np.ndarray, rows: np.ndarray, request: Request) -> np.ndarray:
         """One sequence's cls (width,) and residues (length, width) to what was asked for."""
-        pooling = self.options.pooling
-        if pooling == "cls":
-            return first.copy()
-        if pooling == "positions":
-            return rows[[position - 1 for position in request.positions]]
-        if pooling == "residue":
-            return rows.copy()
-        if pooling == "max":
-            return rows.max(axis=0)
-        whole = torch.from_numpy(rows)[None]
-        return mean_over_residues(whole, torch.ones(whole.shape[:2], dtype=torch.bool))[0].numpy()
+        pool = pooling_named(self.options.pooling).pool_rows
+        return pool(torch.from_numpy(first), torch.from_numpy(rows), request.positions).numpy()
 
 
 _TOO_LARGE = "does not fit in this device's memory even alone: lower --max-length or use a larger device"
@@ -290,7 +281,7 @@ def prepare(raw: str, positions: Sequence[int], options: EmbeddingOptions) -> Re
         raise RejectedSequenceError(
             f"{length:,} residues, more than --max-length {options.max_length:,}: choose --long window or truncate"
         )
-    if options.pooling != "positions":
+    if not options.takes_positions:
         return Request(sequence)
     if not positions:
         raise RejectedSequenceError("no positions asked for")
@@ -313,7 +304,7 @@ def embed_requests(
         positions.setdefault(request.sequence, set()).update(request.positions)
     unique = [Request(sequence, tuple(sorted(asked))) for sequence, asked in positions.items()]
     results = dict(zip(positions, engine.embed(unique, on_batch), strict=True))
-    if engine.options.pooling != "positions":
+    if not engine.options.takes_positions:
         return [results[request.sequence] for request in requests]
     row_of = {request.sequence: {asked: row for row, asked in enumerate(request.positions)} for request in unique}
     answers: list[np.ndarray | str] = []

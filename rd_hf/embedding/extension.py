@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from rd_hf.embedding.parts import Part
 from rd_hf.embedding.reader import COLUMNS, EmbeddingFolder
 from rd_hf.embedding.settings import JobSettings
 from rd_hf.embedding.worker import Worker
+from rd_hf.model.pooling_rd_esm import pooling_named
 
 if TYPE_CHECKING:
     from rd_hf.embedding.engine import Request
@@ -56,8 +57,8 @@ def open_extendable(path: str) -> EmbeddingFolder:
 
 def why_not_extended(options: EmbeddingOptions) -> str | None:
     """Why embeddings made so do not say enough of the smaller levels, or None."""
-    if options.pooling == "max":
-        return "the maximum over residues does not commute with the bases, as the mean does"
+    if not pooling_named(options.pooling).affine:
+        return f"pooling {options.pooling!r} does not commute with the bases, as the mean does"
     if options.width is not None:
         return f"it was cut to {options.width:,} dimensions, and larger levels are computed from all of a level's"
     if options.whiten:

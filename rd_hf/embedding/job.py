@@ -89,16 +89,17 @@ def settings_from(args: argparse.Namespace) -> tuple[JobSettings, list[str]]:
 
 def run_launched(settings: JobSettings, show_progress: bool) -> JobSummary | None:
     """Run a job in the processes that a launcher started, or in this one; the summary in the main process."""
-    group: Processes | None = processes()
+    group = processes()
+    joined: Processes | None = group
     try:
         summary = run_job(settings, group, show_progress=show_progress, hints=True)
-        return summary if group.is_main else None
     except KeyboardInterrupt:
         # The others may not have been interrupted: nobody waits for them.
-        group = None
+        joined = None
         raise
     finally:
-        leave(group)
+        leave(joined)
+    return summary if group.is_main else None
 
 
 def run_worker(

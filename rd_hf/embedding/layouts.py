@@ -18,7 +18,7 @@ import torch
 from rd_hf.data.batching import SPECIAL_TOKENS, collate, pack, residue_mask, token_budget_batches
 from rd_hf.model.attention_rd_esm import PACKED_ATTENTION, fused_kernel_takes
 from rd_hf.model.modeling_rd_esm import RDEsmModel
-from rd_hf.model.pooling_rd_esm import mean_over_residues
+from rd_hf.model.pooling_rd_esm import pooling_named
 
 # Rows of a batch differ by a sixteenth of the longest at most: then padding is 3 % on average even where few
 # sequences are at hand. With thousands at hand it is the budget that closes a batch, well before this does.
@@ -38,7 +38,7 @@ class Layout(Protocol):
         """What the model is called with."""
 
     def pooled(self, states: torch.Tensor, lengths: Sequence[int], pooling: str) -> np.ndarray:
-        """(batch, width) float32: ``mean``, ``max`` or ``cls`` of each sequence."""
+        """(batch, width) float32: one row per sequence, as :func:`pool` makes it."""
 
     def rows(self, states: torch.Tensor, lengths: Sequence[int]) -> Sequence[np.ndarray]:
         """For each sequence float32 rows from its cls on: at least (1 + length, width)."""
@@ -117,20 +117,20 @@ def packing_pays(model: RDEsmModel) -> bool:
 
 
 def pool(states: torch.Tensor, lengths: Sequence[int], pooling: str) -> torch.Tensor:
-    """Pool over residues in float32, never over cls, eos or padding.
+    """Pool padded rows in float32, never over eos or padding.
 
     Args:
         states: (batch, padded length, width), any float dtype, row 0 of each sequence its cls.
         lengths: residues of each sequence.
-        pooling: ``mean``, ``max`` or ``cls``.
+        pooling: one that gives one row per sequence.
 
     Returns:
         (batch, width) float32.
+
+    Raises:
+        ValueError: there is no such pooling.
     """
-    states = states.float()
-    if pooling == "cls":
-        return states[:, 0].clone()
-    mask = residue_mask(lengths, states.shape[1]).to(states.device)
-    if pooling == "max":
-        return states.masked_fill(~mask[:, :, None], -torch.inf).amax(dim=1)
-    return mean_over_residues(states, mask)
+    pool_batch = pooling_named(pooling).pool_batch
+    if pool_batch is None:
+        raise ValueError(f"pooling {pooling!r} gives more than one row per sequence")
+    return pool_batch(states, residue_mask(lengths, states.shape[1]).to(states.device))

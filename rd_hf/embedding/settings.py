@@ -69,9 +69,7 @@ class JobSettings:
         flags=("--part-megabytes",),
         metavar="N",
     )
-    attn_implementation: str | None = option(
-        None, "sdpa, eager, flash_attention_2, ... (as transformers)", metavar="A"
-    )
+    attn_implementation: str | None = option(None, "sdpa, eager, flash_attention_2, ... (as transformers)", metavar="A")
     device: str | None = option(None, "torch device (default: a GPU by rank where there is one)", metavar="D")
     group_tokens: int | None = option(
         None,

@@ -211,7 +211,7 @@ class Worker:
                     self.settings.options.dtype,
                     self.settings.attn_implementation,
                     device,
-                    sequential=self.settings.window_tokens is not None,
+                    sequential=self.settings.group_tokens is not None,
                     above=self.above,
                     one_pass=self.checkpoint.one_pass,
                     backbones=tuple(self.checkpoint.backbones.items()),
@@ -221,7 +221,7 @@ class Worker:
                     level,
                     self.settings.options,
                     report=self.report,
-                    window_tokens=self.settings.window_tokens or 0,
+                    group_tokens=self.settings.group_tokens or 0,
                     above=self.above,
                 )
         return self.engine
@@ -253,7 +253,7 @@ class Worker:
                 np.array([row.length is not None for row in rows], bool),
             ),
         }
-        if options.pooling == "positions":
+        if options.takes_positions:
             columns["positions"] = integer_lists([row.positions for row in rows])
         values = [row.value for row in rows]
         for level, width in self.widths.items():
