@@ -13,7 +13,7 @@ from rd_hf.data.fasta import InputError
 from rd_hf.data.residues import RejectedSequenceError
 from rd_hf.data.values import as_list, column_names, position_numbers, sequence_text
 from rd_hf.devices import parse_device, pick_device
-from rd_hf.embedding.checkpoint import is_worker, load_model, resolve, threads_of_a_worker
+from rd_hf.embedding.checkpoint import is_worker, resolve, threads_of_a_worker
 from rd_hf.embedding.columns import finish, value_type, why_not_stored
 from rd_hf.embedding.options import EmbeddingOptions
 
@@ -45,7 +45,7 @@ class Embedder:
 
     Args:
         model (`str` or `os.PathLike`): folder or Hub id of a reverse-distilled model.
-        level (`str` or `list[str]`, *optional*): level or levels, all from one pass; by default the largest.
+        level (`str` or `list[str]`, *optional*): level or levels, all from one run; by default the largest.
         revision (`str`, *optional*): branch, tag or commit of a Hub model.
         sequence_column (`str`): where the sequence is.
         positions_column (`str`, *optional*): where each row's positions are, with pooling `"positions"`.
@@ -57,8 +57,7 @@ class Embedder:
             approximation, to be compared with others of its kind only.
         backbones (`dict[str, str]`, *optional*): commits of backbones whose revision the model leaves open, as the
             `model` of a folder's manifest notes them; by default those that they have now.
-        **options: fields of [`EmbeddingOptions`]: `pooling`, `width`, `whiten`, `dtype`, `output_dtype`, `normalize`,
-            `long`, ...
+        **options: other fields of [`EmbeddingOptions`].
 
     Raises:
         InputError: no such model, level or device.
@@ -134,15 +133,13 @@ class Embedder:
     def embed(
         self, sequences: Sequence[str], positions: Sequence[Sequence[int]] | None = None
     ) -> dict[str, list[np.ndarray]]:
-        """Embed sequences that are in memory; see [`~Embedder.__call__`].
+        """Embed a list, array or series of sequences, with pooling `"positions"` at those of each sequence.
 
-        Args:
-            sequences: a list, array or series of them.
-            positions: with pooling `"positions"`, those of each sequence.
+        Returns:
+            As [`~Embedder.__call__`].
 
         Raises:
-            InputError: something else than sequences in order, such as one sequence alone; or a row that cannot be
-                embedded.
+            InputError: something else, such as one sequence alone; or a row that cannot be embedded.
         """
         if not _is_column(sequences):
             raise InputError(
@@ -211,31 +208,18 @@ class Embedder:
 
     def _started(self, rank: int | None) -> Engine:
         if self._engine is None:
-            self._engine = self._start(rank)
+            import torch
+
+            from rd_hf.embedding.engine import load_engine
+
+            device = self.device or str(pick_device(rank))
+            if device == "cpu" and is_worker():
+                # As many workers as cores is the fastest way to use them.
+                torch.set_num_threads(threads_of_a_worker())
+            self._engine = load_engine(
+                self.checkpoint, self.options, device, self.attn_implementation, report=logger.warning
+            )
         return self._engine
-
-    def _start(self, rank: int | None) -> Engine:
-        import torch
-
-        from rd_hf.embedding.engine import Engine
-
-        device = self.device or str(pick_device(rank))
-        if device == "cpu" and is_worker():
-            # As many workers as cores is the fastest way to use them.
-            torch.set_num_threads(threads_of_a_worker())
-        level = self.checkpoint.largest(self.options.levels, self.options.width)
-        model = load_model(
-            self.checkpoint.name,
-            self.checkpoint.revision,
-            self.checkpoint.fingerprint,
-            level,
-            self.options.dtype,
-            self.attn_implementation,
-            device,
-            one_pass=self.checkpoint.one_pass,
-            backbones=tuple(self.checkpoint.backbones.items()),
-        )
-        return Engine(model, level, self.options, report=logger.warning)
 
     def _check(self, sequences: Sequence[Any], reasons: Sequence[str | None]) -> None:
         """Stop at the first row that cannot be embedded, unless such rows become nulls."""

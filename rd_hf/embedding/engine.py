@@ -15,9 +15,9 @@ import torch
 from rd_hf.data.batching import SPECIAL_TOKENS
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
 from rd_hf.embedding.algebra import contributions
-from rd_hf.embedding.checkpoint import prepare_after_fork
+from rd_hf.embedding.checkpoint import Checkpoint, load_model, prepare_after_fork
 from rd_hf.embedding.concurrency import MAX_CONCURRENCY, concurrency_for, in_order, may_share
-from rd_hf.embedding.layouts import Layout, layout_of
+from rd_hf.embedding.layouts import Padded, layout_of
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from rd_hf.model.pooling_rd_esm import Merging, Piece, cut, pooling_named
@@ -59,22 +59,17 @@ class _Call:
 
 @dataclass(slots=True)
 class Engine:
-    """Runs one model over any number of calls and remembers which batch size fits.
+    """Runs one model, in eval mode on its device, over any number of calls, and remembers which batch size fits.
 
     Attributes:
-        model: in eval mode, on its device.
         level: name of the level to compute; smaller ones are its prefixes.
-        options: pooling, treatment of long sequences, budget.
-        report: told in one sentence when the batch size had to shrink.
-        tokens: tokens a batch that fit so far.
-        group_tokens: tokens that go up the levels together, in as many batches as that takes: for a model that
-            loads each backbone when its turn comes. 0: one batch at a time.
+        report: called with one sentence when the batch size had to shrink.
+        tokens: tokens of a batch that fit so far.
+        group_tokens: tokens for which one backbone is held, in as many batches as that takes: for a model that loads
+            each backbone when its turn comes. 0: one batch at a time.
         above: with a level, what the backbones beyond it contribute is computed in place of the embedding, and no
             smaller backbone runs; see :func:`rd_hf.embedding.algebra.contributions`.
-        concurrency: batches that a CPU computes at once at most, where they come one at a time; see
-            :mod:`rd_hf.embedding.concurrency`.
-        layout: how sequences share a batch.
-        work: running totals.
+        concurrency: batches that a CPU computes at once at most; see :mod:`rd_hf.embedding.concurrency`.
         process: id of the process that last used it; another one was forked, and inherited it.
     """
 
@@ -86,7 +81,7 @@ class Engine:
     group_tokens: int = 0
     above: str | None = None
     concurrency: int = MAX_CONCURRENCY
-    layout: Layout = field(init=False)
+    layout: Padded = field(init=False)
     work: Work = field(default_factory=Work)
     process: int = field(default_factory=os.getpid)
 
@@ -105,11 +100,11 @@ class Engine:
 
         Args:
             requests: cleaned sequences; :func:`embed_requests` is for those that may repeat.
-            on_batch: told after each batch how many residues it had, and how many all batches will have.
+            on_batch: called after each batch with its number of residues, and that of all batches.
 
         Returns:
-            For each request (width,) float32 with one-row pooling, (length or number of positions, width)
-            otherwise; or a sentence where even a batch of that sequence alone does not fit in memory.
+            Per request (width,) float32 with one-row pooling, else (length or number of positions, width); or a
+            sentence where even a batch of that sequence alone does not fit in memory.
         """
         if self.process != os.getpid():
             prepare_after_fork(self.model.device)
@@ -129,12 +124,12 @@ class Engine:
             batches = self.layout.plan([piece.length for piece in pieces], self.tokens)
             concurrency = concurrency_for(len(batches), self.concurrency)
             compute = partial(self._compute, requests, pieces)
-            with closing(in_order(compute, self._windows(batches, pieces), concurrency)) as computed:
-                for window, (chosen, values) in computed:
+            with closing(in_order(compute, self._groups(batches, pieces), concurrency)) as computed:
+                for group, (chosen, values) in computed:
                     if values is None:
                         failed = chosen
                         break
-                    for batch, members, rows in zip(window, chosen, values, strict=True):
+                    for batch, members, rows in zip(group, chosen, values, strict=True):
                         self._count([piece.length for piece in members])
                         self._put_away(call, members, rows)
                         done.update(batch)
@@ -152,24 +147,24 @@ class Engine:
             ]
         return call.results
 
-    def _windows(self, batches: Sequence[list[int]], pieces: Sequence[Piece]) -> Iterator[list[list[int]]]:
-        """Batches that go up the levels together."""
-        window: list[list[int]] = []
+    def _groups(self, batches: Sequence[list[int]], pieces: Sequence[Piece]) -> Iterator[list[list[int]]]:
+        """Batches for which each backbone is held."""
+        group: list[list[int]] = []
         tokens = 0
         for batch in batches:
             size = self.layout.tokens([pieces[place].length for place in batch])
-            if window and tokens + size > self.group_tokens:
-                yield window
-                window, tokens = [], 0
-            window.append(batch)
+            if group and tokens + size > self.group_tokens:
+                yield group
+                group, tokens = [], 0
+            group.append(batch)
             tokens += size
-        yield window
+        yield group
 
     def _compute(
-        self, requests: Sequence[Request], pieces: Sequence[Piece], window: Sequence[Sequence[int]]
+        self, requests: Sequence[Request], pieces: Sequence[Piece], group: Sequence[Sequence[int]]
     ) -> tuple[list[list[Piece]], list[Sequence[np.ndarray]] | None]:
-        """The pieces of a window of batches, and what :meth:`_forward` makes of them: None where memory is short."""
-        chosen = [[pieces[place] for place in batch] for batch in window]
+        """The pieces of a group of batches, and what :meth:`_forward` makes of them: None where memory is short."""
+        chosen = [[pieces[place] for place in batch] for batch in group]
         try:
             return chosen, self._forward(requests, chosen)
         except (RuntimeError, MemoryError) as error:
@@ -214,8 +209,7 @@ class Engine:
         return [self.model.whiten(state) for state in found] if self.options.whiten else found
 
     def _shrink(self, call: _Call, batches: Sequence[Sequence[Piece]], concurrency: int) -> None:
-        """Leave one thread, or halve the window or the budget, after what did not fit; give up on a sequence that does
-        not fit alone."""
+        """After what did not fit, leave one thread, halve the group or the budget, or give up on a sequence."""
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if concurrency > 1:
@@ -225,8 +219,8 @@ class Engine:
         if len(batches) > 1:
             self.group_tokens //= 2
             self.report(
-                f"out of memory with {len(batches):,} batches in a window: going on with {self.group_tokens:,} tokens "
-                f"a window"
+                f"out of memory with {len(batches):,} batches in a group: going on with {self.group_tokens:,} tokens "
+                f"per group"
             )
             return
         (chosen,) = batches
@@ -315,8 +309,36 @@ def embed_requests(
     return answers
 
 
+def load_engine(
+    checkpoint: Checkpoint,
+    options: EmbeddingOptions,
+    device: str,
+    attn_implementation: str | None = None,
+    *,
+    report: Callable[[str], None] = print,
+    group_tokens: int = 0,
+    above: str | None = None,
+) -> Engine:
+    """Load the model for the levels that options ask for; the other arguments are those of :class:`Engine`."""
+    level = checkpoint.largest(options)
+    model = load_model(
+        checkpoint.name,
+        checkpoint.revision,
+        checkpoint.fingerprint,
+        level,
+        options.dtype,
+        attn_implementation,
+        device,
+        sequential=group_tokens > 0,
+        above=above,
+        one_pass=checkpoint.one_pass,
+        backbones=tuple(checkpoint.backbones.items()),
+    )
+    return Engine(model, level, options, report=report, group_tokens=group_tokens, above=above)
+
+
 def default_batch_tokens(model: RDEsmModel) -> int:
-    """Tokens a batch for the model's device: small on a CPU, on a GPU what half of its free memory holds."""
+    """Tokens per batch for the model's device: small on a CPU, on a GPU what half of its free memory holds."""
     device = model.device
     if device.type != "cuda":
         return CPU_BATCH_TOKENS
@@ -330,8 +352,6 @@ def default_batch_tokens(model: RDEsmModel) -> int:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """CUDA has its own error class; the CPU allocator raises a bare RuntimeError."""
-    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    return any(words in text for words in _NO_MEMORY)
+    """Whether memory was short: CUDA has an error class for it, the CPU's allocator raises a bare RuntimeError."""
+    known = isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))
+    return known or any(words in str(error).lower() for words in _NO_MEMORY)

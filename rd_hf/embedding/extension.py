@@ -18,8 +18,8 @@ from rd_hf.embedding.checkpoint import Checkpoint
 from rd_hf.embedding.folder import JobError
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.parts import Part
-from rd_hf.embedding.reader import COLUMNS, EmbeddingFolder
-from rd_hf.embedding.settings import JobSettings
+from rd_hf.embedding.reader import EmbeddingFolder
+from rd_hf.embedding.settings import COLUMNS, JobSettings
 from rd_hf.embedding.worker import Worker
 from rd_hf.model.pooling_rd_esm import pooling_named
 
@@ -33,11 +33,7 @@ _ROWS = 4096
 
 
 def open_extendable(path: str) -> EmbeddingFolder:
-    """A finished folder whose rows extend.
-
-    Raises:
-        JobError: there is none, or its rows do not say enough of the smaller levels.
-    """
+    """Open a finished folder; raises a JobError where its rows do not say enough of the smaller levels."""
     stored = EmbeddingFolder(path, with_journal=True)
     if stored.is_converted:
         raise JobError(
@@ -111,7 +107,7 @@ def check(stored: EmbeddingFolder, settings: JobSettings, checkpoint: Checkpoint
         )
     if settings.options.whiten:
         raise JobError(f"{path} is extended by plain vectors: leave whiten away, or embed from scratch to whiten")
-    wanted = checkpoint.largest(settings.options.levels, settings.options.width)
+    wanted = checkpoint.largest(settings.options)
     if checkpoint.nested_dims[wanted] <= stored.width:
         raise JobError(
             f"{path} holds level {stored.level} already, whose first {checkpoint.nested_dims[wanted]:,} dimensions "
@@ -133,27 +129,29 @@ class ExtendingWorker(Worker):
     stored: EmbeddingFolder = field(kw_only=True)
 
     def records(self) -> Iterator[tuple[str, FastaRecord]]:
-        return self.stored.records(self.settings.inputs, self.settings.called, self.progress.read, self.say)
+        return self.stored.records(self.settings.inputs, self.settings.called, self.progress.read, self.report_input)
 
     def compute(self, part: Part, places: list[int], requests: list[Request]) -> list[np.ndarray | str]:
         with self.stages.stage("read"):
             known = self.stored.rows_of(part.first_record, len(part.records))
-        numbers = [part.first_record + place for place in places]
         missing = f"{self.stored.path} has no embedding of it, and says why in {self.stored.rejects_path.name}"
-        results: list[np.ndarray | str] = [missing for _ in requests]
-        places_known = [place for place, number in enumerate(numbers) if number in known]
+        results: dict[int, np.ndarray | str] = dict.fromkeys(places, missing)
+        asked = {
+            place: request
+            for place, request in zip(places, requests, strict=True)
+            if part.first_record + place in known
+        }
         # Spelled out, since super() without arguments does not find the class that slots made anew.
-        brought = Worker.compute(self, part, [places[i] for i in places_known], [requests[i] for i in places_known])
-        pairs: list[tuple[int, np.ndarray, np.ndarray]] = []
-        for place, value in zip(places_known, brought, strict=True):
-            if isinstance(value, str):
-                results[place] = value
-            else:
-                pairs.append((place, np.atleast_2d(known[numbers[place]]), np.atleast_2d(value)))
+        results |= zip(asked, Worker.compute(self, part, list(asked), list(asked.values())), strict=True)
+        pairs = [
+            (place, np.atleast_2d(known[part.first_record + place]), np.atleast_2d(value))
+            for place, value in results.items()
+            if not isinstance(value, str)
+        ]
         with self.stages.stage("embed"):
             for place, rows in self._extended(pairs):
                 results[place] = rows[0] if self.settings.options.one_row else rows
-        return results
+        return list(results.values())
 
     def _extended(self, pairs: list[tuple[int, np.ndarray, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
         """Stored rows and contributions of each record through the bases, as many together as make a good product."""

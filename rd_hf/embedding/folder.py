@@ -17,9 +17,11 @@ counts as finished when its journal entry is there and the checksum in it fits t
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -37,66 +39,43 @@ class JobError(FolderError):
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A record that was not embedded.
+    """A record that was not embedded."""
 
-    Attributes:
-        source: input it came from, as given.
-        record: number among all records of the job, counted from 1.
-        id: as the input has it.
-        reason: in words.
-    """
-
-    source: str
-    record: int
+    source: str  # input that it came from, as given
+    record: int  # number among all records of the job, counted from 1
     id: str
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class PartEntry:
-    """A finished part, as the journal has it.
+    """A finished part, as the journal has it."""
 
-    Attributes:
-        index: number of the part, counted from 0.
-        first_record: number of its first input record, counted from 1.
-        records, written, rejected: input records, rows of the Parquet file, rejects; the first is the sum of the
-            others.
-        unique: different sequences among those written.
-        long: sequences that were windowed or truncated.
-        residues: of the written records.
-        digest: of the input records; tells a changed input.
-        file: name of the Parquet file.
-        sha256: of that file.
-        bytes: of that file.
-        rejects: the rejected records.
-    """
-
-    index: int
-    first_record: int
-    records: int
-    written: int
+    index: int  # number of the part, counted from 0
+    first_record: int  # number of its first input record, counted from 1
+    records: int  # written and rejected ones
+    written: int  # rows of the Parquet file
     rejected: int
-    unique: int
-    long: int
-    residues: int
-    digest: str
-    file: str
+    unique: int  # different sequences among those written
+    long: int  # sequences that were windowed or truncated
+    residues: int  # of the written records
+    digest: str  # of the input records
+    file: str  # the Parquet file's name, hash and size
     sha256: str
     bytes: int
     rejects: tuple[Reject, ...]
 
     @classmethod
     def from_json(cls, text: str) -> PartEntry:
-        """An entry from what :meth:`to_json` wrote; ValueError, TypeError or KeyError for anything else."""
+        """Read what :meth:`to_json` wrote; ValueError, TypeError or KeyError for anything else."""
         fields = json.loads(text)
         wrong = misfit(fields, ENTRY)
         if wrong is not None:
             raise ValueError(wrong)
-        fields["rejects"] = tuple(Reject(**reject) for reject in fields["rejects"])
-        return cls(**fields)
+        return cls(**{**fields, "rejects": tuple(Reject(**reject) for reject in fields["rejects"])})
 
     def to_json(self) -> str:
-        """As the journal has it."""
+        """Write it as the journal has it."""
         return json.dumps(asdict(self), indent=1)
 
 
@@ -129,7 +108,10 @@ class OutputFolder:
         """
         if self.manifest() is None:
             self.workspace.refuse_others()
-        if os.path.lexists(self.rejects_path) and not self._begins_with(self.rejects_path, _REJECTS_HEADER):
+        start = b""
+        with suppress(OSError), self.rejects_path.open("rb") as handle:
+            start = handle.read(len(_REJECTS_HEADER))
+        if start != _REJECTS_HEADER and os.path.lexists(self.rejects_path):
             raise self._not_ours(self.rejects_path)
         self.workspace.claim()
 
@@ -158,11 +140,15 @@ class OutputFolder:
             raise JobError(f"{self.manifest_path} is no embedding job's: choose another --output")
         wrong = misfit(content, MANIFEST)
         if wrong is not None:
-            raise JobError(
-                f"{self.manifest_path} is not as an embedding job writes it ({wrong}): restore it, or embed again "
-                "into another folder"
-            )
+            raise JobError(self.not_as_written(wrong))
         return content
+
+    def not_as_written(self, wrong: str) -> str:
+        """Return the sentence for a manifest that no job writes so."""
+        return (
+            f"{self.manifest_path} is not as an embedding job writes it ({wrong}): restore it, or embed again into "
+            "another folder"
+        )
 
     def holds_work(self) -> bool:
         """Whether anything that a job computed is there: without it, the folder is free for another job."""
@@ -172,18 +158,14 @@ class OutputFolder:
 
     def write_manifest(self, content: Mapping[str, Any]) -> None:
         """Replace the manifest."""
-        self._write_json(self.manifest_path, content)
+        self.write(self.manifest_path, lambda handle: handle.write((json.dumps(content, indent=1) + "\n").encode()))
 
     def write_entry(self, entry: PartEntry) -> None:
         """Note a part as finished."""
         self.write(self.entry_path(entry.index), lambda handle: handle.write((entry.to_json() + "\n").encode()))
 
     def adopt(self, written: str | os.PathLike, entry: PartEntry) -> None:
-        """Put a part that another process wrote in its place, and note it as finished.
-
-        Args:
-            written: its whole file, somewhere on the folder's file system.
-            entry: of the part.
+        """Put a part that another process wrote, on the same file system, in its place, and note it as finished.
 
         Raises:
             JobError: it would replace a file of somebody else's, or the folder cannot be written to.
@@ -230,14 +212,6 @@ class OutputFolder:
             raise self._not_ours(path)
 
     @staticmethod
-    def _begins_with(path: Path, start: bytes) -> bool:
-        try:
-            with path.open("rb") as handle:
-                return handle.read(len(start)) == start
-        except OSError:
-            return False
-
-    @staticmethod
     def _not_ours(path: Path) -> JobError:
         return JobError(
             f"{path} would be replaced, and is no embedding job's: move it elsewhere, or choose another --output"
@@ -247,8 +221,6 @@ class OutputFolder:
         """Replace the rejects file: tab-separated, quoted where an id holds a tab or a line end."""
 
         def write(handle: IO[bytes]) -> None:
-            import io
-
             text = io.TextIOWrapper(handle, encoding="utf-8", newline="")
             writer = csv.writer(text, dialect="excel-tab", lineterminator="\n")
             writer.writerow(_REJECTS_COLUMNS)
@@ -263,9 +235,6 @@ class OutputFolder:
         with self.rejects_path.open(encoding="utf-8", newline="") as handle:
             for row in csv.DictReader(handle, dialect="excel-tab"):
                 yield Reject(row["source"], int(row["record"]), row["id"], row["reason"])
-
-    def _write_json(self, path: Path, content: Mapping[str, Any]) -> None:
-        self.write(path, lambda handle: handle.write((json.dumps(content, indent=1) + "\n").encode()))
 
     def write(self, path: Path, fill: Callable[[IO[bytes]], Any]) -> tuple[str, int]:
         """Write a file so that it appears whole or not at all, even if the power fails.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -46,9 +47,9 @@ def run_job(
     Args:
         settings: the job.
         group: this process among those that share the job; alone by default.
-        report: told what a user should know on the way; by default printed beside the progress bar.
+        report: called with what a user should know on the way; by default it is printed beside the progress bar.
         show_progress: whether the main process shows a bar (where standard error is a terminal).
-        hints: whether to tell of a faster dtype, where the user chose it.
+        hints: whether to name a faster dtype, where there is one.
 
     Raises:
         InputError: an input or the model cannot be used, or with ``strict`` a record.
@@ -124,50 +125,32 @@ def run_worker(
     """
     bound_kernels()
     folder = OutputFolder(settings.output)
-    try:
-        return _run(settings, group, folder, start, about, checks, report, show_progress, total, unit)
-    finally:
-        folder.leave()
-
-
-def _run(
-    settings: JobSettings,
-    group: Processes,
-    folder: OutputFolder,
-    start: Callable[..., Worker],
-    about: Mapping[str, Any],
-    checks: Sequence[Callable[[Checkpoint], None]],
-    report: Callable[[str], None] | None,
-    show_progress: bool,
-    total: int | None,
-    unit: str,
-) -> JobSummary:
-    checkpoint, settings, notes = open_job(settings, group, folder, about, checks)
-    settings = replace(settings, options=checkpoint.within(settings.options))
-    widths = checkpoint.widths(settings.options.levels, settings.options.width)
-    stages = StageTimer()
-    if total is None:
-        sizes = [source_size(source) for source in settings.inputs]
-        total = None if None in sizes else sum(size or 0 for size in sizes)
-    with Progress(total, shown=group.is_main and show_progress, unit=unit) as progress:
-        report = report or progress.say
-        for note in notes:
-            report(note)
-        worker = start(settings, group, folder, checkpoint, widths, stages, progress, report)
-        digests, records = worker.run()
-    # Only when every process has ended its parts can their number be right.
-    group.all_well(True)
-    entries = complete(folder, digests, records, books=group.is_main)
-    group.all_well(True)
-    work = worker.engine.work if worker.engine else None
+    with ExitStack() as stack:
+        stack.callback(folder.leave)
+        checkpoint, settings, notes = open_job(settings, group, folder, about, checks)
+        widths = checkpoint.widths(settings.options.levels, settings.options.width)
+        if total is None:
+            sizes = [source_size(source) for source in settings.inputs]
+            total = None if None in sizes else sum(size or 0 for size in sizes)
+        with Progress(total, shown=group.is_main and show_progress, unit=unit) as progress:
+            report = report or progress.say
+            for note in notes:
+                report(note)
+            worker = start(settings, group, folder, checkpoint, widths, StageTimer(), progress, report)
+            digests, records = worker.run()
+        # Only when every process has ended its parts can their number be right.
+        group.all_well(True)
+        entries = complete(folder, digests, records, is_main=group.is_main)
+        group.all_well(True)
+    engine = worker.engine
     return JobSummary(
         **counted(entries),
         parts=len(entries),
         parts_kept=worker.kept,
-        tokens=work.tokens if work else 0,
-        padding=work.padding if work else 0,
+        tokens=engine.work.tokens if engine else 0,
+        padding=engine.work.padding if engine else 0,
         seconds=worker.stages.seconds,
-        device=str(worker.engine.model.device) if worker.engine else None,
+        device=str(engine.model.device) if engine else None,
     )
 
 
@@ -184,10 +167,7 @@ def check_inputs(settings: JobSettings, group: Processes) -> None:
 
 
 def ending(summary: JobSummary, output: str, words: str = "") -> str:
-    """The last words of a command that wrote a folder.
-
-    Args:
-        words: what it says of the summary, by default all.
+    """Return the last words of a command that wrote a folder: of its summary those given, by default all.
 
     Raises:
         InputError: there were records, and none of them could be embedded.
@@ -216,14 +196,10 @@ def counted(entries: Sequence[PartEntry]) -> dict[str, int]:
     return {name: sum(getattr(entry, name) for entry in entries) for name in names}
 
 
-def complete(folder: OutputFolder, digests: Sequence[str], records: int, books: bool = True) -> list[PartEntry]:
-    """Check that nothing is missing or too many, and complete the manifest.
+def complete(folder: OutputFolder, digests: Sequence[str], records: int, is_main: bool = True) -> list[PartEntry]:
+    """Check that the folder has the parts with these digests and no others, of so many records in all.
 
-    Args:
-        folder: of the job.
-        digests: of every part of the input.
-        records: that were read.
-        books: whether this process writes the manifest and the rejects.
+    Then the main process completes the manifest.
 
     Returns:
         The journal's entry of every part.
@@ -250,7 +226,7 @@ def complete(folder: OutputFolder, digests: Sequence[str], records: int, books: 
             f"{folder.path}: {records:,} records were read, but {counts['written']:,} were written and "
             f"{counts['rejected']:,} rejected; please report this, it should be impossible"
         )
-    if books:
+    if is_main:
         folder.write_rejects(reject for entry in entries for reject in entry.rejects)
         manifest = folder.manifest() or {}
         manifest["status"] = "complete"

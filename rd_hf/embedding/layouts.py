@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,47 +25,32 @@ from rd_hf.model.pooling_rd_esm import pooling_named
 SPREAD = 1 / 16
 
 
-class Layout(Protocol):
-    """One way to lay out a batch. Lengths are residues, without cls and eos."""
-
-    def plan(self, lengths: Sequence[int], budget: int) -> list[list[int]]:
-        """Positions of the sequences of each batch within ``budget`` tokens, the longest first."""
-
-    def tokens(self, lengths: Sequence[int]) -> int:
-        """Tokens of a batch, padding included."""
-
-    def arguments(self, sequences: Sequence[str]) -> dict[str, Any]:
-        """What the model is called with."""
-
-    def pooled(self, states: torch.Tensor, lengths: Sequence[int], pooling: str) -> np.ndarray:
-        """(batch, width) float32: one row per sequence, as :func:`pool` makes it."""
-
-    def rows(self, states: torch.Tensor, lengths: Sequence[int]) -> Sequence[np.ndarray]:
-        """For each sequence float32 rows from its cls on: at least (1 + length, width)."""
-
-
 class Padded:
-    """A row a sequence."""
+    """A batch in rows padded to the longest, one per sequence. Lengths are residues, without cls and eos."""
 
     def plan(self, lengths: Sequence[int], budget: int) -> list[list[int]]:
+        """Return the positions of the sequences of each batch within ``budget`` tokens, the longest first."""
         return token_budget_batches(lengths, budget, SPREAD)
 
     def tokens(self, lengths: Sequence[int]) -> int:
+        """Return the tokens of a batch, padding included."""
         return len(lengths) * (max(lengths) + SPECIAL_TOKENS)
 
     def arguments(self, sequences: Sequence[str]) -> dict[str, Any]:
-        input_ids, attention_mask = collate(sequences)
-        return {"input_ids": input_ids, "attention_mask": attention_mask}
+        """Return what the model is called with."""
+        return dict(zip(("input_ids", "attention_mask"), collate(sequences), strict=True))
 
     def pooled(self, states: torch.Tensor, lengths: Sequence[int], pooling: str) -> np.ndarray:
+        """Return (batch, width) float32, one row per sequence; see :func:`pool`."""
         return pool(states, lengths, pooling).cpu().numpy()
 
     def rows(self, states: torch.Tensor, lengths: Sequence[int]) -> Sequence[np.ndarray]:
+        """Return for each sequence float32 rows from its cls on: at least (1 + length, width)."""
         return list(states[:, :-1].float().cpu().numpy())
 
 
-class Packed:
-    """All in one row, each behind the eos of the one before."""
+class Packed(Padded):
+    """A batch in one row, each sequence behind the eos of the one before."""
 
     def plan(self, lengths: Sequence[int], budget: int) -> list[list[int]]:
         batches: list[list[int]] = []
@@ -86,10 +71,9 @@ class Packed:
         return pack(sequences)
 
     def pooled(self, states: torch.Tensor, lengths: Sequence[int], pooling: str) -> np.ndarray:
-        alone = [states[:, start:stop] for start, stop in _spans(lengths)]
-        return (
-            torch.cat([pool(own, [length], pooling) for own, length in zip(alone, lengths, strict=True)]).cpu().numpy()
-        )
+        alone = zip(_spans(lengths), lengths, strict=True)
+        rows = [pool(states[:, start:stop], [length], pooling) for (start, stop), length in alone]
+        return torch.cat(rows).cpu().numpy()
 
     def rows(self, states: torch.Tensor, lengths: Sequence[int]) -> Sequence[np.ndarray]:
         values = states[0].float().cpu().numpy()
@@ -101,7 +85,7 @@ def _spans(lengths: Sequence[int]) -> list[tuple[int, int]]:
     return list(pairwise(accumulate((length + SPECIAL_TOKENS for length in lengths), initial=0)))
 
 
-def layout_of(model: RDEsmModel) -> Layout:
+def layout_of(model: RDEsmModel) -> Padded:
     """Packed where the model's attention keeps sequences apart (on a GPU: by the fused kernel), else padded."""
     if model.config._attn_implementation != PACKED_ATTENTION:
         return Padded()

@@ -25,12 +25,9 @@ from rd_hf.embedding.folder import JobError, OutputFolder
 from rd_hf.embedding.manifest import MANIFEST_FORMAT
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.parts import cut_parts, read_all
-from rd_hf.embedding.settings import JobSettings
+from rd_hf.embedding.settings import COLUMNS, LIMITS, JobSettings
 from rd_hf.files import file_sha256
 
-# Columns of the input's tables, and limits of a part, as a manifest names them.
-COLUMNS = ("sequence_column", "id_column", "positions_column")
-LIMITS = ("part_records", "part_bytes")
 # Rows that are read together.
 _ROWS = 4096
 _TEXT, _WHOLE = ("string",), ("int64", "int32")
@@ -324,10 +321,7 @@ def _finished_manifest(folder: OutputFolder) -> dict[str, Any]:
     except ValueError as error:
         wrong = str(error)
     if wrong is not None:
-        raise InputError(
-            f"{folder.manifest_path} is not as an embedding job writes it ({wrong}): restore it, or embed again into "
-            "another folder"
-        )
+        raise InputError(folder.not_as_written(wrong))
     return manifest
 
 

@@ -12,6 +12,8 @@ from rd_hf.options import check_options, option, whole
 
 PART_RECORDS = 16384
 PART_BYTES = 256 << 20
+# Settings by which an input is read and cut.
+COLUMNS, LIMITS = ("sequence_column", "id_column", "positions_column"), ("part_records", "part_bytes")
 
 
 def megabytes(word: str) -> int:
@@ -118,33 +120,21 @@ class JobSettings:
 
 @dataclass(frozen=True, slots=True)
 class JobSummary:
-    """What a job did.
+    """What a job did: the whole of it, and this process in this run."""
 
-    Attributes:
-        records, written, rejected: of the whole job; the first is the sum of the others.
-        residues: of the written records.
-        unique, long: different sequences within their parts; sequences windowed or truncated.
-        parts, parts_kept: files of the whole job; of them those that this process found finished.
-        tokens, padding: what this process gave the model in this run, and how much of that was padding.
-        seconds: of each stage, in this process and run.
-        device: that this process used, None if nothing was left to compute.
-        lost: parts that were begun and lost with a worker, a machine or a driver, and so begun again; only a job on
-            Ray knows.
-    """
-
-    records: int
+    records: int  # of the whole job: written and rejected ones
     written: int
     rejected: int
-    residues: int
-    unique: int
-    long: int
-    parts: int
-    parts_kept: int
-    tokens: int
+    residues: int  # of the written records
+    unique: int  # different sequences within their parts
+    long: int  # sequences windowed or truncated
+    parts: int  # files of the whole job
+    parts_kept: int  # of them those that this process found finished
+    tokens: int  # what this process gave the model, padding included
     padding: int
-    seconds: dict[str, float]
-    device: str | None
-    lost: int = 0
+    seconds: dict[str, float]  # of each stage, in this process
+    device: str | None  # that this process used, None if nothing was left to compute
+    lost: int = 0  # parts that were started again after a worker or a machine was lost, which a job on Ray knows
 
     def __str__(self) -> str:
         share = 100 * self.padding / self.tokens if self.tokens else 0.0

@@ -75,7 +75,7 @@ def test_never_two_backbones_in_memory(tiny_checkpoint: Path, held: list[int]) -
     model = RDEsmModel.from_pretrained(tiny_checkpoint, sequential=True)
     model.forward_window(batches())
     model.forward_window(batches())
-    assert held == [1] * 7  # one look at the dtype, then three a window
+    assert held == [1] * 7  # one look at the dtype, then three per group
 
 
 def test_a_cast_reaches_backbones_that_are_still_to_come(tiny_checkpoint: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_window_that_does_not_fit_is_halved_and_said(tiny_checkpoint: Path, mo
     monkeypatch.setattr(RDEsmModel, "forward_window", small)
     requests = [Request(sequence) for sequence in SEQUENCES]
     found = engine.embed(requests)
-    assert any("batches in a window" in line for line in said)
+    assert any("batches in a group" in line for line in said)
     expected = Engine(RDEsmModel.from_pretrained(tiny_checkpoint), "L2", options).embed(requests)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, b)
