@@ -49,12 +49,11 @@ class Work:
 
 @dataclass(slots=True)
 class _Call:
-    """What one call of :meth:`Engine.embed` has in hand."""
+    """One call of :meth:`Engine.embed`."""
 
     requests: Sequence[Request]
-    long: dict[int, list[Piece]]  # pieces of each sequence that was cut
     results: list[np.ndarray | str]
-    merging: dict[int, Merging] = field(default_factory=dict)
+    merging: dict[int, Merging] = field(default_factory=dict)  # of each sequence that was cut
 
 
 @dataclass(slots=True)
@@ -110,14 +109,14 @@ class Engine:
             prepare_after_fork(self.model.device)
             self.process = os.getpid()
         size, overlap = self.options.max_length, self.options.overlap
-        call = _Call(requests, {}, ["" for _ in requests])
+        call = _Call(requests, ["" for _ in requests])
         pieces: list[Piece] = []
         for owner, request in enumerate(requests):
             length = len(request.sequence)
             own = cut(owner, length if self.options.long == "window" else min(length, size), size, overlap)
             pieces += own
             if len(own) > 1:
-                call.long[owner] = own
+                call.merging[owner] = Merging(own, overlap)
         total = sum(piece.length for piece in pieces)
         while pieces:
             done: set[int] = set()
@@ -235,29 +234,19 @@ class Engine:
         self.report(f"out of memory with {failed:,} tokens in a batch: going on with {self.tokens:,} a batch")
 
     def _put_away(self, call: _Call, chosen: Sequence[Piece], values: Sequence[np.ndarray]) -> None:
-        """Each piece's part of a batch to its sequence, as a copy: the batch itself can go."""
-        for piece, value in zip(chosen, values, strict=True):
-            if not piece.whole:
-                self._merge(call, piece, value[: piece.length + 1])
-            elif value.ndim == 1:
-                call.results[piece.owner] = value.copy()
-            else:
-                request = call.requests[piece.owner]
-                call.results[piece.owner] = self._reduce(value[0], value[1 : piece.length + 1], request)
-
-    def _merge(self, call: _Call, piece: Piece, value: np.ndarray) -> None:
-        """Add a piece, (1 + length, width) from cls on, to its sequence; finish the sequence with its last."""
-        if piece.owner not in call.merging:
-            call.merging[piece.owner] = Merging(call.long[piece.owner], self.options.overlap)
-        # Pieces of one sequence are equally long and ties keep their order, so they arrive in order.
-        if call.merging[piece.owner].add(torch.from_numpy(value[0]), torch.from_numpy(value[1:])):
-            rows, (first,) = call.merging.pop(piece.owner).complete()
-            call.results[piece.owner] = self._reduce(first.numpy(), rows.numpy(), call.requests[piece.owner])
-
-    def _reduce(self, first: np.ndarray, rows: np.ndarray, request: Request) -> np.ndarray:
-        """One sequence's cls (width,) and residues (length, width) to what was asked for."""
+        """Each piece's rows of a batch to its sequence, as a copy: the batch itself can go."""
         pool = pooling_named(self.options.pooling).pool_rows
-        return pool(torch.from_numpy(first), torch.from_numpy(rows), request.positions).numpy()
+        for piece, value in zip(chosen, values, strict=True):
+            if value.ndim == 1:
+                call.results[piece.owner] = value.copy()
+                continue
+            first, rows = torch.from_numpy(value[0]), torch.from_numpy(value[1 : piece.length + 1])
+            if not piece.whole:
+                # Pieces of one sequence are equally long and ties keep their order, so they arrive in order.
+                if not call.merging[piece.owner].add(first, rows):
+                    continue
+                rows, (first,) = call.merging.pop(piece.owner).complete()
+            call.results[piece.owner] = pool(first, rows, call.requests[piece.owner].positions).numpy()
 
 
 _TOO_LARGE = "does not fit in this device's memory even alone: lower --max-length or use a larger device"

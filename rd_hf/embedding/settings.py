@@ -30,7 +30,7 @@ class JobSettings:
         backbones: commits of backbones whose revision the model leaves open, where another job noted them; by default
             those of an earlier run, or those that they have now.
         called: what the inputs are called in what is written, where that is not as they are given now.
-        window_tokens: deprecated name of ``group_tokens``.
+        window_tokens: deprecated name of the argument ``group_tokens``.
 
     Raises:
         ValueError: settings that do not fit together.
