@@ -1,4 +1,4 @@
-"""From a model's name to its weights: resolve, fingerprint, load once a process."""
+"""From a model's name to its weights: resolve, fingerprint, load once per process."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Checkpoint:
         return alike and _without_backbones(str(fingerprint)) == _without_backbones(self.fingerprint)
 
     def widths(self, levels: tuple[str, ...], width: int | None = None) -> dict[str, int]:
-        """Width of each level asked for, by default of the largest; with a width, of the smallest that has so many.
+        """Return the width of each level asked for, or of the largest; with a width, of the smallest that has it.
 
         Raises:
             InputError: the model has no such level, or the level not so many dimensions.
@@ -90,18 +90,18 @@ class Checkpoint:
             raise InputError(f"{self.name}: {NO_WHITENING}")
 
     def held(self, widest: int) -> dict[str, int]:
-        """Width of each level that the first ``widest`` dimensions hold, the last perhaps cut."""
+        """Return the width of each level that the first ``widest`` dimensions hold, the last perhaps cut."""
         below = [0, *self.nested_dims.values()]
         dims = zip(self.nested_dims.items(), below, strict=False)
         return {level: min(width, widest) for (level, width), smaller in dims if smaller < widest}
 
     def largest(self, options: EmbeddingOptions) -> str:
-        """The widest of the levels asked for: the one that is run."""
+        """Return the widest of the levels asked for: the one that is run."""
         widths = self.widths(options.levels, options.width)
         return max(widths, key=lambda level: widths[level])
 
     def within(self, options: EmbeddingOptions) -> EmbeddingOptions:
-        """Options with no longer sequences than the levels that run take at once; windows shrink along."""
+        """Limit options to sequences that the levels that run take at once; windows shrink along."""
         longest = self.longest.get(self.largest(options), options.max_length)
         if longest >= options.max_length:
             return options
@@ -116,16 +116,10 @@ def resolve(
 ) -> Checkpoint:
     """Find a model; of one on the Hub only its config is fetched yet, so that a small level stays a small download.
 
-    A folder's fingerprint is a hash over the contents of ``config.json``, all weight files and their indices,
-    taken once a process and file version; reading them also brings them into memory for the load that follows. On
-    the Hub the commit says the same for nothing. Backbones in repos of their own whose revision is left open, or is a
-    branch, are taken at the commit that they have now, which is part of the fingerprint and is what is loaded.
-
-    Args:
-        name: folder or Hub id.
-        revision: branch, tag or commit of a Hub model.
-        one_pass: read every level out of the largest backbone.
-        backbones: commits that an earlier job noted, which it goes on with wherever those repos are now.
+    A folder's fingerprint is a hash over the contents of ``config.json``, all weight files and their indices; on the
+    Hub the commit says the same for nothing. Backbones in repos of their own whose revision is left open, or is a
+    branch, are taken at the commit that they have now, or that an earlier job noted (``backbones``): it is part of the
+    fingerprint, and is what is loaded.
 
     Raises:
         InputError: no such model, it is no reverse-distilled one, or ``one_pass`` and it has no readout.
@@ -160,12 +154,12 @@ def resolve(
 
 
 def _without_backbones(fingerprint: str) -> str:
-    """The part of a fingerprint that versions before 0.3 had too."""
+    """Return the part of a fingerprint that versions before 0.3 had too."""
     return fingerprint.partition(_AT)[0]
 
 
 def _open_revision(level: Mapping[str, Any]) -> str | None:
-    """Names what a level's backbone is taken from, where that may move; None where nothing can."""
+    """Return the repo (and branch) of a level's backbone where its commit may change, else None."""
     repo, revision = level["repo_id"], level["revision"]
     if not repo or _COMMIT.fullmatch(revision or ""):
         return None
@@ -173,7 +167,7 @@ def _open_revision(level: Mapping[str, Any]) -> str | None:
 
 
 def _commit_now(level: Mapping[str, Any]) -> str | None:
-    """The commit of a level's backbone, None where it cannot be had: who needs it is told when it is loaded."""
+    """Return the commit of a level's backbone, None where it cannot be had: loading it says so."""
     try:
         return _fetch_config(level["repo_id"], level["revision"]).parent.name
     except InputError:
@@ -258,7 +252,7 @@ def load_model(
     one_pass: bool = False,
     backbones: tuple[tuple[str, str], ...] = (),
 ) -> RDEsmModel:
-    """The model on its device, in eval mode, loaded at most once a process.
+    """Return the model on its device, in eval mode, loaded at most once per process.
 
     Only this package's own modelling code runs, never code that came with the weights.
 
@@ -266,8 +260,7 @@ def load_model(
         name, revision, fingerprint, one_pass, backbones: of the :class:`Checkpoint`.
         level: largest level to load; None means all of the family.
         dtype, device: names that torch has for them.
-        attn_implementation: as in transformers; None lets it choose, but for packed rows where a GPU has a kernel for
-            them.
+        attn_implementation: as in transformers; None chooses packed rows where a GPU has a kernel for them.
         sequential: hold one backbone at a time, each loaded when its turn comes.
         above: leave out the backbones up to this level.
 
@@ -317,12 +310,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def prepare_after_fork(device: torch.device) -> None:
-    """Make torch usable in a process that was forked after the model ran.
+    """Make torch usable in a process that was forked after the model ran, which a GPU does not allow.
 
     OpenMP's threads do not survive a fork, and a computation that counts on them waits for ever: one thread is left.
-
-    Raises:
-        InputError: the model is on a GPU, which a fork cannot use.
     """
     import torch
 
@@ -336,10 +326,8 @@ def prepare_after_fork(device: torch.device) -> None:
 
 
 def threads_of_a_worker() -> int:
-    """Threads for one of many processes on a CPU: as OMP_NUM_THREADS says, else one; after a fork always one.
-
-    The variable may be a list, a number for each level of nesting, or empty.
-    """
+    """Return the threads for one of many processes on a CPU: as OMP_NUM_THREADS says, else or after a fork one."""
+    # It may be a list, a number for each level of nesting, or empty.
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return int(first) if first.isdecimal() and int(first) > 0 and not _forked else 1
 

@@ -35,7 +35,7 @@ def concurrency_for(batches: int, most: int = MAX_CONCURRENCY) -> int:
 
 
 def may_share(model: nn.Module) -> bool:
-    """Whether several threads may run a model at once: no module of it keeps a table of the batch in hand.
+    """Whether several threads may run a model at once: no module of it keeps a table of one batch.
 
     ESM-2's rotary positions do on older transformers (4.57, 5.0), where one batch would be rotated by another's angles.
     """

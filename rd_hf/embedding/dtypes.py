@@ -1,5 +1,6 @@
-"""Which dtypes a device computes in by its hardware. A user is told, and nothing is decided by it: jobs compute in
-:data:`rd_hf.embedding.options.DTYPE` on every device and at every level, unless a narrower type is asked for by name.
+"""Which dtypes a device computes in by its hardware: for notes to the user alone.
+
+Jobs compute in :data:`rd_hf.embedding.options.DTYPE` on every device, unless a narrower type is asked for by name.
 """
 
 from __future__ import annotations

@@ -222,7 +222,7 @@ class Embedder:
 
 
 def _is_column(values: Any, several: bool = False) -> bool:
-    """Whether these are values in order, one a row (or several); text and bytes are not, though both have a length."""
+    """Whether these are values in order, one per row (or several); text and bytes are none."""
     if isinstance(values, (str, bytes, bytearray, memoryview, Mapping)) or hasattr(values, "columns"):
         return False
     dimensions = len(getattr(values, "shape", (0,)))

@@ -231,7 +231,7 @@ class Engine:
         # Longest first: half of them, and so no less than one.
         self.tokens = self.layout.tokens(lengths[: len(lengths) // 2])
         failed = self.layout.tokens(lengths)
-        self.report(f"out of memory with {failed:,} tokens in a batch: going on with {self.tokens:,} a batch")
+        self.report(f"out of memory with {failed:,} tokens in a batch: going on with {self.tokens:,} per batch")
 
     def _put_away(self, call: _Call, chosen: Sequence[Piece], values: Sequence[np.ndarray]) -> None:
         """Each piece's rows of a batch to its sequence, as a copy: the batch itself can go."""

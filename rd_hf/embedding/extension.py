@@ -124,7 +124,7 @@ def check(stored: EmbeddingFolder, settings: JobSettings, checkpoint: Checkpoint
 
 @dataclass(slots=True)
 class ExtendingWorker(Worker):
-    """Does a part from the stored rows of its records and the larger backbones."""
+    """Makes a part of the stored rows of its records and the larger backbones."""
 
     stored: EmbeddingFolder = field(kw_only=True)
 

@@ -1,10 +1,10 @@
 """The output folder: what is in it, who may write to it, what of it is finished.
 
     OUTPUT/
-      embeddings-000000.parquet     one file a part (a run of consecutive input records), in input order
+      embeddings-000000.parquet     one file per part (a run of consecutive input records), in input order
       _rejects.tsv                  what was not embedded, and why
       _manifest.json                model, options, counts, checksums; "complete" once all parts are there
-      .job/000000.json              the journal: one entry a finished part, written after its Parquet file
+      .job/000000.json              the journal: one entry per finished part, written after its Parquet file
       .job/rd_hf.json, .job/lock    whose folder this is; held while a job runs
 
 Readers of a folder of Parquet files (pyarrow, pandas, Spark) pass over names that begin with an underscore or a dot.
@@ -69,8 +69,7 @@ class PartEntry:
     def from_json(cls, text: str) -> PartEntry:
         """Read what :meth:`to_json` wrote; ValueError, TypeError or KeyError for anything else."""
         fields = json.loads(text)
-        wrong = misfit(fields, ENTRY)
-        if wrong is not None:
+        if (wrong := misfit(fields, ENTRY)) is not None:
             raise ValueError(wrong)
         return cls(**{**fields, "rejects": tuple(Reject(**reject) for reject in fields["rejects"])})
 
@@ -86,8 +85,8 @@ class OutputFolder:
         self.path = Path(path)
         self.journal = self.path / ".job"
         self.workspace = Workspace(self.journal, "an embedding job", JobError)
-        older = self.path / "manifest.json"
-        before = "" if older.is_file() and not (self.path / "_manifest.json").exists() else "_"
+        is_older = (self.path / "manifest.json").is_file() and not (self.path / "_manifest.json").exists()
+        before = "" if is_older else "_"
         self.manifest_path = self.path / f"{before}manifest.json"
         self.rejects_path = self.path / f"{before}rejects.tsv"
 
@@ -103,8 +102,7 @@ class OutputFolder:
         """Make the folder and keep other jobs out of it until :meth:`leave` or the end of this process.
 
         Raises:
-            JobError: it is somebody else's (nothing is changed then), cannot be made or written to, or another job
-                has it.
+            JobError: it is somebody else's (nothing is changed then), cannot be written to, or another job has it.
         """
         if self.manifest() is None:
             self.workspace.refuse_others()
@@ -120,7 +118,7 @@ class OutputFolder:
         self.workspace.leave()
 
     def manifest(self) -> dict[str, Any] | None:
-        """The manifest of an earlier run, None if there was none; its fields are of the types that a job writes.
+        """Return the manifest of an earlier run, whose fields are of the types that a job writes; None without one.
 
         Raises:
             JobError: it cannot be understood, or is no embedding job's.
@@ -138,8 +136,7 @@ class OutputFolder:
             ) from error
         if not (isinstance(content, dict) and {"format", "model", "job"} <= set(content)):
             raise JobError(f"{self.manifest_path} is no embedding job's: choose another --output")
-        wrong = misfit(content, MANIFEST)
-        if wrong is not None:
+        if (wrong := misfit(content, MANIFEST)) is not None:
             raise JobError(self.not_as_written(wrong))
         return content
 
@@ -165,18 +162,14 @@ class OutputFolder:
         self.write(self.entry_path(entry.index), lambda handle: handle.write((entry.to_json() + "\n").encode()))
 
     def adopt(self, written: str | os.PathLike, entry: PartEntry) -> None:
-        """Put a part that another process wrote, on the same file system, in its place, and note it as finished.
-
-        Raises:
-            JobError: it would replace a file of somebody else's, or the folder cannot be written to.
-        """
+        """Put a part that another process wrote, on the same file system, in its place, and note it as finished."""
         self.refuse_foreign_part(entry.index)
         with explain_errors(self.path, JobError):
             os.replace(written, self.part_path(entry.index))
         self.write_entry(entry)
 
     def entry(self, index: int) -> PartEntry | None:
-        """Journal entry of a part, None if it is not finished (or the entry is damaged, or of another part)."""
+        """Return the journal's entry of a part; None if it is not finished, or its entry is damaged or another's."""
         try:
             entry = PartEntry.from_json(self.entry_path(index).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
@@ -193,10 +186,9 @@ class OutputFolder:
         return path.is_file() and path.stat().st_size == entry.bytes and file_sha256(path) == entry.sha256
 
     def refuse_foreign_part(self, index: int) -> None:
-        """Stop if the file of a part that is to be written is there already, and is no embedding job's.
+        """Raise a JobError if the file of a part that is to be written is there already, and is no embedding job's.
 
-        Raises:
-            JobError: it is not. (One that a kill left without its journal entry says in its schema that it is.)
+        One that a kill left without its journal entry says in its schema that it is.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -231,16 +223,13 @@ class OutputFolder:
         self.write(self.rejects_path, write)
 
     def rejects(self) -> Iterator[Reject]:
-        """What :meth:`write_rejects` wrote."""
+        """Read what :meth:`write_rejects` wrote."""
         with self.rejects_path.open(encoding="utf-8", newline="") as handle:
             for row in csv.DictReader(handle, dialect="excel-tab"):
                 yield Reject(row["source"], int(row["record"]), row["id"], row["reason"])
 
     def write(self, path: Path, fill: Callable[[IO[bytes]], Any]) -> tuple[str, int]:
-        """Write a file so that it appears whole or not at all, even if the power fails.
-
-        Returns:
-            SHA-256 and size of what was written.
+        """Write a file so that it appears whole or not at all, even if the power fails; return its SHA-256 and size.
 
         Raises:
             JobError: the disk is full or the folder cannot be written to.

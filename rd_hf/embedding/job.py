@@ -2,8 +2,7 @@
 
 The input is read once, as a stream, and cut into parts of consecutive records; each part is cleaned, embedded and
 written as one file before the next begins, so memory does not grow with the number of records. Part ``i`` belongs
-to process ``i % world``. What a part's file holds follows from its records, the options and the model alone: not
-from which parts were done before, by which process, or how often the job was killed on the way.
+to process ``i % world``. What a part's file holds follows from its records, the options and the model alone.
 """
 
 from __future__ import annotations
@@ -70,11 +69,7 @@ def run_job(
 
 
 def settings_from(args: argparse.Namespace) -> tuple[JobSettings, list[str]]:
-    """The job of ``rd-hf embed``, and what the user should know of it.
-
-    Args:
-        args: as parsed; None stands for what was not typed.
-    """
+    """Return the job of ``rd-hf embed`` and notes for the user; None stands for an argument that was not typed."""
     notes: list[str] = []
     if args.dtype == OLD_DTYPE:
         notes.append(AUTO_MEANS)
@@ -114,14 +109,13 @@ def run_worker(
     total: int | None = None,
     unit: str = "residues",
 ) -> JobSummary:
-    """Run a job of any kind: claim its folder, let ``start``'s worker do the parts, complete the manifest.
+    """Run a job of any kind: claim its folder, let a worker do the parts, complete the manifest.
 
     Args:
         settings, group, report, show_progress: as in :func:`run_job`.
-        start: the worker's class, or one with more arguments bound.
+        start: makes the worker.
         about, checks: as in :func:`rd_hf.embedding.manifest.open_job`.
-        total: what the worker's progress counts up to; by default the bytes of the inputs.
-        unit: what it tells the rate of.
+        total, unit: of the worker's progress, by default the bytes of the inputs.
     """
     bound_kernels()
     folder = OutputFolder(settings.output)
@@ -191,7 +185,7 @@ def ending(summary: JobSummary, output: str, words: str = "") -> str:
 
 
 def counted(entries: Sequence[PartEntry]) -> dict[str, int]:
-    """Sums over parts: ``records``, ``written``, ``rejected``, ``unique``, ``long``, ``residues``."""
+    """Add up the counts of parts."""
     names = ("records", "written", "rejected", "unique", "long", "residues")
     return {name: sum(getattr(entry, name) for entry in entries) for name in names}
 

@@ -1,8 +1,7 @@
 """How sequences of different lengths share a batch: in rows padded to the longest, or in one row without padding.
 
-Padded rows need sequences of like length, and where few are at hand that makes small batches: a thousand proteins fall
-into some fifty, of 8,000 tokens at ESM-2's lengths, while a GPU wants ten times that. Packed rows take whatever comes
-until the budget is full, and no token is computed in vain; they need attention that keeps sequences apart
+Padded rows need sequences of like length, and where few are at hand that makes small batches. Packed rows take whatever
+comes until the budget is full, and no token is computed in vain; they need attention that keeps sequences apart
 (``rd_esm_packed``), which is fast where it is one fused kernel.
 """
 

@@ -1,4 +1,4 @@
-"""The manifest of an embedding job: begun, refused to another job, completed."""
+"""The manifest of an embedding job: started, compared with another job, taken up."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _describe(settings: JobSettings, widths: dict[str, int]) -> dict[str, Any]:
 
 
 def _files(settings: JobSettings) -> list[dict[str, Any] | None]:
-    """Where each input that is a file lies, and its size; told apart by this, and not by how its path is written."""
+    """Return where each input that is a file lies, and its size: files are compared by this, not by their names."""
     return [
         None if (size := source_size(source)) is None else {"path": _place(source), "bytes": size}
         for source in settings.inputs

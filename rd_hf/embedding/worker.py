@@ -72,7 +72,7 @@ class Worker:
     progress: Progress
     report: Callable[[str], None]
     above: str | None = None  # backbones up to this level need not run
-    hints: bool = False  # whether the user chose the dtype, and may be told of others
+    hints: bool = False  # whether to name a faster dtype
     engine: Engine | None = None
     kept: int = 0
 
@@ -186,7 +186,7 @@ class Worker:
         if self.engine is None:
             with self.stages.stage("load"), gc_paused():
                 device = self.settings.device or str(pick_device(self.group.local_rank))
-                # What the hardware makes of the dtype is said, and nothing decided by it.
+                # Notes on the dtype decide nothing.
                 settings, dtype = self.settings, self.settings.options.dtype
                 width = self.checkpoint.nested_dims[self.checkpoint.largest(settings.options)]
                 for note in (warn_of(dtype, device), hint_of(dtype, device, width) if self.hints else None):
