@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 Options = TypeVar("Options")
@@ -39,9 +40,12 @@ class Bounds:
 
     def admit(self, value: Any) -> bool:
         """Whether a value is such a number."""
-        if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
+        # numpy's numbers are such numbers too.
+        kind: Any = Integral if self.whole else Real
+        if isinstance(value, bool) or not isinstance(value, kind):
             return False
-        return math.isfinite(value) and self.above < value < self.below and self.least <= value <= self.most
+        within = -math.inf < value < math.inf and self.above < value < self.below
+        return within and self.least <= value <= self.most
 
     def __call__(self, word: str) -> Any:
         with suppress(ValueError):
@@ -126,10 +130,9 @@ def options_from(options: type[Options], args: argparse.Namespace, /, **others: 
 
     Args:
         options: the dataclass.
-        args: as parsed; fields that it has no argument for keep their defaults.
+        args: as parsed; fields that it has no argument for, or None, keep their defaults.
         others: values of fields, instead of those parsed.
     """
-    given = {one.name: getattr(args, one.name) for one in option_fields(options) if hasattr(args, one.name)}
-    return options(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()} | others
-    )
+    given = {one.name: getattr(args, one.name, None) for one in option_fields(options)}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    return options(**{name: value for name, value in given.items() if value is not None} | others)

@@ -18,8 +18,18 @@ OUTPUTS = frozenset({"output"})
 INPUTS = frozenset(
     {
         *("assays", "backbones", "config", "data", "database", "embeddings", "extend", "fit_data", "folds", "ids"),
-        *("input", "labels", "metal_binding", "model", "queries", "reference", "secondary_structure", "sequences"),
-        *("weights", "what"),
+        *(
+            "input",
+            "inputs",
+            "labels",
+            "metal_binding",
+            "model",
+            "queries",
+            "reference",
+            "secondary_structure",
+            "sequences",
+        ),
+        *("sequences", "weights", "what"),
     }
 )
 # Of files under names of their own, which may lie in the output.

@@ -19,12 +19,11 @@ from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 
 def contributions(model: RDEsmModel, batches: Sequence[dict[str, Any]], above: str, level: str) -> list[torch.Tensor]:
-    """Run the backbones beyond one level, up to another: what each brings, side by side.
+    """Run the backbones beyond the level ``above`` that is known, up to ``level``: what each contributes, side by side.
 
     Args:
         model: with the backbones beyond ``above``; smaller ones are neither needed nor run.
-        batches: what the model is called with, of each.
-        above, level: names of the level that is known already and of that wanted.
+        batches: what the model is called with, one after the other.
 
     Returns:
         For each batch (batch, length, width of ``level`` - width of ``above``) float32.
@@ -43,18 +42,17 @@ def contributions(model: RDEsmModel, batches: Sequence[dict[str, Any]], above: s
 
 
 def projection(model: RDEsmModel, index: int) -> RDEsmProjection:
-    """The step of the chain that leads to the level at a position, from 1."""
+    """Return the step of the chain that leads to the level at a position, from 1."""
     return cast(RDEsmProjection, model.projections[index - 1])
 
 
 def extend(model: RDEsmModel, known: torch.Tensor, brought: torch.Tensor, above: str, level: str) -> torch.Tensor:
-    """The embedding of a larger level, of that of a smaller one and what the backbones between contribute.
+    """Make the embedding of a larger level of that of a smaller one and what the backbones between contribute.
 
     Args:
         model: its bases are enough.
-        known: (..., width of ``above``) float32, one row a residue, position or sequence (means over residues).
+        known: (..., width of ``above``) float32, one row per residue, position or sequence (means over residues).
         brought: (..., width of ``level`` - width of ``above``) float32, the same mean of :func:`contributions`.
-        above, level: as there.
 
     Returns:
         (..., width of ``level``) float32; its first dimensions are ``known``, bit for bit.

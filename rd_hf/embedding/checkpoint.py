@@ -1,4 +1,4 @@
-"""From a model's name to its weights: resolve, fingerprint, load once a process."""
+"""From a model's name to its weights: resolve, fingerprint, load once per process."""
 
 from __future__ import annotations
 
@@ -33,28 +33,17 @@ _AT = "+at:"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model that can be loaded.
+    """A model that can be loaded, as a manifest names it."""
 
-    Attributes:
-        name: Hub id or folder, as the user gave it.
-        revision: commit of a Hub model, None for a folder.
-        fingerprint: changes whenever config or weights do.
-        nested_dims: width of each level, smallest first.
-        longest: residues that each level takes at once, as its strictest backbone does; levels that take any number
-            are left out.
-        one_pass: every level is read out of the largest backbone: other embeddings, with another fingerprint.
-        block_weights: of each level's block where it is whitened; None where the model has nothing to whiten by.
-        backbones: commit of each backbone in another repo whose revision the model leaves open, by repo (and branch):
-            the one that is loaded.
-    """
-
-    name: str
-    revision: str | None
-    fingerprint: str
-    nested_dims: dict[str, int]
+    name: str  # Hub id or folder, as the user gave it
+    revision: str | None  # commit of a Hub model
+    fingerprint: str  # changes whenever config or weights do
+    nested_dims: dict[str, int]  # width of each level, smallest first
+    # Residues that each level takes at once, as its strictest backbone does; levels that take any number are left out.
     longest: dict[str, int] = field(default_factory=dict)
-    one_pass: bool = False
-    block_weights: list[float] | None = None
+    one_pass: bool = False  # every level is read out of the largest backbone
+    block_weights: list[float] | None = None  # per level's block; None where the model has nothing to whiten by
+    # Commits that are loaded of backbones whose revision the model leaves open, by repo (and branch).
     backbones: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -64,21 +53,12 @@ class Checkpoint:
             raise ValueError(f"backbones must be commits by repo, not {noted!r}")
 
     def is_of(self, fingerprint: object, backbones: Mapping[str, str]) -> bool:
-        """Whether this is the model that an earlier job noted.
-
-        Args:
-            fingerprint: as it noted it.
-            backbones: as it noted them; those that it left out it did not load, or its version did not note any.
-        """
+        """Whether this is the model that an earlier job noted; backbones that it left out it did not load."""
         alike = all(backbones.get(repo, commit) == commit for repo, commit in self.backbones.items())
         return alike and _without_backbones(str(fingerprint)) == _without_backbones(self.fingerprint)
 
     def widths(self, levels: tuple[str, ...], width: int | None = None) -> dict[str, int]:
-        """Width of each level asked for, by default of the largest.
-
-        Args:
-            levels: names.
-            width: dimensions wanted of one of them; the level is then the smallest that has so many.
+        """Return the width of each level asked for, or of the largest; with a width, of the smallest that has it.
 
         Raises:
             InputError: the model has no such level, or the level not so many dimensions.
@@ -110,26 +90,19 @@ class Checkpoint:
             raise InputError(f"{self.name}: {NO_WHITENING}")
 
     def held(self, widest: int) -> dict[str, int]:
-        """Levels that an embedding of this model has within its first dimensions, the last perhaps cut.
+        """Return the width of each level that the first ``widest`` dimensions hold, the last perhaps cut."""
+        below = [0, *self.nested_dims.values()]
+        dims = zip(self.nested_dims.items(), below, strict=False)
+        return {level: min(width, widest) for (level, width), smaller in dims if smaller < widest}
 
-        Args:
-            widest: dimensions of the embedding.
-        """
-        held: dict[str, int] = {}
-        for level, dims in self.nested_dims.items():
-            held[level] = min(dims, widest)
-            if dims >= widest:
-                break
-        return held
-
-    def largest(self, levels: tuple[str, ...], width: int | None = None) -> str:
-        """The widest of the levels asked for: the one that is run."""
-        widths = self.widths(levels, width)
+    def largest(self, options: EmbeddingOptions) -> str:
+        """Return the widest of the levels asked for: the one that is run."""
+        widths = self.widths(options.levels, options.width)
         return max(widths, key=lambda level: widths[level])
 
     def within(self, options: EmbeddingOptions) -> EmbeddingOptions:
-        """Options with no longer sequences than the levels that run take at once; windows shrink along."""
-        longest = self.longest.get(self.largest(options.levels, options.width), options.max_length)
+        """Limit options to sequences that the levels that run take at once; windows shrink along."""
+        longest = self.longest.get(self.largest(options), options.max_length)
         if longest >= options.max_length:
             return options
         return replace(options, max_length=longest, overlap=min(options.overlap, longest // 4))
@@ -143,28 +116,19 @@ def resolve(
 ) -> Checkpoint:
     """Find a model; of one on the Hub only its config is fetched yet, so that a small level stays a small download.
 
-    A folder's fingerprint is a hash over the contents of ``config.json``, all weight files and their indices,
-    taken once a process and file version; reading them also brings them into memory for the load that follows. On
-    the Hub the commit says the same for nothing. Backbones in repos of their own whose revision is left open, or is a
-    branch, are taken at the commit that they have now, which is part of the fingerprint and is what is loaded.
-
-    Args:
-        name: folder or Hub id.
-        revision: branch, tag or commit of a Hub model.
-        one_pass: read every level out of the largest backbone.
-        backbones: commits that an earlier job noted, which it goes on with wherever those repos are now.
+    A folder's fingerprint is a hash over the contents of ``config.json``, all weight files and their indices; on the
+    Hub the commit says the same for nothing. Backbones in repos of their own whose revision is left open, or is a
+    branch, are taken at the commit that they have now, or that an earlier job noted (``backbones``): it is part of the
+    fingerprint, and is what is loaded.
 
     Raises:
-        InputError: no such model, or it is no reverse-distilled one, or (with ``one_pass``) was fitted without a
-            readout.
+        InputError: no such model, it is no reverse-distilled one, or ``one_pass`` and it has no readout.
     """
     name = os.fspath(name)
-    commit = None
-    if Path(name).is_dir():
-        folder = Path(name).resolve()
-    else:
-        folder = _fetch_config(name, revision).parent
-        commit = folder.name  # the Hub's cache keeps each commit in a folder of its name
+    is_here = Path(name).is_dir()
+    folder = Path(name).resolve() if is_here else _fetch_config(name, revision).parent
+    # The Hub's cache keeps each commit in a folder of its name.
+    commit = None if is_here else folder.name
     family = _read_config(name, folder)
     fingerprint = f"commit:{commit}" if commit else _folder_fingerprint(folder)
     loaded: dict[str, str] = {}
@@ -190,12 +154,12 @@ def resolve(
 
 
 def _without_backbones(fingerprint: str) -> str:
-    """The part of a fingerprint that versions before 0.3 had too."""
+    """Return the part of a fingerprint that versions before 0.3 had too."""
     return fingerprint.partition(_AT)[0]
 
 
 def _open_revision(level: Mapping[str, Any]) -> str | None:
-    """Names what a level's backbone is taken from, where that may move; None where nothing can."""
+    """Return the repo (and branch) of a level's backbone where its commit may change, else None."""
     repo, revision = level["repo_id"], level["revision"]
     if not repo or _COMMIT.fullmatch(revision or ""):
         return None
@@ -203,7 +167,7 @@ def _open_revision(level: Mapping[str, Any]) -> str | None:
 
 
 def _commit_now(level: Mapping[str, Any]) -> str | None:
-    """The commit of a level's backbone, None where it cannot be had: who needs it is told when it is loaded."""
+    """Return the commit of a level's backbone, None where it cannot be had: loading it says so."""
     try:
         return _fetch_config(level["repo_id"], level["revision"]).parent.name
     except InputError:
@@ -288,23 +252,17 @@ def load_model(
     one_pass: bool = False,
     backbones: tuple[tuple[str, str], ...] = (),
 ) -> RDEsmModel:
-    """The model on its device, in eval mode, loaded at most once a process.
+    """Return the model on its device, in eval mode, loaded at most once per process.
 
     Only this package's own modelling code runs, never code that came with the weights.
 
     Args:
-        name: Hub id or folder.
-        revision: commit of a Hub model.
-        fingerprint: of config and weights; here to make changed ones a new key.
+        name, revision, fingerprint, one_pass, backbones: of the :class:`Checkpoint`.
         level: largest level to load; None means all of the family.
-        dtype: name of a torch dtype.
-        attn_implementation: as in transformers; None lets it choose, but for packed rows where a GPU has a kernel for
-            them.
-        device: name of a torch device.
+        dtype, device: names that torch has for them.
+        attn_implementation: as in transformers; None chooses packed rows where a GPU has a kernel for them.
         sequential: hold one backbone at a time, each loaded when its turn comes.
         above: leave out the backbones up to this level.
-        one_pass: load the largest backbone alone, and the readout.
-        backbones: commits of those whose revision the model leaves open.
 
     Raises:
         InputError: it cannot be loaded, or not so, or not there.
@@ -316,20 +274,13 @@ def load_model(
     from rd_hf.model.layers_rd_esm import PACKED_ATTENTION
     from rd_hf.model.modeling_rd_esm import RDEsmModel
 
-    extras: dict[str, Any] = {"attn_implementation": attn_implementation, "revision": revision}
-    extras = {key: value for key, value in extras.items() if value is not None}
+    chosen: dict[str, Any] = {"attn_implementation": attn_implementation, "revision": revision}
     try:
         if backbones:
-            extras["config"] = _pinned(name, revision, dict(backbones))
-        model = RDEsmModel.from_pretrained(
-            name,
-            level=level,
-            dtype=getattr(torch, dtype),
-            sequential=sequential,
-            above=above,
-            one_pass=one_pass,
-            **extras,
-        )
+            chosen["config"] = _pinned(name, revision, dict(backbones))
+        chosen = {key: value for key, value in chosen.items() if value is not None}
+        chosen |= {"level": level, "sequential": sequential, "above": above, "one_pass": one_pass}
+        model = RDEsmModel.from_pretrained(name, dtype=getattr(torch, dtype), **chosen)
     except (OSError, ValueError) as error:
         raise InputError(" ".join(str(error).split())) from error
     except ImportError as error:
@@ -359,12 +310,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def prepare_after_fork(device: torch.device) -> None:
-    """Make torch usable in a process that was forked after the model ran.
+    """Make torch usable in a process that was forked after the model ran, which a GPU does not allow.
 
     OpenMP's threads do not survive a fork, and a computation that counts on them waits for ever: one thread is left.
-
-    Raises:
-        InputError: the model is on a GPU, which a fork cannot use.
     """
     import torch
 
@@ -378,10 +326,8 @@ def prepare_after_fork(device: torch.device) -> None:
 
 
 def threads_of_a_worker() -> int:
-    """Threads for one of many processes on a CPU: as OMP_NUM_THREADS says, else one; after a fork always one.
-
-    The variable may be a list, a number for each level of nesting, or empty.
-    """
+    """Return the threads for one of many processes on a CPU: as OMP_NUM_THREADS says, else or after a fork one."""
+    # It may be a list, a number for each level of nesting, or empty.
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return int(first) if first.isdecimal() and int(first) > 0 and not _forked else 1
 

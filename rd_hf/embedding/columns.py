@@ -16,15 +16,9 @@ from rd_hf.embedding.options import EmbeddingOptions
 
 
 def finish(values: np.ndarray, width: int, options: EmbeddingOptions) -> np.ndarray:
-    """The first ``width`` dimensions of an embedding as they are stored.
+    """Cut an embedding, (..., widest) float32, to what is stored of it: (..., width) of ``options.output_dtype``.
 
-    Args:
-        values: (..., widest) float32.
-        width: of the level.
-        options: normalisation and dtype.
-
-    Returns:
-        (..., width) of ``options.output_dtype``. A zero vector stays zero when normalised.
+    A zero vector stays zero when normalised.
     """
     cut = values[..., :width]
     if options.normalize:
@@ -34,7 +28,7 @@ def finish(values: np.ndarray, width: int, options: EmbeddingOptions) -> np.ndar
 
 
 def why_not_stored(values: np.ndarray, widths: Mapping[str, int], options: EmbeddingOptions) -> str | None:
-    """Why an embedding cannot be stored as asked, or None: numbers beyond the dtype's range are not let through."""
+    """Say why an embedding cannot be stored as asked, None where it can: numbers beyond the dtype's range cannot."""
     if not np.isfinite(values).all():
         return f"its embedding is not finite in {options.dtype}: use --dtype float32 or bfloat16"
     if options.output_dtype == "float16" and not options.normalize:
@@ -46,13 +40,13 @@ def why_not_stored(values: np.ndarray, widths: Mapping[str, int], options: Embed
 
 
 def value_type(width: int, options: EmbeddingOptions) -> pa.DataType:
-    """Arrow type of one record's embedding: fixed-size list, or a list of them where there is a row a residue."""
+    """Return the Arrow type of one record's embedding: a fixed-size list, or a list of them for several rows."""
     vector = pa.list_(pa.from_numpy_dtype(np.dtype(options.output_dtype)), width)
     return vector if options.one_row else pa.list_(vector)
 
 
 def to_arrow(values: Sequence[np.ndarray], width: int, options: EmbeddingOptions) -> pa.Array:
-    """One level's column for records whose embeddings are (widest,) or (rows, widest) float32 each."""
+    """Make one level's column for records whose embeddings are (widest,) or (rows, widest) float32 each."""
     kind = value_type(width, options)
     if not values:
         return pa.nulls(0, kind)
@@ -66,35 +60,26 @@ def to_arrow(values: Sequence[np.ndarray], width: int, options: EmbeddingOptions
 
 
 def numbers(values: np.ndarray, valid: np.ndarray | None = None) -> pa.Array:
-    """A column of numbers that shares the array's memory.
-
-    Args:
-        values: (n,) contiguous.
-        valid: (n,) bool, False where there is no value; by default there are all.
-    """
+    """Make a column of numbers that shares the memory of an array, (n,) contiguous; ``valid`` is False for nulls."""
     bits = None if valid is None else pa.py_buffer(np.packbits(valid, bitorder="little"))
     return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [bits, pa.py_buffer(values)])
 
 
 def texts(values: Sequence[str]) -> pa.Array:
-    """A column of text."""
+    """Make a column of text."""
     encoded = [value.encode() for value in values]
     buffers = [None, _offsets([len(value) for value in encoded]).buffers()[1], pa.py_buffer(b"".join(encoded))]
     return pa.Array.from_buffers(pa.string(), len(encoded), buffers)
 
 
 def integer_lists(values: Sequence[Sequence[int]]) -> pa.Array:
-    """A column of lists of int32."""
+    """Make a column of lists of int32."""
     flat = np.fromiter(chain.from_iterable(values), np.int32)
     return pa.ListArray.from_arrays(_offsets([len(value) for value in values]), numbers(flat))
 
 
 def _offsets(lengths: Sequence[int]) -> pa.Array:
-    """Where each of n lists begins and the last one ends: (n + 1,) int32.
-
-    Raises:
-        OverflowError: together they are longer than Arrow's lists may be. (Parts are far smaller.)
-    """
+    """Where each of n lists begins and the last one ends: (n + 1,) int32, as Arrow has it."""
     ends = np.cumsum([0, *lengths], dtype=np.int64)
     if ends[-1] > np.iinfo(np.int32).max:
         raise OverflowError(f"{ends[-1]:,} items do not fit in a column: use a smaller --part-records")

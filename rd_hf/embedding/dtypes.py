@@ -1,7 +1,6 @@
-"""Which dtypes a device computes in by its hardware: what a user is told, and nothing that decides a number.
+"""Which dtypes a device computes in by its hardware: for notes to the user alone.
 
-Jobs compute in :data:`rd_hf.embedding.options.DTYPE` on every device, at every level and through every entry point, so
-that levels nest across files, runs and machines. Narrower types are asked for by name.
+Jobs compute in :data:`rd_hf.embedding.options.DTYPE` on every device, unless a narrower type is asked for by name.
 """
 
 from __future__ import annotations
@@ -23,18 +22,12 @@ _FLAGS = {
 
 
 def hardware_dtype(device: str) -> str | None:
-    """The narrow dtype that a device has instructions for, None where there is none (or it would be emulated)."""
+    """Return the narrow dtype that a device has instructions for, None where it has none."""
     return next((dtype for dtype in _NARROW if _has(dtype, device)), None)
 
 
 def hint_of(dtype: str, device: str, width: int) -> str | None:
-    """A sentence where a job computes in the default dtype, and a narrow one named would be faster.
-
-    Args:
-        dtype: what it computes in.
-        device: name of a torch device.
-        width: of the widest level that runs.
-    """
+    """Return a sentence where a job computes in the default dtype and a narrow one would be faster at this width."""
     narrow = hardware_dtype(device)
     if dtype != DTYPE or narrow is None or width < _NARROWEST:
         return None
@@ -45,7 +38,7 @@ def hint_of(dtype: str, device: str, width: int) -> str | None:
 
 
 def warn_of(dtype: str, device: str) -> str | None:
-    """A sentence where a dtype that was asked for is emulated on a device, and so slower than float32."""
+    """Return a sentence where a dtype that was asked for is emulated on a device, and so slower than float32."""
     if dtype not in _NARROW or _has(dtype, device) is not False:
         return None
     return (
@@ -61,9 +54,7 @@ def _has(dtype: str, device: str) -> bool | None:
     kind = torch.device(device)
     if kind.type == "cuda":
         return torch.cuda.get_device_capability(kind)[0] >= _GPUS[dtype]
-    if kind.type == "cpu":
-        return bool(_FLAGS[dtype] & _cpu_flags())
-    return None
+    return bool(_FLAGS[dtype] & _cpu_flags()) if kind.type == "cpu" else None
 
 
 def _cpu_flags() -> set[str]:

@@ -13,14 +13,14 @@ from rd_hf.data.fasta import InputError
 from rd_hf.data.residues import RejectedSequenceError
 from rd_hf.data.values import as_list, column_names, position_numbers, sequence_text
 from rd_hf.devices import parse_device, pick_device
-from rd_hf.embedding.checkpoint import is_worker, load_model, resolve, threads_of_a_worker
+from rd_hf.embedding.checkpoint import is_worker, resolve, threads_of_a_worker
 from rd_hf.embedding.columns import finish, value_type, why_not_stored
 from rd_hf.embedding.options import EmbeddingOptions
 
 if TYPE_CHECKING:
     from datasets import Features
 
-    from rd_hf.embedding.engine import Engine
+    from rd_hf.embedding.engine import Engine, Request
 
 logger = logging.getLogger(__name__)
 
@@ -35,17 +35,16 @@ class Embedder:
     ```
 
     With `on_reject="null"` pass `features=embedder.features(ds.features)` too: `datasets` takes a column's type from
-    the first rows it writes, and rows without an embedding, or without a reason, have none.
+    the first rows that it writes, and rows without an embedding, or without a reason, have none.
 
-    It holds choices and no weights: each process loads the model once, on first use, on the GPU of its rank (on
-    the CPU with one thread a worker, since the workers share the cores). With CUDA and `num_proc` call
-    `multiprocess.set_start_method("spawn")` first. Its state is what `datasets` fingerprints, so a second run
-    hits the cache unless level, pooling, dtype, any other choice, the revision or the weights changed. Give
-    `map` a `batch_size` of a thousand or more: sequences are de-duplicated and sorted by length within a batch.
+    Each process loads the model once, on first use, on the GPU of its rank (on the CPU with one thread per worker).
+    With CUDA and `num_proc` call `multiprocess.set_start_method("spawn")` first. `datasets` finds a second run in its
+    cache unless a choice, the revision or the weights changed. Give `map` a `batch_size` of a thousand or more:
+    sequences are de-duplicated and sorted by length within a batch.
 
     Args:
         model (`str` or `os.PathLike`): folder or Hub id of a reverse-distilled model.
-        level (`str` or `list[str]`, *optional*): level or levels, all from one pass; by default the largest.
+        level (`str` or `list[str]`, *optional*): level or levels, all from one run; by default the largest.
         revision (`str`, *optional*): branch, tag or commit of a Hub model.
         sequence_column (`str`): where the sequence is.
         positions_column (`str`, *optional*): where each row's positions are, with pooling `"positions"`.
@@ -55,10 +54,9 @@ class Embedder:
         device (`str`, *optional*): a torch device, where the choice by rank does not suit.
         one_pass (`bool`): read every level out of the largest backbone alone, of a model that was fitted for it: an
             approximation, to be compared with others of its kind only.
-        backbones (`dict[str, str]`, *optional*): commits of backbones whose revision the model leaves open, as the
-            `model` of a folder's manifest notes them; by default those that they have now.
-        **options: fields of [`EmbeddingOptions`]: `pooling`, `width`, `whiten`, `dtype`, `output_dtype`, `normalize`,
-            `long`, ...
+        backbones (`dict[str, str]`, *optional*): commits of backbones whose revision the model leaves open, as a
+            manifest's `model` has them; by default those of now.
+        **options: other fields of [`EmbeddingOptions`].
 
     Raises:
         InputError: no such model, level or device.
@@ -107,12 +105,12 @@ class Embedder:
         """Embed one batch of rows.
 
         Args:
-            batch: columns of the batch, in any format of `datasets`: lists, numpy, torch, pandas, Arrow, ... A cell of
-                the positions column is a whole number, a list of them, or text such as `"23;45"`.
+            batch: columns, in any format of `datasets`: lists, numpy, torch, pandas, Arrow, ... A cell of the
+                positions column is a whole number, a list of them, or text such as `"23;45"`.
             rank: of this process, as `with_rank=True` gives it.
 
         Returns:
-            A column a level (`embedding`, or `embedding_<level>` for several), each a list of arrays: (width,)
+            A column per level (`embedding`, or `embedding_<level>` for several), each a list of arrays: (width,)
             with one-row pooling, (rows, width) otherwise.
 
         Raises:
@@ -134,15 +132,13 @@ class Embedder:
     def embed(
         self, sequences: Sequence[str], positions: Sequence[Sequence[int]] | None = None
     ) -> dict[str, list[np.ndarray]]:
-        """Embed sequences that are in memory; see [`~Embedder.__call__`].
+        """Embed a list, array or series of sequences, with pooling `"positions"` at those of each sequence.
 
-        Args:
-            sequences: a list, array or series of them.
-            positions: with pooling `"positions"`, those of each sequence.
+        Returns:
+            As [`~Embedder.__call__`].
 
         Raises:
-            InputError: something else than sequences in order, such as one sequence alone; or a row that cannot be
-                embedded.
+            InputError: something else, such as one sequence alone; or a row that cannot be embedded.
         """
         if not _is_column(sequences):
             raise InputError(
@@ -154,16 +150,11 @@ class Embedder:
         return self._embed(sequences, positions, None)
 
     def features(self, features: Mapping[str, Any] | None = None) -> Features:
-        """Columns and types of `map`'s result, for its argument `features`.
+        """Return columns and types of `map`'s result, for its argument `features`.
 
         Args:
             features (`datasets.Features`, *optional*): of the columns that stay: `ds.features`, less those in
-                `remove_columns`.
-
-        Returns:
-            `datasets.Features` with those and this Embedder's columns: for each level a list of floats as wide as the
-            level, or a list of such lists where there is a row a residue; with `on_reject="null"` also
-            `reject_reason`, text.
+                `remove_columns`. This Embedder's own columns are added to them.
         """
         import pyarrow as pa
         from datasets import Features
@@ -181,77 +172,57 @@ class Embedder:
         sequences = as_list(sequences)
         asked = None if positions is None else as_list(positions)
         reasons: list[str | None] = [None] * len(sequences)
-        requests, rows = [], []
+        requests: dict[int, Request] = {}
         for row, raw in enumerate(sequences):
             try:
                 wanted = self.options.positions if asked is None else position_numbers(asked[row])
-                requests.append(prepare(sequence_text(raw), wanted, self.options))
-                rows.append(row)
+                requests[row] = prepare(sequence_text(raw), wanted, self.options)
             except RejectedSequenceError as error:
                 reasons[row] = str(error)
         self._check(sequences, reasons)
         found: list[np.ndarray | None] = [None] * len(sequences)
-        results = embed_requests(self._started(rank), requests) if requests else []
-        for row, result in zip(rows, results, strict=True):
-            if isinstance(result, str):
-                reasons[row] = result
+        results = embed_requests(self._started(rank), list(requests.values())) if requests else []
+        for row, result in zip(requests, results, strict=True):
+            if isinstance(result, str) or (reason := why_not_stored(result, self.widths, self.options)):
+                reasons[row] = result if isinstance(result, str) else reason
             else:
-                reasons[row] = why_not_stored(result, self.widths, self.options)
-                found[row] = None if reasons[row] else result
+                found[row] = result
         self._check(sequences, reasons)
-        columns: dict[str, list[Any]] = {
-            self.options.column(level): [
-                None if value is None else finish(value, width, self.options) for value in found
-            ]
-            for level, width in self.widths.items()
-        }
+        columns: dict[str, list[Any]] = {}
+        for level, width in self.widths.items():
+            cells = [None if value is None else finish(value, width, self.options) for value in found]
+            columns[self.options.column(level)] = cells
         if self.on_reject == "null":
             columns["reject_reason"] = reasons
         return columns
 
     def _started(self, rank: int | None) -> Engine:
         if self._engine is None:
-            self._engine = self._start(rank)
+            import torch
+
+            from rd_hf.embedding.engine import load_engine
+
+            device = self.device or str(pick_device(rank))
+            if device == "cpu" and is_worker():
+                # As many workers as cores is the fastest way to use them.
+                torch.set_num_threads(threads_of_a_worker())
+            self._engine = load_engine(
+                self.checkpoint, self.options, device, self.attn_implementation, report=logger.warning
+            )
         return self._engine
-
-    def _start(self, rank: int | None) -> Engine:
-        import torch
-
-        from rd_hf.embedding.engine import Engine
-
-        device = self.device or str(pick_device(rank))
-        if device == "cpu" and is_worker():
-            # As many workers as cores is the fastest way to use them.
-            torch.set_num_threads(threads_of_a_worker())
-        level = self.checkpoint.largest(self.options.levels, self.options.width)
-        model = load_model(
-            self.checkpoint.name,
-            self.checkpoint.revision,
-            self.checkpoint.fingerprint,
-            level,
-            self.options.dtype,
-            self.attn_implementation,
-            device,
-            one_pass=self.checkpoint.one_pass,
-            backbones=tuple(self.checkpoint.backbones.items()),
-        )
-        return Engine(model, level, self.options, report=logger.warning)
 
     def _check(self, sequences: Sequence[Any], reasons: Sequence[str | None]) -> None:
         """Stop at the first row that cannot be embedded, unless such rows become nulls."""
-        if self.on_reject == "null":
-            return
-        for row, reason in enumerate(reasons):
-            if reason is not None:
-                shown = str(sequences[row])[:30]
-                raise InputError(
-                    f"row {row + 1} of the batch ({shown!r}...) cannot be embedded: {reason}; "
-                    "correct it, or pass on_reject='null' to keep such rows without an embedding"
-                )
+        row = next((row for row, reason in enumerate(reasons) if reason is not None), None)
+        if row is not None and self.on_reject == "raise":
+            raise InputError(
+                f"row {row + 1} of the batch ({str(sequences[row])[:30]!r}...) cannot be embedded: {reasons[row]}; "
+                "correct it, or pass on_reject='null' to keep such rows without an embedding"
+            )
 
 
 def _is_column(values: Any, several: bool = False) -> bool:
-    """Whether these are values in order, one a row (or several); text and bytes are not, though both have a length."""
+    """Whether these are values in order, one per row (or several); text and bytes are none."""
     if isinstance(values, (str, bytes, bytearray, memoryview, Mapping)) or hasattr(values, "columns"):
         return False
     dimensions = len(getattr(values, "shape", (0,)))

@@ -15,12 +15,12 @@ import torch
 from rd_hf.data.batching import SPECIAL_TOKENS
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
 from rd_hf.embedding.algebra import contributions
-from rd_hf.embedding.checkpoint import prepare_after_fork
+from rd_hf.embedding.checkpoint import Checkpoint, load_model, prepare_after_fork
 from rd_hf.embedding.concurrency import MAX_CONCURRENCY, concurrency_for, in_order, may_share
-from rd_hf.embedding.layouts import Layout, layout_of
+from rd_hf.embedding.layouts import Padded, layout_of
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.model.modeling_rd_esm import RDEsmModel
-from rd_hf.model.pooling_rd_esm import Merging, Piece, cut, mean_over_residues
+from rd_hf.model.pooling_rd_esm import Merging, Piece, cut, pooling_named
 
 # On a CPU a batch should stay in the caches: 2,048 tokens beat 4,096 and 1,024 when measured at 8M + 35M.
 CPU_BATCH_TOKENS = 2048
@@ -49,32 +49,26 @@ class Work:
 
 @dataclass(slots=True)
 class _Call:
-    """What one call of :meth:`Engine.embed` has in hand."""
+    """One call of :meth:`Engine.embed`."""
 
     requests: Sequence[Request]
-    long: dict[int, list[Piece]]  # pieces of each sequence that was cut
     results: list[np.ndarray | str]
-    merging: dict[int, Merging] = field(default_factory=dict)
+    merging: dict[int, Merging] = field(default_factory=dict)  # of each sequence that was cut
 
 
 @dataclass(slots=True)
 class Engine:
-    """Runs one model over any number of calls and remembers which batch size fits.
+    """Runs one model, in eval mode on its device, over any number of calls, and remembers which batch size fits.
 
     Attributes:
-        model: in eval mode, on its device.
         level: name of the level to compute; smaller ones are its prefixes.
-        options: pooling, treatment of long sequences, budget.
-        report: told in one sentence when the batch size had to shrink.
-        tokens: tokens a batch that fit so far.
-        window_tokens: tokens that go up the levels together, in as many batches as that takes: for a model that
-            loads each backbone when its turn comes. 0: one batch at a time.
+        report: called with one sentence when the batch size had to shrink.
+        tokens: tokens of a batch that fit so far.
+        group_tokens: tokens for which one backbone is held, in as many batches as that takes: for a model that loads
+            each backbone when its turn comes. 0: one batch at a time.
         above: with a level, what the backbones beyond it contribute is computed in place of the embedding, and no
             smaller backbone runs; see :func:`rd_hf.embedding.algebra.contributions`.
-        concurrency: batches that a CPU computes at once at most, where they come one at a time; see
-            :mod:`rd_hf.embedding.concurrency`.
-        layout: how sequences share a batch.
-        work: running totals.
+        concurrency: batches that a CPU computes at once at most; see :mod:`rd_hf.embedding.concurrency`.
         process: id of the process that last used it; another one was forked, and inherited it.
     """
 
@@ -83,17 +77,17 @@ class Engine:
     options: EmbeddingOptions
     report: Callable[[str], None] = print
     tokens: int = 0
-    window_tokens: int = 0
+    group_tokens: int = 0
     above: str | None = None
     concurrency: int = MAX_CONCURRENCY
-    layout: Layout = field(init=False)
+    layout: Padded = field(init=False)
     work: Work = field(default_factory=Work)
     process: int = field(default_factory=os.getpid)
 
     def __post_init__(self) -> None:
         self.tokens = self.tokens or self.options.batch_tokens or default_batch_tokens(self.model)
         self.layout = layout_of(self.model)
-        if self.window_tokens or self.model.device.type != "cpu" or not may_share(self.model):
+        if self.group_tokens or self.model.device.type != "cpu" or not may_share(self.model):
             self.concurrency = 1
 
     def embed(
@@ -105,36 +99,36 @@ class Engine:
 
         Args:
             requests: cleaned sequences; :func:`embed_requests` is for those that may repeat.
-            on_batch: told after each batch how many residues it had, and how many all batches will have.
+            on_batch: called after each batch with its number of residues, and that of all batches.
 
         Returns:
-            For each request (width,) float32 with one-row pooling, (length or number of positions, width)
-            otherwise; or a sentence where even a batch of that sequence alone does not fit in memory.
+            Per request (width,) float32 with one-row pooling, else (length or number of positions, width); or a
+            sentence where even a batch of that sequence alone does not fit in memory.
         """
         if self.process != os.getpid():
             prepare_after_fork(self.model.device)
             self.process = os.getpid()
         size, overlap = self.options.max_length, self.options.overlap
-        call = _Call(requests, {}, ["" for _ in requests])
+        call = _Call(requests, ["" for _ in requests])
         pieces: list[Piece] = []
         for owner, request in enumerate(requests):
             length = len(request.sequence)
             own = cut(owner, length if self.options.long == "window" else min(length, size), size, overlap)
             pieces += own
             if len(own) > 1:
-                call.long[owner] = own
+                call.merging[owner] = Merging(own, overlap)
         total = sum(piece.length for piece in pieces)
         while pieces:
             done: set[int] = set()
             batches = self.layout.plan([piece.length for piece in pieces], self.tokens)
             concurrency = concurrency_for(len(batches), self.concurrency)
             compute = partial(self._compute, requests, pieces)
-            with closing(in_order(compute, self._windows(batches, pieces), concurrency)) as computed:
-                for window, (chosen, values) in computed:
+            with closing(in_order(compute, self._groups(batches, pieces), concurrency)) as computed:
+                for group, (chosen, values) in computed:
                     if values is None:
                         failed = chosen
                         break
-                    for batch, members, rows in zip(window, chosen, values, strict=True):
+                    for batch, members, rows in zip(group, chosen, values, strict=True):
                         self._count([piece.length for piece in members])
                         self._put_away(call, members, rows)
                         done.update(batch)
@@ -152,24 +146,24 @@ class Engine:
             ]
         return call.results
 
-    def _windows(self, batches: Sequence[list[int]], pieces: Sequence[Piece]) -> Iterator[list[list[int]]]:
-        """Batches that go up the levels together."""
-        window: list[list[int]] = []
+    def _groups(self, batches: Sequence[list[int]], pieces: Sequence[Piece]) -> Iterator[list[list[int]]]:
+        """Batches for which each backbone is held."""
+        group: list[list[int]] = []
         tokens = 0
         for batch in batches:
             size = self.layout.tokens([pieces[place].length for place in batch])
-            if window and tokens + size > self.window_tokens:
-                yield window
-                window, tokens = [], 0
-            window.append(batch)
+            if group and tokens + size > self.group_tokens:
+                yield group
+                group, tokens = [], 0
+            group.append(batch)
             tokens += size
-        yield window
+        yield group
 
     def _compute(
-        self, requests: Sequence[Request], pieces: Sequence[Piece], window: Sequence[Sequence[int]]
+        self, requests: Sequence[Request], pieces: Sequence[Piece], group: Sequence[Sequence[int]]
     ) -> tuple[list[list[Piece]], list[Sequence[np.ndarray]] | None]:
-        """The pieces of a window of batches, and what :meth:`_forward` makes of them: None where memory is short."""
-        chosen = [[pieces[place] for place in batch] for batch in window]
+        """The pieces of a group of batches, and what :meth:`_forward` makes of them: None where memory is short."""
+        chosen = [[pieces[place] for place in batch] for batch in group]
         try:
             return chosen, self._forward(requests, chosen)
         except (RuntimeError, MemoryError) as error:
@@ -214,8 +208,7 @@ class Engine:
         return [self.model.whiten(state) for state in found] if self.options.whiten else found
 
     def _shrink(self, call: _Call, batches: Sequence[Sequence[Piece]], concurrency: int) -> None:
-        """Leave one thread, or halve the window or the budget, after what did not fit; give up on a sequence that does
-        not fit alone."""
+        """After what did not fit, leave one thread, halve the group or the budget, or give up on a sequence."""
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if concurrency > 1:
@@ -223,10 +216,10 @@ class Engine:
             self.report(f"out of memory with {concurrency} batches at once: going on with one at a time")
             return
         if len(batches) > 1:
-            self.window_tokens //= 2
+            self.group_tokens //= 2
             self.report(
-                f"out of memory with {len(batches):,} batches in a window: going on with {self.window_tokens:,} tokens "
-                f"a window"
+                f"out of memory with {len(batches):,} batches in a group: going on with {self.group_tokens:,} tokens "
+                f"per group"
             )
             return
         (chosen,) = batches
@@ -238,41 +231,22 @@ class Engine:
         # Longest first: half of them, and so no less than one.
         self.tokens = self.layout.tokens(lengths[: len(lengths) // 2])
         failed = self.layout.tokens(lengths)
-        self.report(f"out of memory with {failed:,} tokens in a batch: going on with {self.tokens:,} a batch")
+        self.report(f"out of memory with {failed:,} tokens in a batch: going on with {self.tokens:,} per batch")
 
     def _put_away(self, call: _Call, chosen: Sequence[Piece], values: Sequence[np.ndarray]) -> None:
-        """Each piece's part of a batch to its sequence, as a copy: the batch itself can go."""
+        """Each piece's rows of a batch to its sequence, as a copy: the batch itself can go."""
+        pool = pooling_named(self.options.pooling).pool_rows
         for piece, value in zip(chosen, values, strict=True):
-            if not piece.whole:
-                self._merge(call, piece, value[: piece.length + 1])
-            elif value.ndim == 1:
+            if value.ndim == 1:
                 call.results[piece.owner] = value.copy()
-            else:
-                request = call.requests[piece.owner]
-                call.results[piece.owner] = self._reduce(value[0], value[1 : piece.length + 1], request)
-
-    def _merge(self, call: _Call, piece: Piece, value: np.ndarray) -> None:
-        """Add a piece, (1 + length, width) from cls on, to its sequence; finish the sequence with its last."""
-        if piece.owner not in call.merging:
-            call.merging[piece.owner] = Merging(call.long[piece.owner], self.options.overlap)
-        # Pieces of one sequence are equally long and ties keep their order, so they arrive in order.
-        if call.merging[piece.owner].add(torch.from_numpy(value[0]), torch.from_numpy(value[1:])):
-            rows, (first,) = call.merging.pop(piece.owner).complete()
-            call.results[piece.owner] = self._reduce(first.numpy(), rows.numpy(), call.requests[piece.owner])
-
-    def _reduce(self, first: np.ndarray, rows: np.ndarray, request: Request) -> np.ndarray:
-        """One sequence's cls (width,) and residues (length, width) to what was asked for."""
-        pooling = self.options.pooling
-        if pooling == "cls":
-            return first.copy()
-        if pooling == "positions":
-            return rows[[position - 1 for position in request.positions]]
-        if pooling == "residue":
-            return rows.copy()
-        if pooling == "max":
-            return rows.max(axis=0)
-        whole = torch.from_numpy(rows)[None]
-        return mean_over_residues(whole, torch.ones(whole.shape[:2], dtype=torch.bool))[0].numpy()
+                continue
+            first, rows = torch.from_numpy(value[0]), torch.from_numpy(value[1 : piece.length + 1])
+            if not piece.whole:
+                # Pieces of one sequence are equally long and ties keep their order, so they arrive in order.
+                if not call.merging[piece.owner].add(first, rows):
+                    continue
+                rows, (first,) = call.merging.pop(piece.owner).complete()
+            call.results[piece.owner] = pool(first, rows, call.requests[piece.owner].positions).numpy()
 
 
 _TOO_LARGE = "does not fit in this device's memory even alone: lower --max-length or use a larger device"
@@ -290,7 +264,7 @@ def prepare(raw: str, positions: Sequence[int], options: EmbeddingOptions) -> Re
         raise RejectedSequenceError(
             f"{length:,} residues, more than --max-length {options.max_length:,}: choose --long window or truncate"
         )
-    if options.pooling != "positions":
+    if not options.takes_positions:
         return Request(sequence)
     if not positions:
         raise RejectedSequenceError("no positions asked for")
@@ -313,7 +287,7 @@ def embed_requests(
         positions.setdefault(request.sequence, set()).update(request.positions)
     unique = [Request(sequence, tuple(sorted(asked))) for sequence, asked in positions.items()]
     results = dict(zip(positions, engine.embed(unique, on_batch), strict=True))
-    if engine.options.pooling != "positions":
+    if not engine.options.takes_positions:
         return [results[request.sequence] for request in requests]
     row_of = {request.sequence: {asked: row for row, asked in enumerate(request.positions)} for request in unique}
     answers: list[np.ndarray | str] = []
@@ -324,8 +298,36 @@ def embed_requests(
     return answers
 
 
+def load_engine(
+    checkpoint: Checkpoint,
+    options: EmbeddingOptions,
+    device: str,
+    attn_implementation: str | None = None,
+    *,
+    report: Callable[[str], None] = print,
+    group_tokens: int = 0,
+    above: str | None = None,
+) -> Engine:
+    """Load the model for the levels that options ask for; the other arguments are those of :class:`Engine`."""
+    level = checkpoint.largest(options)
+    model = load_model(
+        checkpoint.name,
+        checkpoint.revision,
+        checkpoint.fingerprint,
+        level,
+        options.dtype,
+        attn_implementation,
+        device,
+        sequential=group_tokens > 0,
+        above=above,
+        one_pass=checkpoint.one_pass,
+        backbones=tuple(checkpoint.backbones.items()),
+    )
+    return Engine(model, level, options, report=report, group_tokens=group_tokens, above=above)
+
+
 def default_batch_tokens(model: RDEsmModel) -> int:
-    """Tokens a batch for the model's device: small on a CPU, on a GPU what half of its free memory holds."""
+    """Tokens per batch for the model's device: small on a CPU, on a GPU what half of its free memory holds."""
     device = model.device
     if device.type != "cuda":
         return CPU_BATCH_TOKENS
@@ -339,8 +341,6 @@ def default_batch_tokens(model: RDEsmModel) -> int:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """CUDA has its own error class; the CPU allocator raises a bare RuntimeError."""
-    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    return any(words in text for words in _NO_MEMORY)
+    """Whether memory was short: CUDA has an error class for it, the CPU's allocator raises a bare RuntimeError."""
+    known = isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))
+    return known or any(words in str(error).lower() for words in _NO_MEMORY)

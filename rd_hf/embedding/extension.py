@@ -6,9 +6,10 @@ rows are means (or residues) of e_(i-1), and the larger backbones alone run; see
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import argparse
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,9 +18,10 @@ from rd_hf.embedding.checkpoint import Checkpoint
 from rd_hf.embedding.folder import JobError
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.parts import Part
-from rd_hf.embedding.reader import COLUMNS, EmbeddingFolder
-from rd_hf.embedding.settings import JobSettings
+from rd_hf.embedding.reader import EmbeddingFolder
+from rd_hf.embedding.settings import COLUMNS, JobSettings
 from rd_hf.embedding.worker import Worker
+from rd_hf.model.pooling_rd_esm import pooling_named
 
 if TYPE_CHECKING:
     from rd_hf.embedding.engine import Request
@@ -31,11 +33,7 @@ _ROWS = 4096
 
 
 def open_extendable(path: str) -> EmbeddingFolder:
-    """A finished folder whose rows extend.
-
-    Raises:
-        JobError: there is none, or its rows do not say enough of the smaller levels.
-    """
+    """Open a finished folder; raises a JobError where its rows do not say enough of the smaller levels."""
     stored = EmbeddingFolder(path, with_journal=True)
     if stored.is_converted:
         raise JobError(
@@ -55,8 +53,8 @@ def open_extendable(path: str) -> EmbeddingFolder:
 
 def why_not_extended(options: EmbeddingOptions) -> str | None:
     """Why embeddings made so do not say enough of the smaller levels, or None."""
-    if options.pooling == "max":
-        return "the maximum over residues does not commute with the bases, as the mean does"
+    if not pooling_named(options.pooling).affine:
+        return f"pooling {options.pooling!r} does not commute with the bases, as the mean does"
     if options.width is not None:
         return f"it was cut to {options.width:,} dimensions, and larger levels are computed from all of a level's"
     if options.whiten:
@@ -68,34 +66,30 @@ def why_not_extended(options: EmbeddingOptions) -> str | None:
     return None
 
 
-def arguments(stored: EmbeddingFolder, values: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
+def with_stored(stored: EmbeddingFolder, args: argparse.Namespace) -> argparse.Namespace:
     """A command's arguments, with those that the folder decides taken from it.
 
     Args:
         stored: the folder.
-        values: of all arguments.
-        given: names of those that the user gave, which must agree with the folder's.
+        args: as parsed; None stands for what was not typed, and what was typed must agree with the folder's.
 
     Raises:
         JobError: an argument contradicts the folder.
     """
     job, model = stored.manifest["job"], stored.manifest["model"]
-    taken = dict(values)
+    taken = dict(vars(args))
     for name in (*OPTIONS, *COLUMNS):
         # What a manifest does not say was as by default.
         was = job.get(name, getattr(stored.options, name, None))
-        if name in given and values[name] != was:
+        if taken[name] not in (None, was):
             raise JobError(
-                f"{stored.path} was made with {name} {was!r}, not {values[name]!r}: leave "
+                f"{stored.path} was made with {name} {was!r}, not {taken[name]!r}: leave "
                 f"--{name.replace('_', '-')} away, or embed from scratch, without --extend"
             )
         taken[name] = was
-    taken["model"] = values["model"] or model["name"]
-    taken["revision"] = values["revision"] or model["revision"]
-    taken["input"] = values["input"] or job["inputs"]
-    if "attn_implementation" not in given:
-        taken["attn_implementation"] = job.get("attn_implementation")
-    return taken
+    known = {"model": model["name"], "revision": model["revision"], "inputs": job["inputs"]}
+    known["attn_implementation"] = job.get("attn_implementation")
+    return argparse.Namespace(**taken | {name: taken[name] or was for name, was in known.items()})
 
 
 def check(stored: EmbeddingFolder, settings: JobSettings, checkpoint: Checkpoint) -> None:
@@ -113,7 +107,7 @@ def check(stored: EmbeddingFolder, settings: JobSettings, checkpoint: Checkpoint
         )
     if settings.options.whiten:
         raise JobError(f"{path} is extended by plain vectors: leave whiten away, or embed from scratch to whiten")
-    wanted = checkpoint.largest(settings.options.levels, settings.options.width)
+    wanted = checkpoint.largest(settings.options)
     if checkpoint.nested_dims[wanted] <= stored.width:
         raise JobError(
             f"{path} holds level {stored.level} already, whose first {checkpoint.nested_dims[wanted]:,} dimensions "
@@ -130,32 +124,34 @@ def check(stored: EmbeddingFolder, settings: JobSettings, checkpoint: Checkpoint
 
 @dataclass(slots=True)
 class ExtendingWorker(Worker):
-    """Does a part from the stored rows of its records and the larger backbones."""
+    """Makes a part of the stored rows of its records and the larger backbones."""
 
     stored: EmbeddingFolder = field(kw_only=True)
 
     def records(self) -> Iterator[tuple[str, FastaRecord]]:
-        return self.stored.records(self.settings.inputs, self.settings.called, self.progress.read, self.say)
+        return self.stored.records(self.settings.inputs, self.settings.called, self.progress.read, self.report_input)
 
     def compute(self, part: Part, places: list[int], requests: list[Request]) -> list[np.ndarray | str]:
         with self.stages.stage("read"):
             known = self.stored.rows_of(part.first_record, len(part.records))
-        numbers = [part.first_record + place for place in places]
         missing = f"{self.stored.path} has no embedding of it, and says why in {self.stored.rejects_path.name}"
-        results: list[np.ndarray | str] = [missing for _ in requests]
-        places_known = [place for place, number in enumerate(numbers) if number in known]
+        results: dict[int, np.ndarray | str] = dict.fromkeys(places, missing)
+        asked = {
+            place: request
+            for place, request in zip(places, requests, strict=True)
+            if part.first_record + place in known
+        }
         # Spelled out, since super() without arguments does not find the class that slots made anew.
-        brought = Worker.compute(self, part, [places[i] for i in places_known], [requests[i] for i in places_known])
-        pairs: list[tuple[int, np.ndarray, np.ndarray]] = []
-        for place, value in zip(places_known, brought, strict=True):
-            if isinstance(value, str):
-                results[place] = value
-            else:
-                pairs.append((place, np.atleast_2d(known[numbers[place]]), np.atleast_2d(value)))
+        results |= zip(asked, Worker.compute(self, part, list(asked), list(asked.values())), strict=True)
+        pairs = [
+            (place, np.atleast_2d(known[part.first_record + place]), np.atleast_2d(value))
+            for place, value in results.items()
+            if not isinstance(value, str)
+        ]
         with self.stages.stage("embed"):
             for place, rows in self._extended(pairs):
                 results[place] = rows[0] if self.settings.options.one_row else rows
-        return results
+        return list(results.values())
 
     def _extended(self, pairs: list[tuple[int, np.ndarray, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
         """Stored rows and contributions of each record through the bases, as many together as make a good product."""

@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import Field, dataclass
 from typing import Any
+
+from rd_hf.embedding.options import EmbeddingOptions
+from rd_hf.embedding.settings import JobSettings
+from rd_hf.options import Bounds, option_fields
 
 # Far beyond what a job counts, and within what every library here takes for a number.
 _MOST = 1 << 53
@@ -50,28 +54,30 @@ FILE = Kind(
     "the plain name of a file in the folder",
     lambda value: isinstance(value, str) and _FILE_NAME.fullmatch(value) is not None,
 )
-TEXT_OR_NULL, SIZE_OR_NULL = _or_null(TEXT), _or_null(SIZE)
+
+
+def _kind(one: Field) -> Any:
+    """What a manifest holds of an option, by its default and the numbers that it takes."""
+    bounds = one.metadata["kind"]
+    kind = TEXT if bounds is None else COUNT if isinstance(bounds, Bounds) and bounds.least == 0 else SIZE
+    if one.default is False:
+        return FLAG
+    if isinstance(one.default, tuple) or "nargs" in one.metadata:
+        return Each(kind)
+    return _or_null(kind) if one.default is None else kind
+
 
 # Fields that are known; others are for versions to come.
 _MODEL = {
     "name": TEXT,
-    "revision": TEXT_OR_NULL,
+    "revision": _or_null(TEXT),
     "fingerprint": TEXT,
     "nested_dims": Each(SIZE, dict),
     "longest": Each(COUNT, dict),
     "one_pass": FLAG,
     "block_weights": _or_null(Kind("numbers", lambda value: misfit(value, Each(NUMBER)) is None)),
 }
-_JOB = {
-    **dict.fromkeys(("inputs", "levels"), Each(TEXT)),
-    **dict.fromkeys(("pooling", "dtype", "output_dtype", "long"), TEXT),
-    **dict.fromkeys(("sequence_column", "id_column", "positions_column", "attn_implementation"), TEXT_OR_NULL),
-    **dict.fromkeys(("normalize", "whiten"), FLAG),
-    **dict.fromkeys(("part_records", "part_bytes", "max_length"), SIZE),
-    **dict.fromkeys(("batch_tokens", "width"), SIZE_OR_NULL),
-    "positions": Each(SIZE),
-    "overlap": COUNT,
-}
+_JOB = {one.name: _kind(one) for one in (*option_fields(JobSettings), *option_fields(EmbeddingOptions))}
 _PART = {
     "file": FILE,
     "sha256": TEXT,
@@ -85,7 +91,7 @@ MANIFEST = {
     "columns": Each({"level": TEXT, "width": SIZE}, dict),
     "parts": Each(_PART),
     "counts": Each(COUNT, dict),
-    "versions": Each(TEXT_OR_NULL, dict),
+    "versions": Each(_or_null(TEXT), dict),
 }
 ENTRY = {
     **_PART,
@@ -103,12 +109,11 @@ NEEDED = {
 
 
 def misfit(value: Any, kind: Any, name: str = "it") -> str | None:
-    """What is wrong with a value, in words; None where nothing is.
+    """Say what is wrong with a value out of a JSON file; None where nothing is.
 
     Args:
-        value: out of a JSON file.
+        value: whose ``name`` is given.
         kind: :class:`Kind`, :class:`Each`, or the kinds of an object's fields by name. A field may be absent.
-        name: of the value.
     """
     if isinstance(kind, Kind):
         return None if kind.holds(value) else f"{name} is {_short(value)} and not {kind.words}"
@@ -124,10 +129,9 @@ def misfit(value: Any, kind: Any, name: str = "it") -> str | None:
 
 
 def unfinished(manifest: dict[str, Any]) -> str | None:
-    """What a manifest of a finished job lacks, or says against itself, in words; None where nothing.
+    """Say what a manifest of a finished job lacks, or where it contradicts itself; None where nothing is wrong.
 
-    Args:
-        manifest: each of whose fields, where it is there, is of its kind.
+    Each of its fields, where it is there, is of its kind.
     """
     for field, names in NEEDED.items():
         if field not in manifest:

@@ -1,10 +1,10 @@
 """The output folder: what is in it, who may write to it, what of it is finished.
 
     OUTPUT/
-      embeddings-000000.parquet     one file a part (a run of consecutive input records), in input order
+      embeddings-000000.parquet     one file per part (a run of consecutive input records), in input order
       _rejects.tsv                  what was not embedded, and why
       _manifest.json                model, options, counts, checksums; "complete" once all parts are there
-      .job/000000.json              the journal: one entry a finished part, written after its Parquet file
+      .job/000000.json              the journal: one entry per finished part, written after its Parquet file
       .job/rd_hf.json, .job/lock    whose folder this is; held while a job runs
 
 Readers of a folder of Parquet files (pyarrow, pandas, Spark) pass over names that begin with an underscore or a dot.
@@ -17,9 +17,11 @@ counts as finished when its journal entry is there and the checksum in it fits t
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -37,66 +39,42 @@ class JobError(FolderError):
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A record that was not embedded.
+    """A record that was not embedded."""
 
-    Attributes:
-        source: input it came from, as given.
-        record: number among all records of the job, counted from 1.
-        id: as the input has it.
-        reason: in words.
-    """
-
-    source: str
-    record: int
+    source: str  # input that it came from, as given
+    record: int  # number among all records of the job, counted from 1
     id: str
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class PartEntry:
-    """A finished part, as the journal has it.
+    """A finished part, as the journal has it."""
 
-    Attributes:
-        index: number of the part, counted from 0.
-        first_record: number of its first input record, counted from 1.
-        records, written, rejected: input records, rows of the Parquet file, rejects; the first is the sum of the
-            others.
-        unique: different sequences among those written.
-        long: sequences that were windowed or truncated.
-        residues: of the written records.
-        digest: of the input records; tells a changed input.
-        file: name of the Parquet file.
-        sha256: of that file.
-        bytes: of that file.
-        rejects: the rejected records.
-    """
-
-    index: int
-    first_record: int
-    records: int
-    written: int
+    index: int  # number of the part, counted from 0
+    first_record: int  # number of its first input record, counted from 1
+    records: int  # written and rejected ones
+    written: int  # rows of the Parquet file
     rejected: int
-    unique: int
-    long: int
-    residues: int
-    digest: str
-    file: str
+    unique: int  # different sequences among those written
+    long: int  # sequences that were windowed or truncated
+    residues: int  # of the written records
+    digest: str  # of the input records
+    file: str  # the Parquet file's name, hash and size
     sha256: str
     bytes: int
     rejects: tuple[Reject, ...]
 
     @classmethod
     def from_json(cls, text: str) -> PartEntry:
-        """An entry from what :meth:`to_json` wrote; ValueError, TypeError or KeyError for anything else."""
+        """Read what :meth:`to_json` wrote; ValueError, TypeError or KeyError for anything else."""
         fields = json.loads(text)
-        wrong = misfit(fields, ENTRY)
-        if wrong is not None:
+        if (wrong := misfit(fields, ENTRY)) is not None:
             raise ValueError(wrong)
-        fields["rejects"] = tuple(Reject(**reject) for reject in fields["rejects"])
-        return cls(**fields)
+        return cls(**{**fields, "rejects": tuple(Reject(**reject) for reject in fields["rejects"])})
 
     def to_json(self) -> str:
-        """As the journal has it."""
+        """Write it as the journal has it."""
         return json.dumps(asdict(self), indent=1)
 
 
@@ -107,8 +85,8 @@ class OutputFolder:
         self.path = Path(path)
         self.journal = self.path / ".job"
         self.workspace = Workspace(self.journal, "an embedding job", JobError)
-        older = self.path / "manifest.json"
-        before = "" if older.is_file() and not (self.path / "_manifest.json").exists() else "_"
+        is_older = (self.path / "manifest.json").is_file() and not (self.path / "_manifest.json").exists()
+        before = "" if is_older else "_"
         self.manifest_path = self.path / f"{before}manifest.json"
         self.rejects_path = self.path / f"{before}rejects.tsv"
 
@@ -124,12 +102,14 @@ class OutputFolder:
         """Make the folder and keep other jobs out of it until :meth:`leave` or the end of this process.
 
         Raises:
-            JobError: it is somebody else's (nothing is changed then), cannot be made or written to, or another job
-                has it.
+            JobError: it is somebody else's (nothing is changed then), cannot be written to, or another job has it.
         """
         if self.manifest() is None:
             self.workspace.refuse_others()
-        if os.path.lexists(self.rejects_path) and not self._begins_with(self.rejects_path, _REJECTS_HEADER):
+        start = b""
+        with suppress(OSError), self.rejects_path.open("rb") as handle:
+            start = handle.read(len(_REJECTS_HEADER))
+        if start != _REJECTS_HEADER and os.path.lexists(self.rejects_path):
             raise self._not_ours(self.rejects_path)
         self.workspace.claim()
 
@@ -138,7 +118,7 @@ class OutputFolder:
         self.workspace.leave()
 
     def manifest(self) -> dict[str, Any] | None:
-        """The manifest of an earlier run, None if there was none; its fields are of the types that a job writes.
+        """Return the manifest of an earlier run, whose fields are of the types that a job writes; None without one.
 
         Raises:
             JobError: it cannot be understood, or is no embedding job's.
@@ -156,13 +136,16 @@ class OutputFolder:
             ) from error
         if not (isinstance(content, dict) and {"format", "model", "job"} <= set(content)):
             raise JobError(f"{self.manifest_path} is no embedding job's: choose another --output")
-        wrong = misfit(content, MANIFEST)
-        if wrong is not None:
-            raise JobError(
-                f"{self.manifest_path} is not as an embedding job writes it ({wrong}): restore it, or embed again "
-                "into another folder"
-            )
+        if (wrong := misfit(content, MANIFEST)) is not None:
+            raise JobError(self.not_as_written(wrong))
         return content
+
+    def not_as_written(self, wrong: str) -> str:
+        """Return the sentence for a manifest that no job writes so."""
+        return (
+            f"{self.manifest_path} is not as an embedding job writes it ({wrong}): restore it, or embed again into "
+            "another folder"
+        )
 
     def holds_work(self) -> bool:
         """Whether anything that a job computed is there: without it, the folder is free for another job."""
@@ -172,29 +155,21 @@ class OutputFolder:
 
     def write_manifest(self, content: Mapping[str, Any]) -> None:
         """Replace the manifest."""
-        self._write_json(self.manifest_path, content)
+        self.write(self.manifest_path, lambda handle: handle.write((json.dumps(content, indent=1) + "\n").encode()))
 
     def write_entry(self, entry: PartEntry) -> None:
         """Note a part as finished."""
         self.write(self.entry_path(entry.index), lambda handle: handle.write((entry.to_json() + "\n").encode()))
 
     def adopt(self, written: str | os.PathLike, entry: PartEntry) -> None:
-        """Put a part that another process wrote in its place, and note it as finished.
-
-        Args:
-            written: its whole file, somewhere on the folder's file system.
-            entry: of the part.
-
-        Raises:
-            JobError: it would replace a file of somebody else's, or the folder cannot be written to.
-        """
+        """Put a part that another process wrote, on the same file system, in its place, and note it as finished."""
         self.refuse_foreign_part(entry.index)
         with explain_errors(self.path, JobError):
             os.replace(written, self.part_path(entry.index))
         self.write_entry(entry)
 
     def entry(self, index: int) -> PartEntry | None:
-        """Journal entry of a part, None if it is not finished (or the entry is damaged, or of another part)."""
+        """Return the journal's entry of a part; None if it is not finished, or its entry is damaged or another's."""
         try:
             entry = PartEntry.from_json(self.entry_path(index).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
@@ -211,10 +186,9 @@ class OutputFolder:
         return path.is_file() and path.stat().st_size == entry.bytes and file_sha256(path) == entry.sha256
 
     def refuse_foreign_part(self, index: int) -> None:
-        """Stop if the file of a part that is to be written is there already, and is no embedding job's.
+        """Raise a JobError if the file of a part that is to be written is there already, and is no embedding job's.
 
-        Raises:
-            JobError: it is not. (One that a kill left without its journal entry says in its schema that it is.)
+        One that a kill left without its journal entry says in its schema that it is.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -230,14 +204,6 @@ class OutputFolder:
             raise self._not_ours(path)
 
     @staticmethod
-    def _begins_with(path: Path, start: bytes) -> bool:
-        try:
-            with path.open("rb") as handle:
-                return handle.read(len(start)) == start
-        except OSError:
-            return False
-
-    @staticmethod
     def _not_ours(path: Path) -> JobError:
         return JobError(
             f"{path} would be replaced, and is no embedding job's: move it elsewhere, or choose another --output"
@@ -247,8 +213,6 @@ class OutputFolder:
         """Replace the rejects file: tab-separated, quoted where an id holds a tab or a line end."""
 
         def write(handle: IO[bytes]) -> None:
-            import io
-
             text = io.TextIOWrapper(handle, encoding="utf-8", newline="")
             writer = csv.writer(text, dialect="excel-tab", lineterminator="\n")
             writer.writerow(_REJECTS_COLUMNS)
@@ -259,19 +223,13 @@ class OutputFolder:
         self.write(self.rejects_path, write)
 
     def rejects(self) -> Iterator[Reject]:
-        """What :meth:`write_rejects` wrote."""
+        """Read what :meth:`write_rejects` wrote."""
         with self.rejects_path.open(encoding="utf-8", newline="") as handle:
             for row in csv.DictReader(handle, dialect="excel-tab"):
                 yield Reject(row["source"], int(row["record"]), row["id"], row["reason"])
 
-    def _write_json(self, path: Path, content: Mapping[str, Any]) -> None:
-        self.write(path, lambda handle: handle.write((json.dumps(content, indent=1) + "\n").encode()))
-
     def write(self, path: Path, fill: Callable[[IO[bytes]], Any]) -> tuple[str, int]:
-        """Write a file so that it appears whole or not at all, even if the power fails.
-
-        Returns:
-            SHA-256 and size of what was written.
+        """Write a file so that it appears whole or not at all, even if the power fails; return its SHA-256 and size.
 
         Raises:
             JobError: the disk is full or the folder cannot be written to.

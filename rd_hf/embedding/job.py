@@ -2,13 +2,14 @@
 
 The input is read once, as a stream, and cut into parts of consecutive records; each part is cleaned, embedded and
 written as one file before the next begins, so memory does not grow with the number of records. Part ``i`` belongs
-to process ``i % world``. What a part's file holds follows from its records, the options and the model alone: not
-from which parts were done before, by which process, or how often the job was killed on the way.
+to process ``i % world``. What a part's file holds follows from its records, the options and the model alone.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,14 +19,16 @@ from rd_hf.data.fasta import InputError
 from rd_hf.data.sources import is_hub_dataset, source_size
 from rd_hf.devices import check_device
 from rd_hf.embedding.checkpoint import Checkpoint
-from rd_hf.embedding.extension import ExtendingWorker, check, open_extendable
+from rd_hf.embedding.extension import ExtendingWorker, check, open_extendable, with_stored
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry
-from rd_hf.embedding.manifest import check_digest, open_job, with_stored_settings
+from rd_hf.embedding.manifest import check_digest, dtype_of, open_job, with_stored_settings
+from rd_hf.embedding.options import AUTO_MEANS, DTYPE, OLD_DTYPE, EmbeddingOptions
 from rd_hf.embedding.progress import Progress
 from rd_hf.embedding.settings import JobSettings, JobSummary
 from rd_hf.embedding.worker import StageTimer, Worker
-from rd_hf.launch import Processes
+from rd_hf.launch import Processes, leave, processes
 from rd_hf.memory import bound_kernels
+from rd_hf.options import options_from
 
 # Different reasons of rejected records that are printed.
 _REASONS = 3
@@ -43,9 +46,9 @@ def run_job(
     Args:
         settings: the job.
         group: this process among those that share the job; alone by default.
-        report: told what a user should know on the way; by default printed beside the progress bar.
+        report: called with what a user should know on the way; by default it is printed beside the progress bar.
         show_progress: whether the main process shows a bar (where standard error is a terminal).
-        hints: whether to tell of a faster dtype, where the user chose it.
+        hints: whether to name a faster dtype, where there is one.
 
     Raises:
         InputError: an input or the model cannot be used, or with ``strict`` a record.
@@ -65,6 +68,36 @@ def run_job(
     return run_worker(settings, group, start, about, [partial(check, stored, settings)], report, show_progress)
 
 
+def settings_from(args: argparse.Namespace) -> tuple[JobSettings, list[str]]:
+    """Return the job of ``rd-hf embed`` and notes for the user; None stands for an argument that was not typed."""
+    notes: list[str] = []
+    if args.dtype == OLD_DTYPE:
+        notes.append(AUTO_MEANS)
+        args.dtype = None
+    if args.extend is not None:
+        args = with_stored(open_extendable(args.extend), args)
+    if args.dtype is None:
+        args.dtype = dtype_of(args.output)
+        if args.dtype != DTYPE:
+            notes.append(f"going on in {args.dtype}, as {args.output} was begun")
+    return options_from(JobSettings, args, options=options_from(EmbeddingOptions, args)), notes
+
+
+def run_launched(settings: JobSettings, show_progress: bool) -> JobSummary | None:
+    """Run a job in the processes that a launcher started, or in this one; the summary in the main process."""
+    group = processes()
+    joined: Processes | None = group
+    try:
+        summary = run_job(settings, group, show_progress=show_progress, hints=True)
+    except KeyboardInterrupt:
+        # The others may not have been interrupted: nobody waits for them.
+        joined = None
+        raise
+    finally:
+        leave(joined)
+    return summary if group.is_main else None
+
+
 def run_worker(
     settings: JobSettings,
     group: Processes,
@@ -76,61 +109,42 @@ def run_worker(
     total: int | None = None,
     unit: str = "residues",
 ) -> JobSummary:
-    """Run a job of any kind: claim its folder, let ``start``'s worker do the parts, complete the manifest.
+    """Run a job of any kind: claim its folder, let a worker do the parts, complete the manifest.
 
     Args:
         settings, group, report, show_progress: as in :func:`run_job`.
-        start: the worker's class, or one with more arguments bound.
+        start: makes the worker.
         about, checks: as in :func:`rd_hf.embedding.manifest.open_job`.
-        total: what the worker's progress counts up to; by default the bytes of the inputs.
-        unit: what it tells the rate of.
+        total, unit: of the worker's progress, by default the bytes of the inputs.
     """
     bound_kernels()
     folder = OutputFolder(settings.output)
-    try:
-        return _run(settings, group, folder, start, about, checks, report, show_progress, total, unit)
-    finally:
-        folder.leave()
-
-
-def _run(
-    settings: JobSettings,
-    group: Processes,
-    folder: OutputFolder,
-    start: Callable[..., Worker],
-    about: Mapping[str, Any],
-    checks: Sequence[Callable[[Checkpoint], None]],
-    report: Callable[[str], None] | None,
-    show_progress: bool,
-    total: int | None,
-    unit: str,
-) -> JobSummary:
-    checkpoint, settings, notes = open_job(settings, group, folder, about, checks)
-    settings = replace(settings, options=checkpoint.within(settings.options))
-    widths = checkpoint.widths(settings.options.levels, settings.options.width)
-    stages = StageTimer()
-    if total is None:
-        sizes = [source_size(source) for source in settings.inputs]
-        total = None if None in sizes else sum(size or 0 for size in sizes)
-    with Progress(total, shown=group.is_main and show_progress, unit=unit) as progress:
-        report = report or progress.say
-        for note in notes:
-            report(note)
-        worker = start(settings, group, folder, checkpoint, widths, stages, progress, report)
-        digests, records = worker.run()
-    # Only when every process has ended its parts can their number be right.
-    group.all_well(True)
-    entries = complete(folder, digests, records, books=group.is_main)
-    group.all_well(True)
-    work = worker.engine.work if worker.engine else None
+    with ExitStack() as stack:
+        stack.callback(folder.leave)
+        checkpoint, settings, notes = open_job(settings, group, folder, about, checks)
+        widths = checkpoint.widths(settings.options.levels, settings.options.width)
+        if total is None:
+            sizes = [source_size(source) for source in settings.inputs]
+            total = None if None in sizes else sum(size or 0 for size in sizes)
+        with Progress(total, shown=group.is_main and show_progress, unit=unit) as progress:
+            report = report or progress.say
+            for note in notes:
+                report(note)
+            worker = start(settings, group, folder, checkpoint, widths, StageTimer(), progress, report)
+            digests, records = worker.run()
+        # Only when every process has ended its parts can their number be right.
+        group.all_well(True)
+        entries = complete(folder, digests, records, is_main=group.is_main)
+        group.all_well(True)
+    engine = worker.engine
     return JobSummary(
         **counted(entries),
         parts=len(entries),
         parts_kept=worker.kept,
-        tokens=work.tokens if work else 0,
-        padding=work.padding if work else 0,
+        tokens=engine.work.tokens if engine else 0,
+        padding=engine.work.padding if engine else 0,
         seconds=worker.stages.seconds,
-        device=str(worker.engine.model.device) if worker.engine else None,
+        device=str(engine.model.device) if engine else None,
     )
 
 
@@ -147,10 +161,7 @@ def check_inputs(settings: JobSettings, group: Processes) -> None:
 
 
 def ending(summary: JobSummary, output: str, words: str = "") -> str:
-    """The last words of a command that wrote a folder.
-
-    Args:
-        words: what it says of the summary, by default all.
+    """Return the last words of a command that wrote a folder: of its summary those given, by default all.
 
     Raises:
         InputError: there were records, and none of them could be embedded.
@@ -174,19 +185,15 @@ def ending(summary: JobSummary, output: str, words: str = "") -> str:
 
 
 def counted(entries: Sequence[PartEntry]) -> dict[str, int]:
-    """Sums over parts: ``records``, ``written``, ``rejected``, ``unique``, ``long``, ``residues``."""
+    """Add up the counts of parts."""
     names = ("records", "written", "rejected", "unique", "long", "residues")
     return {name: sum(getattr(entry, name) for entry in entries) for name in names}
 
 
-def complete(folder: OutputFolder, digests: Sequence[str], records: int, books: bool = True) -> list[PartEntry]:
-    """Check that nothing is missing or too many, and complete the manifest.
+def complete(folder: OutputFolder, digests: Sequence[str], records: int, is_main: bool = True) -> list[PartEntry]:
+    """Check that the folder has the parts with these digests and no others, of so many records in all.
 
-    Args:
-        folder: of the job.
-        digests: of every part of the input.
-        records: that were read.
-        books: whether this process writes the manifest and the rejects.
+    Then the main process completes the manifest.
 
     Returns:
         The journal's entry of every part.
@@ -213,7 +220,7 @@ def complete(folder: OutputFolder, digests: Sequence[str], records: int, books: 
             f"{folder.path}: {records:,} records were read, but {counts['written']:,} were written and "
             f"{counts['rejected']:,} rejected; please report this, it should be impossible"
         )
-    if books:
+    if is_main:
         folder.write_rejects(reject for entry in entries for reject in entry.rejects)
         manifest = folder.manifest() or {}
         manifest["status"] = "complete"

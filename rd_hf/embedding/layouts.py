@@ -1,8 +1,7 @@
 """How sequences of different lengths share a batch: in rows padded to the longest, or in one row without padding.
 
-Padded rows need sequences of like length, and where few are at hand that makes small batches: a thousand proteins fall
-into some fifty, of 8,000 tokens at ESM-2's lengths, while a GPU wants ten times that. Packed rows take whatever comes
-until the budget is full, and no token is computed in vain; they need attention that keeps sequences apart
+Padded rows need sequences of like length, and where few are at hand that makes small batches. Packed rows take whatever
+comes until the budget is full, and no token is computed in vain; they need attention that keeps sequences apart
 (``rd_esm_packed``), which is fast where it is one fused kernel.
 """
 
@@ -10,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,54 +17,39 @@ import torch
 from rd_hf.data.batching import SPECIAL_TOKENS, collate, pack, residue_mask, token_budget_batches
 from rd_hf.model.layers_rd_esm import PACKED_ATTENTION, fused_kernel_takes
 from rd_hf.model.modeling_rd_esm import RDEsmModel
-from rd_hf.model.pooling_rd_esm import mean_over_residues
+from rd_hf.model.pooling_rd_esm import pooling_named
 
 # Rows of a batch differ by a sixteenth of the longest at most: then padding is 3 % on average even where few
 # sequences are at hand. With thousands at hand it is the budget that closes a batch, well before this does.
 SPREAD = 1 / 16
 
 
-class Layout(Protocol):
-    """One way to lay out a batch. Lengths are residues, without cls and eos."""
-
-    def plan(self, lengths: Sequence[int], budget: int) -> list[list[int]]:
-        """Positions of the sequences of each batch within ``budget`` tokens, the longest first."""
-
-    def tokens(self, lengths: Sequence[int]) -> int:
-        """Tokens of a batch, padding included."""
-
-    def arguments(self, sequences: Sequence[str]) -> dict[str, Any]:
-        """What the model is called with."""
-
-    def pooled(self, states: torch.Tensor, lengths: Sequence[int], pooling: str) -> np.ndarray:
-        """(batch, width) float32: ``mean``, ``max`` or ``cls`` of each sequence."""
-
-    def rows(self, states: torch.Tensor, lengths: Sequence[int]) -> Sequence[np.ndarray]:
-        """For each sequence float32 rows from its cls on: at least (1 + length, width)."""
-
-
 class Padded:
-    """A row a sequence."""
+    """A batch in rows padded to the longest, one per sequence. Lengths are residues, without cls and eos."""
 
     def plan(self, lengths: Sequence[int], budget: int) -> list[list[int]]:
+        """Return the positions of the sequences of each batch within ``budget`` tokens, the longest first."""
         return token_budget_batches(lengths, budget, SPREAD)
 
     def tokens(self, lengths: Sequence[int]) -> int:
+        """Return the tokens of a batch, padding included."""
         return len(lengths) * (max(lengths) + SPECIAL_TOKENS)
 
     def arguments(self, sequences: Sequence[str]) -> dict[str, Any]:
-        input_ids, attention_mask = collate(sequences)
-        return {"input_ids": input_ids, "attention_mask": attention_mask}
+        """Return what the model is called with."""
+        return dict(zip(("input_ids", "attention_mask"), collate(sequences), strict=True))
 
     def pooled(self, states: torch.Tensor, lengths: Sequence[int], pooling: str) -> np.ndarray:
+        """Return (batch, width) float32, one row per sequence; see :func:`pool`."""
         return pool(states, lengths, pooling).cpu().numpy()
 
     def rows(self, states: torch.Tensor, lengths: Sequence[int]) -> Sequence[np.ndarray]:
+        """Return for each sequence float32 rows from its cls on: at least (1 + length, width)."""
         return list(states[:, :-1].float().cpu().numpy())
 
 
-class Packed:
-    """All in one row, each behind the eos of the one before."""
+class Packed(Padded):
+    """A batch in one row, each sequence behind the eos of the one before."""
 
     def plan(self, lengths: Sequence[int], budget: int) -> list[list[int]]:
         batches: list[list[int]] = []
@@ -86,10 +70,9 @@ class Packed:
         return pack(sequences)
 
     def pooled(self, states: torch.Tensor, lengths: Sequence[int], pooling: str) -> np.ndarray:
-        alone = [states[:, start:stop] for start, stop in _spans(lengths)]
-        return (
-            torch.cat([pool(own, [length], pooling) for own, length in zip(alone, lengths, strict=True)]).cpu().numpy()
-        )
+        alone = zip(_spans(lengths), lengths, strict=True)
+        rows = [pool(states[:, start:stop], [length], pooling) for (start, stop), length in alone]
+        return torch.cat(rows).cpu().numpy()
 
     def rows(self, states: torch.Tensor, lengths: Sequence[int]) -> Sequence[np.ndarray]:
         values = states[0].float().cpu().numpy()
@@ -101,7 +84,7 @@ def _spans(lengths: Sequence[int]) -> list[tuple[int, int]]:
     return list(pairwise(accumulate((length + SPECIAL_TOKENS for length in lengths), initial=0)))
 
 
-def layout_of(model: RDEsmModel) -> Layout:
+def layout_of(model: RDEsmModel) -> Padded:
     """Packed where the model's attention keeps sequences apart (on a GPU: by the fused kernel), else padded."""
     if model.config._attn_implementation != PACKED_ATTENTION:
         return Padded()
@@ -117,20 +100,20 @@ def packing_pays(model: RDEsmModel) -> bool:
 
 
 def pool(states: torch.Tensor, lengths: Sequence[int], pooling: str) -> torch.Tensor:
-    """Pool over residues in float32, never over cls, eos or padding.
+    """Pool padded rows in float32, never over eos or padding.
 
     Args:
         states: (batch, padded length, width), any float dtype, row 0 of each sequence its cls.
         lengths: residues of each sequence.
-        pooling: ``mean``, ``max`` or ``cls``.
+        pooling: one that gives one row per sequence.
 
     Returns:
         (batch, width) float32.
+
+    Raises:
+        ValueError: there is no such pooling.
     """
-    states = states.float()
-    if pooling == "cls":
-        return states[:, 0].clone()
-    mask = residue_mask(lengths, states.shape[1]).to(states.device)
-    if pooling == "max":
-        return states.masked_fill(~mask[:, :, None], -torch.inf).amax(dim=1)
-    return mean_over_residues(states, mask)
+    pool_batch = pooling_named(pooling).pool_batch
+    if pool_batch is None:
+        raise ValueError(f"pooling {pooling!r} gives more than one row per sequence")
+    return pool_batch(states, residue_mask(lengths, states.shape[1]).to(states.device))

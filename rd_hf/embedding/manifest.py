@@ -1,4 +1,4 @@
-"""The manifest of an embedding job: begun, refused to another job, completed."""
+"""The manifest of an embedding job: started, compared with another job, taken up."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from rd_hf.data.sources import is_hub_dataset, source_size
 from rd_hf.embedding.checkpoint import Checkpoint, resolve
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry, differences
 from rd_hf.embedding.options import DTYPE
-from rd_hf.embedding.settings import JobSettings
+from rd_hf.embedding.settings import COLUMNS, LIMITS, JobSettings
 from rd_hf.launch import Processes
 from rd_hf.version import __version__
 
 MANIFEST_FORMAT = 2
+# Settings that decide what is written, beside the embedding's options.
+DECIDING = (*COLUMNS, *LIMITS, "attn_implementation")
 
 
 def open_job(
@@ -29,7 +31,7 @@ def open_job(
     about: Mapping[str, Any],
     checks: Sequence[Callable[[Checkpoint], None]] = (),
 ) -> tuple[Checkpoint, JobSettings, list[str]]:
-    """Claim the folder, and begin or take up its manifest: the main process's part, the others wait for it.
+    """Claim the folder, and start or take up its manifest in the main process, for which the others wait.
 
     Args:
         settings, group, folder: of the job.
@@ -37,7 +39,7 @@ def open_job(
         checks: each raises a JobError where the model is not one for this job.
 
     Returns:
-        The model, the settings, and what the user should know.
+        The model, the settings with sequences no longer than it takes, and what the user should know.
     """
     failure: Exception | None = None
     notes: list[str] = []
@@ -58,38 +60,28 @@ def open_job(
             failure = error
     if not group.all_well(failure is None):
         raise failure or JobError("stopped, because the main process could not start the job")
-    if group.is_main:
-        return checkpoint, settings, notes
-    # The main process has hashed the weights for all.
-    return Checkpoint(**(folder.manifest() or {})["model"]), settings, notes
+    if not group.is_main:
+        # The main process has hashed the weights for all.
+        checkpoint = Checkpoint(**(folder.manifest() or {})["model"])
+    return checkpoint, replace(settings, options=checkpoint.within(settings.options)), notes
 
 
 def dtype_of(output: str) -> str:
-    """What a command that names no dtype computes in: as the folder it goes on with was begun, else the default."""
+    """Return what a command that names no dtype computes in: as the folder was begun, else the default."""
     return str((OutputFolder(output).manifest() or {}).get("job", {}).get("dtype", DTYPE))
 
 
 def _describe(settings: JobSettings, widths: dict[str, int]) -> dict[str, Any]:
-    """Everything that decides what is written, apart from the weights."""
-    options = asdict(settings.options)
-    del options["levels"]
-    # Said where they are asked for: manifests of versions without them mean their defaults.
-    options = {name: value for name, value in options.items() if value or name not in ("width", "whiten")}
-    return {
-        "inputs": list(settings.names),
-        "levels": list(widths),
-        **{name: list(value) if isinstance(value, tuple) else value for name, value in options.items()},
-        "sequence_column": settings.sequence_column,
-        "id_column": settings.id_column,
-        "positions_column": settings.positions_column,
-        "part_records": settings.part_records,
-        "part_bytes": settings.part_bytes,
-        "attn_implementation": settings.attn_implementation,
-    }
+    """Describe everything that decides what is written, apart from the weights."""
+    # Those that are not there in manifests of earlier versions are named where they are asked for alone.
+    options = {name: one for name, one in asdict(settings.options).items() if one or name not in ("width", "whiten")}
+    job = {**options, **{name: getattr(settings, name) for name in DECIDING}}
+    job |= {"inputs": settings.names, "levels": tuple(widths)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in job.items()}
 
 
 def _files(settings: JobSettings) -> list[dict[str, Any] | None]:
-    """Where each input that is a file lies, and its size; told apart by this, and not by how its path is written."""
+    """Return where each input that is a file lies, and its size: files are compared by this, not by their names."""
     return [
         None if (size := source_size(source)) is None else {"path": _place(source), "bytes": size}
         for source in settings.inputs
@@ -113,10 +105,7 @@ def _place(path: str) -> str:
 
 
 def with_stored_settings(settings: JobSettings, folder: OutputFolder) -> JobSettings:
-    """Settings that call the inputs as an earlier run did, where they are the same files under paths written otherwise.
-
-    What is written, and compared, are the names of then.
-    """
+    """Call the inputs as an earlier run did, where they are the same files under paths written otherwise."""
     before = folder.manifest() or {}
     then = before.get("job", {}).get("inputs", [])
     files = _files_then(before)
@@ -145,7 +134,7 @@ def check_known(folder: OutputFolder, known: int | None, index: int, first_recor
 
 
 def _compare(folder: OutputFolder, checkpoint: Checkpoint, job: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest of an earlier run, None if there was none, or none that finished a part: it claims nothing.
+    """Return the manifest of an earlier run that finished a part, if there was one.
 
     Raises:
         JobError: it is another job's, whose parts this one's would be mixed with.
@@ -181,11 +170,7 @@ def _compare(folder: OutputFolder, checkpoint: Checkpoint, job: dict[str, Any]) 
 
 
 def _begin(settings: JobSettings, folder: OutputFolder, checkpoint: Checkpoint, job: dict[str, Any]) -> list[str]:
-    """Write the manifest of a new job, or take up that of an earlier run.
-
-    Returns:
-        What the user should know about parts done before.
-    """
+    """Write the manifest of a new job, or take up that of an earlier run; what the user should know about it."""
     before = _compare(folder, checkpoint, job)
     if before is None:
         widths = checkpoint.widths(settings.options.levels, settings.options.width)
@@ -221,12 +206,8 @@ def _begin(settings: JobSettings, folder: OutputFolder, checkpoint: Checkpoint, 
 
 def installed_versions() -> dict[str, str]:
     """What is installed, as far as it can change a digit."""
-    packages = ("torch", "transformers", "pyarrow")
-    return {
-        "python": platform.python_version(),
-        "rd_hf": __version__,
-        **{name: version(name) for name in packages},
-    }
+    packages = {name: version(name) for name in ("torch", "transformers", "pyarrow")}
+    return {"python": platform.python_version(), "rd_hf": __version__, **packages}
 
 
 def check_digest(folder: OutputFolder, entry: PartEntry, digest: str) -> None:

@@ -5,64 +5,98 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 
-from rd_hf.model.pooling_rd_esm import MAX_RESIDUES as MAX_RESIDUES
-from rd_hf.model.pooling_rd_esm import OVERLAP as OVERLAP
+from rd_hf.model.pooling_rd_esm import MAX_RESIDUES, OVERLAP, POOLINGS, pooling_named
+from rd_hf.options import check_options, option, whole
 
-POOLINGS = ("mean", "max", "cls", "residue", "positions")
 # What the model computes in unless a user names another: one for every entry point, level and device, so that the same
 # protein has the same numbers wherever it is embedded.
 DTYPE = "float32"
-MODEL_DTYPES = ("float32", "bfloat16", "float16")
 # What versions up to 0.2 had for "whichever is measured to be faster".
 OLD_DTYPE = "auto"
+OUTPUT_DTYPES = ("float32", "float16")
+
+
+class _ModelDtypes(tuple):
+    """Names of dtypes; the one of earlier versions is still taken, and not listed."""
+
+    def __contains__(self, name: object) -> bool:
+        return name == OLD_DTYPE or super().__contains__(name)
+
+
+MODEL_DTYPES = _ModelDtypes(("float32", "bfloat16", "float16"))
 AUTO_MEANS = (
     f"dtype {OLD_DTYPE!r} means {DTYPE} now, which every level, command and device computes in unless told otherwise: "
     f"leave it out, or name {', '.join(MODEL_DTYPES[:-1])} or {MODEL_DTYPES[-1]}"
 )
-OUTPUT_DTYPES = ("float32", "float16")
-LONG_POLICIES = ("error", "truncate", "window")
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingOptions:
     """How sequences become embeddings.
 
-    Attributes:
-        levels: levels of the family to return, all cut from one pass of the largest; empty means the largest
-            that the model has.
-        pooling: ``mean`` or ``max`` over residues (never cls, eos or padding), ``cls``, ``residue`` (one row a
-            residue) or ``positions`` (one row for each position asked for).
-        positions: residues to return with pooling ``positions``, counted from 1 as in mutation names; a job may
-            name others for each record.
-        dtype: what the model computes in. Pooling and the projections compute in float32 whichever it is.
-        output_dtype: what is stored. Arrow has no bfloat16: float32 holds its values exactly.
-        normalize: divide each vector by its Euclidean length, each level for itself.
-        long: what happens to a sequence of more than ``max_length`` residues. ``window``: overlapping windows,
-            merged with tapered weights; ``truncate``: the first ``max_length`` residues; ``error``: rejected.
-        max_length: longest sequence, in residues, that the model sees at once.
-        overlap: least number of residues that neighbouring windows share.
-        batch_tokens: tokens a batch, padding included; by default what suits the device.
-        width: dimensions to return, the first of the embedding: of the level given, or of the whole family. No backbone
-            beyond the smallest level that has so many runs.
-        whiten: scale and weigh each level's block by the statistics that the model holds, see
-            :mod:`rd_hf.model.bases_rd_esm`; before anything is cut or normalised.
-
     Raises:
         ValueError: an unknown choice, or numbers that do not fit together.
     """
 
-    levels: tuple[str, ...] = ()
-    pooling: str = "mean"
-    positions: tuple[int, ...] = ()
-    dtype: str = DTYPE
-    output_dtype: str = "float32"
-    normalize: bool = False
-    long: str = "window"
-    max_length: int = MAX_RESIDUES
-    overlap: int = OVERLAP
-    batch_tokens: int | None = None
-    width: int | None = None
-    whiten: bool = False
+    levels: tuple[str, ...] = option(
+        (),
+        "level or levels, all cut from one run of the largest (default: the model's largest). Smaller levels are the "
+        "first dimensions of larger ones, so one level is enough unless vectors are normalised",
+        flags=("--level",),
+        metavar="L",
+    )
+    pooling: str = option(
+        "mean",
+        "mean or max over residues (never cls, eos or padding), cls, residue (one row per residue), or positions (one "
+        "row per position asked for)",
+        choices=POOLINGS,
+    )
+    positions: tuple[int, ...] = option(
+        (),
+        "residues to return with pooling positions, counted from 1 as in names of mutations; a table may name others "
+        "for each record",
+        kind=whole(1),
+        metavar="N",
+    )
+    dtype: str = option(
+        DTYPE,
+        f"what the model computes in, on every device and at every level (default {DTYPE}, or what the folder that is "
+        "gone on with or extended was begun in). bfloat16 is faster on GPUs, and on CPUs that have it in hardware; "
+        "appended columns then differ by a few per cent, see the README. Pooling and projections compute in float32",
+        choices=MODEL_DTYPES,
+    )
+    output_dtype: str = option(
+        "float32", "what is stored; float32 holds bfloat16's values exactly, which Arrow lacks", choices=OUTPUT_DTYPES
+    )
+    normalize: bool = option(False, "divide each vector by its Euclidean length, each level for itself")
+    long: str = option(
+        "window",
+        "sequences beyond --max-length: window (overlapping windows, merged with tapered weights; the default, since "
+        "no residue and no record is lost and the cost stays linear in length), truncate (the first residues only) or "
+        "error (to the rejects)",
+        choices=("error", "truncate", "window"),
+    )
+    max_length: int = option(MAX_RESIDUES, "residues that the model sees at once", kind=whole(1), metavar="N")
+    overlap: int = option(OVERLAP, "residues that neighbouring windows share at least", kind=whole(0), metavar="N")
+    batch_tokens: int | None = option(
+        None,
+        "tokens per batch, padding included (default: 2,048 on a CPU, as its memory allows on a GPU); halved when a "
+        "batch does not fit in memory",
+        kind=whole(1),
+        metavar="N",
+    )
+    width: int | None = option(
+        None,
+        "the first N dimensions alone, of the level given or of the whole family: only the backbones up to the "
+        "smallest level that has so many run",
+        kind=whole(1),
+        metavar="N",
+    )
+    whiten: bool = option(
+        False,
+        "centre, scale and weigh each level's block by the statistics that came with the bases, before anything is cut "
+        "or normalised; the folder is never mixed with a plain one",
+    )
 
     def __post_init__(self) -> None:
         if self.dtype == OLD_DTYPE:
@@ -70,39 +104,28 @@ class EmbeddingOptions:
             object.__setattr__(self, "dtype", DTYPE)
         if self.output_dtype == "bfloat16":
             raise ValueError("Arrow has no bfloat16: store float32, which holds bfloat16 values exactly, or float16")
-        for name, allowed in (
-            ("pooling", POOLINGS),
-            ("dtype", MODEL_DTYPES),
-            ("output_dtype", OUTPUT_DTYPES),
-            ("long", LONG_POLICIES),
-        ):
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+        check_options(self)
         if len(set(self.levels)) != len(self.levels):
             raise ValueError(f"levels must differ, got {', '.join(self.levels)}")
-        if self.max_length < 1:
-            raise ValueError(f"max_length must be positive, not {self.max_length}")
-        if self.long == "window" and not 0 <= self.overlap < self.max_length:
+        if self.long == "window" and not self.overlap < self.max_length:
             raise ValueError(f"overlap must be at least 0 and below max_length {self.max_length}, not {self.overlap}")
-        if self.batch_tokens is not None and self.batch_tokens < 1:
-            raise ValueError(f"batch_tokens must be positive, not {self.batch_tokens}")
-        if self.width is not None and self.width < 1:
-            raise ValueError(f"width must be positive, not {self.width}")
         if self.width is not None and len(self.levels) > 1:
             raise ValueError(
                 f"width {self.width} cuts one embedding, and levels {', '.join(self.levels)} are several: give one "
                 "level or none"
             )
-        if any(position < 1 for position in self.positions):
-            raise ValueError(f"positions count residues from 1, got {min(self.positions)}")
-        if self.positions and self.pooling != "positions":
+        if self.positions and not self.takes_positions:
             raise ValueError(f"positions are given, but pooling is {self.pooling!r}: set pooling to 'positions'")
 
     @property
     def one_row(self) -> bool:
-        """Whether a sequence becomes one vector (mean, max, cls) rather than one a residue or position."""
-        return self.pooling in ("mean", "max", "cls")
+        """Whether a sequence becomes one vector, and not one per residue or position."""
+        return pooling_named(self.pooling).one_row
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether each sequence comes with the positions whose rows are wanted."""
+        return self.pooling == "positions"
 
     def column(self, level: str) -> str:
         """Column that holds a level: ``embedding``, or ``embedding_<level>`` where several were asked for."""

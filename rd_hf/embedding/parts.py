@@ -21,7 +21,7 @@ _PART_LETTERS = 64 << 20
 
 @dataclass(slots=True)
 class Part:
-    """Consecutive input records."""
+    """Consecutive input records, each with the input that it comes from."""
 
     index: int
     first_record: int
@@ -32,7 +32,7 @@ class Part:
 def read_all(
     settings: JobSettings, on_read: Callable[[int], None], say: Callable[[str], None] | None = None
 ) -> Iterator[tuple[str, FastaRecord]]:
-    """All records of all inputs, with the input each comes from, its name as text that can be written."""
+    """Yield all records of all inputs, with the name of the input that each comes from."""
     for name, source in zip(settings.names, settings.inputs, strict=True):
         named_columns = (settings.sequence_column, settings.id_column, settings.positions_column)
         for record in read_records(source, *named_columns, on_read=on_read, say=say, strict=settings.strict):
@@ -40,31 +40,23 @@ def read_all(
 
 
 def part_limit(before: int, largest: int) -> int:
-    """Records of the part that begins after ``before`` records: a 64th of them, 1,024 to ``largest``.
+    """Return the size of the part that begins after ``before`` records: a 64th of them, 1,024 to ``largest``.
 
-    It asks neither how long the input is nor how many processes share it, so that the same parts serve any number of
-    processes. The shares of two of them differ by one part at most, 1,024 records or a 64th of all: part ``i`` goes to
-    process ``i % world``, and parts only grow.
+    The same parts serve any number of processes. As part ``i`` goes to process ``i % world`` and parts only grow, the
+    shares of two processes differ by one part at most.
     """
     return min(largest, max(FIRST_PART_RECORDS, before // PART_SHARE))
 
 
 @dataclass(slots=True)
 class Cut:
-    """Says, of one record after the other, whether it begins a new part; asks nothing but their sizes.
-
-    Attributes:
-        settings: the job's limits.
-        row_bytes: of one embedding.
-        first_record: number of the part in hand's first record.
-        records, used, letters: of the part in hand so far; ``used`` are bytes of embeddings.
-    """
+    """Says of one record after the other, by its size, whether it begins a new part."""
 
     settings: JobSettings
-    row_bytes: int
-    first_record: int = 1
+    row_bytes: int  # of one embedding
+    first_record: int = 1  # of the part that is being filled
     records: int = 0
-    used: int = 0
+    used: int = 0  # bytes of embeddings
     letters: int = 0
 
     def begins(self, rows: int, letters: int) -> bool:
@@ -82,12 +74,12 @@ class Cut:
 
 
 def rows_of(record: FastaRecord, options: EmbeddingOptions) -> int:
-    """Embeddings that a record may become."""
+    """Return how many embeddings a record may become."""
     return 1 if options.one_row else len(record.positions or options.positions) or len(record.sequence)
 
 
 def digest(records: Iterable[tuple[str, FastaRecord]]) -> str:
-    """Hash of records and the inputs that they come from."""
+    """Hash records and the names of the inputs that they come from."""
     hasher = hashlib.sha256()
     for source, record in records:
         # JSON keeps the fields apart whatever characters they hold.
@@ -102,18 +94,16 @@ def cut_parts(
 ) -> Iterator[Part]:
     """Cut the stream where a limit is reached; the cuts follow from the records as read, and nothing else."""
     cut = Cut(settings, row_bytes(widths))
-    part = Part(0, 1, [], "")
+    index, first, records = 0, 1, list[tuple[str, FastaRecord]]()
     for source, record in stream:
         if cut.begins(rows_of(record, settings.options), len(record.sequence)):
-            part.digest = digest(part.records)
-            yield part
-            part = Part(part.index + 1, cut.first_record, [], "")
-        part.records.append((source, record))
-    if part.records:
-        part.digest = digest(part.records)
-        yield part
+            yield Part(index, first, records, digest(records))
+            index, first, records = index + 1, cut.first_record, []
+        records.append((source, record))
+    if records:
+        yield Part(index, first, records, digest(records))
 
 
 def row_bytes(widths: dict[str, int]) -> int:
-    """Bytes of one embedding in memory: float32 until it is written, whatever the output's dtype."""
+    """Return the bytes of one embedding in memory: float32 until it is written, whatever the output's dtype."""
     return 4 * max(widths.values())

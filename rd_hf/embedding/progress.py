@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 
 from tqdm import tqdm
 
 
 class Progress:
-    """A bar over the bytes of the input, the one total that is known before the end.
+    """A bar over the bytes of the input, the one total that is known before the end (None where it is not).
 
     The bytes read for a part are counted as its residues are embedded, so that the bar moves with the work and
-    not with the reading.
-
-    Args:
-        total: bytes of all inputs, None where that is not known (standard input, the Hub): no time left then.
-        shown: False for the processes beside the main one.
-        unit: what is counted to tell the rate.
+    not with the reading. The rate is that of ``unit``.
     """
 
     def __init__(self, total: int | None, shown: bool = True, unit: str = "residues") -> None:
@@ -35,28 +29,26 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bar.close()
 
     def read(self, count: int) -> None:
-        """Bytes came in."""
+        """Note bytes that were read."""
         self._waiting += count
 
     def embedded(self, residues: int, of: int) -> None:
-        """A batch of the part in hand is done: ``residues`` of the part's ``of``."""
+        """Note that a batch is done: ``residues`` of the part's ``of``."""
         self._residues += residues
         rate = self._residues / max(1e-9, time.perf_counter() - self._started)
         self._bar.set_postfix_str(f"{self._residues:,} {self._unit}, {rate:,.0f} {self._unit}/s", refresh=False)
         self._bar.update(self._waiting * residues / max(1, of))
 
     def part_done(self) -> None:
-        """The part in hand is finished (or was already there): count what rounding and skipping left."""
+        """Note that the part is finished."""
         self._waiting = 0
 
     def skipped(self) -> None:
-        """The part in hand was finished earlier, or is another process's."""
+        """Note that the part was finished earlier, or is another process's."""
         self._bar.update(self._waiting)
         self._waiting = 0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
@@ -25,12 +26,10 @@ from rd_hf.embedding.folder import JobError, OutputFolder
 from rd_hf.embedding.manifest import MANIFEST_FORMAT
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.parts import cut_parts, read_all
-from rd_hf.embedding.settings import JobSettings
+from rd_hf.embedding.settings import COLUMNS, LIMITS, JobSettings
 from rd_hf.files import file_sha256
+from rd_hf.options import options_from
 
-# Columns of the input's tables, and limits of a part, as a manifest names them.
-COLUMNS = ("sequence_column", "id_column", "positions_column")
-LIMITS = ("part_records", "part_bytes")
 # Rows that are read together.
 _ROWS = 4096
 _TEXT, _WHOLE = ("string",), ("int64", "int32")
@@ -45,14 +44,15 @@ class EmbeddingFolder:
         with_journal: hold every part against the journal's entry too, as :meth:`records` needs.
 
     Attributes:
-        path, manifest: of the folder; the manifest has all that readers rely on, in the types that a job writes.
+        manifest: all that readers rely on is in it, in the types that a job writes.
         model, options: that made it; what the manifest does not say is as by default.
         parts: of the manifest, one object per file.
         rows: number of rows.
         level, width, column: the widest that it holds.
 
     Raises:
-        InputError: no such folder, its job is not finished, or its manifest is not as a job writes it.
+        InputError: no such folder, its job is not finished, or its manifest is not as a job writes it. What reads
+            rows raises it where a file is not as it was written.
         JobError: ``with_journal``, and there is none.
     """
 
@@ -60,8 +60,8 @@ class EmbeddingFolder:
         self.path, self._folder = Path(path), OutputFolder(path)
         self.manifest = _finished_manifest(self._folder)
         job, columns = self.manifest["job"], self.manifest["columns"]
-        said = self.manifest["model"]
-        self.model = Checkpoint(**{one.name: said[one.name] for one in fields(Checkpoint) if one.name in said})
+        model = self.manifest["model"]
+        self.model = Checkpoint(**{one.name: model[one.name] for one in fields(Checkpoint) if one.name in model})
         self.options = stored_options(job)
         self.parts: list[dict[str, Any]] = self.manifest["parts"]
         self.rows = sum(part["written"] for part in self.parts)
@@ -92,11 +92,7 @@ class EmbeddingFolder:
         return self._folder.rejects_path
 
     def column_of(self, level: str | None = None) -> tuple[str, int, str]:
-        """Column whose first dimensions are a level, that level's width, and its name; by default the largest's.
-
-        Raises:
-            JobError: the folder does not hold the level.
-        """
+        """Return the column that begins with a level, the level's width and its name; a JobError where none does."""
         if level is None:
             return self.column, self.width, self.level
         for column, held in self.manifest["columns"].items():
@@ -137,9 +133,6 @@ class EmbeddingFolder:
             columns: their names.
             size: rows of a batch at most.
             wanted: ascending records; what cannot hold any of them is not read. Batches still hold others too.
-
-        Raises:
-            InputError: a file is not as it was written.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -159,37 +152,18 @@ class EmbeddingFolder:
                 raise _damaged(path) from error
 
     def all_rows(self, column: str, wanted: np.ndarray | None = None) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-        """``record`` and ``id`` of every row, in order, with its embedding in a column.
-
-        Args:
-            column: of embeddings.
-            wanted: as in :meth:`batches`.
-
-        Raises:
-            InputError: a file is not as it was written.
-        """
+        """Yield ``record`` and ``id`` of every row, in order, with its embedding in a column; see :meth:`batches`."""
         for _, batch in self.batches(["record", "id", column], wanted=wanted):
             yield from zip(batch.select(["record", "id"]).to_pylist(), self._arrays(batch[column]), strict=True)
 
     def rows_of(self, first: int, count: int) -> dict[int, np.ndarray]:
-        """Stored embeddings of ``count`` records from number ``first`` on, by number.
-
-        Returns:
-            The widest level of each record that was written: (width,) or (rows, width).
-
-        Raises:
-            InputError: a file is not as it was written.
-        """
+        """Return the widest embeddings of those of ``count`` records from ``first`` on that were written, by number."""
         wanted = range(first, first + count)
         rows = self.all_rows(self.column, np.asarray(wanted))
         return {row["record"]: value for row, value in rows if row["record"] in wanted}
 
     def ids(self) -> Iterator[str]:
-        """Ids of all rows, in order.
-
-        Raises:
-            InputError: a file is not as it was written.
-        """
+        """Yield the ids of all rows, in order."""
         for _, batch in self.batches(["id"]):
             yield from batch["id"].to_pylist()
 
@@ -200,11 +174,11 @@ class EmbeddingFolder:
         on_read: Callable[[int], None] = lambda count: None,
         say: Callable[[str], None] | None = None,
     ) -> Iterator[tuple[str, FastaRecord]]:
-        """The records of the inputs, each once it was found to be what the folder was made of.
+        """Yield the records of the inputs, each once it was found to be what the folder was made of.
 
         Args:
-            inputs: where they lie now; by default where they lay then.
-            called: what they are called now; by default as they are given.
+            inputs: where they lie now, by default where they lay then.
+            called: what they are called now, by default as they are given.
             on_read: called with the number of bytes each time some are read.
             say: called with a sentence that a user should know of an input.
 
@@ -293,14 +267,10 @@ class EmbeddingFolder:
 
 
 def stored_options(job: dict[str, Any]) -> EmbeddingOptions:
-    """How a manifest's job embedded; what it does not say is as by default.
-
-    Raises:
-        ValueError: no options are so.
-    """
-    said = {one.name: job[one.name] for one in fields(EmbeddingOptions) if one.name in job}
-    options: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
-    return EmbeddingOptions(**options)
+    """Return how a manifest's job embedded; raises a ValueError where no options are so."""
+    args = Namespace()
+    vars(args).update(job)
+    return options_from(EmbeddingOptions, args)
 
 
 def _finished_manifest(folder: OutputFolder) -> dict[str, Any]:
@@ -324,10 +294,7 @@ def _finished_manifest(folder: OutputFolder) -> dict[str, Any]:
     except ValueError as error:
         wrong = str(error)
     if wrong is not None:
-        raise InputError(
-            f"{folder.manifest_path} is not as an embedding job writes it ({wrong}): restore it, or embed again into "
-            "another folder"
-        )
+        raise InputError(folder.not_as_written(wrong))
     return manifest
 
 

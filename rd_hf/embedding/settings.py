@@ -2,76 +2,115 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, InitVar, dataclass, field
 
 from rd_hf.data.records import readable
 from rd_hf.embedding.options import EmbeddingOptions
+from rd_hf.options import check_options, option, whole
 
 PART_RECORDS = 16384
 PART_BYTES = 256 << 20
+# Settings by which an input is read and cut.
+COLUMNS, LIMITS = ("sequence_column", "id_column", "positions_column"), ("part_records", "part_bytes")
+
+
+def megabytes(word: str) -> int:
+    """Bytes, of the number of megabytes that was typed."""
+    return int(whole(1)(word)) << 20
 
 
 @dataclass(frozen=True, slots=True)
 class JobSettings:
-    """One job.
+    """One embedding job.
 
     Attributes:
-        model: folder or Hub id.
-        inputs: sources, read one after the other; see :mod:`rd_hf.data.sources`.
-        output: folder for the shards.
         options: what is embedded and how.
-        revision: branch, tag or commit of a Hub model.
-        sequence_column, id_column, positions_column: columns of tables.
-        strict: stop at the first record that would be rejected.
-        part_records: records a part (and file) has at most; see :func:`part_limit`.
-        part_bytes: bytes of embeddings a part has at most, unless one record alone has more.
-        attn_implementation: as in transformers.
-        device: torch device; by default a GPU by rank, else the CPU.
-        window_tokens: with a number, one backbone is held at a time, loaded anew for each window of batches of so
-            many tokens: for families larger than memory. None holds all.
-        extend: finished folder of the same inputs at a smaller level, whose backbones need not run again; see
-            :mod:`rd_hf.embedding.extension`.
-        one_pass: read every level out of the largest backbone alone, of a model that was fitted for it.
         backbones: commits of backbones whose revision the model leaves open, where another job noted them; by default
             those of an earlier run, or those that they have now.
         called: what the inputs are called in what is written, where that is not as they are given now.
+        window_tokens: deprecated name of the argument ``group_tokens``.
+
+    Raises:
+        ValueError: settings that do not fit together.
     """
 
-    model: str
-    inputs: tuple[str, ...]
-    output: str
+    model: str = option(MISSING, "reverse-distilled model: folder or Hub id", metavar="ID_OR_DIR")
+    inputs: tuple[str, ...] = option(
+        MISSING,
+        "FASTA, CSV, TSV, JSON lines (each also as .gz, .bz2, .xz, .zst, .lz4) or Parquet files, a Hub dataset "
+        "owner/name[:split], or - for FASTA on standard input; several are read one after the other",
+        flags=("--input",),
+        nargs="+",
+        metavar="FILE_OR_DATASET",
+    )
+    output: str = option(MISSING, "a new folder, or that of this same job", required=True, metavar="DIR")
     options: EmbeddingOptions = field(default_factory=EmbeddingOptions)
-    revision: str | None = None
-    sequence_column: str | None = None
-    id_column: str | None = None
-    positions_column: str | None = None
-    strict: bool = False
-    part_records: int = PART_RECORDS
-    part_bytes: int = PART_BYTES
-    attn_implementation: str | None = None
-    device: str | None = None
-    window_tokens: int | None = None
-    extend: str | None = None
-    one_pass: bool = False
+    revision: str | None = option(None, "branch, tag or commit of a Hub model")
+    sequence_column: str | None = option(
+        None, "column of a table with sequences (default: sequence, ...)", metavar="NAME"
+    )
+    id_column: str | None = option(None, "column of a table with ids (default: id, name, ...)", metavar="NAME")
+    positions_column: str | None = option(
+        None, "column of a table with each record's positions, from 1", metavar="NAME"
+    )
+    strict: bool = option(
+        False, "stop at the first record that would be rejected, and at input that looks like nucleotides"
+    )
+    part_records: int = option(
+        PART_RECORDS,
+        "records per file at most (default 16,384; the first have 1,024, so that processes can share small inputs)",
+        kind=whole(1),
+        metavar="N",
+    )
+    part_bytes: int = option(
+        PART_BYTES,
+        "embeddings per file at most (default 256 MB), unless one record alone has more",
+        kind=megabytes,
+        flags=("--part-megabytes",),
+        metavar="N",
+    )
+    attn_implementation: str | None = option(None, "sdpa, eager, flash_attention_2, ... (as transformers)", metavar="A")
+    device: str | None = option(None, "torch device (default: a GPU by rank where there is one)", metavar="D")
+    group_tokens: int | None = option(
+        None,
+        "for a family larger than memory: hold one backbone at a time, loaded anew for every group of batches of N "
+        "tokens, whose embeddings (4 bytes per dimension) are held meanwhile (default: hold all backbones)",
+        kind=whole(1),
+        metavar="N",
+    )
+    extend: str | None = option(
+        None,
+        "a finished folder at a smaller level: only the backbones beyond it run. Model, inputs and options are those "
+        "of that folder unless given; inputs may lie elsewhere now, but must be the same records",
+        metavar="DIR",
+    )
+    one_pass: bool = option(
+        False,
+        "read every level out of the largest backbone, which alone is fetched and run: an approximation, of models "
+        "fitted with rd-hf fit --one-pass, whose card says how near it comes; never mixed with exact ones",
+    )
     backbones: Mapping[str, str] | None = None
     called: tuple[str, ...] = ()
+    window_tokens: InitVar[int | None] = None
 
-    def __post_init__(self) -> None:
-        if self.window_tokens is not None and self.window_tokens < 1:
-            raise ValueError(f"window_tokens must be positive, not {self.window_tokens}")
+    def __post_init__(self, window_tokens: int | None) -> None:
+        if window_tokens is not None:
+            warnings.warn("window_tokens is called group_tokens now", FutureWarning, stacklevel=3)
+            object.__setattr__(self, "group_tokens", window_tokens)
+        check_options(self)
         if self.one_pass and self.extend is not None:
             raise ValueError("--one-pass reads all levels out of the largest backbone: there is nothing to --extend")
-        options = self.options
-        if options.pooling == "positions" and not options.positions and self.positions_column is None:
+        if self.options.takes_positions and not self.options.positions and self.positions_column is None:
             raise ValueError(
                 "pooling 'positions' returns the rows of positions, and none are named: give --positions, or a table "
                 "with --positions-column"
             )
         if not self.inputs:
             raise ValueError("a job needs at least one input")
-        if self.part_records < 1 or self.part_bytes < 1:
-            raise ValueError("part_records and part_bytes must be positive")
+        if self.part_bytes < 1:
+            raise ValueError("part_bytes must be positive")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -81,33 +120,21 @@ class JobSettings:
 
 @dataclass(frozen=True, slots=True)
 class JobSummary:
-    """What a job did.
+    """What a job did: the whole of it, and this process in this run."""
 
-    Attributes:
-        records, written, rejected: of the whole job; the first is the sum of the others.
-        residues: of the written records.
-        unique, long: different sequences within their parts; sequences windowed or truncated.
-        parts, parts_kept: files of the whole job; of them those that this process found finished.
-        tokens, padding: what this process gave the model in this run, and how much of that was padding.
-        seconds: of each stage, in this process and run.
-        device: that this process used, None if nothing was left to compute.
-        lost: parts that were begun and lost with a worker, a machine or a driver, and so begun again; only a job on
-            Ray knows.
-    """
-
-    records: int
+    records: int  # of the whole job: written and rejected ones
     written: int
     rejected: int
-    residues: int
-    unique: int
-    long: int
-    parts: int
-    parts_kept: int
-    tokens: int
+    residues: int  # of the written records
+    unique: int  # different sequences within their parts
+    long: int  # sequences windowed or truncated
+    parts: int  # files of the whole job
+    parts_kept: int  # of them those that this process found finished
+    tokens: int  # what this process gave the model, padding included
     padding: int
-    seconds: dict[str, float]
-    device: str | None
-    lost: int = 0
+    seconds: dict[str, float]  # of each stage, in this process
+    device: str | None  # that this process used, None if nothing was left to compute
+    lost: int = 0  # parts that were started again after a worker or a machine was lost, which a job on Ray knows
 
     def __str__(self) -> str:
         share = 100 * self.padding / self.tokens if self.tokens else 0.0

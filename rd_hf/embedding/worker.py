@@ -14,7 +14,7 @@ import numpy as np
 from rd_hf.data.fasta import FastaRecord, InputError
 from rd_hf.data.residues import RejectedSequenceError
 from rd_hf.devices import pick_device
-from rd_hf.embedding.checkpoint import Checkpoint, load_model
+from rd_hf.embedding.checkpoint import Checkpoint
 from rd_hf.embedding.dtypes import hint_of, warn_of
 from rd_hf.embedding.folder import OutputFolder, PartEntry, Reject
 from rd_hf.embedding.manifest import check_digest, check_known, known_parts
@@ -33,7 +33,7 @@ _ROW_GROUP_BYTES = 16 << 20
 
 
 class StageTimer:
-    """Seconds a stage, added up."""
+    """Adds up the seconds of each stage."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(("read", "check", "load", "embed", "write"), 0.0)
@@ -49,23 +49,14 @@ class StageTimer:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A record to be written.
+    """A record to be written."""
 
-    Attributes:
-        place: in its part, from 0.
-        length: residues, None where that is not known.
-        positions: those asked for.
-        key: the same for records that have the same embedding.
-        long: whether it was windowed or truncated.
-        value: (widest,) or (rows, widest) float32.
-    """
-
-    place: int
-    length: int | None
-    positions: tuple[int, ...]
-    key: str
-    long: bool
-    value: np.ndarray
+    place: int  # in its part, from 0
+    length: int | None  # residues, where that is known
+    positions: tuple[int, ...]  # those asked for
+    key: str  # the same for records that have the same embedding
+    long: bool  # whether it was windowed or truncated
+    value: np.ndarray  # (widest,) or (rows, widest) float32
 
 
 @dataclass(slots=True)
@@ -81,7 +72,7 @@ class Worker:
     progress: Progress
     report: Callable[[str], None]
     above: str | None = None  # backbones up to this level need not run
-    hints: bool = False  # whether the user chose the dtype, and may be told of others
+    hints: bool = False  # whether to name a faster dtype
     engine: Engine | None = None
     kept: int = 0
 
@@ -108,24 +99,20 @@ class Worker:
             trim_heap()
 
     def parts(self) -> Iterator[Part]:
-        """The input, cut."""
+        """Return the input, cut."""
         return cut_parts(self.records(), self.settings, self.widths)
 
     def records(self) -> Iterator[tuple[str, FastaRecord]]:
-        """All records, with the input each comes from."""
-        return read_all(self.settings, self.progress.read, self.say)
+        """Return all records, with the input that each comes from."""
+        return read_all(self.settings, self.progress.read, self.report_input)
 
     @property
-    def say(self) -> Callable[[str], None] | None:
-        """Where news of the input goes: every process reads everything, one of them speaks."""
+    def report_input(self) -> Callable[[str], None] | None:
+        """Where notes on the input go: every process reads everything, and one of them reports."""
         return self.report if self.group.is_main else None
 
     def is_finished(self, part: Part) -> bool:
-        """Whether an earlier run left this part whole.
-
-        Raises:
-            JobError: the input is not what it was then.
-        """
+        """Whether an earlier run left this part whole; raises a JobError where the input is not what it was then."""
         with self.stages.stage("check"):
             entry = self.folder.entry(part.index)
             if entry is None:
@@ -173,19 +160,17 @@ class Worker:
         rows: list[Row] = []
         for place, request, result in zip(places, requests, results, strict=True):
             reason = result if isinstance(result, str) else why_not_stored(result, self.widths, options)
-            if reason is not None:
-                reject(place, reason)
-            elif not isinstance(result, str):
-                length = len(request.sequence)
-                rows.append(
-                    Row(place, length, request.positions, request.sequence, length > options.max_length, result)
-                )
+            if isinstance(result, str) or reason is not None:
+                reject(place, str(reason))
+                continue
+            length = len(request.sequence)
+            rows.append(Row(place, length, request.positions, request.sequence, length > options.max_length, result))
         rejects.sort(key=lambda reject: reject.record)
         with self.stages.stage("write"):
             self.write(part, rows, rejects)
 
     def compute(self, part: Part, places: list[int], requests: list[Request]) -> list[np.ndarray | str]:
-        """What the model makes of the records of a part at these places, or a sentence each where it cannot."""
+        """Embed the records of a part at these places; a sentence each where that cannot be done."""
         from rd_hf.embedding.engine import embed_requests
 
         if not requests:
@@ -195,43 +180,28 @@ class Worker:
             return embed_requests(engine, requests, self.progress.embedded)
 
     def started(self) -> Engine:
-        """The engine, which loads the model when the first part needs it."""
-        from rd_hf.embedding.engine import Engine
+        """Return the engine, whose model is loaded when the first part needs it."""
+        from rd_hf.embedding.engine import load_engine
 
         if self.engine is None:
             with self.stages.stage("load"), gc_paused():
-                level = self.checkpoint.largest(self.settings.options.levels, self.settings.options.width)
                 device = self.settings.device or str(pick_device(self.group.local_rank))
-                self._tell_of_dtypes(device, self.checkpoint.nested_dims[level])
-                model = load_model(
-                    self.checkpoint.name,
-                    self.checkpoint.revision,
-                    self.checkpoint.fingerprint,
-                    level,
-                    self.settings.options.dtype,
-                    self.settings.attn_implementation,
+                # Notes on the dtype decide nothing.
+                settings, dtype = self.settings, self.settings.options.dtype
+                width = self.checkpoint.nested_dims[self.checkpoint.largest(settings.options)]
+                for note in (warn_of(dtype, device), hint_of(dtype, device, width) if self.hints else None):
+                    if note is not None and self.group.is_main:
+                        self.report(note)
+                self.engine = load_engine(
+                    self.checkpoint,
+                    settings.options,
                     device,
-                    sequential=self.settings.window_tokens is not None,
-                    above=self.above,
-                    one_pass=self.checkpoint.one_pass,
-                    backbones=tuple(self.checkpoint.backbones.items()),
-                )
-                self.engine = Engine(
-                    model,
-                    level,
-                    self.settings.options,
+                    settings.attn_implementation,
                     report=self.report,
-                    window_tokens=self.settings.window_tokens or 0,
+                    group_tokens=settings.group_tokens or 0,
                     above=self.above,
                 )
         return self.engine
-
-    def _tell_of_dtypes(self, device: str, width: int) -> None:
-        """Say what the hardware makes of the dtype; nothing is decided here."""
-        dtype = self.settings.options.dtype
-        for said in (warn_of(dtype, device), hint_of(dtype, device, width) if self.hints else None):
-            if said is not None and self.group.is_main:
-                self.report(said)
 
     def write(self, part: Part, rows: list[Row], rejects: list[Reject]) -> None:
         """The part's Parquet file, then its journal entry."""
@@ -253,7 +223,7 @@ class Worker:
                 np.array([row.length is not None for row in rows], bool),
             ),
         }
-        if options.pooling == "positions":
+        if options.takes_positions:
             columns["positions"] = integer_lists([row.positions for row in rows])
         values = [row.value for row in rows]
         for level, width in self.widths.items():
@@ -268,17 +238,16 @@ class Worker:
             "page_checksums": True,
         }
         table = pa.table(columns).replace_schema_metadata({"rd_hf": json.dumps(about)})
-        rows_a_group = max(1, _ROW_GROUP_BYTES * len(rows) // max(1, table.nbytes))
-        text = ("source", "id", "description")
+        rows_per_group = max(1, _ROW_GROUP_BYTES * len(rows) // max(1, table.nbytes))
+        # Embeddings are as good as noise to a compressor: only text is worth its time.
+        codecs = dict.fromkeys(("source", "id", "description"), "zstd")
 
         def fill(handle: IO[bytes]) -> None:
-            # Embeddings are as good as noise to a compressor: only text is worth its time.
-            codecs = dict.fromkeys(text, "zstd")
-            settings = {"compression": codecs, "use_dictionary": ["source"], "write_page_checksum": True}
-            with pq.ParquetWriter(handle, table.schema, **settings) as writer:
+            how = {"compression": codecs, "use_dictionary": ["source"], "write_page_checksum": True}
+            with pq.ParquetWriter(handle, table.schema, **how) as writer:
                 # A group without rows stops datasets, which reads in batches of its length.
                 if rows:
-                    writer.write_table(table, row_group_size=rows_a_group)
+                    writer.write_table(table, row_group_size=rows_per_group)
 
         self.folder.refuse_foreign_part(part.index)
         path = self.folder.part_path(part.index)

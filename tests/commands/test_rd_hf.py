@@ -202,7 +202,7 @@ def test_the_shell_completes(tmp_path: Path) -> None:
 
     assert {"embed", "evaluate", "info"} <= answers("rd-hf e") | answers("rd-hf i")
     assert {"dms", "residues", "homology"} <= answers("rd-hf evaluate ")
-    assert {"--window-tokens"} == answers("rd-hf embed --win")
+    assert {"--group-tokens"} == answers("rd-hf embed --gro")
 
 
 def test_one_version_everywhere(tmp_path: Path) -> None:

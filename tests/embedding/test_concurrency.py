@@ -163,7 +163,7 @@ def test_where_memory_is_short_lanes_go_first(tiny_model: RDEsmModel, threads: N
 
 
 def test_a_model_that_loads_its_backbones_in_turn_has_one_lane(tiny_model: RDEsmModel) -> None:
-    assert Engine(tiny_model, "L2", EmbeddingOptions(), window_tokens=1000).concurrency == 1
+    assert Engine(tiny_model, "L2", EmbeddingOptions(), group_tokens=1000).concurrency == 1
 
 
 def test_a_job_writes_the_same_bytes_whatever_number_of_lanes(

@@ -139,7 +139,7 @@ def test_step_by_step_with_several_levels_one_backbone_at_a_time(
 ) -> None:
     folder = small()
     calls.clear()
-    outcome = embed("--extend", folder, "--level", "L1", "--output", tmp_path / "one", "--window-tokens", 10**6)
+    outcome = embed("--extend", folder, "--level", "L1", "--output", tmp_path / "one", "--group-tokens", 10**6)
     assert outcome.status == 0, outcome.stderr
     assert set(calls) == {"load 48", "call 48"}
     calls.clear()
@@ -206,7 +206,7 @@ def test_the_inputs_may_lie_elsewhere_but_must_be_the_same_records(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--pooling", "max"], "the maximum over residues does not commute"),
+        (["--pooling", "max"], "pooling 'max' does not commute with the bases"),
         (["--normalize"], "its vectors were normalised"),
         (["--output-dtype", "float16"], "it was stored in float16"),
     ],

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from rd_hf.commands.embed import build_parser
+from rd_hf.embedding import JobSettings
 from rd_hf.embedding.columns import finish, to_arrow, why_not_stored
 from rd_hf.embedding.options import EmbeddingOptions
+from rd_hf.options import options_from
 
 
 @pytest.mark.parametrize(
@@ -20,16 +24,45 @@ from rd_hf.embedding.options import EmbeddingOptions
         ({"output_dtype": "bfloat16"}, "Arrow has no bfloat16: store float32"),
         ({"long": "split"}, "long must be one of"),
         ({"levels": ("S", "S")}, "levels must differ"),
-        ({"max_length": 0}, "max_length must be positive"),
+        ({"max_length": 0}, "max_length must be a whole number of at least 1, not 0"),
         ({"max_length": 100, "overlap": 100}, "overlap must be at least 0 and below max_length 100"),
-        ({"batch_tokens": 0}, "batch_tokens must be positive"),
-        ({"pooling": "positions", "positions": (0,)}, "positions count residues from 1"),
+        ({"batch_tokens": 0}, "batch_tokens must be a whole number of at least 1"),
+        ({"pooling": "positions", "positions": (0,)}, "positions must be a whole number of at least 1, not 0"),
         ({"positions": (3,)}, "set pooling to 'positions'"),
     ],
 )
 def test_senseless_choices_are_refused(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         EmbeddingOptions(**options)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    options = EmbeddingOptions(
+        pooling="positions", positions=tuple(np.array([3, 1])), max_length=np.int64(50), overlap=9
+    )
+    assert options.positions == (3, 1)
+    with pytest.raises(ValueError, match="positions must be a whole number of at least 1"):
+        EmbeddingOptions(pooling="positions", positions=tuple(np.array([2.5])))
+
+
+def test_old_names_of_group_tokens_are_taken() -> None:
+    assert build_parser().parse_args(["--output", "o", "--window-tokens", "9"]).group_tokens == 9
+    assert "--window-tokens" not in build_parser().format_help()
+    with pytest.warns(FutureWarning, match="window_tokens is called group_tokens now"):
+        settings = JobSettings("m", ("i",), "o", window_tokens=9)
+    assert settings.group_tokens == 9
+    assert replace(settings, group_tokens=5).group_tokens == 5
+    assert replace(settings, device="cpu").group_tokens == 9
+    with pytest.raises(ValueError, match="group_tokens must be a whole number of at least 1"):
+        JobSettings("m", ("i",), "o", group_tokens=0)
+
+
+def test_an_argument_that_was_not_typed_is_none() -> None:
+    """The folder that --extend names has a say in what was not typed, and none in what was, even by its default."""
+    args = build_parser().parse_args(["--output", "o", "--pooling", "mean"])
+    typed = {name for name, value in vars(args).items() if value not in (None, False)}
+    assert typed == {"output", "pooling", "engine", "cpus"}
+    assert options_from(EmbeddingOptions, args) == EmbeddingOptions()
 
 
 def test_each_level_is_normalised_for_itself() -> None:

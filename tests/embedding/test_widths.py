@@ -89,7 +89,7 @@ def test_what_contradicts_itself_is_a_sentence(lossless: Path, tiny_checkpoint: 
         Embedder(lossless, width=145)
     with pytest.raises(ValueError, match="give one level or none"):
         Embedder(lossless, level=["L0", "L1"], width=10)
-    with pytest.raises(ValueError, match="width must be positive"):
+    with pytest.raises(ValueError, match="width must be a whole number of at least 1"):
         Embedder(lossless, width=0)
     with pytest.raises(InputError, match="there is nothing to whiten by"):
         Embedder(tiny_checkpoint, whiten=True)

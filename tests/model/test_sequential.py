@@ -75,7 +75,7 @@ def test_never_two_backbones_in_memory(tiny_checkpoint: Path, held: list[int]) -
     model = RDEsmModel.from_pretrained(tiny_checkpoint, sequential=True)
     model.forward_window(batches())
     model.forward_window(batches())
-    assert held == [1] * 7  # one look at the dtype, then three a window
+    assert held == [1] * 7  # one look at the dtype, then three per group
 
 
 def test_a_cast_reaches_backbones_that_are_still_to_come(tiny_checkpoint: Path) -> None:
@@ -90,27 +90,27 @@ def test_a_map_of_devices_makes_no_sense_with_it(tiny_checkpoint: Path) -> None:
         RDEsmModel.from_pretrained(tiny_checkpoint, sequential=True, device_map="auto")
 
 
-@pytest.mark.parametrize(("window_tokens", "pooling"), [(1, "mean"), (100, "residue"), (100_000, "mean")])
+@pytest.mark.parametrize(("group_tokens", "pooling"), [(1, "mean"), (100, "residue"), (100_000, "mean")])
 def test_embeddings_are_the_resident_models(
-    tiny_checkpoint: Path, held: list[int], window_tokens: int, pooling: str
+    tiny_checkpoint: Path, held: list[int], group_tokens: int, pooling: str
 ) -> None:
     options = EmbeddingOptions(pooling=pooling, batch_tokens=60, max_length=50, overlap=10)
     requests = [Request(sequence) for sequence in SEQUENCES]
     expected = Engine(RDEsmModel.from_pretrained(tiny_checkpoint), "L2", options).embed(requests)
     held.clear()
     model = RDEsmModel.from_pretrained(tiny_checkpoint, sequential=True)
-    engine = Engine(model, "L2", options, window_tokens=window_tokens)
+    engine = Engine(model, "L2", options, group_tokens=group_tokens)
     for a, b in zip(engine.embed(requests), expected, strict=True):
         np.testing.assert_array_equal(a, b)
     windows = (len(held) - 1) // 3
-    assert windows == {1: engine.work.batches, 100_000: 1}.get(window_tokens, windows)
+    assert windows == {1: engine.work.batches, 100_000: 1}.get(group_tokens, windows)
 
 
 def test_a_window_that_does_not_fit_is_halved_and_said(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = RDEsmModel.from_pretrained(tiny_checkpoint, sequential=True)
     said: list[str] = []
     options = EmbeddingOptions(batch_tokens=60)
-    engine = Engine(model, "L2", options, report=said.append, window_tokens=1000)
+    engine = Engine(model, "L2", options, report=said.append, group_tokens=1000)
     original = RDEsmModel.forward_window
 
     def small(self: RDEsmModel, window: list[dict[str, torch.Tensor]], *args: Any) -> Any:
@@ -121,7 +121,7 @@ def test_a_window_that_does_not_fit_is_halved_and_said(tiny_checkpoint: Path, mo
     monkeypatch.setattr(RDEsmModel, "forward_window", small)
     requests = [Request(sequence) for sequence in SEQUENCES]
     found = engine.embed(requests)
-    assert any("batches in a window" in line for line in said)
+    assert any("batches in a group" in line for line in said)
     expected = Engine(RDEsmModel.from_pretrained(tiny_checkpoint), "L2", options).embed(requests)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, b)
