@@ -127,6 +127,13 @@ def test_no_file_outgrows_its_room() -> None:
     assert not long, "split by job"
 
 
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "rd_hf" / "commands").glob("*.py")), ids=lambda path: path.name)
+def test_a_command_holds_arguments_and_words_only(path: Path) -> None:
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef) and node.name == "run":
+            assert (node.end_lineno or 0) - node.lineno < 40, "its work belongs into a room"
+
+
 @pytest.mark.parametrize("part", sorted(ALLOWED))
 def test_imports_run_one_way(part: str) -> None:
     path = REPOSITORY / "rd_hf" / part
