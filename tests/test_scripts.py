@@ -30,7 +30,7 @@ ALLOWED = {
     "launch.py": set(),
     "devices.py": {"data"},
     "bases": {"bases", "files"},
-    "data": {"data"},
+    "data": {"data", "model"},
     "fitting": {"options", "version", "files", "fitting", "bases", "data", "model", "lazy", "memory"},
     "embedding": {
         "options",
