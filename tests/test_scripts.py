@@ -30,7 +30,7 @@ ALLOWED = {
     "launch.py": set(),
     "devices.py": {"data"},
     "bases": {"bases", "files"},
-    "data": {"data"},
+    "data": {"data", "model"},
     # A whole fit loads its family and saves it (hub), with the embedding's default dtype; neither imports fitting.
     "fitting": {
         "options",

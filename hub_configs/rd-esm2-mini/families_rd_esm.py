@@ -136,7 +136,7 @@ FAMILIES = {
                 *("attention_probs_dropout_prob", "max_position_embeddings", "initializer_range", "layer_norm_eps"),
                 *("position_embedding_type", "rope_theta", "emb_layer_norm_before", "token_dropout"),
             ),
-            # The library has no padding where it is not said.
+            # Without it the library has no padding.
             required=(*_SIZES[:-1], "pad_token_id"),
         ),
         # ESM Cambrian (EvolutionaryScale 2024).
@@ -235,7 +235,7 @@ def check_backbone(where: str, level: str, backbone: Mapping[str, Any]) -> None:
 
 
 def _check_rotary(where: str, rotary: Any) -> None:
-    """Raise unless rotary positions are counted as every published family counts them, or nothing is said."""
+    """Raise unless rotary positions are counted as every published family counts them, or are not described."""
     expect(where, rotary, dict, "an object")
     if rotary is None:
         return

@@ -58,14 +58,14 @@ class _Fused(InPlaceOf):
         """What the block computes, by the modules within."""
         raise NotImplementedError
 
-    def _knows(self, states: tuple[Any, ...], others: dict[str, Any]) -> bool:
+    def _may_replace(self, states: tuple[Any, ...], others: dict[str, Any]) -> bool:
         """Whether the library's `forward` would compute the same, and nobody sees by which operations."""
         return (
             _runs_as_written()
             and not others
             and len(states) == self.takes
             and all(type(one) is torch.Tensor for one in states)
-            and _means(_parts(self.library.forward), type(self).meaning, self.takes)
+            and _computes(_parts(self.library.forward), type(self).meaning, self.takes)
         )
 
 
@@ -80,7 +80,7 @@ class FusedIntermediate(_Fused):
         return gelu(block.dense(states[0]))
 
     def forward(self, *states: Any, **others: Any) -> Any:
-        if not self._knows(states, others):
+        if not self._may_replace(states, others):
             return super().forward(*states, **others)  # type: ignore[misc]
         if _is_one_call(self, states[0]):
             return _product(states[0], self.dense, "gelu")
@@ -103,7 +103,7 @@ class FusedOutput(_Fused):
         return block.dropout(block.dense(states[0])) + states[1]
 
     def forward(self, *states: Any, **others: Any) -> Any:
-        if self._knows(states, others) and _is_one_call(self, states[0]) and _adds_up(self.dense, *states):
+        if self._may_replace(states, others) and _is_one_call(self, states[0]) and _has_its_shape(self.dense, *states):
             return _product_with(states[0], states[1], self.dense, "add")
         return super().forward(*states, **others)  # type: ignore[misc]
 
@@ -121,7 +121,7 @@ class FusedGatedFeedForward(_Fused):
         return block.down_proj(block.act_fn(block.gate_proj(states[0])) * block.up_proj(states[0]))
 
     def forward(self, *states: Any, **others: Any) -> Any:
-        if not (self._knows(states, others) and _is_one_call(self, states[0])):
+        if not (self._may_replace(states, others) and _is_one_call(self, states[0])):
             return super().forward(*states, **others)  # type: ignore[misc]
         gate = _product(states[0], self.gate_proj, "swish")
         return self.down_proj(_product_with(states[0], gate, self.up_proj, "mul"))
@@ -210,7 +210,7 @@ def _parts(function: Any) -> tuple[Any, ...]:
 
 
 @cache
-def _means(parts: tuple[Any, ...], meaning: Callable[..., torch.Tensor], takes: int) -> bool:
+def _computes(parts: tuple[Any, ...], meaning: Callable[..., torch.Tensor], takes: int) -> bool:
     """Whether a `forward`, with the functions that it calls, is the library's and makes the same of what is within."""
     if None in parts:
         return False
@@ -241,7 +241,7 @@ def _is_one_call(block: Any, states: torch.Tensor) -> bool:
         not torch.is_grad_enabled()
         and _is_ordinary(states)
         and members.keys() == block.members.keys()
-        and _gains(next(iter(members.values())), states)
+        and _is_worth_it(next(iter(members.values())), states)
         and all(_is_untouched(members[name], kind) for name, kind in block.members.items())
         and _torch_is_its_own()
         and not torch.is_autocast_enabled("cpu")
@@ -291,7 +291,7 @@ def _has_ordinary_weights(dense: Any) -> bool:
     )
 
 
-def _gains(dense: Any, states: torch.Tensor) -> bool:
+def _is_worth_it(dense: Any, states: torch.Tensor) -> bool:
     """Whether a product is possible, and large enough to gain."""
     return (
         type(dense) is nn.Linear
@@ -300,7 +300,7 @@ def _gains(dense: Any, states: torch.Tensor) -> bool:
     )
 
 
-def _adds_up(dense: Any, states: torch.Tensor, other: torch.Tensor) -> bool:
+def _has_its_shape(dense: Any, states: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether what is added to a product is a tensor of its shape."""
     return _is_ordinary(other) and other.shape == (*states.shape[:-1], dense.out_features)
 
@@ -373,14 +373,14 @@ def _rotary_of(forward: Any) -> Callable[..., Any] | None:
     if not (_names_rotary(forward) and _is_shipped(forward)):
         return None
     theirs = forward.__globals__.get(_ROTARY)
-    return _ours(theirs) if _rotates_the_same(_parts(theirs)) else None
+    return _replacement(theirs) if _rotates_the_same(_parts(theirs)) else None
 
 
 @cache
 def _rotates_the_same(parts: tuple[Any, ...]) -> bool:
     """Whether a function, with those that it calls, is the library's and computes what ours does."""
     theirs = parts[0]
-    if None in parts or _ours(theirs) is None:
+    if None in parts or _replacement(theirs) is None:
         return False
     angles = torch.linspace(0, 9, 10, device="cpu", dtype=torch.float32).view(1, 5, 2).repeat(1, 1, 2)
     states = [torch.linspace(-3, 3, 120, device="cpu", dtype=torch.float32).view(2, 3, 5, 4).roll(n, 2) for n in (0, 1)]
@@ -397,13 +397,13 @@ def _rotates_the_same(parts: tuple[Any, ...]) -> bool:
 
 
 @cache
-def _ours(theirs: Callable[..., Any]) -> Callable[..., Any] | None:
+def _replacement(theirs: Callable[..., Any]) -> Callable[..., Any] | None:
     """What is called in place of the library's function, None where its arguments are others."""
     names = list(inspect.signature(theirs).parameters)
     if names == ["x", "cos", "sin"]:
 
         def one(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-            if not _pays(x):
+            if not _is_faster(x):
                 return theirs(x, cos, sin)
             length = x.shape[-2]
             return fused_rotary(x, cos[:, :, :length], sin[:, :, :length])
@@ -415,7 +415,7 @@ def _ours(theirs: Callable[..., Any]) -> Callable[..., Any] | None:
     def both(
         q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, unsqueeze_dim: int = 1
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not (_pays(q) and _pays(k)):
+        if not (_is_faster(q) and _is_faster(k)):
             return theirs(q, k, cos, sin, *([unsqueeze_dim] if len(names) == 5 else []))
         cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
         return fused_rotary(q, cos, sin), fused_rotary(k, cos, sin)
@@ -423,7 +423,7 @@ def _ours(theirs: Callable[..., Any]) -> Callable[..., Any] | None:
     return both
 
 
-def _pays(states: torch.Tensor) -> bool:
+def _is_faster(states: torch.Tensor) -> bool:
     """Whether fewer passes are less time there, and compute the same: measured for float32 and 16 bits."""
     device, dtype = states.device.type, states.dtype
     return bool(

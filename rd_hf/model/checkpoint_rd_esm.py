@@ -68,7 +68,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
     base_model_prefix = "rd_esm"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    # Behind a ModuleList these are not collected from the backbones, so they are said again here.
+    # Behind a ModuleList these are not collected from the backbones, so they are listed again here.
     _no_split_modules = [
         *(name for family in FAMILIES.values() for name in family.whole),
         "RDEsmProjection",
@@ -123,7 +123,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         wants_info = kwargs.pop("output_loading_info", False)
         sequential = kwargs.pop("sequential", False)
         above = kwargs.pop("above", None)
-        _refuse_unheard(kwargs)
+        _refuse_unsupported(kwargs)
         use_safetensors = kwargs.pop("use_safetensors", None)
         if use_safetensors is False:
             raise ValueError(
@@ -134,9 +134,9 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         ignore_mismatched_sizes = kwargs.pop("ignore_mismatched_sizes", False)
         weights = {name: kwargs.pop(name) for name in _WEIGHT_ARGUMENTS if name in kwargs}
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        _refuse_nowhere(path)
+        _refuse_missing(path)
         path, adapter = find_adapter(path, kwargs, hub)
-        _refuse_nowhere(path)
+        _refuse_missing(path)
         if adapter is not None and sequential:
             raise ValueError(
                 f"the adapter in {adapter[0]} changes backbones, and sequential=True holds none: load without it, "
@@ -160,7 +160,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
             kwargs = dict(kwargs) | hub | own
         config.up_to(config.level).check_release()
         if not os.path.isdir(path):
-            _refuse_places(path, config)
+            _refuse_local_paths(path, config)
         if "attn_implementation" in weights:
             kwargs["attn_implementation"] = weights.pop("attn_implementation")
 
@@ -192,7 +192,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
     def _load_bases(
         cls, path: str, config: RDEsmConfig, full: bool, build: Callable[[], Any], /, *args: Any, **kwargs: Any
     ) -> tuple[Any, dict[str, Any]]:
-        """The model without backbones, and what loading left over; a head that is not there is news, not an error."""
+        """The model without backbones, and what loading left over: a head may be missing, and bases may not."""
         model: Any = None
         info: dict[str, Any] | None = None
         what = f"the bases of {path}"
@@ -216,7 +216,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
                 raise
             return model, info
         with reading(what):
-            check_loaded(what, _unlike(build, files))
+            check_loaded(what, _compare_bases(build, files))
         with reading(what, quiet=True):
             folder, links = weights_alone(files.folder)
             model, info = super().from_pretrained(
@@ -414,7 +414,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         return backbone
 
 
-def _unlike(build: Callable[[], PreTrainedModel], files: WeightFiles) -> dict[str, Any]:
+def _compare_bases(build: Callable[[], PreTrainedModel], files: WeightFiles) -> dict[str, Any]:
     """Bases that are missing, or of another shape than the config says, as transformers reports them.
 
     Checked before any is built: the library makes what is missing at random first, whatever its size.
@@ -429,7 +429,7 @@ def _unlike(build: Callable[[], PreTrainedModel], files: WeightFiles) -> dict[st
     }
 
 
-def _refuse_unheard(kwargs: dict[str, Any]) -> None:
+def _refuse_unsupported(kwargs: dict[str, Any]) -> None:
     """Take out arguments that would be dropped; raises `ValueError` where one of them asks for something."""
     for name, (nothing, mend) in _REFUSED.items():
         value = kwargs.pop(name, None)
@@ -437,13 +437,13 @@ def _refuse_unheard(kwargs: dict[str, Any]) -> None:
             raise ValueError(f"{name}={value!r} cannot be given for a reverse-distilled model: {mend}")
 
 
-def _refuse_nowhere(path: str) -> None:
+def _refuse_missing(path: str) -> None:
     """Raise `OSError` for a path that is neither a folder nor what a Hub id looks like."""
     if not os.path.isdir(path) and not may_be_hub_id(path):
         raise OSError(f"{path}: no such folder (and no Hub id, which is owner/name)")
 
 
-def _refuse_places(path: str, config: RDEsmConfig) -> None:
+def _refuse_local_paths(path: str, config: RDEsmConfig) -> None:
     """Raise where a checkpoint of the Hub takes a backbone from elsewhere: it must not name folders of this machine."""
     for entry in config.levels:
         if entry["repo_id"] is not None and not may_be_hub_id(entry["repo_id"]):

@@ -387,8 +387,8 @@ class RDEsmConfig(PretrainedConfig):
         """A copy that describes what a model of this config holds: the levels up to `level`, or in one pass all.
 
         Raises:
-            ValueError: one pass, for which this family was not fitted; or what was said of long sequences when loading
-                is none of the choices.
+            ValueError: one pass, for which this family was not fitted; or a `long_input` or `max_residues` that was set
+                since and is not as above.
         """
         check_long(self.long_input, self.max_residues)
         if not self.one_pass:

@@ -36,7 +36,7 @@ _FORMER_CODE = (
     *("added", "alphabet", "attention", "fields", "lean", "merging", "origin", "outputs", "passes", "placement"),
     *("projection", "readout", "rotary", "weights", "whitening", "windows"),
 )
-# Fields of a backbone's config that no more can be said of than its widest weight has.
+# Sizes in a backbone's config that cannot be more than the longest side of its weights.
 _SIZES = (
     *("hidden_size", "vocab_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
 )
@@ -284,8 +284,8 @@ def _switch(bars: Callable[[], None]) -> None:
 def reading(what: str, quiet: bool = False) -> Iterator[None]:
     """Around reading one part of a checkpoint: errors begin with its name.
 
-    Where it is `quiet`, the library's own messages are silenced, since what was read is checked here. (A backbone's
-    repo holds a language model's head too; that this is left out is no news.)
+    Where it is `quiet`, the library's own messages are silenced, since what was read is checked here. (They would warn
+    of the language model's head that a backbone's repo holds too.)
     """
     verbosity = logging.get_verbosity()
     if quiet:

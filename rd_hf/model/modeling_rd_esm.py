@@ -106,7 +106,7 @@ class RDEsmModelOutput(ModelOutput):
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = tuple(getattr(self, field.name) for field in fields(self))
-        return _again, (dict(self.nested_dims), values, self.whitening)
+        return _rebuild, (dict(self.nested_dims), values, self.whitening)
 
 
 # By the widths of the levels.
@@ -126,7 +126,7 @@ def output_class(dims: dict[str, int]) -> type[RDEsmModelOutput]:
     return _CLASSES[key]
 
 
-def _again(dims: dict[str, int], values: tuple[Any, ...], whitening: Any = None) -> RDEsmModelOutput:
+def _rebuild(dims: dict[str, int], values: tuple[Any, ...], whitening: Any = None) -> RDEsmModelOutput:
     """An output that was pickled or copied."""
     output = output_class(dims)(*values)
     if whitening is not None:
@@ -270,8 +270,8 @@ class RDEsmModel(RDEsmPreTrainedModel):
                 self._prepare(backbone, levels)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "RDEsmModel":
-        # ESM-2 was trained with rotary frequencies rounded to float16; rounded once more by .to(bfloat16) they
-        # would turn far positions elsewhere.
+        # ESM-2 was trained with rotary frequencies rounded to float16; rounded once more by .to(bfloat16) they would
+        # rotate far positions by other angles.
         before = {module: module._buffers["inv_freq"] for module in rotary_modules(self)}
         super()._apply(fn, recurse)
         for module, frequencies in before.items():
@@ -524,13 +524,13 @@ def refuse_unknown(input_ids: torch.Tensor) -> None:
         before = [place for place in range(position) if ids[place] == TOKENS["<cls>"]]
         start = before[-1] + 1 if before else 0
         raise ValueError(
-            f"input_ids hold <unk> (residue {position - start + 1} of {_shown(ids[start:])}): a character that is no "
+            f"input_ids hold <unk> (residue {position - start + 1} of {_quoted(ids[start:])}): a character that is no "
             f"residue, such as a stop codon inside the sequence, a digit or (with a tokenizer that does not clean) a "
             f"lower-case letter; correct the sequence, or use the tokenizer that came with this model"
         )
 
 
-def _shown(ids: list[int]) -> str:
+def _quoted(ids: list[int]) -> str:
     """A sequence's first letters and their number, from its tokens; what follows its eos is not its own."""
     stop = next((place for place, token in enumerate(ids) if token in (TOKENS["<eos>"], TOKENS["<pad>"])), len(ids))
     letters = "".join(_LETTERS.get(token, "?") for token in ids[:stop])

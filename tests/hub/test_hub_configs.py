@@ -24,17 +24,29 @@ REPOS: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "data" / 
 MILLIONS = {"8M": 7.5, "35M": 33.5, "150M": 148, "650M": 651, "3B": 2840, "15B": 15100}
 
 
-def test_they_are_what_the_command_writes() -> None:
-    command = [sys.executable, "scripts/make_hub_configs.py", "--check"]
-    done = subprocess.run(
-        command,
+def make_hub_configs(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "scripts/make_hub_configs.py", *arguments],
         cwd=REPOSITORY,
         env={"PYTHONPATH": str(REPOSITORY), "PATH": ""},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def test_they_are_what_the_command_writes() -> None:
+    done = make_hub_configs("--check")
     assert done.returncode == 0, done.stderr
+
+
+def test_copies_of_code_that_is_gone_are_removed(tmp_path: Path) -> None:
+    gone = tmp_path / "rd-esm2-mini" / "lean_rd_esm.py"
+    gone.parent.mkdir()
+    gone.write_text("")
+    assert str(gone) in make_hub_configs("--output", str(tmp_path), "--check").stderr
+    make_hub_configs("--output", str(tmp_path))
+    assert not gone.exists()
 
 
 @pytest.mark.parametrize("level", [member.name for member in ESM2[1:]])

@@ -293,4 +293,4 @@ def test_a_module_of_a_users_own_is_left_alone() -> None:
     ids=lambda one: getattr(one, "__name__", str(one)),
 )
 def test_what_a_release_may_make_of_a_block_is_looked_at(shipped: Any, fused: Any, same: bool) -> None:
-    assert fused_rd_esm._means(fused_rd_esm._parts(shipped.forward), fused.meaning, fused.takes) is same
+    assert fused_rd_esm._computes(fused_rd_esm._parts(shipped.forward), fused.meaning, fused.takes) is same

@@ -233,8 +233,8 @@ def test_a_build_of_torch_that_cannot_is_not_asked_to(monkeypatch: pytest.Monkey
 
     with contextlib.ExitStack() as stack:
         stack.callback(fused_rd_esm._rotary_works.cache_clear)
-        assert fused_rd_esm._pays(torch.ones(1, 1, 1, 2))
+        assert fused_rd_esm._is_faster(torch.ones(1, 1, 1, 2))
         for broken in (wrong, missing):
             fused_rd_esm._rotary_works.cache_clear()
             monkeypatch.setattr(fused_rd_esm, "fused_rotary", broken)
-            assert not fused_rd_esm._pays(torch.ones(1, 1, 1, 2))
+            assert not fused_rd_esm._is_faster(torch.ones(1, 1, 1, 2))
