@@ -54,8 +54,6 @@ def export_h5(settings: ExportSettings, on_record: Callable[[int], None] = lambd
 
     Raises:
         JobError: the folder is not finished, has no such level, ids that cannot be names, or inputs that changed.
-        InputError: an input cannot be read.
-        ModuleNotFoundError: h5py is not installed.
     """
     finished = Finished.read(settings.embeddings)
     column, width, level = finished.column_of(settings.level)
@@ -191,11 +189,7 @@ class _NeverFailing(io.RawIOBase):
 
 @contextmanager
 def _writing(path: Path) -> Iterator[tuple[Any, Callable[[], None]]]:
-    """Write an h5 file over an empty one: the open ``h5py.File``, and a function to call now and then that raises.
-
-    Raises:
-        OSError: a write failed.
-    """
+    """Open an h5 file over an empty one, and give a function, to be called now and then, that raises failed writes."""
     import h5py
 
     with _NeverFailing(path) as under:
