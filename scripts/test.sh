@@ -12,4 +12,6 @@ if [ $# -eq 0 ]; then
     export OMP_NUM_THREADS=1
     set -- -n 2 --dist loadfile
 fi
+# Warnings are errors in tests/data and tests/model, but for those that pyproject.toml names.
+export RD_HF_WARNINGS=error
 exec python -m pytest "$@"

@@ -28,6 +28,17 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 # A launcher of several processes on one machine's CPUs; for its GPUs accelerate launch does the same. (With --cpu that
 # starts a single process, whatever --num_processes says.)
 TWO_PROCESSES = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+# Folders whose tests take every warning as an error, but for those that pyproject.toml names, where RD_HF_WARNINGS says
+# so: scripts/test.sh does, and runs with older libraries, which warn of other things, do not.
+NO_WARNINGS = [REPOSITORY / "tests" / name for name in ("data", "model")]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # First of a test's marks, so that one of its own has the last word.
+    strict = pytest.mark.filterwarnings("error", *config.getini("filterwarnings"))
+    for item in items:
+        if os.environ.get("RD_HF_WARNINGS") == "error" and item.path.parent in NO_WARNINGS:
+            item.add_marker(strict, append=False)
 
 
 def environment() -> dict[str, str]:

@@ -43,18 +43,12 @@ _RESEMBLES = 0.3
 
 @dataclass(slots=True)
 class LevelInput:
-    """All raw embeddings of one level.
-
-    Attributes:
-        name, width: of the level's backbone.
-        sources: read as one, after each other.
-        order: place, in all sources together, of each protein of the job.
-    """
+    """All raw embeddings of one level, in sources that are read as one, after each other."""
 
     name: str
     width: int
     sources: list[Raw]
-    order: np.ndarray
+    order: np.ndarray  # the place, in all sources together, of each protein of the job
 
     def take(self, places: Sequence[int], pooling: str) -> list[np.ndarray]:
         """Return values of proteins: (width,) float32 each, or (residues, width) with pooling ``residue``."""
@@ -81,10 +75,7 @@ class LevelInput:
 
 
 def open_levels(settings: ConvertSettings, config: RDEsmConfig) -> list[LevelInput]:
-    """Open all inputs, find their levels by width or by the name given, and match their ids.
-
-    Returns:
-        The levels, smallest first.
+    """Open all inputs, find their levels by width or by the name given, smallest first, and match their ids.
 
     Raises:
         InputError: an input cannot be read, is of no backbone's width, or a level or id is missing or there twice.
@@ -271,9 +262,7 @@ def convert(
 ) -> JobSummary:
     """Convert raw embeddings to nested ones, or go on where an earlier run stopped.
 
-    Args:
-        settings: of the model, its bases are enough; of the inputs see :func:`open_levels`.
-        group, report, show_progress: as in :func:`rd_hf.embedding.job.run_job`.
+    Of the model, the bases are enough; the other arguments are those of :func:`rd_hf.embedding.job.run_job`.
 
     Raises:
         InputError: an input or the model cannot be used; :func:`open_levels` says which.

@@ -55,7 +55,6 @@ def export_h5(settings: ExportSettings, on_record: Callable[[int], None] = lambd
     Raises:
         JobError: the folder has no such level, ids that cannot be names, or inputs that changed.
         InputError: the folder is not finished or not as it was written, or an input cannot be read.
-        ModuleNotFoundError: h5py is not installed.
     """
     stored = EmbeddingFolder(settings.embeddings, with_journal=True)
     column, width, level = stored.column_of(settings.level)
@@ -191,11 +190,7 @@ class _NeverFailing(io.RawIOBase):
 
 @contextmanager
 def _writing(path: Path) -> Iterator[tuple[Any, Callable[[], None]]]:
-    """Write an h5 file over an empty one: the open ``h5py.File``, and a function to call now and then that raises.
-
-    Raises:
-        OSError: a write failed.
-    """
+    """Open an h5 file over an empty one, and give a function, to be called now and then, that raises failed writes."""
     import h5py
 
     with _NeverFailing(path) as under:

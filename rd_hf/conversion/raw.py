@@ -345,12 +345,11 @@ FORMATS: dict[str, Callable[..., list[Raw]]] = {
 
 
 def open_raw(path: str, pooling: str, layers: dict[int, int], id_column: str | None, ids: str | None) -> list[Raw]:
-    """Open one input; a Parquet file gives one source per column of embeddings.
+    """Open one input, a file or folder; a Parquet file gives one source per column of embeddings.
 
     Args:
-        path: file or folder.
         pooling: ``mean``, ``cls`` or ``residue``: which of a ``.pt`` file's representations is wanted.
-        layers: number of layers of the backbone of each width, the layer to take from a ``.pt`` file.
+        layers: the layer to take from a ``.pt`` file, by the width of its backbone.
         id_column: of Parquet files; by default the first usual one.
         ids: file with the ids of a ``.npy`` file.
 

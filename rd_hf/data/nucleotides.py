@@ -68,11 +68,7 @@ class _Counts:
 def watch_nucleotides(
     source: str | Path, records: Iterable[FastaRecord], say: Callable[[str], None] | None, strict: bool = False
 ) -> Iterator[FastaRecord]:
-    """Pass the records of a source on and say once, with counts, if some look like nucleotide sequences.
-
-    Raises:
-        InputError: with ``strict``, instead of the sentence.
-    """
+    """Pass records on and say once, with counts, if some look like nucleotides; with ``strict`` an InputError."""
     counts = _Counts()
     reported = False
 

@@ -45,11 +45,7 @@ for _letter in RESIDUES:
 
 
 def clean_sequence(sequence: str) -> str:
-    """Apply the module's table to one sequence: upper-case letters of :data:`RESIDUES`, at least one.
-
-    Raises:
-        RejectedSequenceError: a character without a residue, a stop inside, or nothing left.
-    """
+    """Apply the module's table to one sequence: one or more letters of :data:`RESIDUES`, or RejectedSequenceError."""
     cleaned = sequence.translate(_GAPS).rstrip("*").translate(_LETTERS)
     if not cleaned:
         raise RejectedSequenceError("no residues")
@@ -61,11 +57,7 @@ def clean_sequence(sequence: str) -> str:
 
 
 def encode(sequence: str) -> np.ndarray:
-    """Token ids of one cleaned sequence, with cls and eos: (length + 2,) int64.
-
-    Raises:
-        RejectedSequenceError: a letter that :func:`clean_sequence` would not have let through.
-    """
+    """Return token ids of one cleaned sequence, with cls and eos: (length + 2,) int64; or RejectedSequenceError."""
     tokens = np.empty(len(sequence) + 2, dtype=np.int64)
     tokens[0], tokens[-1] = CLS_ID, EOS_ID
     tokens[1:-1] = _TOKEN_OF_BYTE[np.frombuffer(sequence.encode("latin-1", errors="replace"), dtype=np.uint8)]
