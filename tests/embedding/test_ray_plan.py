@@ -19,7 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rd_hf.data.fasta import FastaRecord
+from rd_hf.data.residues import RejectedSequenceError
 from rd_hf.embedding.checkpoint import resolve
+from rd_hf.embedding.engine import prepare
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.parts import cut_parts, read_all
@@ -112,6 +114,19 @@ def test_any_text_comes_back_as_it_was(tmp_path: Path) -> None:
     staging.write_records(path, records, job, keys=True)
     assert read_records(path, 0, 3) == records
     assert read_records(path, 1, 2) == records[1:2]
+
+
+@pytest.mark.parametrize("long", ["window", "truncate", "error"])
+def test_what_the_engine_would_reject_has_no_key(long: str, tmp_path: Path) -> None:
+    options = EmbeddingOptions(long=long, max_length=5, overlap=2)
+    job = JobSettings(model="", inputs=("x",), output=str(tmp_path), options=options)
+    records = [FastaRecord(n, "", "", text) for n, text in enumerate(("MKT", "mktay", "MKTAYI", "M1", ""), start=1)]
+    staging.write_records(tmp_path / "records.parquet", records, job, keys=True)
+    for record, key in zip(records, pq.read_table(tmp_path / "records.parquet")["key"].to_pylist(), strict=True):
+        try:
+            assert key == key_of(prepare(record.letters(), (), options).sequence)
+        except RejectedSequenceError:
+            assert key is None
 
 
 def test_staged_inputs_are_kept_until_they_change(tmp_path: Path) -> None:
@@ -260,6 +275,8 @@ def test_a_worker_that_was_thought_lost_changes_nothing(tmp_path: Path, tiny_che
     assert entry is not None
     assert folder.holds(entry)
     assert (folder.journal / answers[1]["handed"]).exists()
+    # Whoever is given it once more finds it whole.
+    assert made(PartWorker(assignment), part=asdict(part)).keys().isdisjoint({"entry", "handed", "sign"})
     assert len(list(Path(job.output).glob("*.parquet"))) == 1
 
 
