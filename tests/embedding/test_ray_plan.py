@@ -25,7 +25,7 @@ from rd_hf.embedding.engine import prepare
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.parts import cut_parts, read_all
-from rd_hf.embedding.ray import RaySettings, duplicates, staging
+from rd_hf.embedding.ray import RaySettings, staging
 from rd_hf.embedding.ray.staging import PlannedPart, StagedFile, StagingFolder, key_of, plan, read_records, stage
 from rd_hf.embedding.ray.worker import Assignment, PartWorker, WorkerFolder
 from rd_hf.embedding.settings import JobSettings
@@ -185,18 +185,18 @@ def test_shared_sequences_are_those_of_several_parts(drawn: list[int], part: int
         }
     )
     starts = np.arange(1, len(keys) + 1, part)
-    found = duplicates.in_several_parts(bucket, starts).to_pylist()
+    found = staging.in_several_parts(bucket, starts).to_pylist()
     assert {(row["key"], row["record"], row["copies"]) for row in found} == expected
     assert len(found) == len(expected)
 
 
 def test_shared_rows_are_found_by_their_sequence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "GROUP", 3)
+    monkeypatch.setattr(staging, "GROUP", 3)
     names = [f"MKT{'A' * number}" for number in range(8)]
     keys = np.array([key_of(name) for name in names], dtype="S16")
     # The records that have them first are in another order than the keys.
     records = np.array([5, 3, 9, 1, 20, 11, 7, 2])
-    shared = duplicates.write_shared(keys, records, 16, tmp_path)
+    shared = staging.write_shared(keys, records, 16, tmp_path)
     rank = np.argsort(np.argsort(records))
     values = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
     values[rank[6]] = np.nan
@@ -228,7 +228,7 @@ def test_a_group_is_as_wide_as_what_is_computed(tmp_path: Path, tiny_checkpoint:
     assignment = Assignment(job, checkpoint, checkpoint.widths((), 40), str(Path.cwd()), token, keys=True)
     files, path = files_of(job, keys=True), folder.journal / "staged"
     keys = np.array([key_of("MKTAY" * times) for times in (1, 2, 3)], dtype="S16")
-    shared = duplicates.write_shared(keys, np.array([1, 2, 3]), 12, path)
+    shared = staging.write_shared(keys, np.array([1, 2, 3]), 12, path)
     assert not folder.holds_work()
     worker = PartWorker(assignment, shared, files)
     tokens = made(worker, group=0)["work"]["tokens"]

@@ -20,8 +20,15 @@ from rd_hf.embedding.manifest import check_known, installed_versions, known_part
 from rd_hf.embedding.progress import Progress
 from rd_hf.embedding.ray import RaySettings
 from rd_hf.embedding.ray.cluster import Cluster, ask_every_node, joined
-from rd_hf.embedding.ray.duplicates import SharedSequences, find_shared
-from rd_hf.embedding.ray.staging import PlannedPart, StagedFile, StagingFolder, plan, stage
+from rd_hf.embedding.ray.staging import (
+    PlannedPart,
+    SharedSequences,
+    StagedFile,
+    StagingFolder,
+    find_shared,
+    plan,
+    stage,
+)
 from rd_hf.embedding.ray.worker import Assignment, PartWorker, look_around, stage_input, unfinished
 from rd_hf.embedding.settings import JobSettings, JobSummary
 from rd_hf.launch import Processes

@@ -12,22 +12,27 @@ import secrets
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
 
 from rd_hf.data.fasta import InputError
 from rd_hf.data.sources import source_size
 from rd_hf.embedding.checkpoint import Checkpoint
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry
+from rd_hf.embedding.parts import Part
 from rd_hf.embedding.progress import Progress
-from rd_hf.embedding.ray.duplicates import DeduplicatingWorker, SharedSequences
-from rd_hf.embedding.ray.staging import PlannedPart, StagedFile, stage
+from rd_hf.embedding.ray.staging import PlannedPart, SharedSequences, StagedFile, stage
 from rd_hf.embedding.settings import JobSettings
-from rd_hf.embedding.worker import StageTimer
+from rd_hf.embedding.worker import StageTimer, Worker
 from rd_hf.files import file_sha256, replacing
 from rd_hf.launch import Processes
 from rd_hf.memory import bound_kernels, trim_heap
+
+if TYPE_CHECKING:
+    from rd_hf.embedding.engine import Request
 
 # More machines than that are hardly lost in the midst of one and the same part.
 _TRIES = 5
@@ -103,6 +108,25 @@ def unfinished(folder: OutputFolder, token: str | None, what: str = "*") -> list
     return list(folder.journal.glob(f"{token}-begun-{what}-*.tmp"))
 
 
+@dataclass(slots=True)
+class DeduplicatingWorker(Worker):
+    """Makes a part from what was computed before, and computes the rest of it."""
+
+    shared: SharedSequences | None = field(default=None, kw_only=True)
+
+    def compute(self, part: Part, places: list[int], requests: list[Request]) -> list[np.ndarray | str]:
+        found: list[Any] = [None] * len(requests)
+        if self.shared is not None:
+            with self.stages.stage("read"):
+                found = [self.shared.find(request.sequence) for request in requests]
+        left = [index for index, value in enumerate(found) if value is None]
+        # Spelled out, since super() without arguments does not find the class that slots made anew.
+        computed = Worker.compute(self, part, [places[i] for i in left], [requests[i] for i in left])
+        for index, value in zip(left, computed, strict=True):
+            found[index] = value
+        return found
+
+
 class PartWorker:
     """Makes one part after the other; the model loads once, when the first part needs it.
 
@@ -160,8 +184,6 @@ class PartWorker:
         return answer | {"entry": self._folder.entry_written.to_json()} | self._folder.names()
 
     def _make_group(self, group: int) -> dict[str, Any]:
-        import numpy as np
-
         from rd_hf.embedding.engine import embed_requests, prepare
 
         assert self._shared is not None
