@@ -168,7 +168,7 @@ class _Driver:
         total = None if None in sizes else sum(size or 0 for size in sizes)
         with Progress(total, self.show_progress, "records") as bar:
             for answer in chain(*here, elsewhere):
-                self._hear(answer, InputError)
+                self._take(answer, InputError)
                 index = answer["index"]
                 bar.read(answer["bytes"])
                 bar.embedded(answer["records"], answer["records"])
@@ -218,7 +218,7 @@ class _Driver:
 
         with Progress(sum(part.letters for part in parts), self.show_progress) as bar:
             for answer in _answers(tasks, made):
-                self._hear(answer)
+                self._take(answer)
                 letters = parts[answer["index"]].letters if "index" in answer else 0
                 bar.read(letters)
                 if "index" in answer:
@@ -233,8 +233,8 @@ class _Driver:
                 bar.embedded(letters, letters)
                 bar.part_done()
 
-    def _hear(self, answer: dict[str, Any], kind: type[ValueError] = JobError) -> None:
-        """Take what a worker says beside its result; its error is raised as this kind."""
+    def _take(self, answer: dict[str, Any], kind: type[ValueError] = JobError) -> None:
+        """Take the notes and the work of an answer; its error is raised as this kind."""
         self._say(*answer["notes"])
         if answer["error"]:
             raise kind(answer["error"])

@@ -121,7 +121,7 @@ def stage(settings: JobSettings, index: int, keys: bool) -> Iterator[dict[str, A
     """Read input number ``index`` to its end and write it to staged files.
 
     A file's name and content follow from the input alone, so that a task that Ray starts again, and even one that it
-    took for lost, write the same. With ``keys``, it also tells what each sequence is once cleaned.
+    took for lost, write the same. With ``keys``, each record has that of its cleaned sequence.
 
     Yields:
         ``index``, ``file``, ``records``, ``bytes`` (read since the last), ``notes`` and ``error``: one for each file,
@@ -293,7 +293,7 @@ class SharedSequences:
 
 @cache
 def _array(path: Path) -> np.ndarray:
-    """An array on the disk, opened once a process."""
+    """An array on the disk, opened once per process."""
     return np.load(path, mmap_mode="r")
 
 

@@ -47,7 +47,7 @@ class Assignment:
     widths: dict[str, int]
     directory: str  # where it was started; relative paths count from there
     token: str  # of the output folder, as names of half-written files begin
-    keys: bool = False  # whether staged records are to tell what their sequence is once cleaned
+    keys: bool = False  # whether staged records have the keys of their sequences
 
     def enter(self) -> None:
         """Let relative paths mean here what they mean where the job was started."""
@@ -75,7 +75,7 @@ class WorkerFolder(OutputFolder):
         before = len(unfinished(self, self._token, what))
         if before >= _TRIES:
             raise JobError(
-                f"{what} ended its worker {before} times: it may need more memory than a worker has (lower "
+                f"{what.replace('block', 'group ')} ended its worker {before} times: it may need more memory than a worker has (lower "
                 "--batch-tokens or --part-records, or give workers more), or the machines' logs say why"
             )
         name = f"{what}-{secrets.token_hex(4)}.tmp"
