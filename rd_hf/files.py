@@ -46,7 +46,7 @@ def error_text(error: BaseException) -> str:
 
 
 def _cause(error: Exception) -> OSError | None:
-    """The system's error that this one is or stands for: safetensors has a class of its own, with the number in words."""
+    """The system's error that this one is or stands for: safetensors has its own class, with the number as text."""
     if isinstance(error, OSError):
         return error
     _, found, number = str(error).partition("(os error ")

@@ -75,8 +75,9 @@ class WorkerFolder(OutputFolder):
         before = len(unfinished(self, self._token, what))
         if before >= _TRIES:
             raise JobError(
-                f"{what.replace('block', 'group ')} ended its worker {before} times: it may need more memory than a worker has (lower "
-                "--batch-tokens or --part-records, or give workers more), or the machines' logs say why"
+                f"{what.replace('block', 'group ')} ended its worker {before} times: it may need more memory than a "
+                "worker has (lower --batch-tokens or --part-records, or give workers more), or the machines' logs say "
+                "why"
             )
         name = f"{what}-{secrets.token_hex(4)}.tmp"
         self.sign = self.journal / f"{self._token}-begun-{name}"
