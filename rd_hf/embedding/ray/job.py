@@ -166,7 +166,7 @@ class _Driver:
         elsewhere = _answers([index for index in left if inputs[index] != "-"], staging_of)
         sizes = [source_size(inputs[index]) for index in left]
         total = None if None in sizes else sum(size or 0 for size in sizes)
-        with Progress(total, self.show_progress, "records") as bar:
+        with Progress(total, shown=self.show_progress, unit="records") as bar:
             for answer in chain(*here, elsewhere):
                 self._take(answer, InputError)
                 index = answer["index"]
@@ -216,7 +216,7 @@ class _Driver:
             cpus, gpus = self.ray_settings.cpus, self.cluster.gpus or None
             return data.map(PartWorker, fn_constructor_args=given, compute=strategy, num_cpus=cpus, num_gpus=gpus)
 
-        with Progress(sum(part.letters for part in parts), self.show_progress) as bar:
+        with Progress(sum(part.letters for part in parts), shown=self.show_progress) as bar:
             for answer in _answers(tasks, made):
                 self._take(answer)
                 letters = parts[answer["index"]].letters if "index" in answer else 0
