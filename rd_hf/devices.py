@@ -1,4 +1,4 @@
-"""The device of a process: by its rank, or as a user names it; one sentence for all commands where it is not there."""
+"""The device of a process, by its rank or as a user names it, and one message for all commands where it is absent."""
 
 from __future__ import annotations
 

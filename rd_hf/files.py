@@ -1,4 +1,4 @@
-"""Files in folders of a user's: written whole or not at all, told apart from others', and kept to one job at a time.
+"""Files in folders of a user's: written whole or not at all, known from others', and open to one job at a time.
 
 A hidden folder of this project's own (:class:`Workspace`) carries a record with a random token and the hashes of what
 was written; half-written files lie in it under that token. What is not in the record, or has changed since, is
@@ -46,7 +46,7 @@ def error_text(error: BaseException) -> str:
 
 
 def _cause(error: Exception) -> OSError | None:
-    """The system's error that this one is or tells of: safetensors has a class of its own, with the number in words."""
+    """The system's error that this one is or stands for: safetensors has its own class, with the number as text."""
     if isinstance(error, OSError):
         return error
     _, found, number = str(error).partition("(os error ")

@@ -353,16 +353,17 @@ def test_a_full_disk_is_one_sentence(
 
 
 def test_a_worker_without_the_package_is_one_sentence(
-    connected: RayCluster, job: list[object], tmp_path: Path, embed: Embed, monkeypatch: pytest.MonkeyPatch
+    cluster: RayCluster, job: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "broken" / "rd_hf").mkdir(parents=True)
     (tmp_path / "broken" / "rd_hf" / "__init__.py").write_text("raise ModuleNotFoundError('No module named rd_hf')\n")
+    # Workers import from where the driver was started, too.
     monkeypatch.chdir(tmp_path)
-    node = connected.add(PYTHONPATH=str(tmp_path / "broken"))
+    node = cluster.add(PYTHONPATH=str(tmp_path / "broken"))
     try:
-        outcome = embed(*job, tmp_path / "out", *on(connected))
+        outcome = run_process(*job, tmp_path / "out", *on(cluster))
     finally:
-        connected.lose(node)
+        cluster.lose(node)
     assert outcome.status == 1
     assert re.search(r"the worker at \S+ cannot import rd_hf \(No module named rd_hf\): install rd_hf ", outcome.stderr)
     assert outcome.stderr.count("\n") == 1

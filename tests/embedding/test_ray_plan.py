@@ -19,11 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rd_hf.data.fasta import FastaRecord
+from rd_hf.data.residues import RejectedSequenceError
 from rd_hf.embedding.checkpoint import resolve
+from rd_hf.embedding.engine import prepare
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.parts import cut_parts, read_all
-from rd_hf.embedding.ray import RaySettings, duplicates, staging
+from rd_hf.embedding.ray import RaySettings, staging
 from rd_hf.embedding.ray.staging import PlannedPart, StagedFile, StagingFolder, key_of, plan, read_records, stage
 from rd_hf.embedding.ray.worker import Assignment, PartWorker, WorkerFolder
 from rd_hf.embedding.settings import JobSettings
@@ -114,6 +116,19 @@ def test_any_text_comes_back_as_it_was(tmp_path: Path) -> None:
     assert read_records(path, 1, 2) == records[1:2]
 
 
+@pytest.mark.parametrize("long", ["window", "truncate", "error"])
+def test_what_the_engine_would_reject_has_no_key(long: str, tmp_path: Path) -> None:
+    options = EmbeddingOptions(long=long, max_length=5, overlap=2)
+    job = JobSettings(model="", inputs=("x",), output=str(tmp_path), options=options)
+    records = [FastaRecord(n, "", "", text) for n, text in enumerate(("MKT", "mktay", "MKTAYI", "M1", ""), start=1)]
+    staging.write_records(tmp_path / "records.parquet", records, job, keys=True)
+    for record, key in zip(records, pq.read_table(tmp_path / "records.parquet")["key"].to_pylist(), strict=True):
+        try:
+            assert key == key_of(prepare(record.letters(), (), options).sequence)
+        except RejectedSequenceError:
+            assert key is None
+
+
 def test_staged_inputs_are_kept_until_they_change(tmp_path: Path) -> None:
     fasta = tmp_path / "a.fasta"
     fasta.write_text(">a\nMKT\n>b\nMKTA\n")
@@ -170,18 +185,18 @@ def test_shared_sequences_are_those_of_several_parts(drawn: list[int], part: int
         }
     )
     starts = np.arange(1, len(keys) + 1, part)
-    found = duplicates.in_several_parts(bucket, starts).to_pylist()
+    found = staging.in_several_parts(bucket, starts).to_pylist()
     assert {(row["key"], row["record"], row["copies"]) for row in found} == expected
     assert len(found) == len(expected)
 
 
 def test_shared_rows_are_found_by_their_sequence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "GROUP", 3)
+    monkeypatch.setattr(staging, "GROUP", 3)
     names = [f"MKT{'A' * number}" for number in range(8)]
     keys = np.array([key_of(name) for name in names], dtype="S16")
     # The records that have them first are in another order than the keys.
     records = np.array([5, 3, 9, 1, 20, 11, 7, 2])
-    shared = duplicates.write_shared(keys, records, 16, tmp_path)
+    shared = staging.write_shared(keys, records, 16, tmp_path)
     rank = np.argsort(np.argsort(records))
     values = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
     values[rank[6]] = np.nan
@@ -213,7 +228,7 @@ def test_a_group_is_as_wide_as_what_is_computed(tmp_path: Path, tiny_checkpoint:
     assignment = Assignment(job, checkpoint, checkpoint.widths((), 40), str(Path.cwd()), token, keys=True)
     files, path = files_of(job, keys=True), folder.journal / "staged"
     keys = np.array([key_of("MKTAY" * times) for times in (1, 2, 3)], dtype="S16")
-    shared = duplicates.write_shared(keys, np.array([1, 2, 3]), 12, path)
+    shared = staging.write_shared(keys, np.array([1, 2, 3]), 12, path)
     assert not folder.holds_work()
     worker = PartWorker(assignment, shared, files)
     tokens = made(worker, group=0)["work"]["tokens"]
@@ -260,6 +275,8 @@ def test_a_worker_that_was_thought_lost_changes_nothing(tmp_path: Path, tiny_che
     assert entry is not None
     assert folder.holds(entry)
     assert (folder.journal / answers[1]["handed"]).exists()
+    # Whoever is given it once more finds it whole.
+    assert made(PartWorker(assignment), part=asdict(part)).keys().isdisjoint({"entry", "handed", "sign"})
     assert len(list(Path(job.output).glob("*.parquet"))) == 1
 
 

@@ -1,4 +1,4 @@
-"""A cluster to work on: joined or started, looked over, and kept quiet."""
+"""A Ray cluster: joined or started, checked for what a job needs, and without messages of its own."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _check_address(address: str) -> None:
             raise JobError(f"nothing listens at {address} ({error}): {_ANOTHER_ADDRESS}") from error
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--skip-version-check"]
     try:
-        # In a process that can be ended. What it finds to be wrong otherwise, joining says in words.
+        # In a process that can be ended. What else is wrong, joining finds too.
         subprocess.run([*command, "--address", address], capture_output=True, timeout=_ANSWERS_WITHIN, check=False)
     except subprocess.TimeoutExpired as error:
         raise JobError(

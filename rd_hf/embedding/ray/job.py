@@ -20,8 +20,15 @@ from rd_hf.embedding.manifest import check_known, installed_versions, known_part
 from rd_hf.embedding.progress import Progress
 from rd_hf.embedding.ray import RaySettings
 from rd_hf.embedding.ray.cluster import Cluster, ask_every_node, joined
-from rd_hf.embedding.ray.duplicates import SharedSequences, find_shared
-from rd_hf.embedding.ray.staging import PlannedPart, StagedFile, StagingFolder, plan, stage
+from rd_hf.embedding.ray.staging import (
+    PlannedPart,
+    SharedSequences,
+    StagedFile,
+    StagingFolder,
+    find_shared,
+    plan,
+    stage,
+)
 from rd_hf.embedding.ray.worker import Assignment, PartWorker, look_around, stage_input, unfinished
 from rd_hf.embedding.settings import JobSettings, JobSummary
 from rd_hf.launch import Processes
@@ -159,9 +166,9 @@ class _Driver:
         elsewhere = _answers([index for index in left if inputs[index] != "-"], staging_of)
         sizes = [source_size(inputs[index]) for index in left]
         total = None if None in sizes else sum(size or 0 for size in sizes)
-        with Progress(total, self.show_progress, "records") as bar:
+        with Progress(total, shown=self.show_progress, unit="records") as bar:
             for answer in chain(*here, elsewhere):
-                self._hear(answer, InputError)
+                self._take(answer, InputError)
                 index = answer["index"]
                 bar.read(answer["bytes"])
                 bar.embedded(answer["records"], answer["records"])
@@ -209,9 +216,9 @@ class _Driver:
             cpus, gpus = self.ray_settings.cpus, self.cluster.gpus or None
             return data.map(PartWorker, fn_constructor_args=given, compute=strategy, num_cpus=cpus, num_gpus=gpus)
 
-        with Progress(sum(part.letters for part in parts), self.show_progress) as bar:
+        with Progress(sum(part.letters for part in parts), shown=self.show_progress) as bar:
             for answer in _answers(tasks, made):
-                self._hear(answer)
+                self._take(answer)
                 letters = parts[answer["index"]].letters if "index" in answer else 0
                 bar.read(letters)
                 if "index" in answer:
@@ -226,8 +233,8 @@ class _Driver:
                 bar.embedded(letters, letters)
                 bar.part_done()
 
-    def _hear(self, answer: dict[str, Any], kind: type[ValueError] = JobError) -> None:
-        """Take what a worker says beside its result; its error is raised as this kind."""
+    def _take(self, answer: dict[str, Any], kind: type[ValueError] = JobError) -> None:
+        """Take the notes and the work of an answer; its error is raised as this kind."""
         self._say(*answer["notes"])
         if answer["error"]:
             raise kind(answer["error"])

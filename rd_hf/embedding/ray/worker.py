@@ -12,22 +12,27 @@ import secrets
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
 
 from rd_hf.data.fasta import InputError
 from rd_hf.data.sources import source_size
 from rd_hf.embedding.checkpoint import Checkpoint
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry
+from rd_hf.embedding.parts import Part
 from rd_hf.embedding.progress import Progress
-from rd_hf.embedding.ray.duplicates import DeduplicatingWorker, SharedSequences
-from rd_hf.embedding.ray.staging import PlannedPart, StagedFile, stage
+from rd_hf.embedding.ray.staging import PlannedPart, SharedSequences, StagedFile, stage
 from rd_hf.embedding.settings import JobSettings
-from rd_hf.embedding.worker import StageTimer
+from rd_hf.embedding.worker import StageTimer, Worker
 from rd_hf.files import file_sha256, replacing
 from rd_hf.launch import Processes
 from rd_hf.memory import bound_kernels, trim_heap
+
+if TYPE_CHECKING:
+    from rd_hf.embedding.engine import Request
 
 # More machines than that are hardly lost in the midst of one and the same part.
 _TRIES = 5
@@ -42,7 +47,7 @@ class Assignment:
     widths: dict[str, int]
     directory: str  # where it was started; relative paths count from there
     token: str  # of the output folder, as names of half-written files begin
-    keys: bool = False  # whether staged records are to tell what their sequence is once cleaned
+    keys: bool = False  # whether staged records have the keys of their sequences
 
     def enter(self) -> None:
         """Let relative paths mean here what they mean where the job was started."""
@@ -70,8 +75,9 @@ class WorkerFolder(OutputFolder):
         before = len(unfinished(self, self._token, what))
         if before >= _TRIES:
             raise JobError(
-                f"{what} ended its worker {before} times: it may need more memory than a worker has (lower "
-                "--batch-tokens or --part-records, or give workers more), or the machines' logs say why"
+                f"{what.replace('block', 'group ')} ended its worker {before} times: it may need more memory than a "
+                "worker has (lower --batch-tokens or --part-records, or give workers more), or the machines' logs say "
+                "why"
             )
         name = f"{what}-{secrets.token_hex(4)}.tmp"
         self.sign = self.journal / f"{self._token}-begun-{name}"
@@ -101,6 +107,25 @@ class WorkerFolder(OutputFolder):
 def unfinished(folder: OutputFolder, token: str | None, what: str = "*") -> list[Path]:
     """Signs of parts and groups (or of one) that were started and never adopted."""
     return list(folder.journal.glob(f"{token}-begun-{what}-*.tmp"))
+
+
+@dataclass(slots=True)
+class DeduplicatingWorker(Worker):
+    """Makes a part from what was computed before, and computes the rest of it."""
+
+    shared: SharedSequences | None = field(default=None, kw_only=True)
+
+    def compute(self, part: Part, places: list[int], requests: list[Request]) -> list[np.ndarray | str]:
+        found: list[Any] = [None] * len(requests)
+        if self.shared is not None:
+            with self.stages.stage("read"):
+                found = [self.shared.find(request.sequence) for request in requests]
+        left = [index for index, value in enumerate(found) if value is None]
+        # Spelled out, since super() without arguments does not find the class that slots made anew.
+        computed = Worker.compute(self, part, [places[i] for i in left], [requests[i] for i in left])
+        for index, value in zip(left, computed, strict=True):
+            found[index] = value
+        return found
 
 
 class PartWorker:
@@ -160,8 +185,6 @@ class PartWorker:
         return answer | {"entry": self._folder.entry_written.to_json()} | self._folder.names()
 
     def _make_group(self, group: int) -> dict[str, Any]:
-        import numpy as np
-
         from rd_hf.embedding.engine import embed_requests, prepare
 
         assert self._shared is not None
