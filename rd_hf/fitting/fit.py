@@ -53,13 +53,10 @@ class FitResult:
 def backbone_states(
     model: RDEsmModel, batches: Sequence[Sequence[str]], layers: Sequence[int] = ()
 ) -> list[list[torch.Tensor]]:
-    """Final hidden states of every backbone, at residues only.
+    """Final hidden states of every backbone, at residues only, then those of these layers of the largest.
 
-    Args:
-        model: the family.
-        batches: of cleaned sequences. They go up the levels together, so that a model that loads each backbone when its
-            turn comes loads it once; all their states are held until then.
-        layers: of the largest backbone, whose states are wanted too.
+    Batches of cleaned sequences go up the levels together, so that a model that loads each backbone when its turn comes
+    loads it once; all their states are held until then.
 
     Returns:
         For each batch one (residues, k_i) tensor per level, in the backbone's dtype, then one per layer.
@@ -109,17 +106,13 @@ def fit_bases(
 
     Args:
         model: the family; its bases are not read.
-        sample: from :func:`draw_sample`, the same in every process.
+        sample: from :func:`draw_sample`, the same in every process; so is the result.
         options: of the fit.
-        state_folder: where moments are kept meanwhile.
+        state_folder: where moments are kept meanwhile; with ``resume``, those of an unfinished fit are taken up.
         accelerator: single process, or any number under ``accelerate launch``.
-        resume: continue an unfinished fit.
         checkpoint_seconds: time between two writes of the moments.
         group_batches: batches whose states are held at once, for a model that holds one backbone at a time;
             ``window_batches`` is its name up to 0.2.
-
-    Returns:
-        The same result in every process.
 
     Raises:
         ValueError: too few residues, an unfinished fit of other settings, NaN in a backbone's output.
@@ -186,9 +179,8 @@ def _accumulate(
     """Run the batches that are not done, and add their states to this process's moments."""
     accelerator, names = progress.accelerator, model.config.level_names
     mine = progress.remaining(len(batches))
-    label = "fitting"
-    if accelerator.num_processes > 1:
-        label += f" (process 1 of {accelerator.num_processes})"
+    processes = accelerator.num_processes
+    label = "fitting" if processes == 1 else f"fitting (process 1 of {processes})"
     total = sum(len(sample.sequences[position]) for index in mine for position in batches[index][1])
     model.eval()
     saved = time.monotonic()
@@ -298,21 +290,18 @@ def _readout(readout: Readout, layers: Sequence[int]) -> RDEsmReadout:
 def install_whitening(model: RDEsmModel, whitening: Whitening, **record: str | float) -> None:
     """Put a whitening of its blocks into a model (rounded to float32), and where it comes from into its config.
 
-    For bases that came without: whiten by a set of your own, then save the model.
-
-    Args:
-        model: with its bases set.
-        whitening: of its blocks, one per level; its weights are kept beside its maps.
-        record: where the statistics come from: ``of`` ("residues", "proteins"), ``criterion`` of the weights.
+    For bases that came without: whiten by a set of your own, then save the model. The record says what the statistics
+    are ``of`` ("residues", "proteins"), and the ``criterion`` of the weights.
 
     Raises:
-        ValueError: its blocks are not those of the model.
+        ValueError: the blocks are not those of the model.
     """
-    widths = [wide - narrow for narrow, wide in pairwise([0, *model.config.nested_dims.values()])]
-    if whitening.widths != widths:
-        raise ValueError(
-            f"a whitening of blocks {whitening.widths} does not fit a model whose blocks are {widths} wide"
-        )
+    widths, own = (
+        [wide - narrow for narrow, wide in pairwise([0, *model.config.nested_dims.values()])],
+        whitening.widths,
+    )
+    if own != widths:
+        raise ValueError(f"a whitening of blocks {own} does not fit a model whose blocks are {widths} wide")
     module = RDEsmWhitening(widths, whitening.weights)
     for block, mean, matrix, weight in zip(module, whitening.means, whitening.maps, whitening.weights, strict=True):
         # A weight of zero leaves nothing of its map.

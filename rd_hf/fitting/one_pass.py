@@ -26,10 +26,8 @@ def moments_bytes(config: RDEsmConfig, layers: int) -> int:
 def choose_layers(config: RDEsmConfig, asked: Sequence[int] = ()) -> tuple[int, ...]:
     """Choose layers below the final state, in growing order; 0 is what the first layer is given.
 
-    Args:
-        config: of the family.
-        asked: numbers; that of the last layer stands for the final state, which is read always. By default four, evenly
-            spread from 0, or as many as the limit allows.
+    Of those asked for, the last layer stands for the final state, which is read always. By default there are four,
+    evenly spread from 0, or as many as the limit allows.
 
     Raises:
         ValueError: a family of one level, a layer that the largest backbone lacks, or moments beyond the limit.
@@ -60,11 +58,7 @@ def choose_layers(config: RDEsmConfig, asked: Sequence[int] = ()) -> tuple[int, 
 
 
 def tuning_positions(sample: Sample, seed: int) -> frozenset[int]:
-    """Positions of the sequences, none of them held out, by which the ridge is chosen.
-
-    Raises:
-        ValueError: fewer than two sequences to fit on.
-    """
+    """Positions of the sequences, none of them held out, by which the ridge is chosen."""
     positions = [position for position in range(len(sample.sequences)) if position not in sample.heldout]
     if len(positions) < 2:
         raise ValueError("--one-pass needs two sequences or more to fit on, since it chooses its ridge by some of them")

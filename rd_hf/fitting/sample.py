@@ -71,12 +71,8 @@ def draw_sample(
     kept: list[tuple[float, int, str, str]] = []
     records = rejected = duplicates = 0
     for source in sources:
-        for record in tqdm(
-            read_records(source, sequence_column, say=say),
-            desc=f"reading {Path(source).name}",
-            unit=" records",
-            disable=not progress,
-        ):
+        found = read_records(source, sequence_column, say=say)
+        for record in tqdm(found, desc=f"reading {Path(source).name}", unit=" records", disable=not progress):
             records += 1
             try:
                 sequence = clean_sequence(record.letters())[: options.max_length]
@@ -101,13 +97,7 @@ def draw_sample(
 
 
 def plan_batches(sample: Sample, budget: int, tuning: frozenset[int] = frozenset()) -> list[tuple[Split, list[int]]]:
-    """Split and positions of every batch, the same in every process.
-
-    Args:
-        sample: what is batched.
-        budget: tokens per batch.
-        tuning: positions that are batched by themselves.
-    """
+    """Split and positions of every batch of at most ``budget`` tokens, the same in every process."""
     splits: dict[Split, list[int]] = {"training": [], "tuning": [], "heldout": []}
     for position in range(len(sample.sequences)):
         own: Split = "heldout" if position in sample.heldout else "tuning" if position in tuning else "training"

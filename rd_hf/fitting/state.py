@@ -192,8 +192,7 @@ def open_state(folder: Path, settings: dict[str, Any], resume: bool) -> None:
     """Start or continue the state of a fit in ``folder``; one that holds no moments yet is started anew.
 
     Raises:
-        ValueError: an unfinished fit is there and ``resume`` was not asked for, or it was of other settings or of an
-            earlier version, or its settings are lost; the message says which.
+        ValueError: an unfinished fit is there, and ``resume`` is not given, or it does not fit; the message says why.
     """
     record = folder / SETTINGS_FILE
     if not any(folder.glob("moments-*.safetensors")):
