@@ -62,6 +62,8 @@ def run_fit(
         raise ValueError("standard input cannot be shared by several processes: write it to a file first")
     report = (report or partial(tqdm.write, file=sys.stderr)) if group.is_main else lambda _: None
     accelerator = Accelerator()
+    # All have looked at the folder before one of them changes it.
+    accelerator.wait_for_everyone()
     model, keep = _load(settings)
     model = model.to(accelerator.device)
     if warning := warn_of(settings.dtype, str(accelerator.device)):
