@@ -104,7 +104,7 @@ def _load(settings: FitSettings) -> tuple[RDEsmModel, Sequence[int] | None]:
     """The family, and how many residual directions it was asked to keep (None for what its config says)."""
     keep: list[int] | Literal["all"] | None = None
     if settings.keep:
-        keep = "all" if settings.keep == ("all",) else [_number(word) for word in settings.keep]
+        keep = "all" if settings.keep == ("all",) else [int(word) for word in settings.keep]
     # Widths need not grow, where --keep says what each level adds.
     source = family_config(list(settings.backbones), keep) if settings.backbones else str(settings.config)
     sequential = settings.group_tokens is not None
@@ -117,13 +117,6 @@ def _load(settings: FitSettings) -> tuple[RDEsmModel, Sequence[int] | None]:
             f"{', '.join(homeless)} is to be fetched from: set its repo_id in config.json"
         )
     return model, model.config.backbone_widths[1:] if keep == "all" else keep
-
-
-def _number(word: str | int) -> int:
-    try:
-        return int(word)
-    except ValueError:
-        raise ValueError(f"--keep {word} is neither a number of directions nor 'all'") from None
 
 
 def _fitted_options(

@@ -68,7 +68,7 @@ def draw_sample(
     seen: set[bytes] = set()
     # The n sequences of smallest random priority are a uniform sample without replacement; a heap of their
     # negated priorities drops the largest as others come in.
-    kept: list[tuple[float, int, str, str]] = []
+    drawn: list[tuple[float, int, str, str]] = []
     records = rejected = duplicates = 0
     for source in sources:
         found = read_records(source, sequence_column, say=say)
@@ -84,15 +84,15 @@ def draw_sample(
                 duplicates += 1
                 continue
             seen.add(digest)
-            room = options.num_sequences is None or len(kept) < options.num_sequences
+            room = options.num_sequences is None or len(drawn) < options.num_sequences
             add = heapq.heappush if room else heapq.heappushpop
-            add(kept, (-draw.random(), records, record.id, sequence))
-    if not kept:
+            add(drawn, (-draw.random(), records, record.id, sequence))
+    if not drawn:
         raise InputError(f"{', '.join(map(str, sources))}: none of {records} records holds a usable protein sequence")
-    kept.sort(key=lambda item: item[1])
-    heldout_count = round(options.heldout_fraction * len(kept))
-    heldout = frozenset(random.Random(options.seed + 1).sample(range(len(kept)), heldout_count))
-    _, _, ids, sequences = map(list, zip(*kept, strict=True))
+    drawn.sort(key=lambda item: item[1])
+    heldout_count = round(options.heldout_fraction * len(drawn))
+    heldout = frozenset(random.Random(options.seed + 1).sample(range(len(drawn)), heldout_count))
+    _, _, ids, sequences = map(list, zip(*drawn, strict=True))
     return Sample(ids, sequences, heldout, records, rejected, duplicates)
 
 
