@@ -123,10 +123,13 @@ def fit_settings(sample: Sample, model: RDEsmModel, options: FitOptions) -> dict
             }
 
     model.visit_backbones(describe)
+    digest = hashlib.sha256()
+    for sequence in sample.sequences:
+        digest.update(sequence.encode() + b"\n")
     settings = {
         "format": STATE_FORMAT,
-        "sequences": _digest("".join(f"{sequence}\n" for sequence in sample.sequences)),
-        "heldout": _digest(str(sorted(sample.heldout))),
+        "sequences": digest.hexdigest(),
+        "heldout": hashlib.sha256(str(sorted(sample.heldout)).encode()).hexdigest(),
         "levels": dict(zip(config.level_names, config.backbone_widths, strict=True)),
         "backbones": backbones,
         "batch tokens": options.batch_tokens,
@@ -134,10 +137,6 @@ def fit_settings(sample: Sample, model: RDEsmModel, options: FitOptions) -> dict
     }
     # As they are read back.
     return dict(json.loads(json.dumps(settings)))
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def weights_sha256(module: torch.nn.Module) -> str:
