@@ -9,6 +9,7 @@ embedding is ever kept.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -111,12 +112,15 @@ def fit_bases(
         state_folder: where moments are kept meanwhile; with ``resume``, those of an unfinished fit are taken up.
         accelerator: single process, or any number under ``accelerate launch``.
         checkpoint_seconds: time between two writes of the moments.
-        group_batches: batches whose states are held at once, for a model that holds one backbone at a time;
-            ``window_batches`` is its name up to 0.2.
+        group_batches: batches whose states are held at once, for a model that holds one backbone at a time.
+        window_batches: deprecated name of ``group_batches``.
 
     Raises:
         ValueError: too few residues, an unfinished fit of other settings, NaN in a backbone's output.
     """
+    if window_batches is not None:
+        warnings.warn("window_batches is called group_batches now", FutureWarning, stacklevel=2)
+        group_batches = window_batches
     config = fitted_config(model.config, options)
     names, widths = config.level_names, config.backbone_widths
     training = sample.residues(heldout=False)
@@ -134,7 +138,7 @@ def fit_bases(
         workspace.claim()
     try:
         progress = FitProgress(Path(state_folder), model, sample, options, accelerator, resume)
-        _accumulate(model, sample, batches, progress, checkpoint_seconds, window_batches or group_batches)
+        _accumulate(model, sample, batches, progress, checkpoint_seconds, group_batches)
     finally:
         workspace.leave()
     moments = {split: _reduced(own, accelerator) for split, own in progress.moments.items()}
