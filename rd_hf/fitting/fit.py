@@ -26,10 +26,10 @@ from rd_hf.bases.readout import Readout, fit_readout
 from rd_hf.bases.whitening import Whitening, chain_whitening
 from rd_hf.data.batching import collate, residue_mask
 from rd_hf.data.text import readable
-from rd_hf.fitting.one_pass import tuning_positions
-from rd_hf.fitting.sample import Sample, Split, plan_batches
+from rd_hf.files import Workspace
+from rd_hf.fitting.sample import Sample, Split, plan_batches, tuning_positions
 from rd_hf.fitting.settings import FitOptions
-from rd_hf.fitting.state import FitProgress, state_workspace
+from rd_hf.fitting.state import FitProgress
 from rd_hf.memory import bound_kernels, trim_heap
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
@@ -133,7 +133,7 @@ def fit_bases(
     batches = plan_batches(sample, options.batch_tokens, tuning)
     bound_kernels()
     # One lock for all processes: the others wait for the main process at every turn.
-    workspace = state_workspace(Path(state_folder))
+    workspace = Workspace(state_folder, "a fit")
     if accelerator.is_main_process:
         workspace.claim()
     try:

@@ -18,6 +18,8 @@ from rd_hf.data.residues import RejectedSequenceError, clean_sequence
 from rd_hf.data.sources import read_records
 from rd_hf.fitting.settings import FitOptions
 
+# Of the sequences to fit on, those by which the ridge is chosen before all are fitted together.
+_TUNING_SHARE = 0.1
 # Fitted on; chooses the ridge of a readout; kept out to judge by.
 Split = Literal["training", "tuning", "heldout"]
 
@@ -94,6 +96,15 @@ def draw_sample(
     heldout = frozenset(random.Random(options.seed + 1).sample(range(len(drawn)), heldout_count))
     _, _, ids, sequences = map(list, zip(*drawn, strict=True))
     return Sample(ids, sequences, heldout, records, rejected, duplicates)
+
+
+def tuning_positions(sample: Sample, seed: int) -> frozenset[int]:
+    """Positions of the sequences, none of them held out, by which the ridge is chosen."""
+    positions = [position for position in range(len(sample.sequences)) if position not in sample.heldout]
+    if len(positions) < 2:
+        raise ValueError("--one-pass needs two sequences or more to fit on, since it chooses its ridge by some of them")
+    count = max(1, round(_TUNING_SHARE * len(positions)))
+    return frozenset(random.Random(seed + 2).sample(positions, count))
 
 
 def plan_batches(sample: Sample, budget: int, tuning: frozenset[int] = frozenset()) -> list[tuple[Split, list[int]]]:

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from rd_hf.bases.moments import JointMoments, load_tensors, save_tensors
-from rd_hf.files import Workspace, write_json
+from rd_hf.files import write_json
 from rd_hf.fitting.sample import Sample, Split
 from rd_hf.fitting.settings import FitOptions
 from rd_hf.model.modeling_rd_esm import RDEsmModel
@@ -157,11 +157,6 @@ STATE_FORMAT = 2
 SETTINGS_FILE = "settings.json"
 # What a finished fit takes away from its state folder. The settings go first: without them a fit is finished.
 STATE_FILES = (SETTINGS_FILE, "moments-*.safetensors", "fit_report.png")
-
-
-def state_workspace(folder: Path) -> Workspace:
-    """The lock of a state folder, its half-written files, and how it is known."""
-    return Workspace(folder, "a fit")
 
 
 def is_state(folder: Path) -> bool:

@@ -22,8 +22,8 @@ from rd_hf.bases.moments import JointMoments
 from rd_hf.commands.fit import main
 from rd_hf.data.batching import collate
 from rd_hf.data.fasta import InputError
+from rd_hf.files import Workspace
 from rd_hf.fitting import FitOptions, backbone_states, draw_sample, fit_bases, install_bases
-from rd_hf.fitting.state import state_workspace
 from tests.conftest import REPOSITORY, TWO_PROCESSES, environment, kill, random_model
 
 FIT = str(REPOSITORY / "scripts" / "fit_bases.py")
@@ -223,7 +223,7 @@ def test_a_second_fit_in_the_same_place_is_refused_while_the_first_runs(fasta: P
     options = FitOptions(num_sequences=20)
     sample = draw_sample([str(fasta)], options)
     family = random_model([32, 48, 64])
-    first = state_workspace(state)
+    first = Workspace(state, "a fit")
     first.claim()
     with pytest.raises(ValueError, match=r"model is in use by another run of a fit: wait for it, or choose another"):
         fit_bases(family, sample, options, state, Accelerator(cpu=True), resume=True)
