@@ -40,13 +40,10 @@ class NonFiniteStatesError(ValueError):
 class JointMoments:
     """Streaming n, mean and scatter of [h_1, ..., h_m].
 
-    Sums are kept in float64 about a pilot mean (the mean of the first batch), so that subtracting n mean mean^T
-    at the end cancels nothing even where a channel's mean is a hundred times its deviation.
-
-    Args:
-        widths: k_i of each level.
-        product_dtype: in which products of rows are formed before they are added in float64; float32 for devices whose
-            float64 is slow. Values are centred first, so that such a product is good to about 1e-6 of itself.
+    Sums are kept in float64 about a pilot mean (the mean of the first rows), so that subtracting n mean mean^T at the
+    end cancels nothing even where a channel's mean is a hundred times its deviation. Products of rows are formed in
+    ``product_dtype`` before they are added: float32 for devices whose float64 is slow. Values are centred first, so
+    that such a product is good to about 1e-6 of itself.
     """
 
     def __init__(

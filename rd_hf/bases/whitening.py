@@ -42,11 +42,7 @@ class BlockMoments:
 
 
 def block_moments(moments: JointMoments) -> list[BlockMoments]:
-    """Moments of each block, from joint moments whose levels are the blocks: ``JointMoments(block_widths)``.
-
-    Raises:
-        ValueError: fewer than two rows, which have no variance.
-    """
+    """Moments of each block, from joint moments whose levels are the blocks: ``JointMoments(block_widths)``."""
     if moments.count < 2:
         raise ValueError(f"{moments.count} rows have no variance to whiten by: two are needed, and thousands are good")
     means = moments.mean().cpu().split(moments.widths)
@@ -57,20 +53,10 @@ def block_moments(moments: JointMoments) -> list[BlockMoments]:
 
 
 def moments_of_rows(rows: torch.Tensor, widths: Sequence[int]) -> list[BlockMoments]:
-    """Moments of each block, from nested embeddings such as proteins' means.
-
-    Args:
-        rows: (n, sum of widths), any float dtype.
-        widths: d_i of each block: differences of the levels' nested widths.
-    """
+    """Moments of each block, d_i wide, from (n, sum of widths) nested embeddings such as proteins' means."""
     moments = JointMoments(widths)
     moments.update(rows.split(list(widths), dim=1))
     return block_moments(moments)
-
-
-def moments_of_chain(moments: JointMoments, bases: Sequence[Basis]) -> list[BlockMoments]:
-    """Moments of the blocks that bases make of states, from the moments of the states: no embedding is needed."""
-    return [block for block, _ in _walked(moments, bases)]
 
 
 def _walked(moments: JointMoments, bases: Sequence[Basis]) -> Iterator[tuple[BlockMoments, dict[str, torch.Tensor]]]:

@@ -5,9 +5,8 @@
     accelerate launch --num_processes 8 -m rd_hf fit ...      (GPUs)
     torchrun --nproc_per_node 8 -m rd_hf fit ...              (CPUs)
 
-The sequences are read once; memory does not grow with their number. A fit that was stopped, however it was
-stopped, goes on with the same command and --resume, and gives the same bases. With several machines, --output
-must lie on a file system that all of them see.
+The sequences are read once; memory does not grow with their number. A fit that was stopped goes on with the same
+command and --resume, and gives the same bases. With several machines, --output must lie on a file system that all see.
 
 --backbones makes a chain of any encoders of proteins that read ESM-2's tokens: ESM-2, ESM-1b, ESM-1v, DPLM, ESM-C and
 fine-tuned ones, Hub ids and folders mixed, smallest first, each pinned to the commit it has now. Where widths do not

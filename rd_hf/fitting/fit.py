@@ -9,6 +9,7 @@ embedding is ever kept.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -25,10 +26,10 @@ from rd_hf.bases.readout import Readout, fit_readout
 from rd_hf.bases.whitening import Whitening, chain_whitening
 from rd_hf.data.batching import collate, residue_mask
 from rd_hf.data.records import readable
-from rd_hf.fitting.one_pass import tuning_positions
-from rd_hf.fitting.sample import Sample, Split, plan_batches
+from rd_hf.files import Workspace
+from rd_hf.fitting.sample import Sample, Split, plan_batches, tuning_positions
 from rd_hf.fitting.settings import FitOptions
-from rd_hf.fitting.state import FitProgress, state_workspace
+from rd_hf.fitting.state import FitProgress
 from rd_hf.memory import bound_kernels, trim_heap
 from rd_hf.model.bases_rd_esm import RDEsmProjection, RDEsmReadout, RDEsmWhitening
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
@@ -51,13 +52,10 @@ class FitResult:
 def backbone_states(
     model: RDEsmModel, batches: Sequence[Sequence[str]], layers: Sequence[int] = ()
 ) -> list[list[torch.Tensor]]:
-    """Final hidden states of every backbone, at residues only.
+    """Final hidden states of every backbone, at residues only, then those of these layers of the largest.
 
-    Args:
-        model: the family.
-        batches: of cleaned sequences. They go up the levels together, so that a model that loads each backbone when its
-            turn comes loads it once; all their states are held until then.
-        layers: of the largest backbone, whose states are wanted too.
+    Batches of cleaned sequences go up the levels together, so that a model that loads each backbone when its turn comes
+    loads it once; all their states are held until then.
 
     Returns:
         For each batch one (residues, k_i) tensor per level, in the backbone's dtype, then one per layer.
@@ -107,21 +105,20 @@ def fit_bases(
 
     Args:
         model: the family; its bases are not read.
-        sample: from :func:`draw_sample`, the same in every process.
+        sample: from :func:`draw_sample`, the same in every process; so is the result.
         options: of the fit.
-        state_folder: where moments are kept meanwhile.
+        state_folder: where moments are kept meanwhile; with ``resume``, those of an unfinished fit are taken up.
         accelerator: single process, or any number under ``accelerate launch``.
-        resume: continue an unfinished fit.
         checkpoint_seconds: time between two writes of the moments.
-        group_batches: batches whose states are held at once, for a model that holds one backbone at a time;
-            ``window_batches`` is its name up to 0.2.
-
-    Returns:
-        The same result in every process.
+        group_batches: batches whose states are held at once, for a model that holds one backbone at a time.
+        window_batches: deprecated name of ``group_batches``.
 
     Raises:
         ValueError: too few residues, an unfinished fit of other settings, NaN in a backbone's output.
     """
+    if window_batches is not None:
+        warnings.warn("window_batches is called group_batches now", FutureWarning, stacklevel=2)
+        group_batches = window_batches
     config = fitted_config(model.config, options)
     names, widths = config.level_names, config.backbone_widths
     training = sample.residues(heldout=False)
@@ -134,12 +131,12 @@ def fit_bases(
     batches = plan_batches(sample, options.batch_tokens, tuning)
     bound_kernels()
     # One lock for all processes: the others wait for the main process at every turn.
-    workspace = state_workspace(Path(state_folder))
+    workspace = Workspace(state_folder, "a fit")
     if accelerator.is_main_process:
         workspace.claim()
     try:
         progress = FitProgress(Path(state_folder), model, sample, options, accelerator, resume)
-        _accumulate(model, sample, batches, progress, checkpoint_seconds, window_batches or group_batches)
+        _accumulate(model, sample, batches, progress, checkpoint_seconds, group_batches)
     finally:
         workspace.leave()
     moments = {split: _reduced(own, accelerator) for split, own in progress.moments.items()}
@@ -184,9 +181,8 @@ def _accumulate(
     """Run the batches that are not done, and add their states to this process's moments."""
     accelerator, names = progress.accelerator, model.config.level_names
     mine = progress.remaining(len(batches))
-    label = "fitting"
-    if accelerator.num_processes > 1:
-        label += f" (process 1 of {accelerator.num_processes})"
+    processes = accelerator.num_processes
+    label = "fitting" if processes == 1 else f"fitting (process 1 of {processes})"
     total = sum(len(sample.sequences[position]) for index in mine for position in batches[index][1])
     model.eval()
     saved = time.monotonic()
@@ -296,21 +292,18 @@ def _readout(readout: Readout, layers: Sequence[int]) -> RDEsmReadout:
 def install_whitening(model: RDEsmModel, whitening: Whitening, **record: str | float) -> None:
     """Put a whitening of its blocks into a model (rounded to float32), and where it comes from into its config.
 
-    For bases that came without: whiten by a set of your own, then save the model.
-
-    Args:
-        model: with its bases set.
-        whitening: of its blocks, one per level; its weights are kept beside its maps.
-        record: where the statistics come from: ``of`` ("residues", "proteins"), ``criterion`` of the weights.
+    For bases that came without: whiten by a set of your own, then save the model. The record says what the statistics
+    are ``of`` ("residues", "proteins"), and the ``criterion`` of the weights.
 
     Raises:
-        ValueError: its blocks are not those of the model.
+        ValueError: the blocks are not those of the model.
     """
-    widths = [wide - narrow for narrow, wide in pairwise([0, *model.config.nested_dims.values()])]
-    if whitening.widths != widths:
-        raise ValueError(
-            f"a whitening of blocks {whitening.widths} does not fit a model whose blocks are {widths} wide"
-        )
+    widths, own = (
+        [wide - narrow for narrow, wide in pairwise([0, *model.config.nested_dims.values()])],
+        whitening.widths,
+    )
+    if own != widths:
+        raise ValueError(f"a whitening of blocks {own} does not fit a model whose blocks are {widths} wide")
     module = RDEsmWhitening(widths, whitening.weights)
     for block, mean, matrix, weight in zip(module, whitening.means, whitening.maps, whitening.weights, strict=True):
         # A weight of zero leaves nothing of its map.

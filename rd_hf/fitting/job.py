@@ -18,15 +18,20 @@ from rd_hf.data.batching import SPECIAL_TOKENS
 from rd_hf.embedding.dtypes import warn_of
 from rd_hf.files import Workspace, replacing
 from rd_hf.fitting.fit import fit_bases, fitted_config, install_bases
-from rd_hf.fitting.one_pass import choose_layers
 from rd_hf.fitting.sample import Sample, draw_sample
 from rd_hf.fitting.settings import FitOptions, FitSettings, FitSummary
-from rd_hf.fitting.state import SETTINGS_FILE, STATE_FILES, is_state, state_workspace
+from rd_hf.fitting.state import SETTINGS_FILE, STATE_FILES, is_state
 from rd_hf.hub.backbones import family_config
 from rd_hf.hub.checkpoint import REPORT_FILE, is_checkpoint, load_family, refuse_foreign, save_checkpoint
 from rd_hf.launch import Processes, leave, processes
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
+
+# Beside the final state; more of them bring less each.
+DEFAULT_LAYERS = 4
+# Moments of three sets of residues, and a copy of one.
+_COPIES = 4
+MOMENTS_LIMIT = 16 << 30
 
 
 def run_fit(
@@ -50,7 +55,7 @@ def run_fit(
         ValueError, OSError: a family, data or folder that cannot be used, or an unfinished fit of other settings.
     """
     output = Path(settings.output)
-    workspace = state_workspace(output / ".fit")
+    workspace = Workspace(output / ".fit", "a fit")
     if _is_finished(workspace, settings.resume):
         leave(group)
         return FitSummary(str(output))
@@ -62,6 +67,8 @@ def run_fit(
         raise ValueError("standard input cannot be shared by several processes: write it to a file first")
     report = (report or partial(tqdm.write, file=sys.stderr)) if group.is_main else lambda _: None
     accelerator = Accelerator()
+    # All have looked at the folder before one of them changes it.
+    accelerator.wait_for_everyone()
     model, keep = _load(settings)
     model = model.to(accelerator.device)
     if warning := warn_of(settings.dtype, str(accelerator.device)):
@@ -102,7 +109,7 @@ def _load(settings: FitSettings) -> tuple[RDEsmModel, Sequence[int] | None]:
     """The family, and how many residual directions it was asked to keep (None for what its config says)."""
     keep: list[int] | Literal["all"] | None = None
     if settings.keep:
-        keep = "all" if settings.keep == ("all",) else [_number(word) for word in settings.keep]
+        keep = "all" if settings.keep == ("all",) else [int(word) for word in settings.keep]
     # Widths need not grow, where --keep says what each level adds.
     source = family_config(list(settings.backbones), keep) if settings.backbones else str(settings.config)
     sequential = settings.group_tokens is not None
@@ -115,13 +122,6 @@ def _load(settings: FitSettings) -> tuple[RDEsmModel, Sequence[int] | None]:
             f"{', '.join(homeless)} is to be fetched from: set its repo_id in config.json"
         )
     return model, model.config.backbone_widths[1:] if keep == "all" else keep
-
-
-def _number(word: str | int) -> int:
-    try:
-        return int(word)
-    except ValueError:
-        raise ValueError(f"--keep {word} is neither a number of directions nor 'all'") from None
 
 
 def _fitted_options(
@@ -142,6 +142,46 @@ def _fitted_options(
         words = str(error).replace("residual_directions", "--keep")
         raise ValueError(words if keep is None or "--keep" in words else f"--keep: {words}") from error
     return options
+
+
+def moments_bytes(config: RDEsmConfig, layers: int) -> int:
+    """Bytes of the moments over all levels and so many layers of the largest backbone, float64, all copies."""
+    width = sum(config.backbone_widths) + layers * config.backbone_widths[-1]
+    return 8 * width**2 * _COPIES
+
+
+def choose_layers(config: RDEsmConfig, asked: Sequence[int] = ()) -> tuple[int, ...]:
+    """Choose layers below the final state, in growing order; 0 is what the first layer is given.
+
+    Of those asked for, the last layer stands for the final state, which is read always. By default there are four,
+    evenly spread from 0, or as many as the limit allows.
+
+    Raises:
+        ValueError: a family of one level, a layer that the largest backbone lacks, or moments beyond the limit.
+    """
+    if len(config.backbone_groups) < 2:
+        why = "the levels of this family are layers of one backbone, which runs once anyway"
+        if len(config.levels) < 2:
+            why = "this family has one level only"
+        raise ValueError(f"--one-pass takes the place of smaller backbones, and {why}")
+    largest, count = config.levels[-1], config.depth(len(config.levels) - 1)
+    if not asked:
+        wanted = min(DEFAULT_LAYERS, count)
+        while wanted and moments_bytes(config, wanted) > MOMENTS_LIMIT:
+            wanted -= 1
+        return tuple(sorted({position * count // wanted for position in range(wanted)}))
+    for layer in asked:
+        if not 0 <= layer <= count:
+            raise ValueError(f"--one-pass {layer}: the backbone of {largest['name']} has layers 0 to {count}")
+    layers = tuple(sorted(set(asked) - {count}))
+    size = moments_bytes(config, len(layers))
+    if size > MOMENTS_LIMIT:
+        width = config.backbone_widths[-1]
+        raise ValueError(
+            f"--one-pass with {len(layers)} layers of {largest['name']} ({width:,} wide) needs moments of "
+            f"{size / 2**30:,.0f} GiB, and the limit is {MOMENTS_LIMIT / 2**30:,.0f} GiB: name fewer layers"
+        )
+    return layers
 
 
 def _save(settings: FitSettings, model: RDEsmModel, reports: list[FitReport], report: Callable[[str], None]) -> None:

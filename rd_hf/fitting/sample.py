@@ -18,6 +18,8 @@ from rd_hf.data.residues import RejectedSequenceError, clean_sequence
 from rd_hf.data.sources import read_records
 from rd_hf.fitting.settings import FitOptions
 
+# Of the sequences to fit on, those by which the ridge is chosen before all are fitted together.
+_TUNING_SHARE = 0.1
 # Fitted on; chooses the ridge of a readout; kept out to judge by.
 Split = Literal["training", "tuning", "heldout"]
 
@@ -68,15 +70,11 @@ def draw_sample(
     seen: set[bytes] = set()
     # The n sequences of smallest random priority are a uniform sample without replacement; a heap of their
     # negated priorities drops the largest as others come in.
-    kept: list[tuple[float, int, str, str]] = []
+    drawn: list[tuple[float, int, str, str]] = []
     records = rejected = duplicates = 0
     for source in sources:
-        for record in tqdm(
-            read_records(source, sequence_column, say=say),
-            desc=f"reading {Path(source).name}",
-            unit=" records",
-            disable=not progress,
-        ):
+        found = read_records(source, sequence_column, say=say)
+        for record in tqdm(found, desc=f"reading {Path(source).name}", unit=" records", disable=not progress):
             records += 1
             try:
                 sequence = clean_sequence(record.letters())[: options.max_length]
@@ -88,26 +86,29 @@ def draw_sample(
                 duplicates += 1
                 continue
             seen.add(digest)
-            room = options.num_sequences is None or len(kept) < options.num_sequences
+            room = options.num_sequences is None or len(drawn) < options.num_sequences
             add = heapq.heappush if room else heapq.heappushpop
-            add(kept, (-draw.random(), records, record.id, sequence))
-    if not kept:
+            add(drawn, (-draw.random(), records, record.id, sequence))
+    if not drawn:
         raise InputError(f"{', '.join(map(str, sources))}: none of {records} records holds a usable protein sequence")
-    kept.sort(key=lambda item: item[1])
-    heldout_count = round(options.heldout_fraction * len(kept))
-    heldout = frozenset(random.Random(options.seed + 1).sample(range(len(kept)), heldout_count))
-    _, _, ids, sequences = map(list, zip(*kept, strict=True))
+    drawn.sort(key=lambda item: item[1])
+    heldout_count = round(options.heldout_fraction * len(drawn))
+    heldout = frozenset(random.Random(options.seed + 1).sample(range(len(drawn)), heldout_count))
+    _, _, ids, sequences = map(list, zip(*drawn, strict=True))
     return Sample(ids, sequences, heldout, records, rejected, duplicates)
 
 
-def plan_batches(sample: Sample, budget: int, tuning: frozenset[int] = frozenset()) -> list[tuple[Split, list[int]]]:
-    """Split and positions of every batch, the same in every process.
+def tuning_positions(sample: Sample, seed: int) -> frozenset[int]:
+    """Positions of the sequences, none of them held out, by which the ridge is chosen."""
+    positions = [position for position in range(len(sample.sequences)) if position not in sample.heldout]
+    if len(positions) < 2:
+        raise ValueError("--one-pass needs two sequences or more to fit on, since it chooses its ridge by some of them")
+    count = max(1, round(_TUNING_SHARE * len(positions)))
+    return frozenset(random.Random(seed + 2).sample(positions, count))
 
-    Args:
-        sample: what is batched.
-        budget: tokens per batch.
-        tuning: positions that are batched by themselves.
-    """
+
+def plan_batches(sample: Sample, budget: int, tuning: frozenset[int] = frozenset()) -> list[tuple[Split, list[int]]]:
+    """Split and positions of every batch of at most ``budget`` tokens, the same in every process."""
     splits: dict[Split, list[int]] = {"training": [], "tuning": [], "heldout": []}
     for position in range(len(sample.sequences)):
         own: Split = "heldout" if position in sample.heldout else "tuning" if position in tuning else "training"

@@ -128,6 +128,9 @@ class FitSettings:
             )
         if self.group_tokens is not None and self.form == "full":
             raise ValueError("--group-tokens holds no backbones that --form full could save: save bases only")
+        for word in () if self.keep == ("all",) else self.keep:
+            if not str(word).removeprefix("-").isdecimal():
+                raise ValueError(f"--keep {word} is neither a number of directions nor 'all'")
         for word in self.revision_of:
             if not all(word.partition("=")):
                 raise ValueError(f"--revision-of {word}: write it as LEVEL=COMMIT, for example 3B=476b639933c8")

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from rd_hf.bases.moments import JointMoments, load_tensors, save_tensors
-from rd_hf.files import Workspace, write_json
+from rd_hf.files import write_json
 from rd_hf.fitting.sample import Sample, Split
 from rd_hf.fitting.settings import FitOptions
 from rd_hf.model.modeling_rd_esm import RDEsmModel
@@ -123,10 +123,13 @@ def fit_settings(sample: Sample, model: RDEsmModel, options: FitOptions) -> dict
             }
 
     model.visit_backbones(describe)
+    digest = hashlib.sha256()
+    for sequence in sample.sequences:
+        digest.update(sequence.encode() + b"\n")
     settings = {
         "format": STATE_FORMAT,
-        "sequences": _digest("".join(f"{sequence}\n" for sequence in sample.sequences)),
-        "heldout": _digest(str(sorted(sample.heldout))),
+        "sequences": digest.hexdigest(),
+        "heldout": hashlib.sha256(str(sorted(sample.heldout)).encode()).hexdigest(),
         "levels": dict(zip(config.level_names, config.backbone_widths, strict=True)),
         "backbones": backbones,
         "batch tokens": options.batch_tokens,
@@ -134,10 +137,6 @@ def fit_settings(sample: Sample, model: RDEsmModel, options: FitOptions) -> dict
     }
     # As they are read back.
     return dict(json.loads(json.dumps(settings)))
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def weights_sha256(module: torch.nn.Module) -> str:
@@ -158,11 +157,6 @@ STATE_FORMAT = 2
 SETTINGS_FILE = "settings.json"
 # What a finished fit takes away from its state folder. The settings go first: without them a fit is finished.
 STATE_FILES = (SETTINGS_FILE, "moments-*.safetensors", "fit_report.png")
-
-
-def state_workspace(folder: Path) -> Workspace:
-    """The lock of a state folder, its half-written files, and how it is known."""
-    return Workspace(folder, "a fit")
 
 
 def is_state(folder: Path) -> bool:
@@ -192,8 +186,7 @@ def open_state(folder: Path, settings: dict[str, Any], resume: bool) -> None:
     """Start or continue the state of a fit in ``folder``; one that holds no moments yet is started anew.
 
     Raises:
-        ValueError: an unfinished fit is there and ``resume`` was not asked for, or it was of other settings or of an
-            earlier version, or its settings are lost; the message says which.
+        ValueError: an unfinished fit is there, and ``resume`` is not given, or it does not fit; the message says why.
     """
     record = folder / SETTINGS_FILE
     if not any(folder.glob("moments-*.safetensors")):

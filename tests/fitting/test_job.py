@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import Accelerator
 
-from rd_hf import FitOptions, FitSettings, run_fit
+from rd_hf import FitOptions, FitSettings, draw_sample, fit_bases, run_fit
 from rd_hf.commands.fit import build_parser, main
 from rd_hf.fitting import Sample
 from rd_hf.model.modeling_rd_esm import RDEsmModel
@@ -77,6 +78,8 @@ def test_a_fit_leaves_no_readout_of_the_model_that_it_started_from(family: Path,
         ({"config": "c", "backbones": ("a", "b")}, "either config or backbones, and not both"),
         ({"config": "c", "group_tokens": 9}, "--group-tokens 9 must be at least --batch-tokens 4,096"),
         ({"config": "c", "group_tokens": 9000, "form": "full"}, "--form full could save: save bases only"),
+        ({"config": "c", "keep": ("5", "x")}, "--keep x is neither a number of directions nor 'all'"),
+        ({"config": "c", "keep": ("all", "5")}, "--keep all is neither a number of directions nor 'all'"),
         ({"config": "c", "revision_of": ("3B",)}, "--revision-of 3B: write it as LEVEL=COMMIT"),
         ({"config": "c", "dtype": "float16"}, "dtype must be one of float32, bfloat16, not 'float16'"),
         ({"config": "c", "one_pass": (-1,)}, "one_pass must be a whole number of at least 0, not -1"),
@@ -87,7 +90,10 @@ def test_settings_that_do_not_fit_together_are_refused(more: dict[str, Any], mes
         FitSettings(("p.fasta",), "model", **more)
 
 
-def test_window_tokens_still_stands_for_group_tokens() -> None:
+def test_old_names_still_stand_for_groups_of_batches(fasta: Path, tmp_path: Path) -> None:
+    sample = draw_sample([str(fasta)], FitOptions(num_sequences=1, max_length=10, heldout_fraction=0))
+    with pytest.warns(FutureWarning, match="group_batches"), pytest.raises(ValueError, match="10 residues are too few"):
+        fit_bases(random_model([16, 24]), sample, FitOptions(), tmp_path, Accelerator(cpu=True), window_batches=2)
     parser = build_parser()
     words = ["--config", "c", "--data", "d", "--output", "o"]
     assert parser.parse_args([*words, "--window-tokens", "9000"]).group_tokens == 9000

@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from rd_hf.commands.fit import main
 from rd_hf.families import esm2_config
 from rd_hf.fitting import FitOptions, draw_sample, fit_bases, install_bases
-from rd_hf.fitting.one_pass import MOMENTS_LIMIT, choose_layers, moments_bytes, tuning_positions
-from rd_hf.fitting.sample import plan_batches
+from rd_hf.fitting.job import MOMENTS_LIMIT, choose_layers, moments_bytes
+from rd_hf.fitting.sample import plan_batches, tuning_positions
 from rd_hf.hub import load_family
 from rd_hf.hub.checkpoint import write_card
 from rd_hf.model.modeling_rd_esm import RDEsmModel

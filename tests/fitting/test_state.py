@@ -23,7 +23,7 @@ WIDTHS = [16, 24]
 
 
 @pytest.fixture
-def begun(fasta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., object]:
+def unfinished(fasta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., object]:
     """A fit that stops after its first batches, and a function that goes on with it, or with another model."""
     options = FitOptions(num_sequences=20, batch_tokens=512)
     sample = draw_sample([str(fasta)], options)
@@ -77,22 +77,24 @@ def changed(how: str) -> RDEsmModel:
         ("commit", r"commit of the backbone of L1 \(None then, 0+ now\)"),
     ],
 )
-def test_other_backbones_are_not_mixed_in_and_are_named(how: str, words: str, begun: Callable[..., object]) -> None:
+def test_other_backbones_are_not_mixed_in_and_are_named(
+    how: str, words: str, unfinished: Callable[..., object]
+) -> None:
     with pytest.raises(ValueError, match=f"was of other {words}: repeat the command that began it"):
-        begun(changed(how))
-    assert begun(changed("not at all")) is not None
+        unfinished(changed(how))
+    assert unfinished(changed("not at all")) is not None
 
 
-def test_a_state_of_another_version_is_refused_in_a_sentence(begun: Callable[..., object], tmp_path: Path) -> None:
+def test_a_state_of_another_version_is_refused_in_a_sentence(unfinished: Callable[..., object], tmp_path: Path) -> None:
     path = tmp_path / ".fit" / "settings.json"
     older = json.loads(path.read_text())
     del older["format"], older["backbones"]
     path.write_text(json.dumps({**older, "backbone weights": "0" * 64}))
     with pytest.raises(ValueError, match=r"begun by another version of rd_hf.*: continue it with that version, or del"):
-        begun(changed("not at all"))
+        unfinished(changed("not at all"))
     path.unlink()
     with pytest.raises(ValueError, match=r"holds moments and not what they are of \(settings.json\): delete it"):
-        begun(changed("not at all"))
+        unfinished(changed("not at all"))
 
 
 def test_a_digest_is_of_every_byte_and_of_any_dtype() -> None:

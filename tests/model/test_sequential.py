@@ -127,9 +127,9 @@ def test_a_window_that_does_not_fit_is_halved_and_said(tiny_checkpoint: Path, mo
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("window_batches", [3, 1000])
+@pytest.mark.parametrize("group_batches", [3, 1000])
 def test_a_fit_is_the_resident_models(
-    tiny_checkpoint: Path, tmp_path: Path, held: list[int], window_batches: int
+    tiny_checkpoint: Path, tmp_path: Path, held: list[int], group_batches: int
 ) -> None:
     options = FitOptions(num_sequences=20, max_length=100, batch_tokens=600)
     sample = draw_sample([str(EXAMPLE_FASTA)], options)
@@ -139,7 +139,7 @@ def test_a_fit_is_the_resident_models(
         fitted.append(
             fit_bases(
                 model, sample, options, tmp_path / name, Accelerator(cpu=True),
-                window_batches=window_batches if sequential else 1,
+                group_batches=group_batches if sequential else 1,
             )
         )  # fmt: skip
         if not sequential:
