@@ -1,13 +1,13 @@
 """Rehearse a publication: ESM-2 with random weights, true to size and layout, on a local Hub; then rd-hf release.
 
     python scripts/rehearse_release.py --level 650M --folder /tmp/rehearsal --report scripts/rehearse_release.md
-    python scripts/rehearse_release.py --level 3B --window-tokens 4096 --folder /tmp/rehearsal --report ...
+    python scripts/rehearse_release.py --level 3B --group-tokens 4096 --folder /tmp/rehearsal --report ...
 
 Nothing leaves this machine. The repos have the names, commits, files, keys and shard cuts of those on the Hub: 8M to
 650M as safetensors, 3B and 15B as `.bin` shards. The release runs in a process of its own against them, on a few
 sequences: it fetches, fits, judges, pushes, loads back and compares. Then fresh processes load what was pushed, as a
-user does: a smaller level, and the whole. --report gets a section that says seconds and peak memory of each stage and
-bytes moved, beside what --plan had announced. The folder is removed at the end unless --keep is given; 3B needs 45 GB.
+user does: a smaller level, and the whole. --report gets a section with seconds and peak memory of each stage and the
+bytes moved, beside what was planned. The folder is removed at the end unless --keep is given; 3B needs 45 GB.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--level", required=True, help="35M, 150M, 650M, 3B or 15B")
     parser.add_argument("--folder", required=True, type=Path, help="for repos, cache and work; must not exist yet")
-    parser.add_argument("--window-tokens", type=int, help="one backbone at a time, as in rd-hf release")
+    parser.add_argument("--group-tokens", type=int, help="one backbone at a time, as in rd-hf release")
     parser.add_argument("--batch-tokens", type=int, default=1024, help="tokens per batch (default 1024)")
     parser.add_argument("--sequences", type=int, default=16, help="proteins to fit on, of 150 residues (default 16)")
     parser.add_argument("--shrink", type=int, default=1, help="divide all widths by this, for a trial (default 1)")
@@ -123,18 +123,18 @@ def write_sequences(path: Path, count: int) -> None:
 
 
 def run(command: list[str], environment: dict[str, str]) -> str:
-    """Run to the end, showing what it says as it comes; fails where it fails."""
+    """Run to the end and return what it prints, which is shown as it comes; fails if it fails."""
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert process.stdout is not None
-    output = []
+    printed = []
     for line in process.stdout:
-        output.append(line)
+        printed.append(line)
         print(line, end="", flush=True)
     if process.wait() != 0:
-        raise RuntimeError(f"{' '.join(command[:4])} ... failed: {''.join(output[-20:])}")
-    return "".join(output)
+        raise RuntimeError(f"{' '.join(command[:4])} ... failed: {''.join(printed[-20:])}")
+    return "".join(printed)
 
 
 def rehearse(args: argparse.Namespace) -> str:
@@ -162,13 +162,11 @@ def rehearse(args: argparse.Namespace) -> str:
         command = [sys.executable, "-m", "rd_hf", "release", "--repo-id", repo, "--data", str(sequences)]
         command += ["--level", args.level] if args.shrink == 1 else ["--config", str(config)]
         command += ["--batch-tokens", str(args.batch_tokens), "--output", str(args.folder / "work"), "--least-r2", "-9"]
-        if args.window_tokens is not None:
-            command += ["--window-tokens", str(args.window_tokens)]
-        output = run([*command, "--plan", "--json"], environment)
-        if hub.log:
-            raise RuntimeError("--plan asked the Hub")
-        plan = json.loads(output.splitlines()[-1])
-        run(command, environment)
+        if args.group_tokens is not None:
+            command += ["--group-tokens", str(args.group_tokens)]
+        # The plan comes first.
+        printed = run([*command, "--json"], environment)
+        plan = json.loads(next(line for line in printed.splitlines() if line.startswith("{")))
         moved = weights_sent(hub.log)
         loads = {}
         names = list(json.loads((config / "config.json").read_text(encoding="utf-8"))["nested_dims"])
@@ -197,10 +195,8 @@ def section(
     """Markdown: what was planned, what happened."""
     from rd_hf.hub.plan import readable
 
-    how = (
-        "all backbones held" if args.window_tokens is None else f"one at a time, windows of {args.window_tokens} tokens"
-    )
-    planned = plan["resident" if args.window_tokens is None else "sequential"]
+    how = "all backbones held" if args.group_tokens is None else f"one at a time, groups of {args.group_tokens} tokens"
+    planned = plan["resident" if args.group_tokens is None else "sequential"]
     peak = max(stages[name]["peak_bytes"] for name in ("fetch", "fit"))
     lines = [
         f"## {args.level}{'' if args.shrink == 1 else f' (widths divided by {args.shrink})'}: {how}",

@@ -1,4 +1,4 @@
-"""A family put together from models that are there: ``NAME=REPO[@REVISION][:LEVEL][#LAYER]`` each, becomes a config.
+"""The config of a family that is put together from any models: ``NAME=REPO[@REVISION][:LEVEL][#LAYER]`` each.
 
 Each may be a Hub id or a folder of an encoder of a family that this project knows (ESM-2 and its like, ESM-C), with
 its own head or without. ``#LAYER`` names a layer of it: the level is then that backbone as if it ended there, and
@@ -35,7 +35,6 @@ class BackboneSource:
     Attributes:
         name: of the level; None for all levels of a reverse-distilled family.
         where: Hub id or folder.
-        revision: of a Hub id, None for its main branch.
         level: of a reverse-distilled family, None for the one called ``name``.
         layer: number of the layer that the level ends at, None for the whole backbone.
     """
@@ -48,10 +47,9 @@ class BackboneSource:
 
 
 def parse_source(word: str) -> BackboneSource:
-    """Read ``NAME=REPO[@REVISION][:LEVEL][#LAYER]`` or ``FAMILY[@REVISION]``; a folder's name may hold any of them.
+    """Read ``NAME=REPO[@REVISION][:LEVEL][#LAYER]`` or ``FAMILY[@REVISION]``; InputError if the word is neither.
 
-    Raises:
-        InputError: the word is neither.
+    A folder's name may hold any of these characters.
     """
     name, equals, where = word.partition("=")
     if not equals or Path(word).is_dir():
@@ -77,7 +75,7 @@ def parse_source(word: str) -> BackboneSource:
 
 
 def family_config(words: list[str], keep: list[int] | Literal["all"] | None = None, **hub: Any) -> RDEsmConfig:
-    """Describe the chain of the models that ``words`` name, smallest first, each pinned to its commit of today.
+    """Return the config of the chain of the models that ``words`` name, smallest first, pinned to today's commits.
 
     Only config.json and the tokenizer's vocabulary are fetched.
 
@@ -103,13 +101,7 @@ def family_config(words: list[str], keep: list[int] | Literal["all"] | None = No
 
 
 def encoder_entry(where: str, fields: dict[str, Any], commit: str | None, **hub: Any) -> dict[str, Any]:
-    """What a level says of its backbone: ``backbone``, ``repo_id``, ``revision``.
-
-    Args:
-        where: folder or Hub id of the backbone.
-        fields: of its config.json.
-        commit: of the repo.
-        hub: ``token``, ``cache_dir``, ``local_files_only``.
+    """Return the entry of a level for a backbone (but for its name), from the fields of its config.json.
 
     Raises:
         InputError: it is no encoder of a family that this project knows, or reads other tokens than ESM-2.
@@ -191,11 +183,7 @@ def _levels_of_family(source: BackboneSource, commit: str | None, config: RDEsmC
 
 
 def _share(levels: list[dict[str, Any]]) -> None:
-    """Let neighbouring levels that are layers of one backbone share it, under the name of the last of them.
-
-    Raises:
-        InputError: layers of one backbone that are not neighbours.
-    """
+    """Let neighbouring levels that are layers of one backbone share it, under the name of the last of them."""
 
     def place(entry: dict[str, Any]) -> tuple[str, ...]:
         return tuple(repr(entry.get(key)) for key in _PLACE)

@@ -60,33 +60,26 @@ def render_card(
         weights_bytes: size of the bases.
         license: Hub licence id of the bases.
     """
-    rows = _level_rows(config, report or ())
-    card = ModelCard.from_template(
-        _metadata(config, _license_of_repo(config, full, license), bool(report)),
-        template_str=files("rd_hf").joinpath("templates/model_card.md.jinja").read_text(encoding="utf-8"),
+    judged = [entry["heldout"] for entry in report or () if entry.get("heldout")]
+    context: dict[str, Any] = {
         **_about_backbones(config),
-        plain=_plain,
-        code=_code,
-        number=_number,
-        regressions=_REGRESSIONS,
-        config=config,
-        repo_id=repo_id,
-        full=full,
-        figure=figure,
-        weights_bytes=weights_bytes,
-        title=repo_id.rsplit("/", 1)[-1],
-        bases_license=license,
-        levels=rows,
-        # Two sequences of at most 22 residues, with cls and eos.
-        example_shape=f"(2, 24, {rows[-1]['nested_width']})",
-        heldout=any(entry.get("heldout") for entry in report or ()) and any(row["kept"] != "-" for row in rows),
-        one_pass={
+        **{"plain": _plain, "code": _code, "number": _number, "is_hub_id": is_hub_id, "regressions": _REGRESSIONS},
+        **{"config": config, "repo_id": repo_id, "full": full, "figure": figure, "weights_bytes": weights_bytes},
+        "title": repo_id.rsplit("/", 1)[-1],
+        "bases_license": license,
+        "names": config.level_names,
+        "widths": list(config.nested_dims.values()),
+        "by_level": {entry["level"]: entry for entry in report or ()},
+        "heldout": any(figures.get("residual_variance_kept") is not None for figures in judged),
+        "one_pass": {
             entry["level"]: entry["one_pass"]
             for entry in report or ()
             if (entry.get("one_pass") or {}).get("level_r2") is not None
         },
-    )
-    text = str(card)
+    }
+    template = files("rd_hf").joinpath("templates/model_card.md.jinja").read_text(encoding="utf-8")
+    data = _metadata(config, _license_of_repo(config, full, license), bool(report))
+    text = str(ModelCard.from_template(data, template_str=template, **context))
     return _STAMP.sub(rf"\g<1>{_digest(text)}\g<3>", text, count=1)
 
 
@@ -149,40 +142,6 @@ def _license_of_repo(config: RDEsmConfig, full: bool, bases: str) -> str:
     if None in held:
         return "unknown"
     return bases if held <= {bases} else "other"
-
-
-def _level_rows(config: RDEsmConfig, report: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The table of the levels."""
-    by_level = {entry["level"]: entry for entry in report}
-    rows = []
-    for index, (entry, width) in enumerate(zip(config.levels, config.nested_dims.values(), strict=True)):
-        layers, depth = entry["backbone"]["num_hidden_layers"], config.depth(index)
-        fit = by_level.get(entry["name"], {})
-        training, heldout = fit.get("training") or {}, fit.get("heldout") or {}
-        rows.append(
-            {
-                "level": entry["name"],
-                "backbone": _backbone_link(entry),
-                "layers": depth if depth == layers else f"{depth} of {layers}",
-                "license": _plain(entry.get("license") or "not stated"),
-                "width": entry["backbone"]["hidden_size"],
-                "nested_width": width,
-                "components": _plain(f"{fit['selected_components']} of {fit['components']}")
-                if fit.get("components")
-                else "-",
-                "r2": _number(training.get("r2")),
-                "heldout_r2": _number(heldout.get("r2")),
-                "kept": _number((heldout or training).get("residual_variance_kept")),
-            }
-        )
-    return rows
-
-
-def _backbone_link(entry: dict[str, Any]) -> str:
-    if not is_hub_id(entry["repo_id"]):
-        return "in this repo"
-    at = f" @ {_code(entry['revision'][:7].replace('|', ''))}" if entry["revision"] else ""
-    return f"[{entry['repo_id']}](https://huggingface.co/{entry['repo_id']}){at}"
 
 
 def _number(value: float | None) -> str:

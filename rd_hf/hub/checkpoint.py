@@ -42,16 +42,14 @@ from rd_hf.trust import refuse_foreign_code
 
 logger = logging.getLogger(__name__)
 
-# How sentence-transformers puts the model together: the transformer, then a mean over residues.
-SENTENCE_TRANSFORMERS_MODULES = [
-    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-    {"idx": 1, "name": "1", "path": "1_ResiduePooling", "type": "modeling_rd_esm.ResiduePooling"},
-]
-# Sequences beyond what backbones were trained on in windows, as the jobs compute them.
-SENTENCE_TRANSFORMERS_SETTINGS = {"model_args": {"long_input": "window"}}
 SENTENCE_TRANSFORMERS_FILES = {
-    "modules.json": SENTENCE_TRANSFORMERS_MODULES,
-    "sentence_bert_config.json": SENTENCE_TRANSFORMERS_SETTINGS,
+    # The transformer, then a mean over residues.
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_ResiduePooling", "type": "modeling_rd_esm.ResiduePooling"},
+    ],
+    # Sequences beyond what backbones were trained on in windows, as the jobs compute them.
+    "sentence_bert_config.json": {"model_args": {"long_input": "window"}},
 }
 REPORT_FILE = "fit_report.json"
 FIGURE_FILE = "fit_report.png"
@@ -66,17 +64,14 @@ def is_checkpoint(folder: str | Path) -> bool:
 
 
 def refuse_foreign(folder: str | Path) -> None:
-    """Stop if saving a checkpoint would replace another's file, or take another's card for its own.
+    """Raise a ValueError if saving a checkpoint would replace a file of others, or take their card for its own.
 
     A folder whose ``config.json`` is a reverse-distilled model's is an earlier checkpoint, card and tokenizer too.
-
-    Raises:
-        ValueError: it would; nothing has been changed.
     """
     folder = Path(folder)
     if is_checkpoint(folder):
         return
-    for name in ("config.json", *SENTENCE_TRANSFORMERS_FILES, *TOKENIZER_FILES, REPORT_FILE, FIGURE_FILE, "README.md"):
+    for name in ("config.json", *SENTENCE_TRANSFORMERS_FILES, *TOKENIZER_FILES, REPORT_FILE, FIGURE_FILE, CARD_FILE):
         path = folder / name
         if os.path.lexists(path):
             raise ValueError(
@@ -99,23 +94,18 @@ def save_checkpoint(
     """Write everything that a Hub repo of this model holds.
 
     Args:
-        model: with its bases set.
-        folder: made where it does not exist; files of an earlier save are replaced.
+        folder: made if it does not exist; files of an earlier save are replaced.
         backbones: ``True`` for the full form, each backbone in files of its own; ``False`` for the bases only;
             ``None`` for what ``model.save_pretrained`` does by itself.
-        report: how the fit went; ``fit_report.json`` and the card's level table come from it.
-        figure: a PNG of the fit, copied to ``fit_report.png`` and shown on the card.
+        report: for ``fit_report.json`` and the card's table of levels.
+        figure: a PNG of the fit, for ``fit_report.png`` and the card.
         max_shard_size: largest weights file ("5GB", "7MB" or bytes).
         repo_id: what the card's examples load; pushing puts the right one there.
         license: Hub licence id, for the card.
 
-    Returns:
-        The folder.
-
     Raises:
-        ValueError: bases only, but a level names no ``repo_id`` or its backbone is no
-            longer the one there; or full, but the backbones are not there; or the
-            folder holds somebody else's files of the same names; or it is full or cannot be written to.
+        ValueError: bases only, but a level names no ``repo_id`` or its backbone is no longer the one there; full, but
+            the backbones are not there; the folder holds files of others, or cannot be written to.
     """
     folder = Path(folder)
     refuse_foreign(folder)
@@ -134,16 +124,13 @@ def save_checkpoint(
 
 
 def make_card(folder: Path, *, repo_id: str | None = None, license: str = "mit") -> tuple[str, str | None]:
-    """The card of a checkpoint folder, for a repo; nothing is written.
+    """Return the text of a checkpoint folder's card for a repo, and why it was not made anew (None if it was).
 
     A ``README.md`` that is no card of this package's, or that somebody has edited, is the card as it stands: in an
     edited one the name of the repo is set, and no more.
 
-    Returns:
-        Its text, and in words why it was not made afresh (None where it was).
-
     Raises:
-        ValueError: there is a README.md that is no text, or whose front matter cannot be read.
+        ValueError: a README.md or its front matter cannot be read, or no card can be made.
     """
     path = folder / CARD_FILE
     # As part of an example in Python, a folder's name may not hold just anything.
@@ -177,11 +164,7 @@ def make_card(folder: Path, *, repo_id: str | None = None, license: str = "mit")
 
 
 def write_card(folder: Path, *, repo_id: str | None = None, license: str = "mit") -> str:
-    """Write ``README.md`` from what lies in a checkpoint folder; one that somebody wrote or edited is left alone.
-
-    Returns:
-        The text of the card.
-    """
+    """Write ``README.md`` from what lies in a checkpoint folder, and return it; one that has edits is left alone."""
     text, kept = make_card(folder, repo_id=repo_id, license=license)
     if kept is None:
         write_text(folder / CARD_FILE, text)
@@ -191,13 +174,9 @@ def write_card(folder: Path, *, repo_id: str | None = None, license: str = "mit"
 
 
 def read_config(source: str, revision: str | None = None, **hub: Any) -> RDEsmConfig:
-    """Return the config of a folder or a Hub model, after a check that its settings name no code of others.
+    """Return the config of a folder or a Hub model; ValueError if its settings name code of others.
 
-    Args:
-        source, revision, hub: as in :func:`rd_hf.hub.sources.find_file`.
-
-    Raises:
-        ValueError, OSError: they do; it is no reverse-distilled model; it cannot be had.
+    Arguments as in :func:`rd_hf.hub.sources.find_file`.
     """
     path = find_file(source, "config.json", revision, **hub)
     if path is not None:
@@ -220,7 +199,7 @@ def load_family(
     local_files_only: bool = False,
     sequential: bool = False,
 ) -> RDEsmModel:
-    """A model with its backbones attached, ready to be fitted; without bases yet, they are zero.
+    """Load a model with its backbones attached, ready to be fitted; bases that are not there yet are zero.
 
     Where backbones are fetched from repos of their own, ``model.config.levels[i]["revision"]`` is the commit
     that was really loaded, so that a checkpoint saved later pins it.

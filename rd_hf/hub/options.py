@@ -15,7 +15,7 @@ class PushOptions:
     private: bool | None = option(None, "make a new repo private", action="store_true")
     revision: str | None = option(None, "branch to push to, made where it does not exist (default: main)")
     create_pr: bool = option(False, "open a pull request instead of committing")
-    commit_message: str | None = option(None, "commit message", flags=("--message",))
+    commit_message: str | None = option(None, "commit message", flags=("--message",), metavar="MESSAGE")
     license: str = option("mit", "Hub licence id of the bases, for the card")
     token: str | bool | None = option(None, "Hub token (default: the one of 'hf auth login', or HF_TOKEN)")
     check_level: str | None = option(

@@ -67,7 +67,7 @@ class Plan:
     work_free: int | None = None
 
     def trouble(self, sequential: bool, memory: int | None = None) -> str | None:
-        """Return why a fit does not fit into memory or onto the disk, and what makes it; None where it does.
+        """Return why a fit does not fit into memory or onto the disk, and what makes it; None if it does.
 
         Args:
             sequential: hold one backbone at a time.
@@ -133,11 +133,7 @@ def readable(size: float) -> str:
 
 
 def encoder_on_meta(backbone: dict[str, Any], level: str) -> PreTrainedModel:
-    """Build the encoder of a level's ``backbone`` with all of its layers, without memory for its weights.
-
-    Raises:
-        ValueError: this release of transformers does not have its family.
-    """
+    """Build the encoder of a level's ``backbone`` with all of its layers, without memory for its weights."""
     family = family_of(backbone)
     config = family.config(backbone, level)
     with torch.device("meta"):
@@ -173,8 +169,7 @@ def peak_memory(
 
     Args:
         weights: bytes of each backbone.
-        batch_tokens: of the largest batch.
-        group_tokens: of the largest group of batches if one backbone is held at a time; None if all are.
+        batch_tokens, group_tokens: of the largest batch, and group of batches; None if all backbones are held.
         base: what the process takes without a model.
     """
     widths = config.backbone_widths
@@ -196,7 +191,7 @@ def bases_bytes(config: RDEsmConfig) -> int:
         return sum(buffer.nbytes for buffer in RDEsmModel(config, build_backbones=False).projections.buffers())
 
 
-def measured_flops(width: int = 640, tokens: int = 1024, seconds: float = 3.0) -> float:
+def measured_flops(width: int = 640, tokens: int = 1024, seconds: float = 1.0) -> float:
     """FLOP per second of a transformer layer as the library runs it, on this machine with torch's threads."""
     model = EsmModel(EsmConfig(**esm2_backbone(Member("", "", width, 1, 20))), add_pooling_layer=False).eval()
     length = 256
@@ -236,11 +231,7 @@ def memory_of_imports() -> int:
 
 
 def free_memory(root: Path = Path("/")) -> int:
-    """Memory that a new process could take, in bytes: of the machine, or of the container if that may take less.
-
-    Args:
-        root: of the file system in which the kernel tells it.
-    """
+    """Memory that a new process could take, in bytes: of the machine, or of the container if that may take less."""
     try:
         lines = (root / "proc/meminfo").read_text(encoding="utf-8").splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))

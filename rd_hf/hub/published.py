@@ -74,15 +74,11 @@ def find_recipes(folder: Path, level: str) -> list[Recipe]:
 
 
 def read_step(path: Path, small: Member, large: Member, first_width: int) -> tuple[Basis, str, FitReport]:
-    """Read and fold one file; nothing in it is unpickled.
+    """Read and fold one file; nothing in it is unpickled, and a PublishedFileError says what is wrong in it.
 
     Returns:
         The basis; what it was fitted on: "accumulated", "raw", "first level" (where both are one) or "unknown"
         (linear and ridge files hold no input means); what the file reports of its fit.
-
-    Raises:
-        PublishedFileError: not an ``.npz``, pickled content, a key absent, a size that does not fit, or numbers
-            that are not finite.
     """
     match = _FILE.fullmatch(path.name)
     if match is None:
@@ -182,19 +178,10 @@ def _array(path: Path, archive: np.lib.npyio.NpzFile, key: str, shape: tuple[int
 
 
 def import_published(folder: str | Path, level: str, recipe: Recipe) -> tuple[RDEsmModel, list[FitReport]]:
-    """Return a bases-only model from the published files, without backbones, and what they report of their fit.
+    """Return a bases-only model up to a level from the published files in a folder, and what they report of their fit.
 
     ``model.config.bases["fitted_on"]`` states for each level whether its step was fitted on the accumulated
     embedding (to which it is applied) or on the raw one.
-
-    Args:
-        folder: that holds the ``.npz`` files.
-        level: largest level.
-        recipe: which files.
-
-    Raises:
-        PublishedFileError: a file is absent, damaged or does not fit.
-        ValueError: ESM-2 has no such level.
     """
     config, first = esm2_config(level), ESM2[0]
     steps = [read_step(Path(folder) / name, small, large, first.width) for small, large, name in recipe.files(level)]
@@ -213,11 +200,7 @@ def import_published(folder: str | Path, level: str, recipe: Recipe) -> tuple[RD
 
 
 def import_checkpoint(settings: ImportSettings, say: Callable[[str], None] = print) -> None:
-    """Make a checkpoint folder of the published files, and say what each step was fitted on.
-
-    Raises:
-        ValueError: the folder holds something else; no set of files is complete, or more than one.
-    """
+    """Make a checkpoint folder of the one set of published files that is asked for, and say what it was fitted on."""
     weights, output = Path(settings.weights), Path(settings.output)
     if not is_checkpoint(output):
         Workspace(output / ".rd_hf", "a checkpoint").refuse_others()

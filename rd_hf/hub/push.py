@@ -35,13 +35,9 @@ CHECK_SEQUENCES = ("MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVK
 
 @dataclass(frozen=True)
 class PushPlan:
-    """What a push would do.
+    """What a push would do: sizes of the files that go up, names of those that do not, and the text of the card.
 
-    Attributes:
-        files: name and size of each file, sorted.
-        left_out: names in the folder that are not pushed.
-        card: text of the card.
-        card_kept: why it is the folder's own README.md and not made afresh; None where it is.
+    ``card_kept`` is why the card is the folder's own README.md; None if it was made anew.
     """
 
     repo_id: str
@@ -65,8 +61,7 @@ class PushResult:
     """What a push did.
 
     Attributes:
-        url: of the commit or pull request.
-        revision: what to load: the commit, or `refs/pr/N`.
+        url, revision: of the commit or pull request; the revision (a commit, or `refs/pr/N`) is what to load.
         checked: levels whose reloaded output was equal to the local model's, bit for bit.
     """
 
@@ -140,13 +135,12 @@ def push_folder(folder: str | Path, repo_id: str, **options: Any) -> PushResult:
 
     Args:
         folder: written by :func:`rd_hf.hub.save_checkpoint` (or ``rd-hf fit``).
-        repo_id: ``owner/name``; made where it does not exist.
+        repo_id: ``owner/name``; made if it does not exist.
         options: fields of :class:`rd_hf.hub.options.PushOptions`: ``private``, ``revision``, ``create_pr``,
             ``commit_message``, ``license``, ``token``, ``check``, ``check_level``.
 
     Raises:
-        ValueError: the folder cannot be pushed (see :func:`plan_push`), or the repo is there and not private (or
-            public) as asked.
+        ValueError: see :func:`plan_push`; or the repo is there and not private (or public) as asked.
         PushedModelDiffersError: what arrived is another model.
         huggingface_hub.errors.HfHubHTTPError: the Hub refused.
     """
@@ -193,10 +187,7 @@ def compare_with_hub(
     code in a repo sees a token.
 
     Returns:
-        Names of the levels compared, up to ``level``.
-
-    Raises:
-        PushedModelDiffersError: they differ.
+        Names of the levels compared, up to ``level``; PushedModelDiffersError is raised if they differ.
     """
     folder = Path(folder)
     names = [path.name for path in folder.iterdir() if path.is_file() and any(path.match(it) for it in COMPARED)]
@@ -232,14 +223,9 @@ def push_model(
 ) -> PushResult:
     """Push a model in memory with its backbones, or its bases only.
 
-    By default bases only, if its backbones still are those of the Hub repos that its config names.
-    The fit report and figure come along from the folder the model was loaded from.
-
-    Args:
-        model: with its backbones attached.
-        repo_id: ``owner/name``.
-        backbones, max_shard_size: as in :func:`rd_hf.hub.save_checkpoint`.
-        options: as in :func:`push_folder`.
+    By default bases only, if its backbones still are those of the Hub repos that its config names. The fit report and
+    figure come along from the folder the model was loaded from. Arguments as in :func:`rd_hf.hub.save_checkpoint` and
+    :func:`push_folder`.
     """
     source = Path(getattr(model.config, "name_or_path", "") or ".")
     with tempfile.TemporaryDirectory() as scratch:

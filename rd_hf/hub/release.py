@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import convert_file_size_to_int
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
@@ -40,17 +40,16 @@ from rd_hf.model.staging_rd_esm import clear_staging
 PUBLISHED_REPO = "singhlab/plm_reverse_distillation"
 # The file names of the recipe that the first publication reports, under weights/ of its repo.
 PUBLISHED_RECIPE = Recipe("pcr", "incremental", "1k")
+# Returns what is recorded of a stage beside its seconds.
+Stage = Callable[[], dict[str, Any] | None]
+# Fits the family that a folder describes, and writes the model to another.
+Fit = Callable[[ReleaseSettings, Path, Path], None]
 
 
 class Release:
-    """The record of which stages of a publication are done: ``release.json`` beside the model.
+    """The record of which stages of a publication are done: ``release.json`` beside the folder of the model.
 
-    Args:
-        folder: of the publication; the model lies in its ``model``.
-        settings: what must be the same when it is continued.
-
-    Raises:
-        InputError: the folder holds a publication of other settings, or its record is damaged.
+    ``settings`` must be the same when it is continued: InputError if they are not, or the record is damaged.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
@@ -83,15 +82,13 @@ class Release:
         self,
         stage: str,
         skipped: set[str],
-        work: Callable[[], dict[str, Any]],
+        work: Stage,
         say: Callable[[str], None],
         **options: Any,
     ) -> None:
         """Do a stage, unless it was done or is to be skipped, and record its seconds, its peak memory and result.
 
-        Args:
-            options: what decides its result beside the settings: with others it is done again, and what follows too,
-                unless it only judges.
+        With other ``options`` than before it is done again, and what follows too, unless it only judges.
         """
         if stage in skipped:
             say(f"{stage}: skipped")
@@ -110,7 +107,7 @@ class Release:
         say(f"{stage} ...")
         started = time.perf_counter()
         with peak_memory_of_stage() as peak:
-            result = work()
+            result = work() or {}
         done = {"seconds": round(time.perf_counter() - started, 2), "peak_bytes": peak(), "options": options, **result}
         self.stages[stage] = done
         self.record.parent.mkdir(parents=True, exist_ok=True)
@@ -118,15 +115,11 @@ class Release:
         say(f"{stage}: done in {done['seconds']:,.0f} s, peak {readable(done['peak_bytes'])}")
 
 
-def run_release(settings: ReleaseSettings, fit: Callable[[ReleaseSettings, Path, Path], None]) -> None:
+def run_release(settings: ReleaseSettings, fit: Fit) -> None:
     """Publish a family, or print what that needs; stages that an earlier run has done are not done again.
 
-    Args:
-        settings: the publication.
-        fit: fits the family that a folder describes and writes the model to another.
-
     Raises:
-        InputError, ValueError, OSError: it does not fit on this machine, there is no login, a stage cannot be done.
+        ValueError, OSError: it does not fit on this machine, there is no login, or a stage cannot be done.
     """
     check_hub_id(settings.repo_id)
     config = family_of(settings.level, settings.config)
@@ -195,29 +188,19 @@ def _content(settings: ReleaseSettings, config: RDEsmConfig, sample: Sample | No
     return content
 
 
-def _stages(
-    settings: ReleaseSettings,
-    config: RDEsmConfig,
-    release: Release,
-    fit: Callable[[ReleaseSettings, Path, Path], None],
-) -> dict[str, Callable[[], dict[str, Any]]]:
-    """What each stage does; it returns what is recorded of it."""
+def _stages(settings: ReleaseSettings, config: RDEsmConfig, release: Release, fit: Fit) -> dict[str, Stage]:
+    """What each stage does."""
     model, repo, token, level = release.model, settings.repo_id, settings.push.token, settings.level or ""
     hub = {} if token is None else {"token": token}
     published = settings.folder / "published"
 
-    def do_fit() -> dict[str, Any]:
+    def do_fit() -> None:
         source = settings.folder / "config"
         source.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(source)
         fit(settings, source, model)
         # Its model refers to itself, and would still be held in the stages to come.
         gc.collect()
-        return {}
-
-    def do_import() -> dict[str, Any]:
-        import_checkpoint(ImportSettings(published / "weights", level, model))
-        return {}
 
     def do_push() -> dict[str, Any]:
         result = push_folder(model, repo, **vars(replace(settings.push, check=False)))
@@ -230,23 +213,21 @@ def _stages(
         print(f"loaded back and equal bit for bit: {', '.join(checked)}")
         return {"levels": checked}
 
-    own = settings.from_published
-    return {
-        "fetch": lambda: fetch_published(published, level, **hub) if own else fetch(config, print, **hub),
-        "fit": do_import if own else do_fit,
+    stages: dict[str, Stage] = {
+        "fetch": lambda: fetch(config, print, **hub),
+        "fit": do_fit,
         "judge": lambda: judge(model, settings.least_r2),
         "push": do_push,
         "compare": do_compare,
     }
+    if settings.from_published:
+        stages["fetch"] = lambda: fetch_published(published, level, **hub)
+        stages["fit"] = lambda: import_checkpoint(ImportSettings(published / "weights", level, model))
+    return stages
 
 
 def family_of(level: str | None, folder: str | None) -> RDEsmConfig:
-    """Return the config of ESM-2 up to a level, or of the family that a folder's config.json describes.
-
-    Raises:
-        InputError: the folder is a whole checkpoint, or does not say where a backbone comes from.
-        ValueError, OSError: no such level; no such folder.
-    """
+    """Return the config of ESM-2 up to a level, or of the family that a folder's config.json describes."""
     if folder is None:
         return esm2_config(level or "")
     config = read_config(folder)
@@ -281,11 +262,7 @@ def peak_memory_of_stage(every: float = 0.05) -> Iterator[Callable[[], int]]:
 
 
 def check_login(repo_id: str, token: str | bool | None) -> str:
-    """Return whose login it is, before the hours of a fit and not after.
-
-    Raises:
-        InputError: no login, one that the Hub does not know, or one that may not write there.
-    """
+    """Return whose login it is; InputError if there is none or it may not write there, before the hours of a fit."""
     try:
         who = HfApi(token=token).whoami()
     except (LocalTokenNotFoundError, HfHubHTTPError) as error:
@@ -322,16 +299,10 @@ def fetch_published(folder: Path, level: str, **hub: Any) -> dict[str, Any]:
 
 
 def judge(folder: Path, floor: float) -> dict[str, Any]:
-    """Judge a fit by its held-out residues.
-
-    Args:
-        floor: the least share of a level's variance that its basis must explain on residues kept out of the fit.
-
-    Returns:
-        Held-out R^2 and share of the residual kept by level; empty where none were measured (published bases).
+    """Return R^2 and share of the residual kept by level on held-out residues; none of published bases.
 
     Raises:
-        InputError: a level is below ``floor``.
+        InputError: the R^2 of a level is below ``floor``.
     """
     report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
     found = {
@@ -349,12 +320,8 @@ def judge(folder: Path, floor: float) -> dict[str, Any]:
 
 
 def parse_memory(word: str) -> int:
-    """Return "24GB" or "24GiB" in bytes.
-
-    Raises:
-        InputError: it is no size.
-    """
-    match = re.fullmatch(r"([0-9.]+)\s*([MG])(i?)B", word)
-    if match is None:
-        raise InputError(f"--memory {word} is no size: write it as 500MB, 24GB or 24GiB")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** {"M": 2, "G": 3}[match[2]])
+    """Return "24GB" or "24GiB" in bytes."""
+    try:
+        return convert_file_size_to_int(word)
+    except ValueError as error:
+        raise InputError(f"--memory {word} is no size: write it as 500MB, 24GB or 24GiB") from error

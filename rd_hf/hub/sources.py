@@ -1,4 +1,4 @@
-"""Where models come from: a folder or a repo of the Hub, and the small files in either that say what a model is."""
+"""Where models come from, a folder or a repo of the Hub, and the small files in either that say what a model is."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def is_hub_id(name: str | None) -> bool:
 
 
 def check_hub_id(repo_id: str) -> None:
-    """Raises ValueError unless a repo that is to be made has a name that the Hub takes."""
+    """Raise a ValueError unless a repo that is to be made has a name that the Hub takes."""
     if not is_hub_id(repo_id):
         raise ValueError(f"{repo_id!r} is no Hub id: write it as owner/name")
 
 
 def can_be_fetched(entry: dict[str, Any]) -> bool:
-    """Whether others could fetch the backbone of a level: it comes from the Hub, not from a folder of this machine."""
+    """Whether others could fetch a level's backbone: it comes from the Hub, not from a folder of this machine."""
     return is_hub_id(entry["repo_id"]) and not Path(entry["repo_id"]).is_dir()
 
 
 def find_file(source: str | Path, name: str, revision: str | None = None, **hub: Any) -> Path | None:
-    """Return the path of a file of a model, fetched where need be; None where the model has none of that name.
+    """Return the path of a file of a model, fetched if need be; None if the model has none of that name.
 
     Args:
         source, revision: folder, or Hub id and its revision.
@@ -52,14 +52,9 @@ def find_file(source: str | Path, name: str, revision: str | None = None, **hub:
 
 
 def resolve_commit(repo_id: str, revision: str | None = None, **hub: Any) -> str | None:
-    """Return the commit that a revision of a Hub repo stands for; ``None`` for a local folder.
+    """Return the commit that a revision (by default the main branch) stands for; ``None`` for a folder.
 
-    Args:
-        repo_id, revision: as in ``from_pretrained``; the default branch without a revision.
-        hub: ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
-
-    Raises:
-        huggingface_hub.errors.HfHubHTTPError, OSError: the repo or the revision cannot be had.
+    Raises and takes what :func:`find_file` does.
     """
     if Path(repo_id).is_dir():
         return None
@@ -71,11 +66,7 @@ def resolve_commit(repo_id: str, revision: str | None = None, **hub: Any) -> str
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file of a model holds.
-
-    Raises:
-        ValueError: it is damaged; the message says what to delete where it lies in the Hub's cache.
-    """
+    """Return what a JSON file of a model holds; a damaged one is a ValueError that says what to delete or fetch."""
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -83,13 +74,9 @@ def read_json(path: Path) -> Any:
 
 
 def stated_license(where: str, revision: str | None, **hub: Any) -> str | None:
-    """Return the licence that a model's own card states, as its Hub id (``license_name`` where that is "other").
+    """Return the licence that a model's own card states, as its Hub id (``license_name`` if that is "other").
 
-    Args:
-        where, revision, hub: as in :func:`find_file`.
-
-    Returns:
-        None where there is no card, or it states none.
+    None where there is no card, or it states none; arguments as in :func:`find_file`.
     """
     try:
         path = find_file(where, "README.md", revision, **hub)

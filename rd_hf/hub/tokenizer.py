@@ -14,13 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 
 from rd_hf.data.residues import VOCABULARY
 
-SPECIAL_TOKENS = {
-    "cls_token": "<cls>",
-    "pad_token": "<pad>",
-    "eos_token": "<eos>",
-    "unk_token": "<unk>",
-    "mask_token": "<mask>",
-}
+SPECIAL_TOKENS = {f"{name}_token": f"<{name}>" for name in ("cls", "pad", "eos", "unk", "mask")}
 # Characters that are removed, as in :data:`rd_hf.data.residues._GAPS`.
 _REMOVED = Regex(r"[-. \t\r\n\x0b\f]")
 
