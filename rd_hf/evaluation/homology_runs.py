@@ -150,9 +150,7 @@ def evaluate_rows(
 ) -> pd.DataFrame:
     """Rank every query by embeddings of the domains, (n, width), or read what an earlier run found.
 
-    Returns:
-        Columns: those of :class:`Ranked`, relation, query (row of the domain), cluster, and the figures of
-        :data:`rd_hf.evaluation.retrieval.FIGURES`.
+    Columns: relation, query (row of the domain), cluster, the figures of the ranking, and those of :class:`Ranked`.
     """
     parts = []
     for relation in wanted:
@@ -172,10 +170,9 @@ def search_rows(
 ) -> pd.DataFrame:
     """Hits under weights of blocks, ``widths`` wide, that labels chose.
 
-    Returns:
-        Rows as :func:`evaluate_rows` has them, with hits of unrounded similarities alone, under two more treatments:
-        TREATMENT + "labels", chosen on other superfamilies than those they are judged by, and TREATMENT + "best",
-        judged by what chose them.
+    Rows as :func:`evaluate_rows` has them, with hits of unrounded similarities alone, under two more treatments:
+    TREATMENT + "labels", chosen on other superfamilies than those they are judged by, and TREATMENT + "best", judged by
+    what chose them.
     """
 
     def searched() -> pd.DataFrame:

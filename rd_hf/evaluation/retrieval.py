@@ -136,12 +136,7 @@ def ranks_above(blocks: Sequence[torch.Tensor], wanted: Relation, grid: np.ndarr
 
     The cosine of weighted concatenations is a sum over blocks, so that each block's inner products are formed once.
 
-    Args:
-        blocks: columns of each block, (n, d_i) of any float dtype.
-        grid: weights, (g, blocks).
-
-    Returns:
-        (g, q) int32.
+    Blocks are (n, d_i) of any float dtype, the grid of weights is (g, blocks), and what is returned (g, q) int32.
     """
     columns = [block.float() for block in blocks]
     squares = torch.stack([block.double().square().sum(dim=1) for block in blocks])
