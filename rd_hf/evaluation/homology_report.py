@@ -9,10 +9,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rd_hf.evaluation import statistics
-from rd_hf.evaluation.homology import Published
+from rd_hf.evaluation.homology import FIGURES, Published
 from rd_hf.evaluation.options import KINDS
 from rd_hf.evaluation.plots import draw_levels, legend_below
-from rd_hf.evaluation.retrieval import FIGURES
 from rd_hf.evaluation.tables import CHANCE, SIGNED, between, markdown_table, number, table_of
 from rd_hf.evaluation.treatments import LABELLED, TREATMENTS, unweighted
 
@@ -54,25 +53,27 @@ def _hits(group: pd.DataFrame, treatment: str) -> str:
 
 def in_short(table: pd.DataFrame, level: str) -> str:
     """The largest level alone: plain, whitened, as a search does it, and with the weights that labels would choose."""
-    own = table[(table["relation"] == "superfamily") & (table["level"] == level)]
-    columns = (*SHOWN, "whitened + labels")
-    lines = [
-        [WORDS[str(kind)], str(width), *(_hits(group, treatment) for treatment in columns)]
-        for (kind, width), group in own.groupby(["representation", "width"], sort=False, observed=True)
-    ]
-    return markdown_table([f"level {level}", "width", *columns], lines)
+    rows, columns = table[table["level"] == level], (*SHOWN, "whitened + labels")
+    return markdown_table(
+        [f"level {level}", "width", *columns], [line[1:] for line in _lines(rows, "superfamily", columns)]
+    )
 
 
 def overview(table: pd.DataFrame, relation: str) -> str:
     """hit@1 / hit@10 of each representation under each treatment that no label chose."""
-    rows = table[table["relation"] == relation]
-    columns = [name for name in TREATMENTS if (rows["treatment"] == name).any()]
+    known = set(table.loc[table["relation"] == relation, "treatment"])
+    columns = [name for name in TREATMENTS if name in known]
+    return markdown_table(["contender", "", "width", *columns], _lines(table, relation, columns))
+
+
+def _lines(table: pd.DataFrame, relation: str, treatments: Sequence[str]) -> list[list[str]]:
+    """Name, kind, width and hits of each representation under each treatment."""
     keys = ["representation", "level", "width"]
-    lines = [
-        [f"{kind}.{level}", WORDS[str(kind)], str(width), *(_hits(group, treatment) for treatment in columns)]
-        for (kind, level, width), group in rows.groupby(keys, sort=False, observed=True)
+    groups = table[table["relation"] == relation].groupby(keys, sort=False, observed=True)
+    return [
+        [f"{kind}.{level}", WORDS[str(kind)], str(width), *(_hits(group, treatment) for treatment in treatments)]
+        for (kind, level, width), group in groups
     ]
-    return markdown_table(["contender", "", "width", *columns], lines)
 
 
 def details(table: pd.DataFrame, relation: str) -> str:
