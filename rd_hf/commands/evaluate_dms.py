@@ -12,7 +12,7 @@ cross-validation, on the same variants and folds. The PCA and the chain that kee
 --fit-data, never on an assay; give the data the model's bases were fitted on, and the same sequences are drawn
 from it as the model's config records. --backbones makes a chain of any models, whose bases are fitted there too.
 
---output then holds report.md (tables), the figures it shows, and results.parquet (one row a fold: every table is
+--output then holds report.md (tables), the figures it shows, and results.parquet (one row per fold: every table is
 an average of its rows). A run that was stopped goes on with the same command; a run with one more option computes
 only what is new. An assay that cannot be used is named and left out; the others go on, and the exit status is 1.
 """

@@ -13,8 +13,8 @@ choose is shown beside it and says so.
 
 --data is a folder with one FASTA file of SCOP domains (">d1asha_ a.1.1.2 ..."); published_summary.tsv and
 published_per_query_superfamily_th10.tsv.gz are quoted where they lie beside it. --output then holds report.md, its
-figure and results.parquet (one row a query: every table is an average of its rows). A run that was stopped goes on with
-the same command.
+figure and results.parquet (one row per query: every table is an average of its rows). A run that was stopped goes on
+with the same command.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ The same contenders as in rd-hf evaluate dms, on states of residues instead of m
 chains by accuracy and area under the precision-recall curve (of the positive class; of three classes, the mean).
 Intervals resample test chains, the same for every contender.
 
---output then holds report.md, residues.png and results.parquet (one row a resample; draw 0 is the test set itself).
+--output then holds report.md, residues.png and results.parquet (one row per resample; draw 0 is the test set itself).
 A run that was stopped goes on with the same command.
 """
 

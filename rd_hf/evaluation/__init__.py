@@ -1,6 +1,7 @@
 """Does bigger win? Probes of nested embeddings, their baselines, and intervals that can be trusted.
 
-A run goes through these modules in order: `assays` (read and check), `embeddings` (one forward pass a variant,
-cached), `representations` (every contender as an affine map of the same pooled states), `splits` and `probe`
-(nested cross-validation in closed form), `runs` (one row a fold), `statistics`, `report` and `plots`.
+Each command is one function of `options`: `dms`, `residues` and `homology_runs`, in the `frame` that all share. They
+read inputs (`assays`, `tasks`, `homology`), run backbones once (`families`, `embeddings`), map the same states to every
+contender (`representations`, `treatments`), judge it (`probe`, `homology`, `statistics`), and write tables and figures
+(`report`, `homology_report`, `tables`, `plots`).
 """

@@ -209,10 +209,7 @@ def run_units(units: Iterable[Unit], folder: Path, jobs: int, total: int | None 
     """Probe every unit that has no file in ``folder`` yet, and gather the rows of all.
 
     Units are drawn one after the other, so that a generator may embed an assay while worker processes probe the last;
-    one job works in this process.
-
-    Returns:
-        The tidy table, and the message for each assay on which a probe failed (its rows are left out).
+    one job works in this process. An assay on which a probe fails is left out, and its message returned.
     """
     paths: list[Path] = []
     failed: dict[str, str] = {}
@@ -275,10 +272,9 @@ def _worked_here(unit: Unit, path: Path) -> Future[None]:
 def evaluate_unit(unit: Unit) -> pd.DataFrame:
     """Probe one contender on one assay.
 
-    Returns:
-        One row per fold and, in the splits on multiple mutants, one more for each number of mutations among its
-        test variants. Columns: those of :class:`Contender`, assay, width, split, repeat, fold, mutations ("all" or
-        the number), n_train, n_test, strength, spearman, pearson, r2.
+    One row per fold and, in the splits on multiple mutants, one more for each number of mutations among its test
+    variants. Columns: those of :class:`Contender`, assay, width, split, repeat, fold, mutations ("all" or the number),
+    n_train, n_test, strength, spearman, pearson, r2.
     """
     features = unit.features if unit.representation is None else unit.representation(unit.features)
     rows = []
@@ -292,22 +288,12 @@ def evaluate_unit(unit: Unit) -> pd.DataFrame:
         groups: dict[str, np.ndarray] = {"all": np.ones(len(counts), dtype=bool)}
         if fold.split in ("by_mutations", "singles_to_multiples"):
             groups |= {str(count): counts == count for count in np.unique(counts) if (counts == count).sum() > 1}
+        place = {**asdict(unit.contender), "assay": unit.assay.name, "width": features.shape[1]}
+        place |= {"split": fold.split, "repeat": fold.repeat, "fold": fold.fold}
         for mutations, chosen in groups.items():
-            rows.append(
-                {
-                    **asdict(unit.contender),
-                    "assay": unit.assay.name,
-                    "width": features.shape[1],
-                    "split": fold.split,
-                    "repeat": fold.repeat,
-                    "fold": fold.fold,
-                    "mutations": mutations,
-                    "n_train": len(fold.train),
-                    "n_test": int(chosen.sum()),
-                    "strength": result.strength,
-                    **_scores(scores[fold.test][chosen], result.predictions[chosen]),
-                }
-            )
+            row = {"mutations": mutations, "n_train": len(fold.train), "n_test": int(chosen.sum())}
+            figures = _scores(scores[fold.test][chosen], result.predictions[chosen])
+            rows.append({**place, **row, "strength": result.strength, **figures})
     return pd.DataFrame(rows)
 
 

@@ -9,10 +9,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rd_hf.evaluation import statistics
-from rd_hf.evaluation.homology import Published
+from rd_hf.evaluation.homology import FIGURES, Published
 from rd_hf.evaluation.options import KINDS
 from rd_hf.evaluation.plots import draw_levels, legend_below
-from rd_hf.evaluation.retrieval import FIGURES
 from rd_hf.evaluation.tables import CHANCE, SIGNED, between, markdown_table, number, table_of
 from rd_hf.evaluation.treatments import LABELLED, TREATMENTS, unweighted
 
@@ -54,25 +53,27 @@ def _hits(group: pd.DataFrame, treatment: str) -> str:
 
 def in_short(table: pd.DataFrame, level: str) -> str:
     """The largest level alone: plain, whitened, as a search does it, and with the weights that labels would choose."""
-    own = table[(table["relation"] == "superfamily") & (table["level"] == level)]
-    columns = (*SHOWN, "whitened + labels")
-    lines = [
-        [WORDS[str(kind)], str(width), *(_hits(group, treatment) for treatment in columns)]
-        for (kind, width), group in own.groupby(["representation", "width"], sort=False, observed=True)
-    ]
-    return markdown_table([f"level {level}", "width", *columns], lines)
+    rows, columns = table[table["level"] == level], (*SHOWN, "whitened + labels")
+    return markdown_table(
+        [f"level {level}", "width", *columns], [line[1:] for line in _lines(rows, "superfamily", columns)]
+    )
 
 
 def overview(table: pd.DataFrame, relation: str) -> str:
     """hit@1 / hit@10 of each representation under each treatment that no label chose."""
-    rows = table[table["relation"] == relation]
-    columns = [name for name in TREATMENTS if (rows["treatment"] == name).any()]
+    known = set(table.loc[table["relation"] == relation, "treatment"])
+    columns = [name for name in TREATMENTS if name in known]
+    return markdown_table(["contender", "", "width", *columns], _lines(table, relation, columns))
+
+
+def _lines(table: pd.DataFrame, relation: str, treatments: Sequence[str]) -> list[list[str]]:
+    """Name, kind, width and hits of each representation under each treatment."""
     keys = ["representation", "level", "width"]
-    lines = [
-        [f"{kind}.{level}", WORDS[str(kind)], str(width), *(_hits(group, treatment) for treatment in columns)]
-        for (kind, level, width), group in rows.groupby(keys, sort=False, observed=True)
+    groups = table[table["relation"] == relation].groupby(keys, sort=False, observed=True)
+    return [
+        [f"{kind}.{level}", WORDS[str(kind)], str(width), *(_hits(group, treatment) for treatment in treatments)]
+        for (kind, level, width), group in groups
     ]
-    return markdown_table(["contender", "", "width", *columns], lines)
 
 
 def details(table: pd.DataFrame, relation: str) -> str:
@@ -107,10 +108,10 @@ def _pairs(names: Sequence[str]) -> list[tuple[tuple[str, str, str], tuple[str, 
     return list(dict.fromkeys(pairs))
 
 
-def comparisons(results: pd.DataFrame, names: Sequence[str], relation: str, figure: str = "hit10") -> pd.DataFrame:
-    """The pairs that a reader asks about, on the same queries of one family."""
-    chosen = results[(results["relation"] == relation) & ~results["treatment"].isin(LABELLED)]
-    table = chosen.pivot(index="query", columns=["representation", "level", "treatment"], values=figure)
+def comparison_table(results: pd.DataFrame, names: Sequence[str]) -> str:
+    """The pairs that a reader asks about, on the same queries of one family, by hit@10 at the superfamily's level."""
+    chosen = results[(results["relation"] == "superfamily") & ~results["treatment"].isin(LABELLED)]
+    table = chosen.pivot(index="query", columns=["representation", "level", "treatment"], values="hit10")
     table = table.astype(np.float64)
     owner = chosen.drop_duplicates("query").set_index("query")["cluster"][table.index].to_numpy()
     rows = []
@@ -119,11 +120,6 @@ def comparisons(results: pd.DataFrame, names: Sequence[str], relation: str, figu
             figures = statistics.compare_queries(table[one].to_numpy(), table[other].to_numpy(), owner)
             first, second = (f"{kind}.{level} {treatment}" for kind, level, treatment in (one, other))
             rows.append({"first": first, "second": second, **figures})
-    return statistics.with_q(pd.DataFrame(rows))
-
-
-def comparison_table(pairs: pd.DataFrame) -> str:
-    """Markdown of :func:`comparisons`."""
     columns = {
         "pair": lambda pair: f"{pair['first']} − {pair['second']}",
         "hit@10": lambda pair: number(pair["difference"], SIGNED),
@@ -132,7 +128,7 @@ def comparison_table(pairs: pd.DataFrame) -> str:
         "p": lambda pair: number(pair["p"], CHANCE),
         "q": lambda pair: number(pair["q"], CHANCE),
     }
-    return table_of(pairs, columns)
+    return table_of(statistics.with_q(pd.DataFrame(rows)), columns) if rows else ""
 
 
 def weights_table(table: pd.DataFrame) -> str:
@@ -216,15 +212,9 @@ def render(
     notes: Sequence[str],
     figures: Sequence[str],
 ) -> str:
-    """The whole report.
+    """The whole report, of tidy rows, their :func:`summary`, and names of figures beside it.
 
-    Args:
-        results, table: tidy rows, and their :func:`summary`.
-        levels: level names of each model, smallest first.
-        published: figures of others, or None.
-        check: :meth:`rd_hf.evaluation.homology.Published.disagreement`; empty where there is nothing to check.
-        notes: sentences on how the run was done.
-        figures: file names of plots beside the report.
+    ``check`` is :meth:`rd_hf.evaluation.homology.Published.disagreement`; empty where there is nothing to check.
     """
     parts = ["# Remote homology", *notes, *(f"![{name}]({name})" for name in figures)]
     parts += ["Treatments: " + "; ".join(f"**{name}**, {how.words}" for name, how in TREATMENTS.items()) + "."]
@@ -236,9 +226,9 @@ def render(
         parts += [f"## Superfamily, hit@1 / hit@10{title}", overview(own, "superfamily")]
         if (own["relation"] == "fold").any():
             parts += [f"## Fold, hit@1 / hit@10{title}", overview(own, "fold")]
-        pairs = comparisons(results[results["model"] == model], names, "superfamily")
-        if len(pairs):
-            parts += [f"## Who wins{title}", comparison_table(pairs)]
+        pairs = comparison_table(results[results["model"] == model], names)
+        if pairs:
+            parts += [f"## Who wins{title}", pairs]
         if own["treatment"].isin(LABELLED).any():
             parts += [
                 f"## Weights without labels, and with{title}",

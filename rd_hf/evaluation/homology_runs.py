@@ -17,9 +17,19 @@ from rd_hf.evaluation import homology_report
 from rd_hf.evaluation.embeddings import StateCache, embed_proteins
 from rd_hf.evaluation.families import Family, load_families
 from rd_hf.evaluation.frame import Evaluated, Evaluation, stored_table
-from rd_hf.evaluation.homology import Domains, Relation, read_domains, read_published, relations
+from rd_hf.evaluation.homology import (
+    FIGURES,
+    FOLDS,
+    STEPS,
+    Domains,
+    Relation,
+    rank,
+    read_domains,
+    read_published,
+    relations,
+    search_weights,
+)
 from rd_hf.evaluation.options import FITTED_KINDS, EvaluationOptions, HomologyOptions
-from rd_hf.evaluation.retrieval import FIGURES, FOLDS, STEPS, rank, search_weights
 from rd_hf.evaluation.treatments import DOMAINS, RESIDUES, SEARCHED, TREATMENTS, candidates, mean_moments, treat
 
 # Part of every digest: raise it when the meaning of a column changes.
@@ -58,12 +68,11 @@ def evaluate_homology(options: HomologyOptions) -> Evaluated:
     evaluation.write_table("results.parquet", results)
     levels = {family.label: family.names for family in families}
     summary = homology_report.summary(results)
-    figures = {
-        f"hit10_by_level{'' if len(levels) == 1 else f'_{number}'}.png": homology_report.level_figure(
-            summary[summary["model"] == model], names
-        )
-        for number, (model, names) in enumerate(levels.items(), start=1)
-    }
+    figures = {}
+    for number, (model, names) in enumerate(levels.items(), start=1):
+        tag = "" if len(levels) == 1 else f"_{number}"
+        own = summary[summary["model"] == model]
+        figures[f"hit10_by_level{tag}.png"] = homology_report.level_figure(own, names)
     evaluation.write_figures(figures)
     counts = ", ".join(
         f"{len(relation.queries):,} queries of {len(set(relation.clusters)):,} {PLURALS[relation.name]}"
@@ -150,9 +159,7 @@ def evaluate_rows(
 ) -> pd.DataFrame:
     """Rank every query by embeddings of the domains, (n, width), or read what an earlier run found.
 
-    Returns:
-        Columns: those of :class:`Ranked`, relation, query (row of the domain), cluster, and the figures of
-        :data:`rd_hf.evaluation.retrieval.FIGURES`.
+    Columns: relation, query (row of the domain), cluster, the figures of the ranking, and those of :class:`Ranked`.
     """
     parts = []
     for relation in wanted:
@@ -172,20 +179,17 @@ def search_rows(
 ) -> pd.DataFrame:
     """Hits under weights of blocks, ``widths`` wide, that labels chose.
 
-    Returns:
-        Rows as :func:`evaluate_rows` has them, with hits of unrounded similarities alone, under two more treatments:
-        TREATMENT + "labels", chosen on other superfamilies than those they are judged by, and TREATMENT + "best",
-        judged by what chose them.
+    Rows as :func:`evaluate_rows` has them, with hits of unrounded similarities alone, under two more treatments:
+    TREATMENT + "labels", chosen on other superfamilies than those they are judged by, and TREATMENT + "best", judged by
+    what chose them.
     """
 
     def searched() -> pd.DataFrame:
         search = search_weights(rows.split(list(widths), dim=1), wanted)
         chosen = " or ".join(sorted({_text(weights) for weights in search.chosen.tolist()}))
         parts = []
-        for kind, hits, weights in (
-            ("labels", search.hits, chosen),
-            ("best", search.best_hits, _text(search.best.tolist())),
-        ):
+        best = _text(search.best.tolist())
+        for kind, hits, weights in (("labels", search.hits, chosen), ("best", search.best_hits, best)):
             part = pd.DataFrame(np.nan, range(len(hits)), list(FIGURES), dtype=np.float32)
             part[["exact_hit1", "exact_hit10"]] = hits.astype(np.float32)
             part["query"], part["cluster"] = wanted.queries.astype(np.int32), wanted.clusters.astype(np.int32)

@@ -26,6 +26,7 @@ KINDS = {
 # Those that are fitted on sequences here, not read from the model.
 FITTED_KINDS = ("pca", "rd_all")
 CONTENDERS = tuple(kind for kind in KINDS if kind != "one_pass")
+EMBEDDINGS = tuple(kind for kind in CONTENDERS if kind != "one_hot")
 POOLINGS = ("mean", "site", "difference")  # attributes of PooledStates
 # ProteinGym's labelled folds, and the splits that are drawn here.
 LABELLED_SPLITS = {"random": "fold_random_5", "modulo": "fold_modulo_5", "contiguous": "fold_contiguous_5"}
@@ -74,7 +75,7 @@ class EvaluationOptions:
     fit_seed: int | None = option(None, "seed of the draw (default: as the model records, or 0)", kind=int)
     threads: int | None = option(None, "threads (default: all cores)", kind=whole(1))
     device: str = option("cpu", "where backbones run: cpu (default), cuda, mps")
-    batch_tokens: int = option(4096, "tokens a forward pass", kind=whole(1))
+    batch_tokens: int = option(4096, "tokens per forward pass", kind=whole(1))
     cache: Path | None = option(None, "folder of states, shared by runs (default: OUTPUT/cache)", kind=Path)
     seed: int = 0  # of the random projection
 
@@ -122,10 +123,7 @@ class AssayOptions(EvaluationOptions):
     )
     inner_folds: int = option(5, "folds that choose the ridge strength", kind=whole(2))
     control: bool = option(
-        True,
-        "leave out the shuffled-score control, which is there by default",
-        flags=("--no-control",),
-        action="store_false",
+        True, "leave out the shuffled-score control (kept by default)", flags=("--no-control",), action="store_false"
     )
     reference: Path | None = option(None, "ProteinGym's supervised Spearman table, quoted beside ours", kind=Path)
     jobs: int = option(os.cpu_count() or 1, "processes that probe (default: all cores)", kind=whole(1))
@@ -166,18 +164,14 @@ class HomologyOptions(EvaluationOptions):
 
     data: Path = option(None, "folder with one FASTA file of SCOP domains", kind=Path, required=True)
     representations: tuple[str, ...] = option(
-        CONTENDERS[:-1],
-        f"contenders (default: {' '.join(CONTENDERS[:-1])}); blocks of rd and rd_all come with them",
+        EMBEDDINGS, f"contenders (default: {' '.join(EMBEDDINGS)}); blocks of rd and rd_all come with them"
     )
     levels: tuple[str, ...] = option(
         tuple(MASKED), "what is looked for (default: superfamily fold)", choices=tuple(MASKED)
     )
     max_length: int | None = option(None, "leave longer domains out, as queries and as answers", kind=whole(1))
     search: bool = option(
-        True,
-        "leave out the weights that labels would choose, which are there by default",
-        flags=("--no-search",),
-        action="store_false",
+        True, "leave out the weights that labels choose (kept by default)", flags=("--no-search",), action="store_false"
     )
 
 

@@ -41,15 +41,8 @@ def ridge_predictions(
 ) -> np.ndarray:
     """Fit on (features, scores) and predict, for every strength.
 
-    The scaler's means and deviations are those of ``features`` alone.
-
-    Args:
-        features, test_features: (n, p) and (m, p) float64, dense or CSR.
-        scores: (n,) float64.
-        strengths: a of them.
-
-    Returns:
-        (m, a) float64.
+    The scaler's means and deviations are those of ``features`` alone. Features are (n, p) and (m, p) float64, dense or
+    CSR, scores (n,), and what is predicted is (m, strengths).
     """
     mean = scores.mean()
     y = scores - mean

@@ -74,7 +74,7 @@ def means_table(scores: pd.DataFrame) -> str:
     return table_of(statistics.summary(scores), columns)
 
 
-def comparisons(scores: pd.DataFrame, levels: Levels) -> pd.DataFrame:
+def comparison_table(scores: pd.DataFrame, levels: Levels) -> str:
     """The pairs that a reader asks about, on the same assays, for one condition.
 
     At each level: reverse-distilled against raw, against concatenation + PCA, and, with all directions, against
@@ -103,11 +103,6 @@ def comparisons(scores: pd.DataFrame, levels: Levels) -> pd.DataFrame:
                 first, second = (short_name(key, several) for key in keys)
                 figures = statistics.compare(*(table[key].to_numpy() for key in keys))
                 rows.append({"question": question, "first": first, "second": second, **figures})
-    return statistics.with_q(pd.DataFrame(rows))
-
-
-def comparison_table(pairs: pd.DataFrame) -> str:
-    """Markdown of :func:`comparisons`."""
     columns = {
         "pair": lambda pair: f"{pair['first']} > {pair['second']}",
         "question": lambda pair: pair["question"],
@@ -118,7 +113,7 @@ def comparison_table(pairs: pd.DataFrame) -> str:
         "p": lambda pair: number(pair["p"], CHANCE),
         "q": lambda pair: number(pair["q"], CHANCE),
     }
-    return table_of(pairs, columns)
+    return table_of(statistics.with_q(pd.DataFrame(rows)), columns)
 
 
 def monotonicity_table(scores: pd.DataFrame, levels: Levels) -> str:
@@ -233,7 +228,7 @@ def render(
     parts += [f"## Mean Spearman ({split} folds)", means_table(chosen)]
     parts += [f"![{name}]({name})" for name in figures]
     few = statistics.few(true.loc[true["score"].notna(), "assay"].nunique())
-    parts += [*([few] if few else []), "## Who wins", comparison_table(comparisons(true, levels))]
+    parts += [*([few] if few else []), "## Who wins", comparison_table(true, levels)]
     parts += ["## Does bigger win?", monotonicity_table(true, levels)]
     if published is not None:
         parts += ["## Beside published figures", published_table(chosen, published)]

@@ -127,12 +127,8 @@ def logistic_probe(
 ) -> tuple[dict[str, np.ndarray], float]:
     """Fit on "train", choose the strength by log loss on "validation", predict every other set.
 
-    Args:
-        features: (residues, p) float32 of each set.
-        labels: (residues,) of each set, without unlabelled residues.
-
-    Returns:
-        Probabilities, (residues, classes), of each test set, and the inverse strength chosen.
+    Features are (residues, p) float32 of each set, labels (residues,) without unlabelled residues. Returns the
+    probabilities, (residues, classes), of each test set, and the inverse strength chosen.
     """
     if len(np.unique(labels[TRAIN])) < classes:
         raise ValueError("the training chains lack a class; give more of them")
@@ -169,14 +165,9 @@ def bootstrap_figures(
 ) -> pd.DataFrame:
     """Accuracy and area on the test set (draw 0) and on resamples of its chains (draws 1 and up).
 
-    The draws depend on the chains and the seed alone, so that contenders can be compared draw by draw.
-
-    Args:
-        labels, chain_of: (residues,), ``chain_of`` the number of each residue's chain.
-        probabilities: (residues, classes).
-
-    Returns:
-        Columns: figure ("accuracy", "AUPR"), draw, value.
+    The draws depend on the chains and the seed alone, so that contenders can be compared draw by draw. Labels and
+    ``chain_of``, the number of each residue's chain, are (residues,), probabilities (residues, classes). Columns:
+    figure ("accuracy", "AUPR"), draw, value.
     """
     generator = np.random.default_rng(options.seed)
     number = int(chain_of.max()) + 1
@@ -204,15 +195,11 @@ def evaluate_contender(
     how: Representation | None,
     options: ResidueOptions,
 ) -> pd.DataFrame:
-    """Probe one contender on one task.
+    """Probe one contender, given by its columns, on one task.
 
-    Args:
-        contender: its columns: model, depth, representation and level.
-        states: (residues, K) of each set, every residue of every chain.
-        how: map from states to features, or None where the states are the features.
-
-    Returns:
-        Tidy rows: task, set, contender, width, inverse_strength, chains, residues, figure, draw, value.
+    States are (residues, K) of each set, every residue of every chain; ``how`` maps them to features, or is None where
+    they are the features. Columns: task, set, contender, width, inverse_strength, chains, residues, figure, draw and
+    value.
     """
     known, labels = known_labels(task)
     features = {
@@ -225,15 +212,8 @@ def evaluate_contender(
         sizes = [len(chain.labels) for chain in task.splits[name]]
         chain_of = np.repeat(np.arange(len(sizes)), sizes)[known[name]]
         table = bootstrap_figures(labels[name], predicted, chain_of, options)
-        described = {
-            "task": task.name,
-            "set": name,
-            **contender,
-            "width": features[TRAIN].shape[1],
-            "inverse_strength": strength,
-            "chains": len(sizes),
-            "residues": int(known[name].sum()),
-        }
+        described = {"task": task.name, "set": name, **contender, "width": features[TRAIN].shape[1]}
+        described |= {"inverse_strength": strength, "chains": len(sizes), "residues": int(known[name].sum())}
         tables.append(table.assign(**described)[[*described, "figure", "draw", "value"]])
     return pd.concat(tables, ignore_index=True)
 

@@ -26,10 +26,8 @@ RESAMPLES = 9999
 def assay_scores(results: pd.DataFrame, figure: str = "spearman") -> pd.DataFrame:
     """One row for each contender, condition and assay, from the rows of :func:`rd_hf.evaluation.dms.evaluate_unit`.
 
-    Returns:
-        Columns: contender, split, size (training variants in the low-n split, else 0), mutations, assay, width,
-        score (mean over folds, then over repeats) and spread (standard deviation of the repeats' means, NaN for
-        one repeat).
+    Size is the number of training variants in the low-n split, else 0; the score is the mean over folds, then over
+    repeats, and spread the standard deviation of the repeats' means, NaN for one repeat.
     """
     table = results.assign(size=results["n_train"].where(results["split"] == LOW_N, 0))
     keys = [*CONTENDER, *CONDITION, "assay", "width"]
@@ -56,9 +54,7 @@ def interval(values: np.ndarray, confidence: float = 0.95, seed: int = 0) -> tup
 def summary(scores: pd.DataFrame) -> pd.DataFrame:
     """Mean over assays with its interval, for every contender and condition.
 
-    Returns:
-        Columns: contender, condition, width (median over assays), assays, mean, low, high, median, spread (mean
-        over assays of the spread over repeats).
+    Width is the median over assays, and spread the mean over assays of the spread over repeats.
     """
     keys = [*CONTENDER, *CONDITION]
     rows = []
@@ -88,10 +84,8 @@ def win_rate(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def compare(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
     """Two contenders on the same assays, (n,) scores each.
 
-    Returns:
-        assays, difference of means with interval (difference, difference_low, difference_high), wins of the first
-        with interval (wins, wins_low, wins_high) and p, of Wilcoxon's signed-rank test (two-sided; NaN for fewer than
-        two assays, of which it says nothing).
+    Difference of means and wins of the first, with intervals, and p, of Wilcoxon's signed-rank test (two-sided; NaN for
+    fewer than two assays, of which it says nothing).
     """
     difference = first - second
     found: dict[str, float] = {"assays": len(difference)}
@@ -200,10 +194,9 @@ def cluster_intervals(
 def compare_queries(first: np.ndarray, second: np.ndarray, clusters: np.ndarray, seed: int = 0) -> dict[str, float]:
     """Two contenders on the same queries, (q,) figures each, of which each belongs to a cluster.
 
-    Returns:
-        clusters, difference of means over queries with interval (difference, difference_low, difference_high), wins
-        (share of clusters where the first's mean is better, ties counting half) and p, of the test that flips the sign
-        of each cluster's difference at random (Fisher's randomisation; two-sided; NaN for fewer than two clusters).
+    Difference of means over queries with its interval, wins (share of clusters where the first's mean is better, ties
+    counting half) and p, of the test that flips the sign of each cluster's difference at random (Fisher's
+    randomisation; two-sided; NaN for fewer than two clusters).
     """
     difference = first - second
     sums, sizes = _sums(difference, clusters)

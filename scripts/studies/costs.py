@@ -33,7 +33,7 @@ REPEATS = 3
 
 @dataclass(frozen=True)
 class Cost:
-    """What an embedding of a residue takes.
+    """What an embedding takes per residue.
 
     Attributes:
         flop: multiplications and additions of all linear maps; attention between residues comes on top.
@@ -137,7 +137,7 @@ def frontier_table(results: pd.DataFrame, costs: Mapping[str, Mapping[tuple[str,
 
 
 def frontier_figure(table: pd.DataFrame) -> Figure:
-    """Score against FLOP a residue, a marker a representation, the frontier as a line."""
+    """Score against FLOP per residue, one marker per representation, the frontier as a line."""
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     axis = figure.subplots()
     for kind, group in table.groupby("representation", sort=False):
@@ -156,7 +156,7 @@ def frontier_figure(table: pd.DataFrame) -> Figure:
 
 
 def render_frontier(table: pd.DataFrame, notes: Sequence[str], figures: Sequence[str]) -> str:
-    """The report: a table a model, cheapest first.
+    """The report: one table per model, cheapest first.
 
     Args:
         table: from :func:`frontier_table`.

@@ -5,10 +5,10 @@
 
 Each model gives its raw backbones (or layers) and its nested levels, and where it was fitted with --one-pass also
 its levels read out of the largest backbone alone. All are probed by ridge regression with nested cross-validation,
-on the same variants and folds; what each costs is counted in FLOP a residue and timed on one batch.
+on the same variants and folds; what each costs is counted in FLOP per residue and timed on one batch.
 
 --output then holds report.md (tables), frontier.png, frontier.parquet (the tables' numbers) and results.parquet (one
-row a fold). A run that was stopped goes on with the same command.
+row per fold). A run that was stopped goes on with the same command.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ concatenation are cut after their first N dimensions; raw backbones stand at the
 format) gives a panel of ridge probes on five folds and one a size of --low-n; --data (SCOP domains, see rd-hf evaluate
 homology) one of hit@10 as embeddings are and one whitened and weighted.
 
---output then holds score_by_width.png, scores.parquet (one row a point of it) and report.md. A run that was stopped
+--output then holds score_by_width.png, scores.parquet (one row per point of it) and report.md. A run that was stopped
 goes on with the same command.
 """
 

@@ -14,10 +14,18 @@ from scipy.stats import permutation_test
 from rd_hf.data.fasta import InputError
 from rd_hf.evaluation import homology_runs, statistics
 from rd_hf.evaluation.families import Family
-from rd_hf.evaluation.homology import Domains, read_domains, read_published, relation, relations
+from rd_hf.evaluation.homology import (
+    Domains,
+    ranks_above,
+    read_domains,
+    read_published,
+    relation,
+    relations,
+    search_weights,
+    weight_grid,
+)
 from rd_hf.evaluation.homology_runs import Ranked, evaluate_rows
 from rd_hf.evaluation.options import EvaluationOptions
-from rd_hf.evaluation.retrieval import ranks_above, search_weights, weight_grid
 from rd_hf.evaluation.treatments import (
     DOMAINS,
     LABELLED,

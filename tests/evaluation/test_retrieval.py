@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from rd_hf.evaluation import retrieval
-from rd_hf.evaluation.homology import Relation, relation
-from rd_hf.evaluation.retrieval import hit_chance, rank
+from rd_hf.evaluation import homology
+from rd_hf.evaluation.homology import Relation, hit_chance, rank, relation
 
 
 def classification(seed: int, families: int = 14, groups: int = 6, domains: int = 60) -> Relation:
@@ -37,7 +36,7 @@ def by_definition(rows: np.ndarray, wanted: Relation, query: int, rounded: bool)
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("offset", [0.0, 4.0])
 def test_figures_are_those_of_the_definition(seed: int, offset: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrieval, "CHUNK", 7)  # so that there are several chunks
+    monkeypatch.setattr(homology, "CHUNK", 7)  # so that there are several chunks
     wanted = classification(seed)
     # Far from the origin, as uncentred states are, rounded cosines tie; about it they take either sign.
     rows = np.random.default_rng(seed).standard_normal((60, 12)) + offset
@@ -72,7 +71,7 @@ def test_rounded_similarities_tie_as_in_the_published_protocol() -> None:
 def test_rounded_similarities_sort_as_float16_does() -> None:
     values = torch.tensor([0.5, -0.0, 0.0, -1.0, 1.0, -1e-4, 6e-8, -0.5, 0.50001])
     expected = values.half().float().numpy()
-    found = retrieval.sortable(values).astype(np.int64)
+    found = homology.sortable(values).astype(np.int64)
     np.testing.assert_array_equal(np.sign(found[:, None] - found), np.sign(expected[:, None] - expected))
 
 
