@@ -96,7 +96,7 @@ def _state() -> Any:
 
     # It binds the group of the moment as a default argument. Imported later (transformers' models do), it would hold
     # our group for good, with threads that abort the process now and then as the interpreter ends.
-    import torch.distributed.nn
+    import torch.distributed.nn  # noqa: F401
     from accelerate import PartialState
 
     # The first to finish waits for the last: minutes or a day, so the usual half hour will not do. Unless told

@@ -130,13 +130,18 @@ def _dictionary(kind: pa.DataType) -> pa.DataType:
     return pa.dictionary(pa.int32(), kind)
 
 
+def _newer(name: str, *of: pa.DataType) -> list[pa.DataType]:
+    """A type that the oldest supported pyarrow has not; none there."""
+    return [getattr(pa, name)(*of)] if hasattr(pa, name) else []
+
+
 TEXT_TYPES = [
     pa.string(),
     pa.large_string(),
-    pa.string_view(),
     pa.binary(),
     pa.large_binary(),
-    pa.binary_view(),
+    *_newer("string_view"),
+    *_newer("binary_view"),
     pa.binary(10),
     _dictionary(pa.string()),
     _dictionary(pa.large_string()),
@@ -159,9 +164,10 @@ POSITION_TYPES = [
     pa.list_(pa.string()),
     pa.large_list(pa.int64()),
     pa.list_(pa.int64(), 2),
-    pa.list_view(pa.int32()),
-    pa.large_list_view(pa.int32()),
-    *TEXT_TYPES[:3],
+    *_newer("list_view", pa.int32()),
+    *_newer("large_list_view", pa.int32()),
+    *TEXT_TYPES[:2],
+    *_newer("string_view"),
 ]
 NO_POSITION_TYPES = [pa.bool_(), pa.list_(pa.bool_()), pa.list_(pa.list_(pa.int32())), pa.struct([("at", pa.int32())])]
 
