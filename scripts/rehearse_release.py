@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--level", required=True, help="35M, 150M, 650M, 3B or 15B")
     parser.add_argument("--folder", required=True, type=Path, help="for repos, cache and work; must not exist yet")
-    parser.add_argument("--window-tokens", type=int, help="one backbone at a time, as in release.py")
+    parser.add_argument("--window-tokens", type=int, help="one backbone at a time, as in rd-hf release")
     parser.add_argument("--batch-tokens", type=int, default=1024, help="tokens a batch (default 1024)")
     parser.add_argument("--sequences", type=int, default=16, help="proteins to fit on, of 150 residues (default 16)")
     parser.add_argument("--shrink", type=int, default=1, help="divide all widths by this, for a trial (default 1)")
@@ -159,7 +159,7 @@ def rehearse(args: argparse.Namespace) -> str:
             "PYTHONPATH": str(ROOT),
         }
         repo = f"me/rd-esm2-{args.level}"
-        command = [sys.executable, "scripts/release.py", "--repo-id", repo, "--data", str(sequences)]
+        command = [sys.executable, "-m", "rd_hf", "release", "--repo-id", repo, "--data", str(sequences)]
         command += ["--level", args.level] if args.shrink == 1 else ["--config", str(config)]
         command += ["--batch-tokens", str(args.batch_tokens), "--output", str(args.folder / "work"), "--least-r2", "-9"]
         if args.window_tokens is not None:

@@ -177,7 +177,7 @@ def test_real_states_are_residues_only(shared_data: Path) -> None:
 
 
 def test_a_help_and_an_import_can_be_waited_for() -> None:
-    assert start.seconds_of_help(REPOSITORY / "scripts" / "embed.py") > 0
+    assert start.seconds_of_help("-m", "rd_hf", "embed") > 0
     with pytest.raises(RuntimeError, match="failed"):
         start._run([sys.executable, "-c", "raise SystemExit(3)"])
 

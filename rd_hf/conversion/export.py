@@ -1,29 +1,32 @@
-"""A folder of embeddings as one h5 file: a dataset a protein, as biotrainer and protspace keep them.
+"""A folder of embeddings as one h5 file: a dataset per protein, as biotrainer and protspace keep them.
 
 A dataset's name is the protein's id where ids serve as names, and else the hash of its sequence that biotrainer looks
 embeddings up by, SHA-256 over ``SEQUENCE_LENGTH``; the attribute ``original_id`` is the id in both cases. Records of
 one sequence share a dataset by hash: its attribute ``original_ids`` lists all their ids, as JSON. The file's attribute
 ``model_name`` is what protspace calls the embedding.
+
+The h5 library writes what it holds back when a file is closed, and what then fails is reported to nobody: it leaves a
+broken file behind and ends the process. Here it writes through a file of our own, which never fails.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rd_hf.conversion.h5 import writing
+from rd_hf.conversion.settings import ExportSettings
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
 from rd_hf.embedding.folder import JobError
 from rd_hf.embedding.reader import EmbeddingFolder
 from rd_hf.files import replacing
-
-KEYS = ("auto", "id", "hash")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,50 +39,35 @@ class Exported:
     level: str
     width: int
 
+    def __str__(self) -> str:
+        shared = f" ({self.repeated:,} rows repeat a sequence: original_ids)" if self.repeated else ""
+        return f"{self.datasets:,} datasets{shared} named by {self.key}, level {self.level}, {self.width:,} dimensions"
+
 
 def sequence_hash(sequence: str) -> str:
-    """Name of a sequence's dataset: hexadecimal SHA-256 of the sequence, ``_`` and its length."""
+    """Return the name of a sequence's dataset: hexadecimal SHA-256 of the sequence, ``_`` and its length."""
     return hashlib.sha256(f"{sequence}_{len(sequence)}".encode()).hexdigest()
 
 
-def export_h5(
-    folder: str,
-    output: str,
-    level: str | None = None,
-    key: str = "auto",
-    inputs: tuple[str, ...] = (),
-    on_record: Callable[[int], None] = lambda count: None,
-) -> Exported:
-    """Write the embeddings of a finished folder to an h5 file.
-
-    Args:
-        folder: that ``rd-hf embed`` or ``rd-hf convert`` wrote; mean, max or cls, or a row a residue.
-        output: the file; replaced where it exists, and not before the new one is whole.
-        level: to write, by default the largest that the folder holds.
-        key: ``id``, ``hash`` (of the sequences, which are read again), or ``auto``: ids unless one repeats or cannot
-            be the name of a dataset.
-        inputs: what the folder was made of, where that lies elsewhere now.
-        on_record: told after each row.
+def export_h5(settings: ExportSettings, on_record: Callable[[int], None] = lambda count: None) -> Exported:
+    """Write the embeddings of a finished folder to an h5 file, and call ``on_record`` with 1 after each row.
 
     Raises:
         JobError: the folder has no such level, ids that cannot be names, or inputs that changed.
         InputError: the folder is not finished or not as it was written, or an input cannot be read.
         ModuleNotFoundError: h5py is not installed.
-        ValueError: an unknown ``key``.
     """
-    if key not in KEYS:
-        raise ValueError(f"key must be one of {', '.join(KEYS)}, not {key!r}")
-    stored = EmbeddingFolder(folder, with_journal=True)
-    column, width, level = stored.column_of(level)
-    trouble = None if key == "hash" else _trouble(folder, stored)
-    if trouble and key == "id":
+    stored = EmbeddingFolder(settings.embeddings, with_journal=True)
+    column, width, level = stored.column_of(settings.level)
+    trouble = None if settings.key == "hash" else _trouble(settings.embeddings, stored)
+    if trouble and settings.key == "id":
         raise JobError(f"{trouble}: choose --key hash")
-    by_hash = bool(trouble) or key == "hash"
-    rows = _with_sequences(stored, column, inputs) if by_hash else stored.all_rows(column)
+    by_hash = bool(trouble) or settings.key == "hash"
+    rows = _with_sequences(stored, column, settings.input) if by_hash else stored.all_rows(column)
     written = 0
     # Of names that several records share: the ids of all of them.
     shared: dict[str, list[str]] = {}
-    with replacing(Path(output), kind=JobError) as temporary, writing(temporary) as (file, check):
+    with replacing(Path(settings.output), kind=JobError) as temporary, _writing(temporary) as (file, check):
         model = stored.manifest["model"]
         file.attrs["model_name"] = f"{Path(model['name']).name} {level}"
         file.attrs["revision"] = model["revision"] or model["fingerprint"]
@@ -130,3 +118,87 @@ def _with_sequences(
             raise JobError(f"record {number:,} was embedded, but is no protein now: {error}") from error
         yield {**pending[0], "sequence": sequence}, pending[1]
         pending = next(rows, None)
+
+
+class _NeverFailing(io.RawIOBase):
+    """A file that accepts every write: from the first that fails on, what is written is kept in memory."""
+
+    failure: OSError | None = None
+
+    def __init__(self, path: Path) -> None:
+        self._raw = open(path, "r+b", buffering=0)  # noqa: SIM115
+        self._kept: list[tuple[int, bytes]] = []
+        self._place = self._end = 0
+
+    def check(self) -> None:
+        """Raise the error of the first write that failed, if any did; until it is called, the rest is kept."""
+        if self.failure is not None:
+            raise self.failure
+
+    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
+        self._place = place + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._end}[whence]
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def write(self, data: Any) -> int:
+        written = bytes(data)
+        try:
+            self.check()
+            self._raw.seek(self._place)
+            rest = memoryview(written)
+            while rest:
+                rest = rest[self._raw.write(rest) :]
+        except OSError as error:
+            self.failure = error
+        if self.failure is not None:
+            self._kept.append((self._place, written))
+        self._place += len(written)
+        self._end = max(self._end, self._place)
+        return len(written)
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        self._raw.seek(self._place)
+        found = self._raw.read(len(view)) or b""
+        view[:] = found.ljust(len(view), b"\0")
+        for place, kept in self._kept:
+            start, stop = max(place, self._place), min(place + len(kept), self._place + len(view))
+            if start < stop:
+                view[start - self._place : stop - self._place] = kept[start - place : stop - place]
+        self._place += len(view)
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        self._end = self._place if size is None else size
+        try:
+            self.check()
+            self._raw.truncate(self._end)
+        except OSError as error:
+            self.failure = error
+        return self._end
+
+    def readable(self) -> bool:
+        return True
+
+    writable = seekable = readable
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[tuple[Any, Callable[[], None]]]:
+    """Write an h5 file over an empty one: the open ``h5py.File``, and a function to call now and then that raises.
+
+    Raises:
+        OSError: a write failed.
+    """
+    import h5py
+
+    with _NeverFailing(path) as under:
+        with h5py.File(under, "w") as file:
+            yield file, under.check
+        under.check()

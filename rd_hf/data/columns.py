@@ -6,7 +6,8 @@ Names are compared without case, blanks and signs: ``AA_sequence``, ``aa sequenc
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -37,28 +38,24 @@ _BLOCKS = 10
 
 
 def column_key(name: str) -> str:
-    """What is left of a column's name to compare it by."""
+    """Return what is left of a column's name to compare it by."""
     return re.sub(r"[\W_]+", "", name.lower())
 
 
 def holds_sequences(columns: Iterable[str]) -> bool:
     """Whether one of these columns is named as if it held sequences."""
-    keys = {column_key(name) for name in SEQUENCE_COLUMNS}
-    return any(column_key(column) in keys for column in columns)
+    return not {column_key(name) for name in SEQUENCE_COLUMNS}.isdisjoint(map(column_key, columns))
 
 
 def pick(source: str | Path, table: Table, asked: str | None, usual: Iterable[str], role: str) -> str | None:
-    """The column asked for, or the first usual one.
+    """Return the column asked for, or the first of the usual ones, None where there is none.
 
     Args:
-        source: named in sentences.
-        table: whose columns they are.
-        asked: by the user.
         usual: names in the order in which they are looked for.
         role: "sequence", "id" or "positions".
 
     Raises:
-        InputError: no such column, two of them, or one whose type holds nothing of the kind.
+        InputError: the column asked for is not there, two may be meant, or its type holds nothing of the kind.
     """
     if asked is not None:
         found = [column for column in table.columns if column == asked]
@@ -68,7 +65,7 @@ def pick(source: str | Path, table: Table, asked: str | None, usual: Iterable[st
             )
     else:
         keys = [column_key(column) for column in table.columns]
-        wanted = next((key for name in usual if (key := column_key(name)) in keys), None)
+        wanted = next((key for key in map(column_key, usual) if key in keys), None)
         found = [column for column, key in zip(table.columns, keys, strict=True) if key == wanted]
         if not found:
             return None
@@ -84,17 +81,14 @@ def pick(source: str | Path, table: Table, asked: str | None, usual: Iterable[st
     return found[0]
 
 
-def looked_over(
+def check_sequences(
     source: str | Path, rows: Iterator[Row], sequences: str, ids: str | None, say: Callable[[str], None] | None
 ) -> Iterator[Row]:
-    """All rows of a table, once the first of them show that the column that was picked holds sequences.
+    """Return all rows, once the first of them show that the column that was picked by its name holds sequences.
 
     Args:
-        source: named in sentences.
-        rows: of the table.
-        sequences: column that was picked by its name.
-        ids: column of the ids, if any.
-        say: told which columns are read, where the name alone does not say that it is a sequence.
+        sequences, ids: columns.
+        say: called with which columns are read, where the name alone does not say that it is a sequence.
 
     Raises:
         InputError: the column holds names.
@@ -102,20 +96,20 @@ def looked_over(
     seen, rows = _ahead(rows, _LOOKED_AT)
     cells = [cell for row in seen if not isinstance(row, BadRow) and (cell := _text(row.get(sequences)).strip())]
     key = column_key(sequences)
-    if key in map(column_key, _EITHER):
-        refused = [cell for cell in cells if not _is_protein(cell)]
-        holds_names = 2 * len(refused) > len(cells)
+    if key in _EITHER:
+        names = [cell for cell in cells if not _is_protein(cell)]
+        holds_names = 2 * len(names) > len(cells)
     else:
-        refused = [cell for cell in cells if is_name(cell)]
+        names = [cell for cell in cells if is_name(cell)]
         # What no residue is in is the problem of its record, and so is one odd record among others.
-        holds_names = len(refused) == len(cells) > 1 and any(_RESIDUES.fullmatch("".join(c.split())) for c in refused)
+        holds_names = len(names) == len(cells) > 1 and any(_RESIDUES.fullmatch("".join(c.split())) for c in names)
     if holds_names:
-        shown = ", ".join(repr(cell if len(cell) <= 30 else f"{cell[:27]}...") for cell in refused[:3])
+        shown = ", ".join(repr(cell if len(cell) <= 30 else f"{cell[:27]}...") for cell in names[:3])
         raise InputError(
             f"{source}: column {sequences!r} holds {shown}, which look like names: name the column of sequences with "
             "--sequence-column"
         )
-    if key not in map(column_key, _PLAIN) and say is not None:
+    if key not in _PLAIN and say is not None:
         others = "" if ids is None else f", ids from column {ids!r}"
         say(f"{source}: sequences are read from column {sequences!r}{others}; --sequence-column names another")
     return rows
@@ -137,22 +131,21 @@ def _is_protein(text: str) -> bool:
 
 
 def _text(cell: Any) -> str:
-    try:
+    with suppress(RejectedSequenceError):
         return sequence_text(cell)
-    except RejectedSequenceError:
-        return ""
+    return ""
 
 
-def _ahead(rows: Iterator[Row], count: int) -> tuple[Sequence[Row], Iterator[Row]]:
+def _ahead(rows: Iterator[Row], count: int) -> tuple[list[Row], Iterator[Row]]:
     """The first rows, and all of them from the start; what ends them early ends them there again."""
     seen: list[Row] = []
 
     def after(error: InputError) -> Iterator[Row]:
-        yield from seen
         raise error
+        yield
 
     try:
         seen.extend(islice(rows, count))
     except InputError as error:
-        return seen, after(error)
+        rows = after(error)
     return seen, chain(seen, rows)

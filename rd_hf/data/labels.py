@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rd_hf.data.columns import ID_COLUMNS
-from rd_hf.data.records import InputError
+from rd_hf.data.records import InputError, readable
 from rd_hf.data.tables import BadRow, Row, delimited
-from rd_hf.data.text import readable
 
 # The column of labels of a table without a header.
 UNNAMED = "label"

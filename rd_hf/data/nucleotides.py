@@ -19,8 +19,8 @@ MIN_LETTERS = 50
 # The verdict comes after so many records, or at the end: before the first part of a job is computed.
 LOOKED_AT = 1000
 _BASES = "ACGTUN"
-_SEVERAL = "RYSWKMBDHV"
-_ALPHABET = frozenset(_BASES + _SEVERAL)
+_ALPHABET = frozenset(_BASES + "RYSWKMBDHV")
+_FOUR = frozenset("ACGT")
 _NEVER = re.compile("[EFILPQJOXZ]", re.IGNORECASE | re.ASCII)
 _SHARE, _SHORT_SHARE = 0.95, 0.9
 
@@ -35,62 +35,52 @@ def _bases(letters: str) -> frozenset[str] | None:
 
 @dataclass(slots=True)
 class _Counts:
+    """Counts records, and those that are taken for nucleotides."""
+
     records: int = 0
     long: int = 0
+    short: int = 0
     short_letters: int = 0
-    short_suspects: int = 0
-    short_suspect_letters: int = 0
     short_bases: set[str] = field(default_factory=set)
+    all_short_letters: int = 0
 
-    def see(self, sequence: str) -> None:
-        if _NEVER.search(sequence):
-            # Nearly every protein, within its first letters: the rest of the rule need not be asked.
-            self.records += 1
-            self.short_letters += len(sequence) if len(sequence) < MIN_LETTERS else 0
-            return
-        letters = sequence.upper().replace("-", "").replace(".", "").rstrip("*")
+    def add(self, sequence: str) -> None:
         self.records += 1
-        bases = _bases(letters) if letters else None
+        # Nearly every protein has such a letter among its first: the rest of the rule is not needed then.
+        never = _NEVER.search(sequence) is not None
+        letters = sequence if never else sequence.upper().replace("-", "").replace(".", "").rstrip("*")
+        bases = _bases(letters) if letters and not never else None
         if len(letters) >= MIN_LETTERS:
-            self.long += bases is not None and bases >= set("ACGT")
+            self.long += bases is not None and bases >= _FOUR
             return
-        self.short_letters += len(letters)
+        self.all_short_letters += len(letters)
         if bases is not None:
-            self.short_suspects += 1
-            self.short_suspect_letters += len(letters)
+            self.short += 1
+            self.short_letters += len(letters)
             self.short_bases |= bases
 
     @property
-    def suspects(self) -> int:
-        """Records that are taken for nucleotides."""
-        together = self.short_suspect_letters >= max(
-            MIN_LETTERS, _SHORT_SHARE * self.short_letters
-        ) and self.short_bases >= set("ACGT")
-        return self.long + self.short_suspects * together
+    def nucleotides(self) -> int:
+        enough = self.short_letters >= max(MIN_LETTERS, _SHORT_SHARE * self.all_short_letters)
+        return self.long + self.short * (enough and self.short_bases >= _FOUR)
 
 
 def watch_nucleotides(
     source: str | Path, records: Iterable[FastaRecord], say: Callable[[str], None] | None, strict: bool = False
 ) -> Iterator[FastaRecord]:
-    """Pass records on and say once, with counts, if some look like nucleotide sequences.
-
-    Args:
-        source: named in the sentence.
-        records: of that source, in order.
-        say: told the sentence.
-        strict: refuse such a source.
+    """Pass the records of a source on and say once, with counts, if some look like nucleotide sequences.
 
     Raises:
         InputError: with ``strict``, instead of the sentence.
     """
     counts = _Counts()
-    told = False
+    reported = False
 
-    def tell() -> bool:
-        if counts.suspects == 0:
+    def report() -> bool:
+        if counts.nucleotides == 0:
             return False
         sentence = (
-            f"{source}: {counts.suspects:,} of the first {counts.records:,} records look like nucleotide sequences "
+            f"{source}: {counts.nucleotides:,} of the first {counts.records:,} records look like nucleotide sequences "
             "(A, C, G, T, U, N only), which are embedded as if they were proteins: translate them first"
         )
         if strict:
@@ -100,9 +90,9 @@ def watch_nucleotides(
         return True
 
     for record in records:
-        if not told:
-            counts.see(record.sequence)
-            told = counts.records % LOOKED_AT == 0 and tell()
+        if not reported:
+            counts.add(record.sequence)
+            reported = counts.records % LOOKED_AT == 0 and report()
         yield record
-    if not told:
-        tell()
+    if not reported:
+        report()

@@ -15,9 +15,8 @@ anything else             rejected, naming the character and its position (non-A
 no residue left           rejected
 ========================  ==========================================================================
 
-Rows of an embedding are residues of the *cleaned* sequence. Cleaning happens before any tokenizer
-because ``EsmTokenizer`` folds a run of unknown letters into one ``<unk>``, after which rows and
-residues no longer line up.
+Rows of an embedding are residues of the *cleaned* sequence. Cleaning happens before any tokenizer because
+``EsmTokenizer`` folds a run of unknown letters into one ``<unk>``, after which rows and residues no longer line up.
 """
 
 from __future__ import annotations
@@ -26,6 +25,8 @@ import re
 import string
 
 import numpy as np
+
+from rd_hf.data.records import RejectedSequenceError as RejectedSequenceError
 
 # ESM-2's vocabulary in token order (Lin et al. 2023); the position in this tuple is the token id.
 VOCABULARY: tuple[str, ...] = (
@@ -48,18 +49,8 @@ for _letter in RESIDUES:
     _TOKEN_OF_BYTE[ord(_letter)] = VOCABULARY.index(_letter)
 
 
-class RejectedSequenceError(ValueError):
-    """A sequence that cannot be embedded; the message is the reason that goes to the rejects file."""
-
-
 def clean_sequence(sequence: str) -> str:
-    """Apply the module's table to one sequence.
-
-    Args:
-        sequence: letters as a file has them.
-
-    Returns:
-        Upper-case letters of :data:`RESIDUES`, at least one.
+    """Apply the module's table to one sequence: upper-case letters of :data:`RESIDUES`, at least one.
 
     Raises:
         RejectedSequenceError: a character without a residue, a stop inside, or nothing left.

@@ -1,39 +1,38 @@
 """Any input a user names, as one stream of raw records.
 
-A source is a FASTA file (``-`` for standard input), a table with a sequence column (CSV, TSV, JSON lines, Parquet),
-either compressed or not, or a dataset on the Hub (``owner/name``, optionally ``owner/name:split``). Tables are read
-row by row as text: no type is guessed, so that the peptide ``NA`` stays Asn-Ala. Every record of a source comes out:
-what holds no protein comes with the problem it has.
+A source is a FASTA file (``-`` for standard input), a table with a sequence column in one of the formats of
+:data:`rd_hf.data.tables.FORMATS`, either compressed or not, or a dataset on the Hub (``owner/name``, optionally
+``owner/name:split``). Tables are read row by row as text: no type is guessed, so that the peptide ``NA`` stays Asn-Ala.
+Every record of a source comes out: what holds no protein comes with the problem it has.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rd_hf.data.columns import ID_COLUMNS, SEQUENCE_COLUMNS, holds_sequences, looked_over, pick
-from rd_hf.data.fasta import not_encodable, read_fasta
+from rd_hf.data.columns import ID_COLUMNS, SEQUENCE_COLUMNS, check_sequences, holds_sequences, pick
+from rd_hf.data.fasta import read_fasta
 from rd_hf.data.nucleotides import watch_nucleotides
-from rd_hf.data.records import FastaRecord, InputError
+from rd_hf.data.records import FastaRecord, InputError, not_encodable, readable
 from rd_hf.data.residues import RejectedSequenceError
 from rd_hf.data.streams import SUFFIXES
-from rd_hf.data.tables import DELIMITERS, JSON_LINES, BadRow, Table, delimited, json_lines, of_rows, parquet
-from rd_hf.data.text import readable
+from rd_hf.data.tables import FORMATS, BadRow, Row, Table, of_rows
 from rd_hf.data.values import id_text, position_numbers, sequence_text
 
-TABLES = (*DELIMITERS, *JSON_LINES, ".parquet")
 _HUB_DATASET = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
 
 def table_format(source: str | Path) -> str | None:
-    """Suffix that says which kind of table a path is (compression looked through), None for FASTA and the Hub."""
+    """The suffix of a path that names one of the formats of tables, compressed or not; None for FASTA and the Hub."""
     suffixes = [suffix.lower() for suffix in Path(source).suffixes]
     if suffixes and suffixes[-1] in SUFFIXES:
         suffixes.pop()
-    return suffixes[-1] if suffixes and suffixes[-1] in TABLES else None
+    return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
 
 
 def is_hub_dataset(source: str | Path) -> bool:
@@ -67,8 +66,8 @@ def read_records(
             number.
         positions_column: column that holds the residues of interest, counted from 1: a list of numbers or text
             such as ``23 45``.
-        on_read: told the number of bytes each time some are read from a file.
-        say: told in a sentence, at most once each, what a user should know of the source: that it looks like
+        on_read: called with the number of bytes each time some are read from a file.
+        say: called with a sentence, at most once each, on what a user should know of the source: that it looks like
             nucleotides, which column was read where that is not plain, that ids are not text, that cells span lines.
         strict: refuse a source that looks like nucleotides, or has words before its first FASTA record.
 
@@ -95,12 +94,14 @@ def _read_table(
     sequence_column, id_column, positions_column = asked
 
     def wanted(columns: Sequence[str]) -> bool:
-        if sequence_column is not None:
-            return sequence_column in columns
-        return holds_sequences(columns)
+        return holds_sequences(columns) if sequence_column is None else sequence_column in columns
 
-    told = False
-    with _opened(source, kind, wanted, on_read, say) as table:
+    opened: AbstractContextManager[Table]
+    if kind is None:
+        opened = nullcontext(of_rows(source, _hub_rows(str(source))))
+    else:
+        opened = FORMATS[kind](source, wanted=wanted, on_read=on_read, say=say)
+    with opened as table:
         sequences = pick(source, table, sequence_column, SEQUENCE_COLUMNS, "sequence")
         if sequences is None:
             raise InputError(
@@ -109,52 +110,36 @@ def _read_table(
             )
         ids = pick(source, table, id_column, ID_COLUMNS, "id")
         positions = pick(source, table, positions_column, (), "positions")
-        columns = dict.fromkeys(column for column in (sequences, ids, positions) if column is not None)
-        rows = table.read(list(columns))
+        rows = table.read(list(dict.fromkeys(column for column in (sequences, ids, positions) if column is not None)))
         if sequence_column is None:
-            rows = looked_over(source, rows, sequences, ids, say)
-        number = 0
+            rows = check_sequences(source, rows, sequences, ids, say)
+        number, reported = 0, False
         for number, row in enumerate(rows, start=1):
-            if isinstance(row, BadRow):
-                yield FastaRecord(number, str(number), str(number), "", problem=row.reason)
-                continue
-            record_id, letters, problem = str(number), "", ""
-            residues: tuple[int, ...] = ()
-            try:
-                found = None if ids is None else id_text(row.get(ids))
-                record_id = record_id if found is None else found
-                letters = "".join(sequence_text(row.get(sequences)).split())
-                residues = () if positions is None else position_numbers(row.get(positions))
-            except RejectedSequenceError as error:
-                problem = str(error)
-            text = readable(record_id)
-            if text != record_id and not told and say is not None:
-                told = True
-                say(not_encodable(source, number))
-            yield FastaRecord(number, text, text, letters, residues, problem)
+            record = _record(number, row, sequences, ids, positions)
+            if (text := readable(record.id)) != record.id:
+                if say is not None and not reported:
+                    reported = True
+                    say(not_encodable(source, number))
+                record = replace(record, id=text, description=text)
+            yield record
         if number == 0:
             raise InputError(f"{source} holds no rows")
 
 
-@contextmanager
-def _opened(
-    source: str | Path,
-    kind: str | None,
-    wanted: Callable[[Sequence[str]], bool],
-    on_read: Callable[[int], None] | None,
-    say: Callable[[str], None] | None,
-) -> Iterator[Table]:
-    if kind is None:
-        yield of_rows(source, _hub_rows(str(source)))
-    elif kind == ".parquet":
-        with parquet(source, on_read) as table:
-            yield table
-    elif kind in JSON_LINES:
-        with json_lines(source, on_read) as table:
-            yield table
-    else:
-        with delimited(source, kind, wanted, on_read, say) as table:
-            yield table
+def _record(number: int, row: Row, sequences: str, ids: str | None, positions: str | None) -> FastaRecord:
+    """The record of a row, with the problem of its first cell that has one."""
+    record_id, letters, problem = str(number), "", ""
+    residues: tuple[int, ...] = ()
+    try:
+        if isinstance(row, BadRow):
+            raise RejectedSequenceError(row.reason)
+        found = None if ids is None else id_text(row.get(ids))
+        record_id = record_id if found is None else found
+        letters = "".join(sequence_text(row.get(sequences)).split())
+        residues = () if positions is None else position_numbers(row.get(positions))
+    except RejectedSequenceError as error:
+        problem = str(error)
+    return FastaRecord(number, record_id, record_id, letters, residues, problem)
 
 
 def _hub_rows(source: str) -> Iterator[Mapping[str, Any]]:

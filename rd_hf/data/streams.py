@@ -1,6 +1,6 @@
 """From a file's bytes to text: compression and encoding told by content, archives refused by name.
 
-Read: gzip, bzip2, xz, zstd and lz4, also several streams end to end (bgzip, pbzip2, pixz, pzstd, ``cat``) and one in
+Reads gzip, bzip2, xz, zstd and lz4, also several streams end to end (bgzip, pbzip2, pixz, pzstd, ``cat``) and one in
 another; UTF-8, UTF-16 and UTF-32, with a byte order mark or, where every other byte is empty, without. Whatever
 follows a compressed stream and is none is an error, never the end.
 """
@@ -12,13 +12,13 @@ import io
 import lzma
 import sys
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
-from rd_hf.data.records import InputError
-from rd_hf.data.text import KEEP_BYTES
+from rd_hf.data.records import KEEP_BYTES, InputError
 
 # What reading a damaged compressed stream raises: gzip, xz, and with OSError pyarrow's and a failing disk's.
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, OSError)
@@ -64,72 +64,49 @@ _MARKS: dict[bytes, str] = {
 }
 
 
-class _CountedFile(io.FileIO):
-    """A file that tells how many of its (compressed) bytes were read: what a progress bar needs."""
+class _Stream(io.RawIOBase):
+    """A stream of what an iterator of bytes gives."""
 
-    def __init__(self, path: Path, on_read: Callable[[int], None]) -> None:
-        super().__init__(path, "rb")
-        self._on_read = on_read
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks, self._rest = iter(chunks), memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
 
     def readinto(self, buffer: Any) -> int:
-        count = super().readinto(buffer) or 0
-        self._on_read(count)
+        while not self._rest:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return 0
+            self._rest = memoryview(chunk)
+        count = min(len(buffer), len(self._rest))
+        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
         return count
 
 
-class _Rewound(io.RawIOBase):
-    """A stream whose first bytes were looked at, from its start; a pipe has no way back of its own."""
-
-    def __init__(self, head: bytes, rest: Any) -> None:
-        self._head, self._rest = memoryview(head), rest
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if self._head:
-            count = min(len(buffer), len(self._head))
-            buffer[:count], self._head = self._head[:count], self._head[count:]
-            return count
-        # What is there, however little: an error further on in the stream must not cost what came before it.
-        data = self._rest.read1(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+def _chunks(source: Any, on_read: Callable[[int], None] | None = None) -> Iterator[bytes]:
+    """Yield the bytes of a stream as they come: an error further on must not cost what came before it."""
+    while chunk := source.read1(_CHUNK):
+        if on_read is not None:
+            on_read(len(chunk))
+        yield chunk
 
 
-class _Xz(io.RawIOBase):
-    """Every xz stream of a file. lzma's own file object ends, without a word, where something else follows one."""
-
-    def __init__(self, source: Any) -> None:
-        self._source = source
-        self._decoder: lzma.LZMADecompressor | None = None
-        self._waiting = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while True:
-            if self._decoder is None:
-                # Streams may be padded with zero bytes.
-                self._waiting = self._waiting.lstrip(b"\0")
-                while not self._waiting:
-                    self._waiting = self._source.read(_CHUNK)
-                    if not self._waiting:
-                        return 0
-                    self._waiting = self._waiting.lstrip(b"\0")
-                self._decoder = lzma.LZMADecompressor(format=lzma.FORMAT_XZ)
-            if self._decoder.needs_input and not self._waiting:
-                self._waiting = self._source.read(_CHUNK)
-                if not self._waiting:
-                    raise EOFError("the compressed stream has no end")
-            data = self._decoder.decompress(self._waiting, len(buffer))
-            self._waiting = b""
-            if self._decoder.eof:
-                self._waiting, self._decoder = self._decoder.unused_data, None
-            if data:
-                buffer[: len(data)] = data
-                return len(data)
+def _unpacked_xz(source: Any) -> Iterator[bytes]:
+    """All xz streams of a file. lzma's own file object ends, without an error, where something else follows one."""
+    decoder = None
+    for data in _chunks(source):
+        # Streams may be padded with zero bytes.
+        while decoder is not None or (data := data.lstrip(b"\0")):
+            decoder = decoder or lzma.LZMADecompressor(lzma.FORMAT_XZ)
+            yield decoder.decompress(data, _CHUNK)
+            data = b""
+            if decoder.eof:
+                data, decoder = decoder.unused_data, None
+            elif decoder.needs_input:
+                break
+    if decoder is not None:
+        raise EOFError("the compressed stream has no end")
 
 
 def _decompressed(kind: str, source: Any) -> Any:
@@ -137,7 +114,7 @@ def _decompressed(kind: str, source: Any) -> Any:
     if kind == "gzip":
         return gzip.GzipFile(fileobj=source)
     if kind == "xz":
-        return io.BufferedReader(_Xz(source))
+        return io.BufferedReader(_Stream(_unpacked_xz(source)), _CHUNK)
     # Imported here: what is not compressed so must not pay for it.
     import pyarrow as pa
 
@@ -164,49 +141,46 @@ def open_text(path: str | Path, on_read: Callable[[int], None] | None = None) ->
     """Open ``path`` ("-" is standard input) as text, whatever it is compressed with and encoded in.
 
     Line ends are universal, a byte order mark is skipped; bytes that cannot be decoded are kept as
-    :data:`rd_hf.data.text.KEEP_BYTES` says, so that one odd header never stops a run.
-
-    Args:
-        path: the file.
-        on_read: told the number of bytes each time some are read from the disk.
+    :data:`rd_hf.data.records.KEEP_BYTES` says, so that one odd header never stops a run. ``on_read`` is called with the
+    number of bytes each time some are read from the disk.
 
     Raises:
         InputError: no such file, the path is a folder, it may not be read, or it is an archive or another kind of
             file that holds no text.
     """
-    with ExitStack() as opened:
-        stream = _open(path, on_read, opened)
+    with open_bytes(path) as stream:
+        if str(path) != "-":
+            stream = io.BufferedReader(_Stream(_chunks(stream, on_read)), _CHUNK)
         while True:
             try:
                 head = stream.read(_HEAD)
             except DAMAGED as error:
                 raise damaged(path, 0, error) from error
-            stream = io.BufferedReader(_Rewound(head, stream), _CHUNK)
+            # A pipe has no way back of its own.
+            stream = io.BufferedReader(_Stream(chain([head], _chunks(stream))), _CHUNK)
             _refuse(path, head)
             kind = next((kind for magic, kind in _COMPRESSED.items() if head.startswith(magic)), None)
             if kind is None:
                 break
             stream = _decompressed(kind, stream)
-        text = io.TextIOWrapper(stream, encoding=_encoding(head), errors=KEEP_BYTES, newline=None)
-        yield text
+        yield io.TextIOWrapper(stream, encoding=_encoding(head), errors=KEEP_BYTES, newline=None)
 
 
-def _open(path: str | Path, on_read: Callable[[int], None] | None, opened: ExitStack) -> Any:
-    """The file's bytes as they are."""
+def open_bytes(path: str | Path) -> AbstractContextManager[Any]:
+    """Open a file, or standard input ("-"), as it is; raises InputError."""
     if str(path) == "-":
         if sys.stdin is None or sys.stdin.closed:
             raise InputError("standard input is closed: pipe FASTA into the command, or name a file instead of -")
-        return sys.stdin.buffer
+        return nullcontext(sys.stdin.buffer)
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{path} is a folder; give the files in it, for example {path}/*.fasta.gz")
     try:
-        file = opened.enter_context(_CountedFile(path, on_read or (lambda count: None)))
+        return path.open("rb")
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; check the path (relative to {Path.cwd()})") from error
     except OSError as error:
         raise InputError(f"{path} cannot be opened: {error.strerror}") from error
-    return io.BufferedReader(file, _CHUNK)
 
 
 def _refuse(path: str | Path, head: bytes) -> None:
@@ -219,7 +193,7 @@ def _refuse(path: str | Path, head: bytes) -> None:
 
 
 def damaged(path: str | Path, number: int, error: Exception, unit: str = "record") -> InputError:
-    """The error for a compressed stream that breaks off after ``number`` whole records (or lines)."""
+    """Return the error for a compressed stream that breaks off after ``number`` whole records (or lines)."""
     return InputError(
         f"{path} is damaged after {unit} {number} ({error}); fetch the file again, its compressed stream is cut short "
         "or changed"

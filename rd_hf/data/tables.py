@@ -1,9 +1,10 @@
 """Tables in: CSV, TSV, JSON lines and Parquet as columns and rows, every line and row of them accounted for.
 
-Text tables are read as they are written in this field. Comma and semicolon tables follow RFC 4180. Tab-separated ones
-mostly do not quote, so that a cell may begin with a quotation mark (UniProt, BLAST); those of spreadsheets do. A line
-is read plainly where that gives the header's number of cells, else with its quotes, over several lines if need be; a
-header in quotes says that all quotes are meant. A line that fits in neither way is one row with a problem.
+:data:`FORMATS` is the place where an input format is added. Text tables are read as they are written in this field:
+comma and semicolon tables follow RFC 4180; tab-separated ones mostly do not quote, so that a cell may begin with a
+quotation mark (UniProt, BLAST), and those of spreadsheets do. A line is read plainly where that gives the header's
+number of cells, else with its quotes, over several lines if need be; a header in quotes says that all quotes are meant.
+A line that fits in neither way is one row with a problem.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rd_hf.data.records import InputError
-from rd_hf.data.streams import DAMAGED, damaged, open_text
+from rd_hf.data.streams import DAMAGED, damaged, open_bytes, open_text
 from rd_hf.data.values import as_list
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 DELIMITERS = {".csv": ",;\t", ".tsv": "\t,;", ".tab": "\t,;"}
-JSON_LINES = (".jsonl", ".ndjson", ".json")
 _NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
 # Lines that one quoted cell may span: enough for a wrapped titin, and a stray quote costs no more than this.
 _LONGEST_CELL = 4096
@@ -60,10 +61,10 @@ class Table:
 
     Attributes:
         columns: in order; a name may occur twice.
-        read: the rows with at least the columns named; each a value a column, or what is wrong with the row.
+        read: yields the rows with at least the columns named: a value per column, or what is wrong with the row.
         kinds: Arrow types of the columns, where the format has types.
         about: what to add to a complaint about the columns, such as how they were told apart.
-        blank: how many blank lines the rows read so far had before or between them.
+        blank: returns how many blank lines the rows read so far had before or between them.
     """
 
     columns: list[str]
@@ -102,16 +103,16 @@ class _Lines:
 
 
 def _quoted(first: str, lines: _Lines, delimiter: str) -> tuple[list[str] | None, list[str]]:
-    """Cells of a row with quotes by RFC 4180 (None where it breaks that), and the further lines they took."""
+    """Cells of a row with quotes by RFC 4180 (None where it breaks that or has none), and the further lines it took."""
+    if '"' not in first:
+        return None, []
     taken: list[str] = []
 
     def feed() -> Iterator[str]:
         yield first
-        for line in lines:
+        for line in islice(lines, _LONGEST_CELL):
             taken.append(line)
             yield line
-            if len(taken) == _LONGEST_CELL:
-                return
 
     try:
         return next(csv.reader(feed(), delimiter=delimiter, strict=True)), taken
@@ -133,16 +134,15 @@ def _header(source: str | Path, lines: _Lines, kind: str, wanted: Callable[[Sequ
     declared = re.fullmatch(r"sep=(.)\n?", first)
     if declared:
         # How Excel is told the delimiter.
-        delimiters = declared[1]
-        first = next(lines, "")
+        delimiters, first = declared[1], next(lines, "")
     found = []
     for delimiter in delimiters:
-        cells, taken = _quoted(first, lines, delimiter) if '"' in first else (None, [])
-        if cells is not None and not taken:
-            found.append((cells, delimiter, True, first))
-        else:
-            lines.unread(taken)
+        cells, taken = _quoted(first, lines, delimiter)
+        lines.unread(taken)
+        if cells is None or taken:
             found.append((_split(first, delimiter), delimiter, False, first))
+        else:
+            found.append((cells, delimiter, True, first))
         if wanted(found[-1][0]):
             return found[-1]
     return max(found, key=lambda each: len(each[0]))
@@ -163,8 +163,8 @@ def delimited(
         source: the file.
         kind: suffix that names the format; says which delimiter is looked for first.
         wanted: whether these column names are those that are needed: decides between delimiters.
-        on_read: told the number of bytes each time some are read.
-        say: told in a sentence if rows span several lines.
+        on_read: called with the number of bytes each time some are read.
+        say: called with a sentence if rows span several lines.
         is_row: whether the cells of the first line are a row already; the columns are then called 1, 2, and so on.
 
     Raises:
@@ -189,39 +189,35 @@ def delimited(
 def _rows(
     source: str | Path, lines: _Lines, columns: Sequence[str], delimiter: str, all_quoted: bool, say: Say | None
 ) -> Iterator[Row]:
+    """Yield the rows after the header."""
     width = len(columns)
     plain_first = delimiter == "\t" and not all_quoted
-    told = False
+    reported = False
     for first in lines:
         if not first.strip("\n"):
             lines.blank += 1
             continue
-        cells = plain = _split(first, delimiter)
         number = lines.number
-        if '"' in first:
-            quoted, taken = _quoted(first, lines, delimiter)
-            # Lines that each fit as they are, though quotes would join them.
-            each_fits = bool(taken) and all(len(_split(line, delimiter)) == width for line in (first, *taken))
-            fits = quoted is not None and len(quoted) == width
-            if fits and each_fits and not all_quoted and not plain_first:
-                yield from (
-                    BadRow(
-                        f"line {line} is a row by itself and, by a quotation mark that begins in line {number}, part "
-                        "of a longer one: double or remove that mark"
-                    )
-                    for line in range(number, lines.number + 1)
+        quoted, taken = _quoted(first, lines, delimiter)
+        # Lines that each fit as they are, though quotes would join them.
+        each_fits = bool(taken) and all(len(_split(line, delimiter)) == width for line in (first, *taken))
+        fits = quoted is not None and len(quoted) == width
+        if fits and each_fits and not all_quoted and not plain_first:
+            for line in range(number, lines.number + 1):
+                yield BadRow(
+                    f"line {line} is a row by itself and, by a quotation mark that begins in line {number}, part of a "
+                    "longer one: double or remove that mark"
                 )
-                continue
-            if quoted is not None and fits and not (each_fits and plain_first):
-                if taken and not told and say is not None:
-                    told = True
-                    say(
-                        f"{source}: quoted cells span lines, first {number} to {lines.number}; they are read as one row"
-                    )
-                cells = quoted
-            else:
-                lines.unread(taken)
-                cells = plain if plain_first or quoted is None else quoted
+            continue
+        if quoted is not None and fits and not (each_fits and plain_first):
+            if taken and say is not None and not reported:
+                reported = True
+                span = f"{number} to {lines.number}"
+                say(f"{source}: quoted cells span lines, first {span}; they are read as one row")
+            cells = quoted
+        else:
+            lines.unread(taken)
+            cells = _split(first, delimiter) if plain_first or quoted is None else quoted
         if len(cells) == width:
             yield dict(zip(columns, cells, strict=True))
         else:
@@ -231,8 +227,8 @@ def _rows(
 
 
 @contextmanager
-def json_lines(source: str | Path, on_read: Callable[[int], None] | None = None) -> Iterator[Table]:
-    """Open a file of one JSON object a line; its columns are those of the first.
+def json_lines(source: str | Path, on_read: Callable[[int], None] | None = None, **_: Any) -> Iterator[Table]:
+    """Open a file of one JSON object per line; its columns are those of the first.
 
     Raises:
         InputError: no such file or no row; while reading, a line that is no JSON object.
@@ -242,11 +238,7 @@ def json_lines(source: str | Path, on_read: Callable[[int], None] | None = None)
 
 
 def of_rows(source: str | Path, rows: Iterator[Row]) -> Table:
-    """A table of rows that name their columns themselves; the first names those of all.
-
-    Raises:
-        InputError: there is no row.
-    """
+    """A table of rows that name their columns themselves, the first those of all; InputError where there is no row."""
     first = next(rows, None)
     if first is None:
         raise InputError(f"{source} holds no rows")
@@ -255,14 +247,10 @@ def of_rows(source: str | Path, rows: Iterator[Row]) -> Table:
     return Table(list(first), lambda _: chain([first], rows))
 
 
-class _RepeatedKeyError(Exception):
-    """A JSON object that gives two values for one key."""
-
-
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise _RepeatedKeyError
+        raise KeyError
     return found
 
 
@@ -273,7 +261,7 @@ def _objects(source: str | Path, lines: _Lines) -> Iterator[Row]:
             continue
         try:
             row = json.loads(line, object_pairs_hook=_object)
-        except _RepeatedKeyError:
+        except KeyError:
             row = BadRow(f"line {lines.number} gives two values for one key")
         except (ValueError, RecursionError) as error:
             raise InputError(
@@ -287,33 +275,36 @@ def _objects(source: str | Path, lines: _Lines) -> Iterator[Row]:
 
 
 @contextmanager
-def parquet(source: str | Path, on_read: Callable[[int], None] | None = None) -> Iterator[Table]:
-    """Open a Parquet file; a thousand rows are in memory at a time.
-
-    Raises:
-        InputError: no such file, or it cannot be read.
-    """
+def parquet(source: str | Path, on_read: Callable[[int], None] | None = None, **_: Any) -> Iterator[Table]:
+    """Open a Parquet file; a thousand rows are in memory at a time. Raises InputError if it cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = Path(source)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; check the path (relative to {Path.cwd()})")
     try:
         # Opened here: the library takes no name that is not UTF-8.
-        with path.open("rb") as raw, pq.ParquetFile(raw) as file:
-            bytes_a_row = path.stat().st_size / max(1, file.metadata.num_rows)
+        with open_bytes(source) as raw, pq.ParquetFile(raw) as file:
+            row_bytes = Path(source).stat().st_size / max(1, file.metadata.num_rows)
 
             def read(columns: Sequence[str]) -> Iterator[Row]:
                 for batch in file.iter_batches(batch_size=1000, columns=list(columns)):
                     values = [as_list(batch.column(column)) for column in columns]
                     yield from (dict(zip(columns, cells, strict=True)) for cells in zip(*values, strict=True))
                     if on_read is not None:
-                        on_read(round(bytes_a_row * batch.num_rows))
+                        on_read(round(row_bytes * batch.num_rows))
 
             if file.metadata.num_rows == 0:
-                raise InputError(f"{path} holds no rows")
+                raise InputError(f"{source} holds no rows")
             schema = file.schema_arrow
             yield Table(schema.names, read, {column.name: column.type for column in schema})
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} is no readable Parquet file: {error}") from error
+        raise InputError(f"{source} is no readable Parquet file: {error}") from error
+
+
+# The formats of tables by the suffix of a file's name, in the order in which the pages name them. Each opens a file:
+# a context manager, called with the source and by name ``wanted``, ``on_read`` and ``say`` as in :func:`delimited`,
+# that gives a Table; a format whose rows name their columns makes it with :func:`of_rows`.
+FORMATS: dict[str, Callable[..., AbstractContextManager[Table]]] = {
+    **{suffix: partial(delimited, kind=suffix) for suffix in DELIMITERS},
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), json_lines),
+    ".parquet": parquet,
+}

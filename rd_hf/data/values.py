@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rd_hf.data.records import KEEP_BYTES
 from rd_hf.data.residues import RejectedSequenceError
-from rd_hf.data.text import KEEP_BYTES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,7 +29,7 @@ _LIST_TYPE = re.compile(r"((large_)?list(_view)?|fixed_size_list)<")
 
 
 def _is_missing(value: Any) -> bool:
-    """None, and pandas' NA and NaT; not NaN, which is a number where a text was expected."""
+    """Whether it is None, or pandas' NA or NaT; not NaN, which is a number where a text was expected."""
     return value is None or type(value).__name__ in ("NAType", "NaTType")
 
 
@@ -46,33 +46,26 @@ def _shown(value: Any) -> str:
 
 
 def sequence_text(value: Any) -> str:
-    """The text of a sequence cell; empty where nothing is there.
-
-    Raises:
-        RejectedSequenceError: the value is no text; the message is the reason.
-    """
+    """Return the text of a sequence cell, empty where nothing is there; raises RejectedSequenceError if it is none."""
     if isinstance(value, str):
         return value
     if _is_missing(value):
         return ""
     if isinstance(value, _BYTES):
-        data = bytes(value)
         try:
-            return data.decode("utf-8")
+            return bytes(value).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise RejectedSequenceError(
-                f"the sequence is bytes that are not UTF-8 (at byte {error.start + 1})"
-            ) from None
+            place = error.start + 1
+            raise RejectedSequenceError(f"the sequence is bytes that are not UTF-8 (at byte {place})") from None
     if _is_nan(value):
         raise RejectedSequenceError("the sequence is missing (NaN)")
     raise RejectedSequenceError(f"the sequence is {_shown(value)}, no text")
 
 
 def id_text(value: Any) -> str | None:
-    """An id as text, None where there is none. Bytes are UTF-8; what is not is kept as ``\\xff`` and the like.
+    """Return an id as text, None where there is none; raises RejectedSequenceError for a list or an object.
 
-    Raises:
-        RejectedSequenceError: the value is a list or an object.
+    Bytes are UTF-8; those that are not are kept as :data:`rd_hf.data.records.KEEP_BYTES` says.
     """
     if isinstance(value, str):
         return value
@@ -86,17 +79,13 @@ def id_text(value: Any) -> str | None:
 
 
 def position_numbers(value: Any) -> tuple[int, ...]:
-    """Residues asked for, counted from 1: one whole number, a list of them (of any library), or text as ``23;45``.
+    """Return the residues asked for, counted from 1: one whole number, a list of them, or text such as ``23;45``.
 
     Floats count where they are whole, as a column of integers with a gap in it has them. Nothing asked for gives ().
-
-    Raises:
-        RejectedSequenceError: something else.
+    Raises RejectedSequenceError for something else.
     """
-    if hasattr(value, "as_py"):
-        value = value.as_py()
-    if hasattr(value, "tolist"):
-        value = value.tolist()
+    for name in ("as_py", "tolist"):
+        value = getattr(value, name)() if hasattr(value, name) else value
     if isinstance(value, _BYTES):
         value = bytes(value).decode("utf-8", errors="replace")
     if _is_missing(value) or _is_nan(value):
@@ -105,7 +94,8 @@ def position_numbers(value: Any) -> tuple[int, ...]:
     try:
         return tuple(_whole(word) for word in words)
     except ValueError:
-        raise RejectedSequenceError(f"positions {_brief(value)} are not whole numbers") from None
+        shown = repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:37]}..."
+        raise RejectedSequenceError(f"positions {shown} are not whole numbers") from None
 
 
 def _whole(word: Any) -> int:
@@ -121,13 +111,8 @@ def _whole(word: Any) -> int:
     raise ValueError
 
 
-def _brief(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 40 else f"{shown[:37]}..."
-
-
 def as_list(column: Any) -> list[Any]:
-    """A column of numpy, torch, pandas, polars or Arrow, or any sequence, as a list of its rows."""
+    """Return a column of numpy, torch, pandas, polars or Arrow, or any sequence, as a list of its rows."""
     if isinstance(column, (list, tuple)):
         return list(column)
     for name in ("to_pylist", "to_list", "tolist"):
@@ -141,29 +126,22 @@ def as_list(column: Any) -> list[Any]:
 
 
 def column_names(batch: Any) -> list[str]:
-    """Names of the columns of an Arrow table, a data frame, or a mapping."""
+    """Return the names of the columns of an Arrow table, a data frame, or a mapping."""
     return list(batch.column_names if hasattr(batch, "column_names") else batch.keys())
 
 
 def arrow_holds(kind: pa.DataType, role: str) -> bool:
-    """Whether a column of an Arrow type can hold what it is read for.
+    """Whether a column of an Arrow type can hold what it is read for: "sequence", "id" or "positions".
 
-    Args:
-        kind: string and binary types of every size, dictionaries and extensions of them, are text; lists of every
-            kind may hold positions.
-        role: "sequence", "id" or "positions".
+    Strings and bytes of every size, dictionaries and extensions of them, are text; any list may hold positions.
     """
     kind = getattr(kind, "storage_type", kind)
     if str(kind).startswith(("dictionary<", "run_end_encoded<")):
         return arrow_holds(kind.value_type, role)
-    name = str(kind)
-    if role == "sequence":
-        return bool(_TEXT_TYPE.fullmatch(name))
     if role == "id":
         return kind.num_fields == 0
-    if _LIST_TYPE.match(name):
-        kind = kind.value_type
-        name = str(kind)
-        if _LIST_TYPE.match(name):
-            return False
-    return bool(_TEXT_TYPE.fullmatch(name) or _NUMBER_TYPE.fullmatch(name))
+    name = str(kind)
+    if role == "positions" and _LIST_TYPE.match(name):
+        name = str(kind.value_type)
+    number = role == "positions" and _NUMBER_TYPE.fullmatch(name)
+    return bool(_TEXT_TYPE.fullmatch(name) or number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from rd_hf.data.text import readable
+from rd_hf.data.records import readable
 from rd_hf.embedding.options import EmbeddingOptions
 
 PART_RECORDS = 16384

@@ -24,7 +24,7 @@ from rd_hf.bases.moments import JointMoments, NonFiniteStatesError
 from rd_hf.bases.readout import Readout, fit_readout
 from rd_hf.bases.whitening import Whitening, chain_whitening
 from rd_hf.data.batching import collate, residue_mask
-from rd_hf.data.text import readable
+from rd_hf.data.records import readable
 from rd_hf.fitting.one_pass import tuning_positions
 from rd_hf.fitting.sample import FitOptions, Sample, SamplePart, plan_batches
 from rd_hf.fitting.state import FitProgress, fit_settings, open_state, state_workspace

@@ -180,14 +180,7 @@ def _fasta(path: Path, sequences: list[str]) -> Path:
 def _job(folder: Path, fasta: Path, *arguments: str, launcher: tuple[str, ...] = (sys.executable,)) -> Ran:
     """Run the command, and watch the memory of all its processes."""
     with tempfile.TemporaryDirectory(dir=folder) as output:
-        command = [
-            *launcher,
-            str(REPOSITORY / "scripts" / "embed.py"),
-            "--model",
-            str(folder / "model"),
-            "--level",
-            "S",
-        ]
+        command = [*launcher, "-m", "rd_hf", "embed", "--model", str(folder / "model"), "--level", "S"]
         command += ["--input", str(fasta), "--output", f"{output}/out"]
         command += [*arguments] if "--part-records" in arguments else ["--part-records", "250", *arguments]
         env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}

@@ -155,7 +155,7 @@ def _memory() -> Ratio:
         with (folder / "records.fasta").open("w", encoding="utf-8") as handle:
             for number in range(RECORDS):
                 handle.write(f">r{number}\n{''.join(generator.choices('LAGVSERTIDPKQNFYMHWC', k=3))}\n")
-        command = [sys.executable, str(REPOSITORY / "scripts" / "embed.py"), "--model", str(folder / "model")]
+        command = [sys.executable, "-m", "rd_hf", "embed", "--model", str(folder / "model")]
         command += ["--level", "S", "--input", str(folder / "records.fasta"), "--output", str(folder / "out")]
         started = time.monotonic()
         process = subprocess.Popen(

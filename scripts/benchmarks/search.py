@@ -56,7 +56,7 @@ def write_folder(
     fingerprint: str = "synthetic",
     **options: object,
 ) -> Path:
-    """A finished folder of an embedding job, as ``embed.py`` would have written it, from made-up rows.
+    """A finished folder of an embedding job, as ``rd-hf embed`` would have written it, from made-up rows.
 
     Args:
         path: a new folder.

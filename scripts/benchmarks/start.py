@@ -29,6 +29,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.common import REPOSITORY, Ratio, carried_proteins, errors_of, medians, output_of
+from rd_hf.__main__ import COMMANDS
 
 # In this order: a later one finds what an earlier one has imported.
 MODULES = ("rd_hf", "rd_hf.model.modeling_rd_esm", "rd_hf.embedding", "rd_hf.hub")
@@ -46,17 +47,18 @@ def run(rounds: int) -> list[Ratio]:
     imports: list[list[float]] = []
     loads: list[float] = []
     first_loads: list[float] = []
-    scripts = sorted((REPOSITORY / "scripts").glob("*.py"))
-    helps: dict[str, list[float]] = {path.name: [] for path in scripts}
+    programs = {f"rd-hf {name}": ["-m", "rd_hf", *name.split()] for name in COMMANDS}
+    programs |= {path.name: [str(path)] for path in sorted((REPOSITORY / "scripts").glob("*.py"))}
+    helps: dict[str, list[float]] = {name: [] for name in programs}
     # Once for the caches of the file system and of compiled Python, not counted.
-    for path in scripts:
-        seconds_of_help(path)
+    for words in programs.values():
+        seconds_of_help(*words)
     for _ in range(rounds):
         imports.append(seconds_inside(ESM, *(f"import {module}" for module in MODULES)))
         loads.append(seconds_inside(ESM, *LOAD)[-1])
         first_loads.append(sum(seconds_inside(*LOAD)))
-        for path in scripts:
-            helps[path.name].append(seconds_of_help(path))
+        for name, words in programs.items():
+            helps[name].append(seconds_of_help(*words))
     esm, *own = (statistics.median(values) for values in zip(*imports, strict=True))
     each = ", ".join(f"{module} {seconds:.3f}" for module, seconds in zip(MODULES, own, strict=True))
     waits = medians(helps)
@@ -131,10 +133,10 @@ def seconds_inside(*statements: str) -> list[float]:
     return [float(word) for word in answer.splitlines()[-1].split()]
 
 
-def seconds_of_help(script: Path) -> float:
-    """Seconds that ``script --help`` takes, from start to exit."""
+def seconds_of_help(*words: str) -> float:
+    """Seconds that ``python WORDS --help`` takes, from start to exit."""
     started = time.perf_counter()
-    _run([sys.executable, str(script), "--help"])
+    _run([sys.executable, *words, "--help"])
     return time.perf_counter() - started
 
 

@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from rd_hf.commands.embed import main as embed
-from tests.conftest import EXAMPLE_FASTA, REPOSITORY, environment
+from tests.conftest import EXAMPLE_FASTA, environment
 
 PLAIN_C = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
-def script(name: str, *arguments: object) -> str:
-    words = [sys.executable, REPOSITORY / "scripts" / name, *arguments]
+def line(name: str, *arguments: object) -> str:
+    words = [sys.executable, "-m", "rd_hf", name, *arguments]
     return shlex.join(map(str, words))
 
 
@@ -53,7 +53,7 @@ def test_an_embedding_job_ends_well(
 ) -> None:
     output = tmp_path / "sortie-é"
     done = bash(
-        f"{script('embed.py', '--model', tiny_checkpoint, '--input', fasta, '--output', output)} {ending}", **variables
+        f"{line('embed', '--model', tiny_checkpoint, '--input', fasta, '--output', output)} {ending}", **variables
     )
     assert done.returncode == 0, done.stderr.decode()
     assert b"Traceback" not in done.stderr
@@ -63,7 +63,7 @@ def test_an_embedding_job_ends_well(
 def test_a_fit_in_a_plain_c_locale_whose_reader_goes_away_ends_well(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """It speaks long before its end, and its card has letters that are no ASCII."""
     output = tmp_path / "modèle"
-    command = script("fit_bases.py", "--config", tiny_checkpoint, "--data", EXAMPLE_FASTA, "--num-sequences", 30)
+    command = line("fit", "--config", tiny_checkpoint, "--data", EXAMPLE_FASTA, "--num-sequences", 30)
     done = bash(f"{command} --output {shlex.quote(str(output))} | true; exit ${{PIPESTATUS[0]}}", **PLAIN_C)
     assert done.returncode == 0, done.stderr.decode()
     assert b"Traceback" not in done.stderr
@@ -87,7 +87,7 @@ def test_a_narrow_terminal_costs_nothing(fasta: Path, tiny_checkpoint: Path, tmp
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 5, 1, 0, 0))
     arguments = ("--model", tiny_checkpoint, "--input", fasta, "--output", tmp_path / "out", "--part-records", 1)
     process = subprocess.Popen(
-        shlex.split(script("embed.py", *arguments)), env=environment(), stdout=terminal, stderr=terminal, stdin=terminal
+        shlex.split(line("embed", *arguments)), env=environment(), stdout=terminal, stderr=terminal, stdin=terminal
     )
     os.close(terminal)
     said = b""

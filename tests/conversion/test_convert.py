@@ -1,4 +1,4 @@
-"""``convert.py``: raw embeddings as tools leave them, to what a run from the sequences gives; no backbone is loaded."""
+"""``rd-hf convert``: raw embeddings as tools leave them, to what a run from the sequences gives, without a backbone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``export.py``: what biotrainer and protspace find in the file, read by their documented layout."""
+"""``rd-hf export``: what biotrainer and protspace find in the file, read by their documented layout."""
 
 from __future__ import annotations
 

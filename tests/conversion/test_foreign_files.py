@@ -1,4 +1,4 @@
-"""``raw.py``, ``h5.py``, ``checks.py``: files of others that lie, lead elsewhere, or hold what are no hidden states."""
+"""``raw.py``: files of others that lie, lead elsewhere, or hold what are no hidden states."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rd_hf.conversion.checks import refuse_more_than_is_there
-from rd_hf.conversion.raw import Raw, open_raw
+from rd_hf.conversion.raw import Raw, open_raw, refuse_more_than_is_there
 from rd_hf.data.fasta import InputError
 
 WIDTH = 32

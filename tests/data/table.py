@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from rd_hf.data.columns import ID_COLUMNS, SEQUENCE_COLUMNS
-from rd_hf.data.sources import TABLES
 from rd_hf.data.streams import SUFFIXES
+from rd_hf.data.tables import FORMATS
 from tests.conftest import REPOSITORY
 from tests.data import cases
 from tests.data.cases import Case
@@ -90,7 +90,7 @@ def render() -> str:
     lines += [
         "### Names",
         "",
-        f"A table is known by its suffix: {names(TABLES)}, before one of {names(SUFFIXES)} or not. Sequences are read "
+        f"A table is known by its suffix: {names(FORMATS)}, before one of {names(SUFFIXES)} or not. Sequences are read "
         f"from the column named with `--sequence-column`, else from the first of {names(SEQUENCE_COLUMNS)} there is, "
         f"ids from `--id-column`, else {names(ID_COLUMNS)}, whatever their case, blanks and signs (`AA sequence`); two "
         "columns of one such name are refused, and so is a column without `--sequence-column` whose first cells look "

@@ -14,8 +14,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rd_hf.data.records import readable
 from rd_hf.data.residues import RejectedSequenceError
-from rd_hf.data.text import readable
 from rd_hf.data.values import arrow_holds, as_list, id_text, position_numbers, sequence_text
 from tests.data import cases
 from tests.data.cases import Case

@@ -19,9 +19,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from rd_hf.commands.embed import main
-from tests.conftest import REPOSITORY, environment
-
-SCRIPT = REPOSITORY / "scripts" / "embed.py"
+from tests.conftest import environment
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ def embed(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
 
 def command(*arguments: object, launcher: tuple[str, ...] = (sys.executable,)) -> list[str]:
     """The command line that a user would give."""
-    return [*launcher, str(SCRIPT), *map(str, arguments)]
+    return [*launcher, "-m", "rd_hf", "embed", *map(str, arguments)]
 
 
 def run_process(*arguments: object, launcher: tuple[str, ...] = (sys.executable,)) -> Outcome:

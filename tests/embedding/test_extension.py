@@ -1,4 +1,4 @@
-"""``embed.py --extend``: what a run from scratch gives, by the larger backbones alone; what cannot be is refused."""
+"""``rd-hf embed --extend``: what a run from scratch gives, by the larger backbones alone; what cannot be is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``scripts/embed.py``: files in, Parquet out, every record accounted for, every mistake one sentence."""
+"""``rd-hf embed``: files in, Parquet out, every record accounted for, every mistake one sentence."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from datasets import load_dataset
 
 from tests.conftest import environment
-from tests.embedding.conftest import SCRIPT, Outcome, Reference, content_hashes, read, scale_tensors
+from tests.embedding.conftest import Outcome, Reference, content_hashes, read, scale_tensors
 
 Embed = Callable[..., Outcome]
 RECORDS = [
@@ -200,8 +200,8 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(
 
 def test_help_teaches_and_does_not_wait_for_torch() -> None:
     program = (
-        "import sys, runpy\nsys.argv = ['embed.py', '--help']\n"
-        f"try:\n    runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+        "import sys, runpy\nsys.argv = ['rd-hf', 'embed', '--help']\n"
+        "try:\n    runpy.run_module('rd_hf', run_name='__main__')\n"
         "except SystemExit:\n    print('heavy:', sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
     )
     run = subprocess.run(

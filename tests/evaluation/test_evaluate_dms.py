@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rd_hf.commands.evaluate_dms import main
 from rd_hf.evaluation.report import render
-from scripts.evaluate_dms import main
 from tests.conftest import REPOSITORY
 from tests.evaluation.conftest import ASSAY_FILE, FOLDS_FILE
 
@@ -199,7 +199,7 @@ def test_mistakes_are_one_sentence(tiny_checkpoint: Path, tmp_path: Path, argume
 
 
 def test_help_teaches() -> None:
-    command = [sys.executable, "scripts/evaluate_dms.py", "--help"]
+    command = [sys.executable, "-m", "rd_hf", "evaluate", "dms", "--help"]
     text = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     for word in ("--fit-data", "--pooling", "--depth", "results.parquet", "ProteinGym"):
         assert word in text

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 from studies import width
 
+from rd_hf.commands import evaluate_dms, evaluate_homology
 from rd_hf.evaluation import embeddings, homology_runs
 from rd_hf.evaluation.plan import EvaluationOptions
 from rd_hf.evaluation.representations import KINDS
 from rd_hf.evaluation.treatments import LABELLED, TREATMENTS, candidates
-from scripts import evaluate_dms, evaluate_homology
 from tests.conftest import EXAMPLE_FASTA, REPOSITORY, random_model
 from tests.evaluation.conftest import ASSAY_FILE
 from tests.evaluation.test_evaluate_dms import FITTING

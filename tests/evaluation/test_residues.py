@@ -13,6 +13,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from rd_hf.commands.evaluate_residues import main
 from rd_hf.data.fasta import InputError
 from rd_hf.evaluation.embeddings import Family
 from rd_hf.evaluation.residues import (
@@ -26,7 +27,6 @@ from rd_hf.evaluation.residues import (
     window_one_hot,
 )
 from rd_hf.evaluation.tasks import UNLABELLED, Chain, read_metal_binding, read_secondary_structure, subsample
-from scripts.evaluate_residues import main
 
 CHAINS = {"a": "MKTAYIAKQR", "b": "GSHMLEDPVD", "c": "ACDEFGHIKL", "d": "WYVTSRQPNM"}
 

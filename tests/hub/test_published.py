@@ -194,7 +194,7 @@ def test_the_card_says_so_too(weights: dict[str, Path], tmp_path: Path) -> None:
 def test_the_command_imports_and_says_what_it_found(weights: dict[str, Path], tmp_path: Path) -> None:
     assert find_recipes(weights["raw"], "150M") == sorted(RECIPES, key=str)
     assert find_recipes(weights["raw"], "650M") == []
-    command = [sys.executable, str(REPOSITORY / "scripts" / "import_published_bases.py")]
+    command = [sys.executable, "-m", "rd_hf", "import-published"]
     command += ["--weights", str(weights["raw"]), "--level", "150M", "--output", str(tmp_path / "out")]
     environment = {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "PATH": "", "HF_HOME": str(tmp_path)}
     several = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""The tokenizer that travels: what `embed.py` makes of a sequence, by every other road."""
+"""The tokenizer that travels: what `rd-hf embed` makes of a sequence, by every other road."""
 
 from __future__ import annotations
 

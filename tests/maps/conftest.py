@@ -54,7 +54,7 @@ def write_folder(
     lengths: bool = True,
     **about: object,
 ) -> Path:
-    """A folder as embed.py leaves it, with these (n, widest) embeddings; that it is one is what
+    """A folder as rd-hf embed leaves it, with these (n, widest) embeddings; that it is one is what
     ``test_what_embed_writes_is_what_is_drawn`` is for."""
     folder = OutputFolder(path)
     folder.claim()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rd_hf.data.text import KEEP_BYTES, readable
+from rd_hf.data.records import KEEP_BYTES, readable
 
 ANY_TEXT = st.text(st.characters(exclude_categories=[]))
 

@@ -1,8 +1,0 @@
-"""`rd-hf search`, from a clone."""
-
-import sys
-
-from rd_hf.commands.search import main
-
-if __name__ == "__main__":
-    sys.exit(main())
