@@ -107,11 +107,11 @@ def split_labels(cells: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, parts)))
 
 
-def known_as(name: str, table: Collection[str]) -> str | None:
+def known_as(name: str | None, table: Collection[str]) -> str | None:
     """What a table calls a protein: its id, or the accession in it; None where the table has neither."""
     if name in table:
-        return name or None
-    parts = name.split("|")
+        return name
+    parts = (name or "").split("|")
     return parts[1] if len(parts) == 3 and parts[1] in table else None
 
 
@@ -135,7 +135,7 @@ class Matches:
     def __post_init__(self) -> None:
         self.unused = set(self.table)
 
-    def find(self, names: Iterable[str]) -> list[str | None]:
+    def find(self, names: Iterable[str | None]) -> list[str | None]:
         """What the table calls each of these proteins; None for those that it does not have."""
         found = []
         for name in names:

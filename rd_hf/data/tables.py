@@ -137,12 +137,12 @@ def _header(source: str | Path, lines: _Lines, kind: str, wanted: Callable[[Sequ
         delimiters, first = declared[1], next(lines, "")
     found = []
     for delimiter in delimiters:
-        cells, taken = _quoted(first, lines, delimiter) if '"' in first else (None, [])
-        if cells is not None and not taken:
-            found.append((cells, delimiter, True, first))
-        else:
-            lines.unread(taken)
+        cells, taken = _quoted(first, lines, delimiter)
+        lines.unread(taken)
+        if cells is None or taken:
             found.append((_split(first, delimiter), delimiter, False, first))
+        else:
+            found.append((cells, delimiter, True, first))
         if wanted(found[-1][0]):
             return found[-1]
     return max(found, key=lambda each: len(each[0]))

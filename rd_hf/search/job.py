@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -69,9 +70,9 @@ def search(
         with explain_errors(Path(settings.output).parent):
             Path(settings.output).parent.mkdir(parents=True, exist_ok=True)
         cache = Path(settings.cache) if settings.cache else database.path / ".search"
-        one = _Search(settings, database, queries, plan, cache, report, show_progress)
-        one.prepare()
-        return one.run(started)
+        running = _Search(settings, database, queries, plan, cache, report, show_progress)
+        running.prepare()
+        return running.run(started)
 
 
 def _open_queries(
@@ -182,10 +183,10 @@ class _Search:
     def prepare(self) -> None:
         """Find what both sides are whitened by as they are read, the labelled proteins, and the model of a level."""
         settings, database, plan = self.settings, self.database, self.plan
+        find_model = partial(_model, settings, database)
         with self._bar("statistics") as on_rows:
             database.whitening = self.queries.whitening = find_whitening(
-                *(settings, database, plan.level, lambda: _model(settings, database)),
-                *(self.cache, self.report, on_rows),
+                settings, database, plan.level, find_model, self.cache, self.report, on_rows
             )
         if settings.labels:
             (self.labels,) = read_labels(settings.labels, settings.label_column).values()
@@ -193,9 +194,8 @@ class _Search:
             if note:
                 self.report(note)
         if plan.progressive:
-            checkpoint = _model(settings, database)
             sources = settings.sequences or database.inputs
-            self.larger = CandidateEmbedder(database, plan.level, checkpoint, sources, self.cache, settings.device)
+            self.larger = CandidateEmbedder(database, plan.level, find_model(), sources, self.cache, settings.device)
 
     def run(self, started: float) -> SearchSummary:
         """Search one group of queries after the other, write their hits, and sum up."""
@@ -215,7 +215,7 @@ class _Search:
                 done += len(chunk.records)
                 hits += short.add(ids, found)
                 table, neighbours = hits_table(
-                    *(chunk.records, ids, found, database.ids_of, settings.metric, plan.level, self.labels)
+                    chunk.records, ids, found, database.ids_of, settings.metric, plan.level, self.labels
                 )
                 write(table)
                 if write_labels is not None:
@@ -288,7 +288,7 @@ class _Search:
             return compare(queries, own)
         if self.index is None:
             self.index = open_index(
-                *(database, plan.shortlist_level, settings.metric, settings.index, self.cache, self.report, on_rows)
+                database, plan.shortlist_level, settings.metric, settings.index, self.cache, self.report, on_rows
             )
         found, short = self.index.candidates(queries, plan.candidates, own, self.allowed)
         if not len(short):

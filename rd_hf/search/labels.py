@@ -46,8 +46,9 @@ class Prediction:
 
 
 def labels_of(name: str, labels: Cells) -> tuple[str, ...]:
-    """Labels of a protein of the database that has some."""
-    return split_labels(labels[known_as(name, labels) or name])
+    """Labels of a protein of the database."""
+    key = known_as(name, labels)
+    return () if key is None else split_labels(labels[key])
 
 
 def labelled(database: Database, labels: Cells, path: str) -> tuple[np.ndarray, str | None]:

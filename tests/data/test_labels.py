@@ -119,8 +119,8 @@ def test_a_table_cut_short_gets_a_sentence(tmp_path: Path) -> None:
 
 def test_ids_match_as_they_are_or_by_the_accession_in_them() -> None:
     matches = Matches("labels.tsv", {"P1": "x", "sp|P2|B_YEAST": "y", "P2": "z", "|P3|": "w", "Q": "v"})
-    names = ["sp|P1|A_YEAST", "sp|P2|B_YEAST", "tr|P9|C", "P1", "", "a|b|c|d", "sp|Q", "x||y"]
-    assert matches.find(names) == ["P1", "sp|P2|B_YEAST", None, "P1", None, None, None, None]
+    names = ["sp|P1|A_YEAST", "sp|P2|B_YEAST", "tr|P9|C", "P1", "", "a|b|c|d", "sp|Q", "x||y", None]
+    assert matches.find(names) == ["P1", "sp|P2|B_YEAST", None, "P1", None, None, None, None, None]
     assert (matches.by_id, matches.by_accession) == (2, 1)
     assert matches.unused == {"P2", "|P3|", "Q"}
     assert str(matches) == "2 proteins matched by their id, 1 by the accession in it"
