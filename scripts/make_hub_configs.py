@@ -63,6 +63,15 @@ def main() -> None:
             write_json(Path(scratch) / name, content, indent=2)
         for path in sorted(Path(scratch).iterdir()):
             wanted[args.output / "rd-esm2-mini" / path.name] = path.read_text(encoding="utf-8")
+    # Code of this project under names that it no longer has.
+    for path in sorted((args.output / "rd-esm2-mini").glob("*_rd_esm.py")):
+        if path in wanted:
+            continue
+        if args.check:
+            stale.append(str(path))
+            continue
+        path.unlink()
+        print(f"{path} removed")
     for path, text in wanted.items():
         if args.check:
             if not path.exists() or path.read_text(encoding="utf-8") != text:

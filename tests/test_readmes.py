@@ -174,5 +174,5 @@ def test_the_front_page_is_short_and_leads_to_every_other() -> None:
     assert len(pages) > 8
     for path in pages:
         assert path in linked, f"README.md has no link to {name_of(path)}"
-    for algorithm in ("bases/regression.py", "bases/chain.py", "model/projection_rd_esm.py"):
+    for algorithm in ("bases/regression.py", "bases/chain.py", "model/bases_rd_esm.py"):
         assert REPOSITORY / "rd_hf" / algorithm in linked

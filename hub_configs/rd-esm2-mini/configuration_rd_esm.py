@@ -1,39 +1,33 @@
-"""Configuration of a reverse-distilled family.
+"""Configuration of a reverse-distilled family, and what its fields may hold.
 
-This file travels to the Hub beside ``modeling_rd_esm.py``: it imports public names of transformers only.
+This file travels to the Hub beside ``modeling_rd_esm.py``. Releases of transformers up to 5.0 fetch of a repo's code
+only what a file itself names: so it imports from every file that it needs, directly or not.
 """
 
 import copy
 import itertools
+import math
 import os
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
 from transformers import PretrainedConfig
 from transformers.utils import logging
 
-from .alphabet_rd_esm import check_tokens
-from .families_rd_esm import family_of, longest_input
-from .fields_rd_esm import (
-    LEVEL_NAME,
-    check_common,
-    check_entry,
-    check_long,
+from .families_rd_esm import (
+    check_backbone,
     check_number,
-    check_readout,
-    check_whitening,
-    decided_by_file,
+    check_tokens,
     expect,
-    is_private,
+    family_of,
     is_whole,
-    stored_entries,
-    unknown_fields,
-    whole_entries,
+    longest_input,
     wrong,
 )
-
-# Named for releases up to 5.0, which fetch of a repo's code only what this file itself names.
-from .files_rd_esm import fetch_again  # noqa: F401
-from .windows_rd_esm import MAX_RESIDUES, SPECIAL_TOKENS
+from .files_rd_esm import LEVEL_NAME
+from .pooling_rd_esm import LONG_INPUTS, MAX_RESIDUES, SPECIAL_TOKENS
 
 logger = logging.get_logger(__name__)
 
@@ -45,6 +39,31 @@ _DERIVED_FIELDS = (
     *("nested_dims", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
     *("is_matryoshka", "matryoshka_dimensions"),
 )
+# What git allows in the name of a branch or tag, and no absolute path.
+_REVISION = re.compile(r"[^\x00-\x20\x7f~^:?*\[\\/][^\x00-\x20\x7f~^:?*\[\\]*")
+# Beyond any classifier's, and still made in no time.
+_MOST_LABELS = 2**20
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+# Who runs a model decides these, never the config.json of a checkpoint: how it is computed (for an attention called
+# "owner/kernel" transformers fetches compiled code), which files are read, and what the checkpoint is called.
+RUNNERS_FIELDS = frozenset(
+    (
+        *("attn_implementation", "experts_implementation", "kernel_config", "fusion_config", "distributed_config"),
+        *("transformers_weights", "name_or_path", "trust_remote_code"),
+    )
+)
+# Fields that some transformers release from 4.57 on writes for every model, whether or not the running one does.
+COMMON_FIELDS = {
+    *("model_type", "auto_map", "transformers_version", "name_or_path", "trust_remote_code", "transformers_weights"),
+    *("dtype", "torch_dtype", "quantization_config", "attn_implementation"),
+    *("output_attentions", "output_hidden_states"),
+    *("return_dict", "use_return_dict", "use_cache", "problem_type", "num_labels", "id2label", "label2id"),
+    *("tie_word_embeddings", "is_decoder", "is_encoder_decoder", "add_cross_attention", "tokenizer_class", "prefix"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "pruned_heads"),
+    *("cross_attention_hidden_size", "tie_encoder_decoder", "finetuning_task", "task_specific_params"),
+    *("torchscript", "use_bfloat16", "tf_legacy_loss", "experts_implementation", "fusion_config"),
+    *("distributed_config", "kernel_config"),
+}
 
 
 class RDEsmConfig(PretrainedConfig):
@@ -53,35 +72,33 @@ class RDEsmConfig(PretrainedConfig):
 
     Args:
         levels (`list[dict]`):
-            One entry a level, smallest first. `name` ("150M"), `backbone` (its `model_type`, "esm" where there is
+            One entry per level, smallest first. `name` ("150M"), `backbone` (its `model_type`, "esm" where there is
             none, and the arguments of that type's config), `repo_id` (Hub id or local folder it comes from, or
             `None`) and `revision` (the commit of that repo that was used when the bases were fitted, or `None`).
             A level with `layer` n is its backbone as if that ended after n layers, normed by its final norm.
-            Neighbouring levels of one backbone share its weights and one forward pass: all but one of them say in
-            `layers_of` under whose name the weights lie.
+            Neighbouring levels of one backbone share its weights and one forward pass: all but one of them name in
+            `layers_of` the level under whose name the weights lie.
         residual_directions (`list[int]`, *optional*):
-            Directions of the residual that each level after the first adds. By default `k_i - k_(i-1)`, the
-            paper's choice, so that a nested embedding is as wide as its largest backbone; any number from 1 to
-            `k_i` is allowed, and with `k_i` at every level nothing of any backbone is lost.
+            Directions of the residual that each level after the first adds, from 1 to `k_i`. By default
+            `k_i - k_(i-1)`, the paper's choice, so that a nested embedding is as wide as its largest backbone; with
+            `k_i` at every level nothing of any backbone is lost.
         level (`str`, *optional*):
-            The largest level to build. `None` means the whole family. `from_pretrained(..., level="150M")`
-            therefore loads a smaller model out of a larger checkpoint.
+            The largest level to build; `None` means the whole family. `from_pretrained(..., level="150M")` therefore
+            loads a smaller model out of a larger checkpoint.
         bases (`dict`, *optional*):
-            How the bases were fitted (regression, sequences, residues, seed, data): a record, never read by the
-            model. The model card is written from it.
+            A record of how the bases were fitted (regression, sequences, residues, seed, data), for the model card;
+            the model never reads it.
         whitening (`dict`, *optional*):
-            `None`: the checkpoint holds no statistics to whiten by. Otherwise they are there, with `weights`, a number
-            a level that its whitened block is multiplied by, and a record of where both come from (`of`,
-            `criterion`).
+            Where the checkpoint holds statistics to whiten by: `weights`, a number per level that its whitened block
+            is multiplied by, and a record of where both come from (`of`, `criterion`).
         backbones_in_checkpoint (`bool`):
             `True`: the checkpoint holds backbones and bases. `False`: it holds the bases only, and each backbone
             is fetched from its `repo_id` at its `revision`.
         readout (`dict`, *optional*):
-            Of a family that was fitted with a one-pass readout, what that reads: `layers`, those of the largest
-            backbone beside its final state.
+            Of a family that was fitted with a one-pass readout: `layers`, those of the largest backbone that it reads
+            beside its final state.
         one_pass (`bool`):
-            Run the largest backbone alone and read every level out of its layers. As `level` it is said when
-            loading: `from_pretrained(..., one_pass=True)`.
+            Run the largest backbone alone and read every level out of its layers. Given when loading, as `level` is.
         exact_activation (`bool`):
             `False`: the backbones' layers are computed in fewer passes over memory than transformers takes, which
             rounds otherwise (by some 5e-6 in a final state of order one, float32). `True`: the same bits as
@@ -89,23 +106,23 @@ class RDEsmConfig(PretrainedConfig):
         long_input (`str`):
             What becomes of a sequence of more than `max_residues` residues that the model is called with. `"error"`: it
             is refused. `"window"`: it is run in overlapping windows, and their states are merged as rd_hf's `Embedder`
-            merges them. `"whole"`: it is run as it is. As `level` it is said when loading, and `forward` takes it too.
+            merges them. `"whole"`: it is run as it is. Given when loading; `forward` takes it too.
         max_residues (`int`):
             Longest sequence that the model sees at once, in residues; by default that of ESM-2's training, 1,022.
         rd_hf_version (`str`, *optional*):
-            The version that wrote the checkpoint; `None` before 0.2.0. Saving writes the version that saves.
+            The version that wrote the checkpoint; `None` before 0.2.0.
 
-    Attributes that follow from these and are written to `config.json` for other tools to read: `nested_dims`
-    (level name to width of its nested embedding), `hidden_size` (the widest of them), `num_hidden_layers` (of
-    all backbones), `num_attention_heads` and `vocab_size` (of the largest backbone); `is_matryoshka` and
-    `matryoshka_dimensions` (the widths), without which inference servers refuse a request for fewer dimensions.
+    `config.json` also holds, for other tools: `nested_dims` (level name to width of its nested embedding),
+    `hidden_size` (the widest of them), `num_hidden_layers` (of all backbones), `num_attention_heads` and `vocab_size`
+    (of the largest backbone); `is_matryoshka` and `matryoshka_dimensions` (the widths), without which inference servers
+    refuse a request for fewer dimensions.
 
     Fields that this version does not know, from a newer one, are dropped with a warning that names them.
 
     Raises:
-        ValueError: a field is of another type than the one above, a backbone is none that this version can build,
-            names repeat or cannot be part of a file name, widths do not grow while `residual_directions` is left
-            to its default, a number of directions is out of range, vocabularies differ, or `level` is unknown.
+        ValueError: a field is not as above, a backbone is none that this version can build, names repeat or cannot be
+            part of a file name, widths do not grow while `residual_directions` is left to its default, vocabularies
+            differ, or `level` is unknown.
     """
 
     model_type = "rd_esm"
@@ -137,21 +154,22 @@ class RDEsmConfig(PretrainedConfig):
         expect("level", level, str, "the name of a level")
         expect("bases", bases, dict, "an object")
         expect("readout", readout, dict, "an object with layers")
-        for field, value in (
-            ("backbones_in_checkpoint", backbones_in_checkpoint),
-            ("exact_activation", exact_activation),
-            ("one_pass", one_pass),
-        ):
+        flags = {
+            "backbones_in_checkpoint": backbones_in_checkpoint,
+            "exact_activation": exact_activation,
+            "one_pass": one_pass,
+        }
+        for field, value in flags.items():
             if not isinstance(value, bool):
                 raise wrong(field, "true or false", value)
-        check_number("initializer_range", initializer_range, 0, float("inf"))
+        check_number("initializer_range", initializer_range, 0, math.inf)
         expect("rd_hf_version", rd_hf_version, str, "a text")
         levels = whole_entries(levels)
         for index, entry in enumerate(levels or []):
             check_entry(f"levels[{index}]", entry)
             check_tokens(entry["name"], entry)
-            said = {name: value for name, value in entry["backbone"].items() if value not in (None, False)}
-            if unread := unknown_fields(said, family_of(said).fields):
+            given = {name: value for name, value in entry["backbone"].items() if value not in (None, False)}
+            if unread := unknown_fields(given, family_of(given).fields):
                 logger.warning(
                     f"the backbone of level {entry['name']} has fields in config.json that this version does not know "
                     f"and leaves aside: {', '.join(unread)}; if results depend on them, use a newer rd_hf"
@@ -182,10 +200,9 @@ class RDEsmConfig(PretrainedConfig):
 
     @staticmethod
     def _drop_unknown(fields: dict[str, Any]) -> None:
-        """Remove what a newer version of this file may have added, and say so."""
-        private = [name for name in fields if is_private(name)]
+        """Remove what a newer version of this file may have added, with a warning."""
         unknown = unknown_fields(fields)
-        for name in [*unknown, *private]:
+        for name in [*unknown, *filter(is_private, list(fields))]:
             del fields[name]
         if unknown:
             logger.warning(
@@ -242,11 +259,7 @@ class RDEsmConfig(PretrainedConfig):
         return [entry["backbone"]["hidden_size"] for entry in self.levels]
 
     def level_index(self, level: str | None) -> int:
-        """Position of a level; `None` is the largest.
-
-        Raises:
-            ValueError: the family has no such level; the message lists those it has.
-        """
+        """Position of a level, `None` being the largest; raises `ValueError` for one that the family does not have."""
         if level is None:
             return len(self.levels) - 1
         if level not in self.level_names:
@@ -256,12 +269,8 @@ class RDEsmConfig(PretrainedConfig):
     @property
     def nested_dims(self) -> dict[str, int]:
         """Width of each level's nested embedding, up to `level`."""
-        dims: dict[str, int] = {}
-        width = 0
-        for index in range(self.level_index(self.level) + 1):
-            width += self.backbone_widths[0] if index == 0 else self.residual_directions[index - 1]
-            dims[self.level_names[index]] = width
-        return dims
+        added = [*self.backbone_widths[:1], *self.residual_directions][: self.level_index(self.level) + 1]
+        return dict(zip(self.level_names, itertools.accumulate(added)))
 
     @property
     def hidden_size(self) -> int:
@@ -301,8 +310,7 @@ class RDEsmConfig(PretrainedConfig):
     def backbone_config(self, index: int) -> PretrainedConfig:
         """The library's config of the backbone of the level at a position, `EsmConfig` for ESM-2.
 
-        Raises:
-            ValueError: this release of transformers does not have its family.
+        Raises `ValueError` where this release of transformers does not have its family.
         """
         backbone = self.levels[index]["backbone"]
         return family_of(backbone).config(backbone, self.level_names[index])
@@ -328,10 +336,8 @@ class RDEsmConfig(PretrainedConfig):
 
     def first_backbone(self, level: int) -> int:
         """Position of the backbone of the level at a position; beyond the last level, that behind the last backbone."""
-        return next(
-            (index for index, levels in enumerate(self.backbone_groups) if level <= levels[-1]),
-            len(self.backbone_groups),
-        )
+        groups = self.backbone_groups
+        return next((index for index, levels in enumerate(groups) if level <= levels[-1]), len(groups))
 
     def backbone_entry(self, index: int) -> dict[str, Any]:
         """The last of the levels of the backbone at a position."""
@@ -352,8 +358,8 @@ class RDEsmConfig(PretrainedConfig):
         return max(self.depth(level) for level in self.backbone_groups[index])
 
     def longest_input(self, level: str | None = None) -> int | None:
-        """Longest input of `level`, in tokens with cls and eos: that of the strictest backbone that runs for it;
-        `None` where all have rotary positions, and take any."""
+        """Longest input of `level`, in tokens with cls and eos; `None` where all backbones that run for it have rotary
+        positions, and take any."""
         entries = self.levels[-1:] if self.one_pass else self.levels[: self.level_index(level) + 1]
         return min(filter(None, (longest_input(entry["backbone"]) for entry in entries)), default=None)
 
@@ -407,34 +413,36 @@ class RDEsmConfig(PretrainedConfig):
             ValueError: the checkpoint is of another model type, which transformers itself would only warn of, it has
                 no levels, its weights are to be quantised, or the file is nested too deeply.
         """
+        path = pretrained_model_name_or_path
         try:
-            config, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+            config, unused = super().get_config_dict(path, **kwargs)
         except RecursionError as error:
-            raise ValueError(
-                f"{pretrained_model_name_or_path}: its config.json is nested too deeply to be read: fetch it again"
-            ) from error
+            raise ValueError(f"{path}: its config.json is nested too deeply to be read: fetch it again") from error
         found = config.get("model_type", cls.model_type)
         if found != cls.model_type:
             raise ValueError(
-                f"{pretrained_model_name_or_path} is a checkpoint of type {found!r}, not {cls.model_type!r}: name a "
-                f"reverse-distilled family here"
+                f"{path} is a checkpoint of type {found!r}, not {cls.model_type!r}: name a reverse-distilled family "
+                f"here"
             )
-        if not config.get("levels") and config:
+        levels = config.get("levels")
+        if not levels and config:
             raise ValueError(
-                f"{pretrained_model_name_or_path}: levels in its config.json must be a list with an entry for each "
-                f"level, not {config.get('levels')!r}"
+                f"{path}: levels in its config.json must be a list with an entry for each level, not {levels!r}"
             )
         if config.get("quantization_config"):
             raise ValueError(
-                f"{pretrained_model_name_or_path}: its config.json has a quantization_config, and weights of a "
-                f"reverse-distilled model are stored as they are: remove it, and pass quantization_config= when loading"
+                f"{path}: its config.json has a quantization_config, and weights of a reverse-distilled model are "
+                f"stored as they are: remove it, and pass quantization_config= when loading"
             )
         return config, unused
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers, but what `RUNNERS_FIELDS` names is decided by keywords alone."""
-        return super().from_dict(decided_by_file(config_dict), **kwargs)
+        """As in transformers, but keywords alone decide what `RUNNERS_FIELDS` names."""
+        allowed = {
+            name: value for name, value in config_dict.items() if name not in RUNNERS_FIELDS and not is_private(name)
+        }
+        return super().from_dict(allowed, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As in transformers."""
@@ -453,3 +461,119 @@ class RDEsmConfig(PretrainedConfig):
             if output.get(name) == default:
                 del output[name]
         return output | {name: getattr(self, name) for name in _DERIVED_FIELDS}
+
+
+def stored_entries(levels: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`levels` as config.json has them: a level that shares or cuts a backbone keeps its number of layers outside.
+
+    Versions that do not know layers would take the whole backbone for the level, and say nothing; without that number
+    they refuse it.
+    """
+    stored = []
+    for entry in levels:
+        if "layer" in entry or "layers_of" in entry:
+            backbone = {key: value for key, value in entry["backbone"].items() if key != "num_hidden_layers"}
+            entry = {**entry, "backbone": backbone, "backbone_layers": entry["backbone"]["num_hidden_layers"]}
+        stored.append(entry)
+    return stored
+
+
+def whole_entries(levels: Any) -> Any:
+    """The inverse of `stored_entries`; what is no list of levels stays as it is."""
+    if not isinstance(levels, list):
+        return levels
+    whole = []
+    for entry in levels:
+        if isinstance(entry, dict) and "backbone_layers" in entry and isinstance(entry.get("backbone"), dict):
+            entry = dict(entry)
+            entry["backbone"] = {"num_hidden_layers": entry.pop("backbone_layers"), **entry["backbone"]}
+        whole.append(entry)
+    return whole
+
+
+def check_whitening(whitening: Any, levels: int) -> None:
+    """Raise unless this says how blocks are whitened, or is none."""
+    expect("whitening", whitening, dict, "an object with the weights of the levels")
+    weights = [] if not whitening else whitening.get("weights")
+    numbers = isinstance(weights, list) and all(is_whole(one) or isinstance(one, float) for one in weights)
+    if whitening and not (numbers and len(weights) == levels and all(0 <= one < math.inf for one in weights)):
+        raise wrong("whitening.weights", f"{levels} finite numbers not below 0, one per level", weights)
+
+
+def is_private(field: str) -> bool:
+    """Whether transformers keeps this to itself; the commit is its own note of where a file was found."""
+    return field.startswith("_") and field != "_commit_hash"
+
+
+def unknown_fields(fields: Mapping[str, Any], own: Collection[str] = ()) -> list[str]:
+    """Names of fields that are neither among `own` nor in any config of transformers."""
+    known = COMMON_FIELDS | set(vars(PretrainedConfig())) | set(own)
+    return sorted(name for name in fields if name not in known and not name.startswith("_"))
+
+
+def check_common(fields: Mapping[str, Any]) -> None:
+    """Raise unless the fields that every model of transformers has are what they can be here."""
+    for field in ("dtype", "torch_dtype"):
+        value = fields.get(field)
+        floats = isinstance(value, torch.dtype) and value.is_floating_point
+        if value is not None and not floats and value not in _DTYPES:
+            raise wrong(field, " or ".join(_DTYPES), value)
+    for field in ("output_attentions", "output_hidden_states", "return_dict"):
+        expect(field, fields.get(field), bool, "true or false")
+    for field in ("id2label", "label2id"):
+        expect(field, fields.get(field), dict, "an object")
+    labels = fields.get("num_labels")
+    if labels is not None and not (is_whole(labels) and 0 <= labels <= _MOST_LABELS):
+        raise wrong("num_labels", f"a whole number up to {_MOST_LABELS:,}", labels)
+    pad = fields.get("pad_token_id", 1)
+    if not is_whole(pad) or pad != 1:
+        raise wrong("pad_token_id", "1, that of ESM-2's vocabulary", pad)
+
+
+def check_long(long_input: Any, max_residues: Any) -> None:
+    """Raise unless these say what becomes of a long sequence, and how long it may be."""
+    if long_input not in LONG_INPUTS:
+        raise wrong("long_input", f"one of {', '.join(LONG_INPUTS)}", long_input)
+    if not is_whole(max_residues) or max_residues < 1:
+        raise wrong("max_residues", "a whole number above 0", max_residues)
+
+
+def check_entry(where: str, entry: Any) -> None:
+    """Raise unless one of `levels` is what a level is described by."""
+    if not isinstance(entry, dict):
+        raise wrong(where, "an object with name and backbone", entry)
+    absent = {"name", "backbone"} - set(entry)
+    if absent:
+        raise ValueError(f"{where}: each level needs {sorted(absent)}; got {sorted(entry)}")
+    if not isinstance(entry["name"], str):
+        raise wrong(f"{where}.name", "a text", entry["name"])
+    for field in ("repo_id", "revision"):
+        expect(f"{where}.{field}", entry.get(field), str, "a text or null")
+    revision = entry.get("revision")
+    # It becomes part of a path in the Hub's cache.
+    if revision is not None and (".." in revision or not _REVISION.fullmatch(revision)):
+        raise wrong(f"{where}.revision", "a commit, branch or tag", revision)
+    for field in ("layers_of", "level_of_repo"):
+        named = entry.get(field)
+        expect(f"{where}.{field}", named, str, "the name of a level")
+        if named is not None and not LEVEL_NAME.fullmatch(named):
+            raise wrong(f"{where}.{field}", "the name of a level, which can be part of a file name", named)
+    backbone = entry["backbone"]
+    if not isinstance(backbone, dict):
+        raise wrong(f"{where}.backbone", "an object", backbone)
+    check_backbone(f"{where}.backbone", entry["name"], backbone)
+    layer, layers = entry.get("layer", 1), backbone["num_hidden_layers"]
+    if not (is_whole(layer) and 1 <= layer <= layers):
+        raise wrong(f"{where}.layer", f"the number of one of its backbone's {layers} layers, from 1", layer)
+
+
+def check_readout(readout: dict[str, Any], levels: list[dict[str, Any]]) -> None:
+    """Raise unless a readout names layers that the last of the levels has below its final state."""
+    if len(levels) < 2:
+        raise wrong("readout", "null for a family of one level", readout)
+    layers, last = readout.get("layers"), levels[-1]
+    count = last.get("layer") or last["backbone"]["num_hidden_layers"]
+    if not isinstance(layers, list) or not all(is_whole(layer) and 0 <= layer < count for layer in layers):
+        raise wrong("readout.layers", f"a list of layers of the largest backbone, from 0 to {count - 1}", layers)
+    if sorted(set(layers)) != layers:
+        raise wrong("readout.layers", "a list of layers in growing order", layers)

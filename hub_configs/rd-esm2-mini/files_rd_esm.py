@@ -1,28 +1,46 @@
-"""Which files hold a model's weights: found in a folder or fetched from the Hub, and looked at before they are loaded.
+"""A model's files: which hold its weights, in a folder or on the Hub, and what is wrong with them.
 
 Safetensors where the repo has them at the pinned commit, else `.bin` files, which only torch's restricted reader
 opens: it builds tensors and runs no code. What is fetched is loaded from the cache's own folder of that commit. (Of a
 Hub id that has `.bin` files alone, transformers would tell a conversion service, token included.)
 
-This file travels to the Hub beside ``modeling_rd_esm.py``: it imports public names of torch and transformers only.
+This file travels to the Hub beside ``modeling_rd_esm.py``.
 """
 
 import json
 import os
 import pickle
 import re
+import shutil
+import tempfile
 import warnings
+import weakref
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.utils import cached_file
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+from transformers.utils import cached_file, logging
 
+_ADAPTER_CONFIG = "adapter_config.json"
 # Where a download comes from and how.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
-_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# A level's name becomes part of file names (`model.backbone-150M.safetensors`).
+LEVEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# Files of code that earlier versions saved (NAME_rd_esm.py) and this one does not: beside its own they would not fit.
+_FORMER_CODE = (
+    *("added", "alphabet", "attention", "fields", "lean", "merging", "origin", "outputs", "passes", "placement"),
+    *("projection", "readout", "rotary", "weights", "whitening", "windows"),
+)
+# Fields of a backbone's config that no more can be said of than its widest weight has.
+_SIZES = (
+    *("hidden_size", "vocab_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
+)
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
@@ -32,67 +50,56 @@ def may_be_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None and ".." not in name
 
 
+@contextmanager
+def open_safetensors(path: str) -> Iterator[Any]:
+    """As `safetensors.safe_open`, for torch: tensors are mapped into memory, and read where they are looked at.
+
+    Raises:
+        ValueError: the file is damaged, or not as long as its header says.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(
+            f"a weights file is cut short or is no safetensors file ({path}: {error}): {fetch_again(path)}"
+        ) from error
+
+
 @dataclass(frozen=True)
 class WeightFiles:
-    """Weights of one model, all in one folder of this machine.
+    """Weights of one model, all in one folder of this machine (of a Hub repo, the cache's folder of that commit).
 
-    Args:
-        folder (`str`): where they lie; of a Hub repo, the cache's folder of that commit.
-        names (`tuple[str, ...]`): the file, or all shards.
-        safetensors (`bool`): else `.bin`.
+    `names` are the file, or all shards; they are `.bin` files where they are not `safetensors`.
     """
 
     folder: str
     names: tuple[str, ...]
     safetensors: bool
 
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Each weight by its name in the files, one in memory at a time; not those of whole numbers."""
+    def _stored(self, ending: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+        """Each tensor whose name ends so, mapped into memory; raises `ValueError` where a file is damaged."""
         for name in self.names:
             path = os.path.join(self.folder, name)
             if not self.safetensors:
-                yield from ((key, value) for key, value in read_bin(path).items() if value.is_floating_point())
+                yield from ((key, value) for key, value in read_bin(path).items() if key.endswith(ending))
                 continue
-            for key, entry in read_header(path).items():
-                if entry["dtype"] in _FLOATS:
-                    yield key, _read_tensor(path, entry)
+            with open_safetensors(path) as file:
+                for key in file.keys():  # noqa: SIM118
+                    if key.endswith(ending):
+                        yield key, file.get_tensor(key)
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Each weight by its name in the files, one at a time; those of whole numbers or of 8 bits are left out."""
+        return ((key, value) for key, value in self._stored() if value.dtype in _FLOATS)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each weight by its name in the files, of which no weight is read.
-
-        Raises:
-            ValueError: a file is damaged.
-        """
-        found: dict[str, tuple[int, ...]] = {}
-        for name in self.names:
-            path = os.path.join(self.folder, name)
-            if not self.safetensors:
-                found |= {key: tuple(value.shape) for key, value in read_bin(path).items()}
-                continue
-            try:
-                found |= {key: tuple(entry["shape"]) for key, entry in read_header(path).items()}
-            except (ValueError, MemoryError, OverflowError) as error:
-                raise ValueError(
-                    f"a weights file is cut short or is no safetensors file ({path}: {error}): {fetch_again(path)}"
-                ) from error
-        return found
+        """Shape of each weight by its name in the files; raises `ValueError` where one is damaged."""
+        return {key: tuple(value.shape) for key, value in self._stored()}
 
     def rotary_frequencies(self) -> torch.Tensor | None:
-        """Rotary `inv_freq` as it is stored, float32 `(head width / 2,)`; `None` where there is none.
-
-        Layers store the same numbers, so that the first found will do.
-        """
-        for name in self.names:
-            path = os.path.join(self.folder, name)
-            if not self.safetensors:
-                found = [value for key, value in read_bin(path).items() if key.endswith("rotary_embeddings.inv_freq")]
-                if found:
-                    return found[0].float().clone()
-                continue
-            for key, tensor in read_header(path).items():
-                if key.endswith("rotary_embeddings.inv_freq"):
-                    return _read_tensor(path, tensor).float()
-        return None
+        """Rotary `inv_freq` as stored, the same in all layers: float32 `(head width / 2,)`; `None` if there is none."""
+        return next((value.float().clone() for _, value in self._stored("rotary_embeddings.inv_freq")), None)
 
 
 def find_weights(
@@ -153,7 +160,7 @@ def find_weights(
                 ) from error
         safetensors = not name.startswith("pytorch_model")
         for file in names:
-            found = _keys(os.path.join(folder, file)) if safetensors else read_bin(os.path.join(folder, file))
+            found = WeightFiles(folder, (file,), safetensors).shapes()
             # Releases before 5.0 believe the index, and leave what it promises in vain as it was drawn at random.
             absent = sorted(key for key, shard in weight_map.items() if shard == file and key not in found)
             if absent:
@@ -171,8 +178,7 @@ def find_weights(
 def _fetch(where: str, name: str, subfolder: str, hub: dict[str, Any]) -> str:
     """One file's place on this machine.
 
-    Raises:
-        OSError: without a cause where it does not exist, with one where it cannot be had.
+    Raises `OSError`, without a cause where the file does not exist, and with one where it cannot be had.
     """
     try:
         path = cached_file(where, name, subfolder=subfolder, **hub)
@@ -218,29 +224,11 @@ def fetch_again(path: str) -> str:
     return "fetch it again, or save the model again"
 
 
-def _keys(path: str) -> dict[str, Any]:
-    """Header of a safetensors file that is as long as it says.
-
-    Raises:
-        ValueError: it is not, or no such file.
-    """
-    try:
-        header = read_header(path)
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        with open(path, "rb") as file:
-            whole = os.path.getsize(path) == 8 + int.from_bytes(file.read(8), "little") + end
-    except (ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError):
-        whole = False
-    if not whole:
-        raise ValueError(f"a weights file is cut short or is no safetensors file ({path}): {fetch_again(path)}")
-    return header
-
-
 def read_bin(path: str) -> dict[str, torch.Tensor]:
     """Tensors of a `.bin` file by name, mapped into memory, by torch's restricted reader: no code runs.
 
     Raises:
-        ValueError: damaged, or it holds anything but tensors by name.
+        ValueError: it is damaged, or holds anything but tensors by name.
     """
     mend = "save the model's state_dict() alone, or as safetensors"
     try:
@@ -272,33 +260,210 @@ def read_bin(path: str) -> dict[str, torch.Tensor]:
     return state
 
 
-def read_header(path: str) -> dict[str, Any]:
-    """JSON header of a safetensors file (8 bytes of length, then that many of JSON), tensors only.
-
-    Raises:
-        ValueError: it is none; `MemoryError` and `OverflowError` where the length is none.
-    """
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        text = file.read(length)
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """No progress bar of transformers meanwhile: several backbones are one thing to wait for."""
+    shown = logging.is_progress_bar_enabled()
+    if shown:
+        _switch(logging.disable_progress_bar)
     try:
-        header = json.loads(text)
-        header.pop("__metadata__", None)
-        for entry in header.values():
-            numbers = [*entry["shape"], *entry["data_offsets"]]
-            if not all(type(number) is int and number >= 0 for number in numbers) or len(entry["data_offsets"]) != 2:
-                raise ValueError("a tensor without shape or place")
-            if not isinstance(entry["dtype"], str):
-                raise ValueError("a tensor without dtype")
-    except (AttributeError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"its header lists no tensors ({error!r})") from error
-    return header
+        yield
+    finally:
+        if shown:
+            _switch(logging.enable_progress_bar)
 
 
-def _read_tensor(path: str, entry: dict[str, Any]) -> torch.Tensor:
-    """One tensor of a safetensors file, by its entry in the header."""
-    start, stop = entry["data_offsets"]
-    with open(path, "rb") as file:
-        file.seek(8 + int.from_bytes(file.read(8), "little") + start)
-        content = bytearray(file.read(stop - start))
-    return torch.frombuffer(content, dtype=_FLOATS[entry["dtype"]]).reshape(entry["shape"])
+def _switch(bars: Callable[[], None]) -> None:
+    """Without the Hub's client saying that an environment variable rules over its own bars."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        bars()
+
+
+@contextmanager
+def reading(what: str, quiet: bool = False) -> Iterator[None]:
+    """Around reading one part of a checkpoint: errors begin with its name.
+
+    Where it is `quiet`, the library's own messages are silenced, since what was read is checked here. (A backbone's
+    repo holds a language model's head too; that this is left out is no news.)
+    """
+    verbosity = logging.get_verbosity()
+    if quiet:
+        logging.set_verbosity_error()
+    try:
+        with without_bars() if quiet else nullcontext():
+            yield
+    except OSError as error:
+        raise OSError(f"{what} cannot be loaded: {error}") from error
+    except Exception as error:
+        if isinstance(error, SafetensorError):
+            raise ValueError(
+                f"{what}: a weights file is cut short or is no safetensors file ({error}); fetch it again"
+            ) from error
+        if isinstance(error, ValueError) and not str(error).startswith(what):
+            raise ValueError(f"{what}: {error}") from error
+        raise
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def check_loaded(what: str, info: dict[str, Any]) -> None:
+    """Raise unless every weight was there, in its shape; contacts are not predicted here, and some encoders are
+    published without the head for them."""
+    missing = sorted(key for key in info["missing_keys"] if not re.search(r"inv_freq|^contact_head\.", key))
+    mismatched = sorted((key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"])
+    if missing or mismatched:
+        wrong = [f"{len(missing)} are missing ({missing[0]}, ...)"] if missing else []
+        wrong += [f"{len(mismatched)} have another shape ({mismatched[0]}, ...)"] if mismatched else []
+        raise ValueError(
+            f"{what}: its weights are not those that config.json describes: {' and '.join(wrong)}; "
+            f"check that config, revision and weights belong together, or fetch them again"
+        )
+
+
+def check_sizes(what: str, backbone: Mapping[str, Any], depth: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise where a config says sizes that its weights cannot have, before anything is built of them.
+
+    What is missing or of another shape would first be made at random, whatever its size. `depth` counts the layers
+    that are wanted.
+    """
+    if depth > len(shapes):
+        raise ValueError(f"{what}: config.json says that it has {depth:,} layers, and its weights are {len(shapes):,}")
+    widest = max((size for shape in shapes.values() for size in shape), default=0)
+    for field in _SIZES:
+        if backbone.get(field, 0) > widest:
+            raise ValueError(
+                f"{what}: config.json says {field} {backbone[field]:,}, and none of its weights has a side of more "
+                f"than {widest:,}; check that config, revision and weights belong together, or fetch them again"
+            )
+
+
+def refuse_links(folder: str) -> None:
+    """Raise if a file of a local checkpoint is a link that leads out of it, other than those of the Hub's cache.
+
+    (That is made of links from `snapshots/<commit>/` to `blobs/`.)
+    """
+    home = os.path.realpath(folder)
+    blobs = os.path.join(os.path.dirname(os.path.dirname(home)), "blobs")
+    in_cache = os.path.basename(os.path.dirname(home)) == "snapshots"
+    for root, directories, files in os.walk(folder):
+        for name in directories + files:
+            path = os.path.join(root, name)
+            if not os.path.islink(path):
+                continue
+            target = os.path.realpath(path)
+            if os.path.commonpath((home, target)) == home:
+                continue
+            if in_cache and os.path.commonpath((blobs, target)) == blobs:
+                continue
+            raise ValueError(f"{path} is a link out of its folder (to {target}): put the file itself there")
+
+
+def write_index(folder: str) -> None:
+    """`model.safetensors.index.json` over the files of all parts, for tools that read sharded checkpoints."""
+    weight_map: dict[str, str] = {}
+    size = 0
+    for name in sorted(os.listdir(folder)):
+        if name.endswith(".safetensors"):
+            with open_safetensors(os.path.join(folder, name)) as file:
+                weight_map |= dict.fromkeys(file.keys(), name)
+                size += sum(file.get_tensor(key).nbytes for key in file.keys())  # noqa: SIM118
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    with open(os.path.join(folder, "model.safetensors.index.json"), "w", encoding="utf-8") as file:
+        file.write(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def is_own(path: str) -> bool:
+    """Whether a file of a checkpoint is one of an `rd_esm` model, by what it holds and not by its name.
+
+    Where a head lies with the bases, the config beside them says so.
+    """
+    beside = os.path.join(os.path.dirname(path), "config.json")
+    try:
+        if path.endswith(".safetensors"):
+            keys, files = _tensor_names(path), [os.path.basename(path)]
+        elif path.endswith(".json"):
+            with open(path, encoding="utf-8") as file:
+                content = json.load(file)
+            if "weight_map" not in content:
+                return content.get("model_type") == "rd_esm"
+            keys, files = list(content["weight_map"]), list(content["weight_map"].values())
+        else:
+            with open(path, "rb") as file:
+                # Code says so of itself; older or changed code is known by the config that it lies beside.
+                return b"rd_esm" in file.read() or is_own(beside)
+        if keys and all(re.match(r"((projections|backbones|whitening)\.\d+|readout)\.", key) for key in keys):
+            return True
+        return _are_named_by(beside, files)
+    except (OSError, ValueError, OverflowError, MemoryError, AttributeError, TypeError, RecursionError):
+        return False
+
+
+def _tensor_names(path: str) -> list[str]:
+    """Names of the tensors of a safetensors file; none of one that is damaged."""
+    with suppress(ValueError), open_safetensors(path) as file:
+        return list(file.keys())
+    return []
+
+
+def _are_named_by(config: str, files: Iterable[str]) -> bool:
+    """Whether a config is one of ours, and files are named as those that it describes."""
+    if not is_own(config):
+        return False
+    with open(config, encoding="utf-8") as file:
+        full = json.load(file).get("backbones_in_checkpoint")
+    parts = r"\.(projections|backbone-[\w.-]+)" if full else ""
+    return all(re.fullmatch(rf"model{parts}(-\d{{5}}-of-\d{{5}})?\.safetensors", name) for name in files)
+
+
+def refuse_foreign(folder: str, names: Iterable[str]) -> None:
+    """Raise `ValueError` if any of these files is in the folder and is no `rd_esm` model's: saving would replace it."""
+    for name in sorted(names):
+        path = os.path.join(folder, name)
+        if os.path.lexists(path) and not is_own(path):
+            raise ValueError(
+                f"{path} is no file of a reverse-distilled model, and saving would replace it: "
+                "save into another folder, or move it elsewhere"
+            )
+
+
+def former_files(folder: str) -> set[str]:
+    """Files of an earlier save into this folder: weights that its config and index name, and code of other versions."""
+    if not is_own(os.path.join(folder, "config.json")):
+        return set()
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+        entries = json.load(file).get("levels", [])
+    # Names of levels as others wrote them, which may be anything.
+    levels = [str(entry.get("layers_of", entry.get("name"))) for entry in entries if isinstance(entry, dict)]
+    index = "model.safetensors.index.json"
+    names = {"model.safetensors", index, *(f"{name}_rd_esm.py" for name in _FORMER_CODE)}
+    for part in ["projections", *(f"backbone-{level}" for level in levels if LEVEL_NAME.fullmatch(level))]:
+        names |= {f"model.{part}.safetensors", f"model.safetensors.index.{part}.json"}
+    if is_own(os.path.join(folder, index)):
+        with open(os.path.join(folder, index), encoding="utf-8") as file:
+            names |= {os.path.basename(name) for name in json.load(file)["weight_map"].values()}
+    return {name for name in names if is_own(os.path.join(folder, name))}
+
+
+def weights_alone(folder: str) -> tuple[str, tempfile.TemporaryDirectory[str] | None]:
+    """A folder with a checkpoint's files and without the adapter beside them, which transformers would put onto each
+    part that it loads from there; the folder itself where there is no adapter."""
+    if not os.path.isfile(os.path.join(folder, _ADAPTER_CONFIG)):
+        return folder, None
+    links = tempfile.TemporaryDirectory()
+    for name in os.listdir(folder):
+        source, target = os.path.realpath(os.path.join(folder, name)), os.path.join(links.name, name)
+        if name != _ADAPTER_CONFIG and os.path.isfile(source):
+            try:
+                os.symlink(source, target)
+            except OSError:  # a system where not everyone may make links
+                shutil.copyfile(source, target)
+    return links.name, links
+
+
+def loaded_from(model: PreTrainedModel, folder: str, links: tempfile.TemporaryDirectory[str] | None) -> None:
+    """Note where a model's weights are, after it was loaded from `weights_alone`."""
+    if links is not None:
+        model.name_or_path = model.config.name_or_path = folder
+        # Weights that stay on disk are read from there.
+        weakref.finalize(model, links.cleanup)

@@ -7,19 +7,18 @@
   one call of oneDNN, whose products also took 10 % less time than those of MKL on a processor of another maker than
   MKL's (AMD EPYC, Zen 4).
 * **Rotary positions on a GPU** (Su et al. 2021). The library writes ``x * cos + rotate_half(x) * sin`` out, newer
-  releases between two casts: 36 to 52 bytes a number in bfloat16 and 40 in float32. On an H200, at 650M in bfloat16,
-  products, sums, copies and joins of single numbers (this function's and the residual sums) took 219 of 490 ms of a
-  forward pass, its matrix products 160. Here a product with ``cos`` is followed by one fused multiply-add for each
-  half, 14 and 20 bytes; sums are float32 and are rounded once, as the library's are. On a CPU it gained .01 to .03 of
-  a pass, and is left to the library.
+  releases between two casts: 36 to 52 bytes per number in bfloat16 and 40 in float32. On an H200, at 650M in bfloat16,
+  elementwise operations (this function's and the residual sums) took 219 of 490 ms of a forward pass, its matrix
+  products 160. Here a product with ``cos`` is followed by one fused multiply-add for each half, 14 and 20 bytes; sums
+  are float32 and are rounded once, as the library's are. On a CPU it gained .01 to .03 of a pass, and is left out.
 
-The library's own ``forward``, as it is at that moment, runs wherever someone could tell: under a compiler, a tracer, a
-mode or a transform of torch, where a function of the library or of torch was replaced, and (of products in one call)
-where anything is hung on a module within or is not what the library put there. What is remembered is remembered of the
-very functions that were looked at. A module keeps its parameters, their names and its hooks; only the class of this one
-instance is another, a subclass of the library's by its name, so that no other model of the process is touched.
+The library's own ``forward``, as it is at that moment, runs wherever the difference could be seen: under a compiler, a
+tracer, a mode or a transform of torch, where a function of the library or of torch was replaced, and (of products in
+one call) where a module within has hooks or is not what the library put there. What is cached is cached per function
+that was looked at. A module keeps its parameters, their names and its hooks; only the class of this one instance is
+another, a subclass of the library's under its name, so that no other model of the process is touched.
 
-This file travels to the Hub beside ``modeling_rd_esm.py``: it imports public names of torch and transformers only.
+This file travels to the Hub beside ``modeling_rd_esm.py``.
 """
 
 import inspect
@@ -48,7 +47,7 @@ _SHIPPED = tuple(os.path.dirname(str(library.__file__)) + os.sep for library in 
 
 
 class _Fused(InPlaceOf):
-    """Before a class of the library: a block whose `forward` computes what `meaning` says, in fewer passes."""
+    """A mixin before a class of the library: a block whose `forward` computes what `meaning` does, in fewer passes."""
 
     # What the library puts within, and how many tensors `forward` takes.
     members: ClassVar[dict[str, type[nn.Module]]]
@@ -56,11 +55,11 @@ class _Fused(InPlaceOf):
 
     @staticmethod
     def meaning(block: Any, *states: torch.Tensor) -> torch.Tensor:
-        """What the block makes of the outputs of the modules within."""
+        """What the block computes, by the modules within."""
         raise NotImplementedError
 
     def _knows(self, states: tuple[Any, ...], others: dict[str, Any]) -> bool:
-        """Whether the library's `forward` would compute what is meant, and nobody sees by which operations."""
+        """Whether the library's `forward` would compute the same, and nobody sees by which operations."""
         return (
             _runs_as_written()
             and not others
@@ -129,14 +128,14 @@ class FusedGatedFeedForward(_Fused):
 
 
 class FusedRotary(InPlaceOf):
-    """A module that turns queries and keys by their positions: on a GPU it sees another function under that name."""
+    """A module that rotates queries and keys by their positions: on a GPU it calls `fused_rotary` to do so."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if _runs_as_written() and args and _is_on_gpu(args[0]):
             library: Any = self.library.forward
             ours = _rotary_of(library)
             if ours is not None:
-                # Made at each call, in some microseconds: all else that it names is what it is at that moment.
+                # Made at each call, in some microseconds, so that all else that it names is what it is at that moment.
                 around = {**library.__globals__, _ROTARY: ours}
                 forward = FunctionType(
                     library.__code__, around, library.__name__, library.__defaults__, library.__closure__
@@ -172,7 +171,7 @@ def fuse_layers(backbone: nn.Module) -> None:
 
 
 def _runs_as_written() -> bool:
-    """Whether operations are computed and no more: nobody writes them down, counts them or takes derivatives."""
+    """Whether operations are computed and no more: nothing records them, counts them or takes derivatives."""
     if is_tracing():
         return False
     try:
@@ -198,9 +197,7 @@ def _came_with_them(function: Any) -> bool:
 
 
 def _parts(function: Any) -> tuple[Any, ...]:
-    """A function that was shipped, and in turn those that it calls by name, as they are at this moment; None in place
-    of one that was not.
-    """
+    """A shipped function, and in turn those that it calls by name, as they are now; None in place of any other."""
     if not _is_shipped(function):
         return (None,)
     parts = (function,)
@@ -237,9 +234,8 @@ def _means(parts: tuple[Any, ...], meaning: Callable[..., torch.Tensor], takes: 
 
 
 def _is_one_call(block: Any, states: torch.Tensor) -> bool:
-    """Whether products of a block may be one call with what follows them: all within is as the library put it there,
-    and no one looks at what is in between.
-    """
+    """Whether a product of a block and what follows it may be one call: all within is as the library put it there,
+    and nothing looks at what is in between."""
     members = block._modules
     return bool(
         not torch.is_grad_enabled()
@@ -373,15 +369,15 @@ def _names_rotary(forward: Any) -> bool:
 
 
 def _rotary_of(forward: Any) -> Callable[..., Any] | None:
-    """What a `forward` of the library is given in place of the rotary function that it names, None where of another."""
+    """What replaces the rotary function that a `forward` of the library names, None for any other `forward`."""
     if not (_names_rotary(forward) and _is_shipped(forward)):
         return None
     theirs = forward.__globals__.get(_ROTARY)
-    return _ours(theirs) if _turns_the_same(_parts(theirs)) else None
+    return _ours(theirs) if _rotates_the_same(_parts(theirs)) else None
 
 
 @cache
-def _turns_the_same(parts: tuple[Any, ...]) -> bool:
+def _rotates_the_same(parts: tuple[Any, ...]) -> bool:
     """Whether a function, with those that it calls, is the library's and computes what ours does."""
     theirs = parts[0]
     if None in parts or _ours(theirs) is None:
@@ -439,7 +435,7 @@ def _pays(states: torch.Tensor) -> bool:
 
 
 def fused_rotary(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Each pair of numbers, half a head apart, turned by the angle of its position.
+    """Each pair of numbers, half a head apart, rotated by the angle of its position.
 
     Args:
         states (`torch.Tensor` of shape `(batch, heads, length, head width)`).

@@ -11,44 +11,189 @@ with h_i the final hidden state of backbone i, W_i the regression of h_i on e_(i
 singular directions of the residual. The first dimensions of a larger embedding are the smaller embedding, bit
 for bit.
 
-This file and its neighbours travel to the Hub together: they import public names of torch and transformers only.
+This file and its neighbours travel to the Hub together: they import public names of torch, transformers and
+safetensors only.
 """
 
 import gc
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
-from .added_rd_esm import is_head  # noqa: F401
-from .alphabet_rd_esm import TOKENS  # noqa: F401
-from .attention_rd_esm import PACKED_ATTENTION  # noqa: F401
+from .bases_rd_esm import RDEsmProjection, RDEsmReadout, RDEsmWhitening, keep_float32
 from .checkpoint_rd_esm import RDEsmPreTrainedModel
 from .configuration_rd_esm import RDEsmConfig
-
-# Some are not used here: releases of transformers up to 5.0 bring along only the files that this one itself names,
-# and modules.json names modeling_rd_esm.ResiduePooling.
 from .families_rd_esm import family_of
-from .fields_rd_esm import check_entry  # noqa: F401
+
+# Some are not used here: releases of transformers up to 5.0 bring along only the files that this one itself names.
 from .files_rd_esm import WeightFiles  # noqa: F401
-from .fused_rd_esm import fuse_layers
-from .layers_rd_esm import encoder_class, record_layers, set_class_and_recording
-from .merging_rd_esm import cut_long
-from .origin_rd_esm import decide_form  # noqa: F401
-from .outputs_rd_esm import NO_WHITENING, RDEsmModelOutput, output_class
-from .passes_rd_esm import BackbonePass, backbone_arguments, run_backbone
-from .placement_rd_esm import Placement  # noqa: F401
-from .pooling_rd_esm import ResiduePooling, refuse_unknown  # noqa: F401
-from .projection_rd_esm import RDEsmProjection
-from .readout_rd_esm import RDEsmReadout
+from .fused_rd_esm import fuse_layers  # noqa: F401
+from .layers_rd_esm import (
+    backbone_arguments,
+    encoder_class,
+    record_layers,
+    rotary_modules,
+    run_backbone,
+)
+from .pooling_rd_esm import FIRST_RESIDUE, LAST_RESIDUE, TOKENS, cut_long, is_tracing, mean_over_residues
 from .saving_rd_esm import RDEsmSaving  # noqa: F401
 from .staging_rd_esm import staging  # noqa: F401
-from .weights_rd_esm import keep_float32, rotary_modules
-from .whitening_rd_esm import RDEsmWhitening
-from .windows_rd_esm import MAX_RESIDUES  # noqa: F401
+
+NO_WHITENING = (
+    "there is nothing to whiten by: this checkpoint holds no statistics of its blocks, as those imported or fitted "
+    "before rd_hf 0.2 do not; fit again with `rd-hf fit`, or whiten by a set of your own (rd_hf.bases.whitening; "
+    "`rd-hf search` does by the database)"
+)
+
+
+@dataclass
+class RDEsmModelOutput(ModelOutput):
+    """
+    Output of [`RDEsmModel`].
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch, length, width of the level)`):
+            The nested embedding of every position (cls, eos, mask and padding included), in the backbones' dtype.
+        hidden_states (`tuple(torch.FloatTensor)`, on request):
+            Those of every backbone that ran, smallest first: for each the embedding output and one tensor per
+            layer, each as wide as that backbone.
+        attentions (`tuple(torch.FloatTensor)`, on request, eager attention):
+            One tensor per layer of every backbone that ran, smallest first.
+        backbone_states (`tuple(torch.FloatTensor)`, on request):
+            The final hidden state h_i of each backbone that ran, `(batch, length, k_i)`.
+
+    Attributes:
+        nested_dims (`dict[str, int]`): width of each level that `last_hidden_state` holds; no field, since whatever
+            gathers, concatenates, traces or exports outputs takes fields for tensors.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    backbone_states: tuple[torch.Tensor, ...] | None = None
+
+    nested_dims: ClassVar[dict[str, int]] = {}
+    # Set on outputs of a model that can: no field either, and the same for all of that model's outputs.
+    whitening: ClassVar[Any] = None
+
+    def nested(self, level: str, whiten: bool = False) -> torch.Tensor:
+        """The embedding of a smaller level: a view of `last_hidden_state`, `(batch, length, its width)`.
+
+        With `whiten` each block of it is whitened by the statistics that came with the bases: no view, float32.
+
+        Raises:
+            ValueError: `last_hidden_state` does not hold that level, or there is nothing to whiten by.
+        """
+        if level not in self.nested_dims:
+            raise ValueError(f"level {level!r} is not in this output, which holds {', '.join(self.nested_dims)}")
+        assert self.last_hidden_state is not None
+        cut = self.last_hidden_state[..., : self.nested_dims[level]]
+        if not whiten:
+            return cut
+        if self.whitening is None:
+            raise ValueError(
+                f"{NO_WHITENING}; where the model has them, this output was taken apart and put together since: call "
+                f"model.whiten(embedding)"
+            )
+        whitened: torch.Tensor = self.whitening(cut)
+        return whitened
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = tuple(getattr(self, field.name) for field in fields(self))
+        return _again, (dict(self.nested_dims), values, self.whitening)
+
+
+# By the widths of the levels.
+_CLASSES: dict[tuple[tuple[str, int], ...], type[RDEsmModelOutput]] = {}
+
+
+def output_class(dims: dict[str, int]) -> type[RDEsmModelOutput]:
+    """The output class of a level.
+
+    What takes an output apart and puts it together again (pytrees, `DataParallel`, accelerate) passes on its class and
+    its tensors, and nothing else: so it is the class that knows the widths.
+    """
+    key = tuple(dims.items())
+    if key not in _CLASSES:
+        name = f"RDEsmModelOutput[{', '.join(f'{level}: {width}' for level, width in key)}]"
+        _CLASSES[key] = type(name, (RDEsmModelOutput,), {"__module__": __name__, "nested_dims": dict(dims)})
+    return _CLASSES[key]
+
+
+def _again(dims: dict[str, int], values: tuple[Any, ...], whitening: Any = None) -> RDEsmModelOutput:
+    """An output that was pickled or copied."""
+    output = output_class(dims)(*values)
+    if whitening is not None:
+        output.whitening = whitening  # type: ignore[misc]
+    return output
+
+
+@dataclass
+class BackbonePass:
+    """One batch on its way up the levels, and the embedding that grows.
+
+    Nothing but what is returned outlives a level: a backbone's state is gone before the next backbone runs.
+    """
+
+    arguments: dict[str, Any]
+    embedding: torch.Tensor | None = None
+    dtype: torch.dtype = torch.float32
+    states: tuple[torch.Tensor, ...] = ()
+    hidden_states: tuple[torch.Tensor, ...] = ()
+    attentions: tuple[torch.Tensor, ...] = ()
+
+    def advance(
+        self,
+        backbone: PreTrainedModel,
+        depths: Sequence[int],
+        projections: Sequence[nn.Module | None],
+        keep_state: bool,
+    ) -> None:
+        """Run one backbone, and nest the states after `depths`, where the levels that it serves end; the first level of
+        all, without a projection, is the prefix."""
+        states = self._run(backbone, depths)
+        for state, projection in zip(states, projections):
+            self.dtype = state.dtype
+            if projection is None:
+                # The prefix is copied, never centred, scaled or recomputed: widening and narrowing again returns
+                # the same bits.
+                self.embedding = state.to(torch.promote_types(state.dtype, torch.float32))
+            else:
+                self.embedding = projection(self.embedding, state)
+        if keep_state:
+            self.states += tuple(states)
+
+    def read_out(self, backbone: PreTrainedModel, depth: int, readout: RDEsmReadout, keep_state: bool) -> None:
+        """Run the largest backbone, which ends after `depth` layers, and read every level out of its layers."""
+        states = self._run(backbone, [depth, *readout.layers])
+        self.dtype = states[0].dtype
+        self.embedding = readout(states)
+        if keep_state:
+            self.states += (states[0],)
+
+    def _run(self, backbone: PreTrainedModel, depths: Sequence[int]) -> list[torch.Tensor]:
+        output, states = run_backbone(backbone, depths, self.arguments)
+        self.hidden_states += tuple(output.hidden_states or ())
+        self.attentions += tuple(output.attentions or ())
+        return states
+
+    def output(self, dims: dict[str, int]) -> RDEsmModelOutput:
+        """What the model returns of it, at the largest of the levels in `dims`."""
+        assert self.embedding is not None
+        # In one pass all levels are there, whichever is wanted.
+        embedding = self.embedding[..., : max(dims.values())]
+        return output_class(dims)(
+            last_hidden_state=embedding.to(self.dtype),
+            hidden_states=self.hidden_states or None,
+            attentions=self.attentions or None,
+            backbone_states=self.states or None,
+        )
 
 
 class RDEsmModel(RDEsmPreTrainedModel):
@@ -114,20 +259,15 @@ class RDEsmModel(RDEsmPreTrainedModel):
             attn_implementation=self.config._attn_implementation,
             **family_of(self.config.levels[levels[0]]["backbone"]).arguments,
         )
-        set_class_and_recording(backbone, watch=len(levels) > 1 or self.config.one_pass)
-        if not self.config.exact_activation:
-            fuse_layers(backbone)
+        self._prepare(backbone, levels)
         return backbone
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Of a pickle, in which the backbones' modules are the library's."""
+        """Restore from a pickle, in which the backbones' modules are the library's."""
         super().__setstate__(state)
         for levels, backbone in zip(self.config.backbone_groups, self.backbones):
             if isinstance(backbone, PreTrainedModel):
-                if len(levels) > 1 or self.config.one_pass:
-                    record_layers(backbone)
-                if not self.config.exact_activation:
-                    fuse_layers(backbone)
+                self._prepare(backbone, levels)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "RDEsmModel":
         # ESM-2 was trained with rotary frequencies rounded to float16; rounded once more by .to(bfloat16) they
@@ -139,7 +279,7 @@ class RDEsmModel(RDEsmPreTrainedModel):
         return self
 
     def set_attn_implementation(self, attn_implementation: str | dict[str, str], **kwargs: Any) -> None:
-        """As in transformers, whose releases up to 5.17 pass a second change on to no backbone."""
+        """As in transformers, and passed on to the backbones, which releases up to 5.17 do the first time only."""
         super().set_attn_implementation(attn_implementation, **kwargs)
         for backbone in self.backbones:
             own: Any = backbone.config
@@ -147,14 +287,14 @@ class RDEsmModel(RDEsmPreTrainedModel):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the backbones; float32 where there are none."""
+        """Dtype of the backbones; float32 where there are none."""
         if self._fetch is not None:
             return self.get_buffer("placeholder").dtype
         return next((weight.dtype for weight in self.parameters() if weight.is_floating_point()), torch.float32)
 
     @property
     def device(self) -> torch.device:
-        """Of the first backbone; with sequential loading, where they run."""
+        """Device of the first backbone; with sequential loading, where they run."""
         tensors = chain(self.parameters(), self.buffers() if self._fetch is None else [self.get_buffer("placeholder")])
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
@@ -163,11 +303,13 @@ class RDEsmModel(RDEsmPreTrainedModel):
     ) -> None:
         """Call `visit(levels, backbone)`, smallest first; with sequential loading each is in memory for its visit.
 
+        This takes a callback, and is no generator: the variable of a loop over backbones would still hold one while
+        the next is loaded, and two would be in memory at a time.
+
         Args:
             visit: is given the positions of the levels that the backbone serves, one or (its layers) several, as far
                 as they are wanted; `level_states` runs it. Must not keep the backbone.
-            last (`int`, *optional*): position of the last level wanted.
-            first (`int`): position of the first level wanted.
+            last, first (`int`): positions of the last level wanted, by default the largest, and of the first.
 
         Raises:
             ValueError: this model holds bases only, or (see `above`) was loaded without some of these backbones.
@@ -206,8 +348,8 @@ class RDEsmModel(RDEsmPreTrainedModel):
 
         Args:
             levels, backbone: as `visit_backbones` gives them.
-            arguments: `input_ids` and `attention_mask`.
-            layers: of the backbone, whose states are wanted behind those of the levels.
+            arguments: see `backbone_arguments`.
+            layers: further layers of the backbone, whose states come behind those of the levels.
         """
         if layers:
             record_layers(backbone)
@@ -225,7 +367,7 @@ class RDEsmModel(RDEsmPreTrainedModel):
 
     def enable_input_require_grads(self) -> None:
         """As in transformers, of every backbone: before 5.0 the library reaches the largest alone, and with
-        checkpointing the adapters of the others stay as they are."""
+        checkpointing the adapters of the others would not learn."""
         for backbone in self.backbones:
             if isinstance(backbone, PreTrainedModel):
                 backbone.enable_input_require_grads()
@@ -237,11 +379,7 @@ class RDEsmModel(RDEsmPreTrainedModel):
                 backbone.disable_input_require_grads()
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """Not possible.
-
-        Raises:
-            NotImplementedError: always, before anything is changed.
-        """
+        """Always raises `NotImplementedError`, before anything is changed."""
         raise NotImplementedError(
             "the token embeddings cannot be resized: all backbones share ESM-2's vocabulary, which the bases were "
             "fitted with; resize a backbone by itself (model.backbones[i].resize_token_embeddings), outside this model"
@@ -308,27 +446,21 @@ class RDEsmModel(RDEsmPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> list[RDEsmModelOutput]:
-        """As `forward` over each of several batches, level by level.
+        """As `forward` over each of several batches, level by level: the same bits.
 
         With sequential loading each backbone is loaded once for all of them. What is held meanwhile is the
         embedding of every position, 4 bytes times the level's width (and the states asked for).
 
         Args:
             batches: `input_ids` and what else `forward` takes of one batch.
-
-        Returns:
-            One output a batch, the same bits as `forward` gives.
         """
         last = self.config.level_index(level or self.config.level)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
             output_attentions = self.config.output_attentions
-        extras: dict[str, bool] = {}
-        if output_hidden_states:
-            extras["output_hidden_states"] = True
-        if output_attentions:
-            extras["output_attentions"] = True
+        asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        extras = {name: True for name, wanted in asked.items() if wanted}
         long = [cut_long(self.config, batch, bool(output_attentions)) for batch in batches]
         runs = [own for batch, cut in zip(batches, long) for own in (cut.batches if cut else [batch])]
         passes = [BackbonePass(backbone_arguments(self.config, **batch) | extras) for batch in runs]
@@ -356,10 +488,7 @@ class RDEsmModel(RDEsmPreTrainedModel):
         return outputs
 
     def whiten(self, embedding: torch.Tensor) -> torch.Tensor:
-        """Whiten an embedding of any level, of residues or means of them: see [`RDEsmWhitening`].
-
-        Args:
-            embedding (`torch.Tensor` of shape `(..., width of the level)`): as `forward` returns it.
+        """Whiten an embedding of any level, `(..., its width)`, of residues or means of them: see [`RDEsmWhitening`].
 
         Returns:
             `torch.Tensor` of the same shape, float32; its first dimensions are the whitened smaller level.
@@ -371,6 +500,74 @@ class RDEsmModel(RDEsmPreTrainedModel):
             raise ValueError(NO_WHITENING)
         whitened: torch.Tensor = self.whitening(embedding)
         return whitened
+
+
+# How a token is shown; those of no letter as "?".
+_LETTERS = {number: token for token, number in TOKENS.items() if len(token) == 1}
+
+
+def refuse_unknown(input_ids: torch.Tensor) -> None:
+    """Raise where a token is `<unk>`: a tokenizer met a character that stands for no residue.
+
+    Nothing is refused while a graph is made of the model.
+
+    Raises:
+        ValueError: naming the sequence by its first letters, since whoever made the batch may have sorted it.
+    """
+    if is_tracing() or input_ids.device.type == "meta":
+        return
+    unknown = input_ids.eq(TOKENS["<unk>"])
+    if unknown.any():
+        row, position = unknown.nonzero()[0].tolist()
+        ids = input_ids[row].tolist()
+        # In a packed row, and in one that is padded on the left, a sequence begins with its own cls.
+        before = [place for place in range(position) if ids[place] == TOKENS["<cls>"]]
+        start = before[-1] + 1 if before else 0
+        raise ValueError(
+            f"input_ids hold <unk> (residue {position - start + 1} of {_shown(ids[start:])}): a character that is no "
+            f"residue, such as a stop codon inside the sequence, a digit or (with a tokenizer that does not clean) a "
+            f"lower-case letter; correct the sequence, or use the tokenizer that came with this model"
+        )
+
+
+def _shown(ids: list[int]) -> str:
+    """A sequence's first letters and their number, from its tokens; what follows its eos is not its own."""
+    stop = next((place for place, token in enumerate(ids) if token in (TOKENS["<eos>"], TOKENS["<pad>"])), len(ids))
+    letters = "".join(_LETTERS.get(token, "?") for token in ids[:stop])
+    return f"the sequence {letters!r}" if stop <= 20 else f"the sequence of {stop} letters that begins {letters[:20]!r}"
+
+
+class ResiduePooling(nn.Module):
+    """Mean over residues, for sentence-transformers, whose own mean takes in cls and eos.
+
+    `modules.json` of a checkpoint names it, in this file. Each channel is averaged for itself, so that `truncate_dim`
+    gives exactly the pooled embedding of a smaller level.
+    """
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Adds `sentence_embedding`, `(batch, width)`, to features with `input_ids` and `token_embeddings`.
+
+        Raises:
+            ValueError: a sequence with `<unk>`, or without residues.
+        """
+        embeddings, ids = features["token_embeddings"], features["input_ids"]
+        refuse_unknown(ids)
+        keep = ids.ge(FIRST_RESIDUE) & ids.le(LAST_RESIDUE)
+        if not is_tracing() and not keep.any(dim=1).all():
+            raise ValueError(
+                "one of the sequences has no residues to take a mean over: leave out those that are empty, or gaps and "
+                "stops alone"
+            )
+        features["sentence_embedding"] = mean_over_residues(embeddings, keep).to(embeddings.dtype)
+        return features
+
+    def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
+        """There is nothing to save: `modules.json` names the class, this file holds it."""
+
+    @classmethod
+    def load(cls, model_name_or_path: str, **kwargs: Any) -> "ResiduePooling":
+        """As sentence-transformers calls it."""
+        return cls()
 
 
 RDEsmConfig.register_for_auto_class()

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from rd_hf.data.residues import PAD_ID, encode
-
-SPECIAL_TOKENS = 2  # cls before, eos after
+from rd_hf.model.pooling_rd_esm import SPECIAL_TOKENS as SPECIAL_TOKENS
 
 
 def token_budget_batches(lengths: Sequence[int], budget: int, spread: float = 1.0) -> list[list[int]]:

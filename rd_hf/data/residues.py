@@ -27,12 +27,8 @@ import string
 
 import numpy as np
 
-# ESM-2's vocabulary in token order (Lin et al. 2023); the position in this tuple is the token id.
-VOCABULARY: tuple[str, ...] = (
-    *("<cls>", "<pad>", "<eos>", "<unk>"),
-    *"LAGVSERTIDPKQNFYMHWCXBUZO.-",
-    *("<null_1>", "<mask>"),
-)
+from rd_hf.model.pooling_rd_esm import VOCABULARY as VOCABULARY
+
 CLS_ID, PAD_ID, EOS_ID, MASK_ID = (VOCABULARY.index(token) for token in ("<cls>", "<pad>", "<eos>", "<mask>"))
 STANDARD_RESIDUES = "LAGVSERTIDPKQNFYMHWC"
 RESIDUES = STANDARD_RESIDUES + "XBUZO"

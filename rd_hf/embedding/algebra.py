@@ -13,9 +13,9 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
+from rd_hf.model.bases_rd_esm import RDEsmProjection
+from rd_hf.model.layers_rd_esm import backbone_arguments
 from rd_hf.model.modeling_rd_esm import RDEsmModel
-from rd_hf.model.passes_rd_esm import backbone_arguments
-from rd_hf.model.projection_rd_esm import RDEsmProjection
 
 
 def contributions(model: RDEsmModel, batches: Sequence[dict[str, Any]], above: str, level: str) -> list[torch.Tensor]:

@@ -85,7 +85,7 @@ class Checkpoint:
                 "or whiten a search by the database's own proteins (--whiten database)"
             )
         if self.block_weights is None:
-            from rd_hf.model.outputs_rd_esm import NO_WHITENING
+            from rd_hf.model.modeling_rd_esm import NO_WHITENING
 
             raise InputError(f"{self.name}: {NO_WHITENING}")
 
@@ -271,7 +271,7 @@ def load_model(
 
     check_device(device)
     from rd_hf.embedding.layouts import packing_pays
-    from rd_hf.model.attention_rd_esm import PACKED_ATTENTION
+    from rd_hf.model.layers_rd_esm import PACKED_ATTENTION
     from rd_hf.model.modeling_rd_esm import RDEsmModel
 
     chosen: dict[str, Any] = {"attn_implementation": attn_implementation, "revision": revision}

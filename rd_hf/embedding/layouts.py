@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from rd_hf.data.batching import SPECIAL_TOKENS, collate, pack, residue_mask, token_budget_batches
-from rd_hf.model.attention_rd_esm import PACKED_ATTENTION, fused_kernel_takes
+from rd_hf.model.layers_rd_esm import PACKED_ATTENTION, fused_kernel_takes
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from rd_hf.model.pooling_rd_esm import pooling_named
 

@@ -29,11 +29,9 @@ from rd_hf.fitting.one_pass import tuning_positions
 from rd_hf.fitting.sample import FitOptions, Sample, SamplePart, plan_batches
 from rd_hf.fitting.state import FitProgress, fit_settings, open_state, state_workspace
 from rd_hf.memory import bound_kernels, trim_heap
+from rd_hf.model.bases_rd_esm import RDEsmProjection, RDEsmReadout, RDEsmWhitening
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
-from rd_hf.model.projection_rd_esm import RDEsmProjection
-from rd_hf.model.readout_rd_esm import RDEsmReadout
-from rd_hf.model.whitening_rd_esm import RDEsmWhitening
 
 
 @dataclass(frozen=True)

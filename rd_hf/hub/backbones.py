@@ -19,10 +19,9 @@ from transformers import PretrainedConfig
 from rd_hf.data.fasta import InputError
 from rd_hf.hub.card import is_hub_id
 from rd_hf.hub.checkpoint import read_config, resolve_commit
-from rd_hf.model.alphabet_rd_esm import check_alphabet
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
-from rd_hf.model.families_rd_esm import FAMILIES, describe, family_of
-from rd_hf.model.fields_rd_esm import LEVEL_NAME
+from rd_hf.model.families_rd_esm import FAMILIES, check_alphabet, describe, family_of
+from rd_hf.model.files_rd_esm import LEVEL_NAME
 
 _SYNTAX = "NAME=REPO[@REVISION][:LEVEL][#LAYER], REPO being a Hub id or a folder"
 # What tells whether two levels are of one backbone.

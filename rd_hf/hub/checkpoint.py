@@ -35,11 +35,10 @@ from rd_hf.families import named_config
 from rd_hf.files import explain_errors, replacing, write_json, write_text
 from rd_hf.hub.card import GENERATED, PLACEHOLDER_OWNER, is_generated, read_card, renamed, render_card, stated_license
 from rd_hf.hub.tokenizer import save_tokenizer
-from rd_hf.model.alphabet_rd_esm import check_alphabet
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
-from rd_hf.model.files_rd_esm import fetch_again
+from rd_hf.model.families_rd_esm import check_alphabet
+from rd_hf.model.files_rd_esm import fetch_again, is_own
 from rd_hf.model.modeling_rd_esm import RDEsmModel
-from rd_hf.model.weights_rd_esm import is_own
 from rd_hf.trust import refuse_foreign_code
 
 logger = logging.getLogger(__name__)

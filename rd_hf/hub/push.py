@@ -17,7 +17,7 @@ from rd_hf.hub.card import is_hub_id
 from rd_hf.hub.checkpoint import CARD_FILE, FIGURE_FILE, REPORT_FILE, make_card, save_checkpoint
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
-from rd_hf.model.origin_rd_esm import decide_form
+from rd_hf.model.saving_rd_esm import decide_form
 from rd_hf.trust import missing_code, refuse_foreign_code, strange_code
 
 WEIGHTS = ("model.safetensors", "model.*.safetensors", "model.safetensors.index*.json")

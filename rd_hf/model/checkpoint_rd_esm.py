@@ -1,47 +1,44 @@
-"""Where a model's weights come from: bases, and backbones of their own repos or of the checkpoint.
+"""Where a model's weights come from: bases, backbones of their own repos or of the checkpoint, heads and adapters.
 
-This file travels to the Hub beside ``modeling_rd_esm.py``: it imports public names of torch and transformers only.
+This file travels to the Hub beside ``modeling_rd_esm.py``.
 """
 
 import copy
 import inspect
+import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import cached_file, find_adapter_config_file, is_peft_available
 
-from .added_rd_esm import (
-    adopt_head,
-    cast_head,
-    find_adapter,
-    head_tensors,
-    loaded_from,
-    place_head,
-    put_adapter,
-    weights_alone,
-)
-from .alphabet_rd_esm import check_alphabet
 from .configuration_rd_esm import RDEsmConfig
-from .families_rd_esm import FAMILIES
-from .files_rd_esm import HUB_ARGUMENTS, WeightFiles, commit_of, find_weights, may_be_hub_id
-from .fused_rd_esm import fuse_layers
-from .layers_rd_esm import encoder_class, set_class_and_recording
-from .placement_rd_esm import Placement
-from .saving_rd_esm import RDEsmSaving
-from .weights_rd_esm import (
+from .families_rd_esm import FAMILIES, check_alphabet
+from .files_rd_esm import (
+    HUB_ARGUMENTS,
+    WeightFiles,
     check_loaded,
     check_sizes,
+    commit_of,
+    find_weights,
+    loaded_from,
+    may_be_hub_id,
     reading,
     refuse_links,
-    rotary_modules,
-    set_rotary_frequencies,
+    weights_alone,
+    without_bars,
 )
+from .fused_rd_esm import fuse_layers
+from .layers_rd_esm import encoder_class, rotary_modules, set_class_and_recording, set_rotary_frequencies
+from .saving_rd_esm import RDEsmSaving, adopt_head, cast_head, head_tensors, place_head
 
-# How weights are laid out; said of the backbones, since the projections are small and always float32.
+# How weights are laid out: those of backbones, since the bases are small and always float32.
 _WEIGHT_ARGUMENTS = (
     *("dtype", "torch_dtype", "attn_implementation", "device_map", "max_memory", "offload_folder"),
     *("offload_buffers", "quantization_config", "tp_plan", "disable_mmap"),
@@ -58,12 +55,14 @@ _REFUSED: dict[str, tuple[Any, str]] = {
     "state_dict": (None, "weights are read from files; load_state_dict of the loaded model takes others"),
     "use_kernels": (False, "no compiled code is fetched; leave it out"),
 }
+# Where in a repo a checkpoint lies.
+_PLACE = ("revision", "subfolder")
 # What names of the bases' tensors begin with.
 _BASES = ("projections.", "readout.", "whitening.")
 
 
 class RDEsmPreTrainedModel(RDEsmSaving):
-    """Where weights come from and go to, and the flags that transformers reads."""
+    """Loads what a checkpoint holds and what it names, and has the flags that transformers reads."""
 
     config_class = RDEsmConfig
     base_model_prefix = "rd_esm"
@@ -96,11 +95,10 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         The bases come from this checkpoint. Each backbone comes from here too where the checkpoint holds them,
         and from its own `repo_id` at its pinned `revision` otherwise, with the same `dtype` (by default as
         saved), `attn_implementation`, `device_map`, `max_memory`, `cache_dir`, `token`, `local_files_only`, ...
+        `RDEsmConfig` describes `exact_activation`, `long_input` and `max_residues`.
 
         With `sequential=True` no backbone is held: each is loaded when its turn comes and released after it, so
         that a family runs where its largest backbone alone would. Give `forward_window` many batches at a time.
-
-        With `exact_activation=True` the backbones' bits are those of transformers' own classes (see `RDEsmConfig`).
 
         With `above="35M"` only the backbones of levels larger than that are fetched, for who has the smaller
         embedding already (see `visit_backbones`); with the largest level, the bases alone.
@@ -109,15 +107,12 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         layers: an approximation, of families that were fitted with it (`rd-hf fit --one-pass`). The card says how near
         each level comes.
 
-        With `long_input="window"` a sequence of more than `max_residues` residues is run in windows, with `"whole"` as
-        it is; by default it is refused (see `RDEsmConfig`).
-
         Bases are read from safetensors alone; backbones too where their repo has them, and else from `.bin` files,
         which torch's restricted reader opens: tensors only, no code. `use_safetensors=True` refuses those too.
 
-        A subclass with a head finds it in its own checkpoints, in the backbones' dtype; in others it is new, as in
-        transformers, and a warning says so. An adapter that lies beside a checkpoint, or a folder of an adapter alone,
-        is loaded with what it belongs to, as in transformers.
+        A subclass with a head finds it in its own checkpoints, in the backbones' dtype; in others it is new, with a
+        warning. An adapter that lies beside a checkpoint, or a folder of an adapter alone, is loaded with what it
+        belongs to. Both are as in transformers.
 
         Raises:
             OSError: a repo, revision or file cannot be had.
@@ -152,7 +147,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         else:
             # One commit for everything that follows, even where the repo moves on meanwhile.
             kwargs["revision"] = commit_of(path, kwargs.get("revision"), kwargs.get("subfolder", ""), hub)
-        own = {name: kwargs[name] for name in ("revision", "subfolder") if name in kwargs}
+        own = {name: kwargs[name] for name in _PLACE if name in kwargs}
         config = kwargs.pop("config", None)
         if isinstance(config, PretrainedConfig):
             config = copy.deepcopy(config)
@@ -176,46 +171,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         config.backbones_in_checkpoint = False
         mine = inspect.signature(cls.__init__).parameters.keys() & kwargs.keys()
         build = partial(cls, config, *args, **{name: kwargs[name] for name in mine})
-        model: Any = None
-        info: dict[str, Any] | None = None
-        if config.level_index(config.level) == 0 and not config.one_pass and not config.whitening:
-            # The first level has no basis, so without whitening and a head there is nothing to read of this checkpoint.
-            model = cls._from_config(config, attn_implementation=kwargs.get("attn_implementation"))
-            model.config.name_or_path = path
-            model.eval()
-            info = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
-            info["missing_keys"] = [name for name, _ in head_tensors(model)]
-        if info is None or info["missing_keys"]:
-            variant = "projections" if full else None
-            files = None
-            try:
-                with reading(f"the bases of {path}"):
-                    files = find_weights(path, variant=variant, allow_bin=False, **hub, **own)
-            except OSError as error:
-                # Of a file that is not there the first error has no cause: then the head is new.
-                if info is None or error.__cause__ is None or error.__cause__.__cause__ is not None:
-                    raise
-            for name in own:
-                kwargs.pop(name, None)
-            if files is not None:
-                with reading(f"the bases of {path}"):
-                    check_loaded(f"the bases of {path}", _unlike(build, files))
-                with reading(f"the bases of {path}", quiet=True):
-                    folder, links = weights_alone(files.folder)
-                    model, info = super().from_pretrained(
-                        folder,
-                        *args,
-                        config=config,
-                        variant=variant,
-                        use_safetensors=True,
-                        ignore_mismatched_sizes=True,
-                        output_loading_info=True,
-                        dtype=torch.float32,
-                        **kwargs,
-                    )
-                    loaded_from(model, path, links)
-                model.config.name_or_path = model.name_or_path = path
-        assert info is not None
+        model, info = cls._load_bases(path, config, full, build, *args, **kwargs)
         check_loaded(f"the bases of {path}", adopt_head(model, info, path, ignore_mismatched_sizes, build))
         _check_finite(model)
         dtype = weights.pop("torch_dtype", None)
@@ -231,6 +187,52 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         if adapter is not None:
             put_adapter(model, *adapter)
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _load_bases(
+        cls, path: str, config: RDEsmConfig, full: bool, build: Callable[[], Any], /, *args: Any, **kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """The model without backbones, and what loading left over; a head that is not there is news, not an error."""
+        model: Any = None
+        info: dict[str, Any] | None = None
+        what = f"the bases of {path}"
+        if config.level_index(config.level) == 0 and not config.one_pass and not config.whitening:
+            # The first level has no basis, so without whitening and a head there is nothing to read of this checkpoint.
+            model = cls._from_config(config, attn_implementation=kwargs.get("attn_implementation"))
+            model.config.name_or_path = path
+            model.eval()
+            info = {"missing_keys": [name for name, _ in head_tensors(model)]}
+            info |= {"unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
+            if not info["missing_keys"]:
+                return model, info
+        variant = "projections" if full else None
+        where = {name: kwargs[name] for name in (*HUB_ARGUMENTS, *_PLACE) if name in kwargs}
+        try:
+            with reading(what):
+                files = find_weights(path, variant=variant, allow_bin=False, **where)
+        except OSError as error:
+            # Of a file that is not there the first error has no cause: then the head is new.
+            if info is None or error.__cause__ is None or error.__cause__.__cause__ is not None:
+                raise
+            return model, info
+        with reading(what):
+            check_loaded(what, _unlike(build, files))
+        with reading(what, quiet=True):
+            folder, links = weights_alone(files.folder)
+            model, info = super().from_pretrained(
+                folder,
+                *args,
+                config=config,
+                variant=variant,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                dtype=torch.float32,
+                **{name: value for name, value in kwargs.items() if name not in _PLACE},
+            )
+            loaded_from(model, path, links)
+        model.config.name_or_path = model.name_or_path = path
+        return model, info
 
     def load_backbones(
         self,
@@ -249,9 +251,8 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         """Fetch the backbones that the config names and attach them; none is initialised first.
 
         Args:
-            source: folder or repo of this project's full form to take them from; by default each backbone comes
-                from its own `repo_id` at its `revision`.
-            revision, subfolder: of `source`.
+            source, revision, subfolder: checkpoint with backbones to take them from; by default each comes from its
+                own `repo_id` at its `revision`.
             dtype: of the backbones; "auto" keeps what their files have.
             device_map, max_memory, offload_folder: as in transformers. With "auto" and its like the backbones
                 are placed in turn, smallest first, and each projection on the device where its backbone ends.
@@ -264,7 +265,6 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         Raises:
             OSError, ValueError: a backbone cannot be had or does not fit; the message names its level.
         """
-
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         located: dict[int, WeightFiles] = {}
         self._source, self._hub = source, {name: hub[name] for name in ("cache_dir",) if name in hub}
@@ -278,7 +278,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
             if index not in located:
                 with reading(what):
                     located[index] = self._find_backbone(
-                        index, source, revision, subfolder, hub, allow_bin=not use_safetensors
+                        index, hub, source, revision, subfolder, allow_bin=not use_safetensors
                     )
             return self._load_backbone(index, located[index], what, level, dtype=dtype, **placed, **kwargs)
 
@@ -312,22 +312,31 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         self.backbones = nn.ModuleList(loaded)
         self._fetch = None
         if device_map is not None:
-            for level, projection in enumerate(self.projections, start=1):
-                if placement.holds(level):
-                    projection.to(placement.device(level))
-            self.hf_device_map = placement.merged()
-            if self.config.one_pass:
-                held = self.hf_device_map.items()
-                self.hf_device_map = {name: to for name, to in held if not name.startswith("projections.")}
-            if self.config.readout is not None:
-                self.hf_device_map["readout"] = placement.device(len(self.config.levels) - 1)
-                self.readout.to(self.hf_device_map["readout"])
-            if first < len(loaded):
-                self.hf_device_map |= place_head(self, placement.device(len(self.config.levels) - 1))
+            self._place(placement)
         self.config.dtype = loaded[first].dtype if first < len(loaded) else torch.float32
 
+    def _place(self, placement: "Placement") -> None:
+        """Move bases and head beside the backbones that they follow, and note where everything is."""
+        last = len(self.config.levels) - 1
+        self.hf_device_map = placement.backbones()
+        for level, projection in enumerate(self.projections, start=1):
+            if placement.holds(level):
+                self.hf_device_map[f"projections.{level - 1}"] = placement.device(level)
+                projection.to(placement.device(level))
+        if self.config.readout is not None:
+            self.hf_device_map["readout"] = placement.device(last)
+            self.readout.to(placement.device(last))
+        if placement.holds(last):
+            self.hf_device_map |= place_head(self, placement.device(last))
+
+    def _prepare(self, backbone: PreTrainedModel, levels: Sequence[int]) -> None:
+        """Make a backbone that was built what this model calls: it serves these levels."""
+        set_class_and_recording(backbone, record=len(levels) > 1 or self.config.one_pass)
+        if not self.config.exact_activation:
+            fuse_layers(backbone)
+
     def _origin(self, index: int, source: str | os.PathLike | None) -> tuple[str, str | None]:
-        """What messages call a backbone, and its level's name in its repo, where that has this project's full form."""
+        """What messages call a backbone, and its level's name in its repo where that is a checkpoint like this one."""
         entry, name = self.config.backbone_entry(index), self.config.backbone_name(index)
         if source is None:
             return f"{entry['repo_id']}, the backbone of {name}", entry.get("level_of_repo")
@@ -336,10 +345,10 @@ class RDEsmPreTrainedModel(RDEsmSaving):
     def _find_backbone(
         self,
         index: int,
-        source: str | os.PathLike | None,
-        revision: str | None,
-        subfolder: str,
         hub: dict[str, Any],
+        source: str | os.PathLike | None = None,
+        revision: str | None = None,
+        subfolder: str = "",
         allow_bin: bool = True,
     ) -> WeightFiles:
         """The files of one backbone, from `source` or from its own repo."""
@@ -390,7 +399,6 @@ class RDEsmPreTrainedModel(RDEsmSaving):
                 backbone, info = encoder.from_pretrained(folder, **settings)
             loaded_from(backbone, files.folder, links)
             check_loaded(what, info)
-            set_class_and_recording(backbone, watch=len(levels) > 1 or self.config.one_pass)
             if family.stores_frequencies and (rotary := rotary_modules(backbone)):
                 # They are lost where the weights are loaded in a narrower dtype or left on disk, or with a release
                 # before 5.6 from a file that a later one wrote; a checkpoint without them gets base^(-2 j / d)
@@ -401,16 +409,15 @@ class RDEsmPreTrainedModel(RDEsmSaving):
                     width = backbone.config.hidden_size // backbone.config.num_attention_heads
                     frequencies = 1.0 / base ** (torch.arange(0, width, 2, dtype=torch.float) / width)
                 set_rotary_frequencies(rotary, frequencies)
-        if not self.config.exact_activation:
-            fuse_layers(backbone)
+        self._prepare(backbone, levels)
         backbone.train(self.training)
         return backbone
 
 
 def _unlike(build: Callable[[], PreTrainedModel], files: WeightFiles) -> dict[str, Any]:
-    """Bases that are missing, or of another shape than the config says, in words of transformers.
+    """Bases that are missing, or of another shape than the config says, as transformers reports them.
 
-    Asked before any is built: the library makes what is missing at random first, whatever its size.
+    Checked before any is built: the library makes what is missing at random first, whatever its size.
     """
     with torch.device("meta"):
         state = build().state_dict()
@@ -423,11 +430,7 @@ def _unlike(build: Callable[[], PreTrainedModel], files: WeightFiles) -> dict[st
 
 
 def _refuse_unheard(kwargs: dict[str, Any]) -> None:
-    """Take out arguments that would be dropped.
-
-    Raises:
-        ValueError: one of them asks for something.
-    """
+    """Take out arguments that would be dropped; raises `ValueError` where one of them asks for something."""
     for name, (nothing, mend) in _REFUSED.items():
         value = kwargs.pop(name, None)
         if value is not None and value != nothing:
@@ -451,6 +454,7 @@ def _refuse_places(path: str, config: RDEsmConfig) -> None:
 
 
 def _check_finite(model: RDEsmPreTrainedModel) -> None:
+    """Raise `ValueError` if any number of the bases is NaN or infinite."""
     names = [f"the basis of level {name}" for name in model.config.level_names[1:]]
     parts: list[tuple[str, nn.Module]] = list(zip(names, model.projections))
     if model.config.readout is not None:
@@ -461,3 +465,133 @@ def _check_finite(model: RDEsmPreTrainedModel) -> None:
         for key, buffer in part.named_buffers():
             if buffer.device.type != "meta" and not torch.isfinite(buffer).all():
                 raise ValueError(f"{name} holds NaN or infinite numbers ({key}): fit it again, or fetch it again")
+
+
+class Placement:
+    """Chooses where backbones go under a `device_map` (and `max_memory`), one after the other.
+
+    `groups` are, for each backbone, the positions of the levels that it serves.
+    """
+
+    def __init__(self, device_map: Any, max_memory: dict[Any, Any] | None, groups: Sequence[Sequence[int]]) -> None:
+        self.device_map = device_map
+        self.serving = {level: index for index, levels in enumerate(groups) for level in levels}
+        self.left = {device: _bytes(size) for device, size in (max_memory or {}).items()}
+        self.maps: dict[int, dict[str, Any]] = {}
+
+    def arguments(self, index: int) -> dict[str, Any]:
+        """`device_map` (and `max_memory`) of one backbone."""
+        if isinstance(self.device_map, str) and self.device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+            return {"device_map": self.device_map, "max_memory": dict(self.left) or None}
+        if not isinstance(self.device_map, dict):
+            return {"device_map": {"": self.device_map}}
+        prefix = f"backbones.{index}"
+        inside = {key[len(prefix) + 1 :]: to for key, to in self.device_map.items() if key.startswith(f"{prefix}.")}
+        for whole in ("", "backbones", prefix):
+            if whole in self.device_map and not inside.keys() - {""}:
+                inside[""] = self.device_map[whole]
+        if not inside:
+            raise ValueError(
+                f"device_map has no entry for {prefix}; its keys are {', '.join(map(repr, self.device_map))}"
+            )
+        return {"device_map": inside}
+
+    def add(self, index: int, backbone: nn.Module) -> None:
+        """Note where a backbone went, and what it takes there."""
+        given = getattr(backbone, "hf_device_map", None)
+        if given is None:
+            given = {"": next(backbone.parameters()).device}
+        self.maps[index] = dict(given)
+        for name, to in given.items():
+            size = sum(
+                parameter.nbytes
+                for key, parameter in backbone.named_parameters()
+                if not name or key == name or key.startswith(f"{name}.")
+            )
+            if to in self.left:
+                self.left[to] = max(0, self.left[to] - size)
+
+    def holds(self, level: int) -> bool:
+        """Whether the backbone of the level at this position was placed."""
+        return self.serving[level] in self.maps
+
+    def device(self, level: int) -> Any:
+        """Where a level's backbone ends: layers that are kept in memory or on disk compute on an accelerator."""
+        if isinstance(self.device_map, dict) and f"projections.{level - 1}" in self.device_map:
+            return self.device_map[f"projections.{level - 1}"]
+        accelerators = [to for to in self.maps[self.serving[level]].values() if str(to) not in ("cpu", "disk")]
+        return accelerators[-1] if accelerators else "cpu"
+
+    def backbones(self) -> dict[str, Any]:
+        """One map over all backbones, by the names of modules in the model."""
+        return {
+            f"backbones.{index}.{name}".rstrip("."): to
+            for index, names in self.maps.items()
+            for name, to in names.items()
+        }
+
+
+def _bytes(size: int | str) -> int:
+    """ "8GB", "500MiB" or a number, in bytes."""
+    if isinstance(size, int):
+        return size
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)(i?)B?\s*", size, flags=re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"max_memory {size!r} is no size: write it as 500MB, 8GiB or a number of bytes")
+    unit = 1024 if match[3] else 1000
+    return int(float(match[1]) * unit ** " KMGT".index(match[2].upper() or " "))
+
+
+def find_adapter(
+    path: str, kwargs: dict[str, Any], hub: dict[str, Any]
+) -> tuple[str, tuple[str, str, dict[str, Any]] | None]:
+    """The adapter that transformers would put onto a model, and the checkpoint that it goes onto.
+
+    Args:
+        path: folder or Hub id of a checkpoint, or of an adapter alone.
+        kwargs: of `from_pretrained`; those that concern adapters are taken out, and of an adapter alone `revision` and
+            `subfolder` too.
+        hub: what a download takes.
+
+    Returns:
+        The checkpoint's folder or Hub id; and the adapter's, its name, and arguments to load it, if there is one.
+    """
+    # AutoModel has looked already.
+    looked = "adapter_kwargs" in kwargs
+    settings = dict(kwargs.pop("adapter_kwargs", None) or {})
+    name = kwargs.pop("adapter_name", "default")
+    where = settings.pop("_adapter_model_path", None)
+    if where is not None or looked or not is_peft_available():
+        return path, None if where is None else (os.fspath(where), name, settings)
+    settings = {key: kwargs[key] for key in _PLACE if kwargs.get(key)}
+    found = find_adapter_config_file(path, **settings, **hub)
+    if found is None:
+        return path, None
+    adapter = path
+    if cached_file(path, "config.json", _raise_exceptions_for_missing_entries=False, **settings, **hub) is None:
+        with open(found, encoding="utf-8") as file:
+            base = json.load(file).get("base_model_name_or_path")
+        if not base:
+            raise ValueError(f"{found} names no base_model_name_or_path: load that model, then load_adapter({path!r})")
+        path = str(base)
+        for key in settings:
+            del kwargs[key]
+    settings |= {key: hub[key] for key in ("cache_dir", "token") if key in hub}
+    return path, (adapter, name, settings)
+
+
+def put_adapter(model: PreTrainedModel, where: str, name: str, settings: dict[str, Any]) -> None:
+    """Load an adapter that `find_adapter` found onto a model with its backbones.
+
+    Raises:
+        OSError, ValueError: it cannot be had, fits no module of the model, or transformers does not find its weights
+            (5.0 does not, of any model, and would start it at random).
+    """
+    with reading(f"the adapter in {where}"), without_bars():
+        found: Any = model.load_adapter(where, adapter_name=name, adapter_kwargs=settings)
+        # (Before 5.0 nothing is returned.)
+        if missing := sorted(getattr(found, "missing_keys", ())):
+            raise ValueError(
+                f"transformers {transformers.__version__} finds no weights in it for {missing[0]}: load the model from "
+                f"elsewhere and put the adapter on with PeftModel.from_pretrained, or use a newer transformers"
+            )

@@ -6,7 +6,8 @@ over the windows it lies in. Its weight in a window grows linearly from 1 / (O +
 residues from them, so that a residue counts most where it has context on both sides, and nothing jumps where one
 window ends. A residue in one window only keeps its embedding as it is. Of cls (and eos) it is the plain mean.
 
-This file travels to the Hub. torch is imported where it is used, so that options and `--help` do not wait for it.
+This file travels to the Hub beside ``modeling_rd_esm.py``. torch is imported where it is used, so that options and
+`--help` do not wait for it.
 """
 
 from __future__ import annotations
@@ -71,23 +72,15 @@ def mean_over_residues(states: torch.Tensor, keep: torch.Tensor) -> torch.Tensor
 
 @dataclass(frozen=True)
 class Pooling:
-    """One way to turn the rows of a sequence into what is stored of it.
+    """One way to turn the rows of a sequence into what is stored of it."""
 
-    Attributes:
-        name: as users give it.
-        one_row: whether it gives one row per sequence, not one per residue or position.
-        affine: whether each row is a mean of rows whose weights sum to one, so that it commutes with the bases and
-            with whitening.
-        pool_rows: pools one sequence of its cls `(width,)`, its residues `(length, width)`, both float32, and the
-            positions asked for, counted from 1.
-        pool_batch: pools padded rows, `(batch, length, width)` of any float dtype with cls first, by the mask of their
-            residues, `(batch, length)` bool, to `(batch, width)` float32; `None` where it gives more than one row.
-    """
-
-    name: str
-    one_row: bool
-    affine: bool
+    name: str  # as users give it
+    one_row: bool  # whether it gives one row per sequence, not one per residue or position
+    affine: bool  # whether rows are means whose weights sum to one: they commute with the bases and with whitening
+    # Pools one sequence: of its cls, (width,), its residues, (length, width), both float32, and positions, from 1.
     pool_rows: Callable[[torch.Tensor, torch.Tensor, Sequence[int]], torch.Tensor]
+    # Pools padded rows, (batch, length, width) of any float dtype with cls first, by the mask of their residues,
+    # (batch, length) bool, to (batch, width) float32. None where there is more than one row.
     pool_batch: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
 
 
@@ -113,12 +106,7 @@ POOLINGS = {
             pool_rows=lambda first, rows, positions: first.clone(),
             pool_batch=lambda states, keep: states[:, 0].float().clone(),
         ),
-        Pooling(
-            "residue",
-            one_row=False,
-            affine=True,
-            pool_rows=lambda first, rows, positions: rows.clone(),
-        ),
+        Pooling("residue", one_row=False, affine=True, pool_rows=lambda first, rows, positions: rows.clone()),
         Pooling(
             "positions",
             one_row=False,
@@ -184,15 +172,10 @@ def merge_weights(pieces: Sequence[Piece], overlap: int) -> list[torch.Tensor]:
 
 @dataclass
 class Merging:
-    """A long sequence whose windows are still coming in, in order.
+    """A long sequence whose windows are still coming in, in order."""
 
-    Args:
-        pieces: all of them.
-        overlap: as they were cut with.
-    """
-
-    pieces: Sequence[Piece]
-    overlap: int
+    pieces: Sequence[Piece]  # all of them
+    overlap: int  # as they were cut with
     weights: list[torch.Tensor] = field(init=False)
     rows: torch.Tensor | None = None  # (length, width) float32
     sums: list[torch.Tensor] = field(init=False, default_factory=list)  # of cls (and eos), (width,) float32
@@ -202,12 +185,7 @@ class Merging:
         self.weights = merge_weights(self.pieces, self.overlap)
 
     def add(self, first: torch.Tensor, rows: torch.Tensor, *last: torch.Tensor) -> bool:
-        """Add the next window.
-
-        Args:
-            first: its cls, `(width,)` float32.
-            rows: its residues, `(length, width)` float32.
-            last: its eos, where that is wanted.
+        """Add the next window: its cls `(width,)`, residues `(length, width)` and, where wanted, eos, all float32.
 
         Returns:
             Whether that was the last one.
@@ -229,23 +207,14 @@ class Merging:
 
 @dataclass
 class LongBatch:
-    """A batch with sequences that are longer than the model takes at once, cut into windows.
+    """A batch with sequences that are longer than the model takes at once, cut into windows."""
 
-    Args:
-        positions: where the tokens of each row lie, `(tokens,)`.
-        length: of its rows.
-        pieces: of each row; one that is whole is all of its tokens.
-        overlap: of windows.
-        batches: what the model is called with in its place.
-        order: the piece of each row of these, one batch after the other.
-    """
-
-    positions: list[torch.Tensor]
-    length: int
-    pieces: list[list[Piece]]
-    overlap: int
-    batches: list[dict[str, Any]] = field(default_factory=list)
-    order: list[list[Piece]] = field(default_factory=list)
+    positions: list[torch.Tensor]  # where the tokens of each row lie, (tokens,)
+    length: int  # of its rows
+    pieces: list[list[Piece]]  # of each row; one that is whole is all of its tokens
+    overlap: int  # of windows
+    batches: list[dict[str, Any]] = field(default_factory=list)  # what the model is called with in its place
+    order: list[list[Piece]] = field(default_factory=list)  # the piece of each row of these
 
     def join(self, outputs: Sequence[Any]) -> Any:
         """The output of the batch (an `RDEsmModelOutput`), from those of `batches`; zeros at padding."""
@@ -286,11 +255,8 @@ def cut_long(config: Any, batch: dict[str, Any], attentions: bool = False) -> Lo
 
     Args:
         config: the model's `RDEsmConfig`.
-        batch: what `RDEsmModel.forward` takes of one batch, in padded rows.
-        attentions: they are wanted too.
-
-    Returns:
-        None where there is nothing to cut.
+        batch: what `RDEsmModel.forward` takes of one batch, in padded rows; `None` is returned where none is too long.
+        attentions: whether they are wanted too.
 
     Raises:
         ValueError: a long row does not begin with cls and end with eos, or attentions are wanted of one.

@@ -1,6 +1,6 @@
 """Half-written files: in a hidden folder beside their place, which the next save clears away after a kill.
 
-This file travels to the Hub beside ``modeling_rd_esm.py``: it imports the standard library only.
+This file travels to the Hub beside ``modeling_rd_esm.py``. It imports the standard library only.
 """
 
 import hashlib

@@ -26,7 +26,7 @@ import torch
 from benchmarks import gpu_rates, levels, packed
 from benchmarks.common import REPOSITORY, Ratio, carried_proteins, machine, random_family, twins
 from rd_hf.data.batching import collate, pack
-from rd_hf.model.attention_rd_esm import PACKED_ATTENTION
+from rd_hf.model.layers_rd_esm import PACKED_ATTENTION
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 CHECKED = {"8M": (320, 6, 20), "35M": (480, 12, 20)}

@@ -28,7 +28,7 @@ from rd_hf.embedding.engine import Engine, Request
 from rd_hf.embedding.layouts import packing_pays
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.fitting.fit import backbone_states
-from rd_hf.model.attention_rd_esm import PACKED_ATTENTION
+from rd_hf.model.layers_rd_esm import PACKED_ATTENTION
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 TOY = (64, 2, 4)

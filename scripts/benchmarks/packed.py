@@ -7,7 +7,7 @@ one level, the latter with ``torch.nn.attention.varlen``. Model operations are 2
 They are set against the rate of one large bfloat16 matrix product, measured in the same run.
 
 Needs CUDA: elsewhere packed rows are computed sequence by sequence, for their results and not for speed
-(tests/test_packed.py compares them), and this prints so.
+(tests/model/test_layers_packed.py compares them), and this prints so.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from benchmarks.common import Ratio, alternating, carried_proteins, medians, twins
 from rd_hf.data.batching import SPECIAL_TOKENS, collate, pack, token_budget_batches
 from rd_hf.families import ESM2
-from rd_hf.model.attention_rd_esm import PACKED_ATTENTION
+from rd_hf.model.layers_rd_esm import PACKED_ATTENTION
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 Batch = dict[str, Any]
@@ -31,7 +31,9 @@ TOKENS = 32_768
 def run(rounds: int) -> list[Ratio]:
     """Rates and ratios; nothing without a GPU."""
     if not torch.cuda.is_available():
-        print("packed: no GPU here, so nothing to measure; packed rows are checked by tests/test_packed.py")
+        print(
+            "packed: no GPU here, so nothing to measure; packed rows are checked by tests/model/test_layers_packed.py"
+        )
         return []
     peak = _matmul_flops()
     ratios = [Ratio("bfloat16 matrix product, TFLOP/s", peak / 1e12, None, detail="8,192 x 8,192 x 8,192")]

@@ -25,8 +25,7 @@ from rd_hf.evaluation.plots import STYLES
 from rd_hf.evaluation.representations import KINDS
 from rd_hf.evaluation.tables import between, markdown_table, number
 from rd_hf.hub.describe import backbone_cost
-from rd_hf.model.layers_rd_esm import record_layers
-from rd_hf.model.passes_rd_esm import backbone_arguments, run_backbone
+from rd_hf.model.layers_rd_esm import backbone_arguments, record_layers, run_backbone
 
 # Timings taken of each contender, of which the fastest counts: what is added by others on the machine is never less.
 REPEATS = 3

@@ -16,7 +16,7 @@ from rd_hf.embedding import checkpoint, layouts
 from rd_hf.embedding.engine import Engine, Request
 from rd_hf.embedding.layouts import Packed, Padded, layout_of
 from rd_hf.embedding.options import EmbeddingOptions
-from rd_hf.model.attention_rd_esm import PACKED_ATTENTION
+from rd_hf.model.layers_rd_esm import PACKED_ATTENTION
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from tests.embedding.test_engine import TOLERANCE, LimitedMemory, proteins
 

@@ -76,8 +76,8 @@ def message_of(action: Any, *arguments: Any, **settings: Any) -> str:
 def push() -> dict[str, Any]:
     """Fit (here: draw) bases for published backbones, save, and push with the command, in every way it offers."""
     from rd_hf.hub import load_family, push_model, save_checkpoint
+    from rd_hf.model.bases_rd_esm import RDEsmReadout
     from rd_hf.model.modeling_rd_esm import RDEsmModel
-    from rd_hf.model.readout_rd_esm import RDEsmReadout
 
     work = Path(ARGUMENTS["work"])
     mark("family")

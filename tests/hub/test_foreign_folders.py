@@ -18,8 +18,8 @@ from rd_hf.commands.fit import main as fit
 from rd_hf.files import FolderError
 from rd_hf.hub.checkpoint import load_family, save_checkpoint
 from rd_hf.model import modeling_rd_esm as modeling
+from rd_hf.model.files_rd_esm import is_own
 from rd_hf.model.modeling_rd_esm import RDEsmModel
-from rd_hf.model.weights_rd_esm import is_own
 from tests.conftest import EXAMPLE_FASTA, backbone_settings, random_model
 from tests.embedding.test_folder import snapshot
 

@@ -51,7 +51,7 @@ def test_saved_again_it_is_of_this_version(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     again = AutoModel.from_pretrained(tmp_path, trust_remote_code=True)
     assert torch.equal(output(again).last_hidden_state, output(model).last_hidden_state)
-    assert (tmp_path / "outputs_rd_esm.py").exists()
+    assert (tmp_path / "bases_rd_esm.py").exists()
 
 
 def test_its_tokenizer_still_does_for_clean_sequences_and_is_refused_for_others() -> None:

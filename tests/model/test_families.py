@@ -27,9 +27,9 @@ from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.settings import JobSettings
 from rd_hf.hub import load_family, save_checkpoint
 from rd_hf.hub.backbones import family_config
-from rd_hf.model.attention_rd_esm import PACKED_ATTENTION
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.families_rd_esm import FAMILIES
+from rd_hf.model.layers_rd_esm import PACKED_ATTENTION
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from tests.conftest import REPOSITORY, environment
 from tests.hub.layouts import (
@@ -359,7 +359,7 @@ def test_esmc_holds_esm2s_tokens_in_a_tokenizer_json(tmp_path: Path) -> None:
 
 def test_the_published_tokenizers_are_esm2s(shared_data: Path) -> None:
     """The real files of each model's repo."""
-    from rd_hf.model.alphabet_rd_esm import check_alphabet
+    from rd_hf.model.families_rd_esm import check_alphabet
 
     folders = [path for path in (shared_data / "hub_layout").iterdir() if (path / "config.json").exists()]
     assert len(folders) > 10

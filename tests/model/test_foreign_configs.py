@@ -15,9 +15,9 @@ from transformers import AutoModel
 
 from rd_hf.model import checkpoint_rd_esm
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
-from rd_hf.model.files_rd_esm import WeightFiles, find_weights
+from rd_hf.model.files_rd_esm import WeightFiles, find_weights, former_files
 from rd_hf.model.modeling_rd_esm import RDEsmModel
-from rd_hf.model.weights_rd_esm import former_weights
+from rd_hf.trust import earlier_code
 from tests.conftest import random_model
 
 IDS = torch.tensor([[0, 20, 15, 11, 5, 2]])
@@ -182,6 +182,31 @@ def test_saving_again_leaves_no_index_of_shards_that_are_gone(tmp_path: Path) ->
     ]
 
 
+def test_saving_again_takes_away_the_code_of_other_versions_and_nobody_elses(tmp_path: Path) -> None:
+    model = random_model([32, 48])
+    model.save_pretrained(tmp_path)
+    current = sorted(path.name for path in tmp_path.glob("*_rd_esm.py"))
+    former = {name for code in earlier_code().values() for name in code} - set(current)
+    assert "lean_rd_esm.py" in former
+    for name in former:
+        (tmp_path / name).write_text("from .configuration_rd_esm import RDEsmConfig\n")
+    (tmp_path / "mine_rd_esm.py").write_text("from .modeling_rd_esm import RDEsmModel\n")
+    model.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("*_rd_esm.py")) == sorted([*current, "mine_rd_esm.py"])
+
+
+def test_saving_again_replaces_weights_that_were_damaged_since(tmp_path: Path) -> None:
+    model = random_model([32, 48])
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.backbone-L1.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match="cut short"):
+        RDEsmModel.from_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    assert path.read_bytes() == whole
+
+
 def test_a_name_in_an_earlier_config_leads_to_no_file_elsewhere(changed: Change, tmp_path: Path) -> None:
     folder = changed()
     (folder / "model.backbone-..").mkdir()
@@ -190,4 +215,4 @@ def test_a_name_in_an_earlier_config_leads_to_no_file_elsewhere(changed: Change,
     config["levels"] += [{"name": "../../../others"}, {"name": 5}, "x", {}]
     (folder / "config.json").write_text(json.dumps(config))
     assert os.path.samefile(weights, folder / "model.backbone-../../../others.safetensors")
-    assert not [name for name in former_weights(str(folder)) if "/" in name]
+    assert not [name for name in former_files(str(folder)) if "/" in name]

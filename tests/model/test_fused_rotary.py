@@ -50,7 +50,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
         return fused_rotary(states, cos, sin)
 
     assert fused_rd_esm._rotary_works("cpu", torch.float32)
-    fused_rd_esm._turns_the_same(fused_rd_esm._parts(modeling_esm.apply_rotary_pos_emb))
+    fused_rd_esm._rotates_the_same(fused_rd_esm._parts(modeling_esm.apply_rotary_pos_emb))
     monkeypatch.setattr(fused_rd_esm, "fused_rotary", counted)
     return found
 
@@ -220,8 +220,8 @@ def more_arguments(q: Any, k: Any, cos: Any, sin: Any, position_ids: Any, unsque
 
 @pytest.mark.parametrize("function", [other_way, more_arguments])
 def test_a_function_of_a_release_that_computes_something_else_is_left_alone(function: Callable[..., Any]) -> None:
-    assert fused_rd_esm._turns_the_same(fused_rd_esm._parts(modeling_esm.apply_rotary_pos_emb))
-    assert not fused_rd_esm._turns_the_same((function,))
+    assert fused_rd_esm._rotates_the_same(fused_rd_esm._parts(modeling_esm.apply_rotary_pos_emb))
+    assert not fused_rd_esm._rotates_the_same((function,))
 
 
 def test_a_build_of_torch_that_cannot_is_not_asked_to(monkeypatch: pytest.MonkeyPatch, as_on_gpu: None) -> None:

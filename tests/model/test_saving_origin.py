@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,7 +55,7 @@ def heard() -> Iterator[list[str]]:
             found.append(record.getMessage())
 
     ear = Ear()
-    logger = logging.getLogger("rd_hf.model.origin_rd_esm")
+    logger = logging.getLogger("rd_hf.model.saving_rd_esm")
     logger.addHandler(ear)
     yield found
     logger.removeHandler(ear)
@@ -360,7 +361,11 @@ def test_pushing_sends_what_is_needed(
     untouched.push_to_hub("me/x")
     assert forms == [False] * 5
     # As if these folders were repos: what others could fetch.
-    monkeypatch.setattr("rd_hf.model.origin_rd_esm.os", SimpleNamespace(path=SimpleNamespace(isdir=lambda path: False)))
+    folders = {entry["repo_id"] for entry in untouched.config.levels}
+    elsewhere = {**vars(os.path), "isdir": lambda path: path not in folders and os.path.isdir(path)}
+    monkeypatch.setattr(
+        "rd_hf.model.saving_rd_esm.os", SimpleNamespace(**{**vars(os), "path": SimpleNamespace(**elsewhere)})
+    )
     untouched.push_to_hub("me/x")
     push_model(untouched, "me/x")
     assert forms[5:] == [True, True]

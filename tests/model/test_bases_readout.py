@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoModel, EsmModel
 
-from rd_hf.model.attention_rd_esm import PACKED_ATTENTION
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
+from rd_hf.model.layers_rd_esm import PACKED_ATTENTION
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from tests.conftest import random_model
 

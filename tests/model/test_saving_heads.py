@@ -57,7 +57,7 @@ def heard() -> Iterator[list[str]]:
     found: list[str] = []
     ear = logging.Handler()
     ear.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("rd_hf.model.added_rd_esm")
+    logger = logging.getLogger("rd_hf.model.saving_rd_esm")
     logger.addHandler(ear)
     yield found
     logger.removeHandler(ear)

@@ -14,9 +14,9 @@ from rd_hf.data.batching import collate, pack
 from rd_hf.data.residues import encode
 from rd_hf.hub import load_family
 from rd_hf.hub.backbones import family_config
-from rd_hf.model import attention_rd_esm
-from rd_hf.model.attention_rd_esm import PACKED_ATTENTION, fused_kernel_takes, packed_attention
+from rd_hf.model import layers_rd_esm
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
+from rd_hf.model.layers_rd_esm import PACKED_ATTENTION, fused_kernel_takes, packed_attention
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from tests.conftest import backbone_settings
 from tests.hub.layouts import ESM1B, ESM2_BIN, Size, write_repo
@@ -136,7 +136,7 @@ def test_on_cuda_the_fused_kernel_is_called_with_what_it_documents(monkeypatch: 
         asked.append((dtype, head_width))
         return device.type == "cuda"
 
-    monkeypatch.setattr(attention_rd_esm, "fused_kernel_takes", takes)
+    monkeypatch.setattr(layers_rd_esm, "fused_kernel_takes", takes)
     query, key, value = (torch.randn(1, 4, 9, 8, dtype=torch.bfloat16) for _ in range(3))
     ends = torch.tensor([0, 2, 9], dtype=torch.int32)
     packing = {"scaling": 1.0, "cu_seq_lens_q": ends, "max_length_q": 7}
@@ -170,7 +170,7 @@ def test_the_fused_kernel_is_asked_for_what_it_takes(monkeypatch: pytest.MonkeyP
     capability[0] = (7, 5)
     assert not takes(gpu, torch.float16, 64)
     capability[0] = (9, 0)
-    monkeypatch.setattr(attention_rd_esm, "find_spec", lambda name: None)
+    monkeypatch.setattr(layers_rd_esm, "find_spec", lambda name: None)
     assert not takes(gpu, torch.bfloat16, 64)
 
 

@@ -206,7 +206,7 @@ def test_a_compiled_model_refuses_too() -> None:
 
 
 def test_a_traced_model_takes_any_length() -> None:
-    """Its graph holds no refusal; an exported one is in test_outputs_rd_esm.py."""
+    """Its graph holds no refusal; an exported one is in test_modeling_outputs.py."""
     model = random_model([16], layers=1, max_residues=40)
     with torch.no_grad():
         traced = torch.jit.trace(model, collate([protein(30)]), check_trace=False)
