@@ -9,6 +9,8 @@ from rd_hf.data.records import InputError
 if TYPE_CHECKING:
     import torch
 
+_NAMES = "give cpu, cuda, cuda:1 (the second GPU) or mps"
+
 
 def parse_device(device: str) -> torch.device:
     """A torch device by its name, whether or not this machine has it: a cluster's workers may.
@@ -21,18 +23,14 @@ def parse_device(device: str) -> torch.device:
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise InputError(f"{device!r} names no device: give cpu, cuda, cuda:1 (the second GPU) or mps") from error
+        raise InputError(f"{device!r} names no device: {_NAMES}") from error
     if found.type == "meta":
-        raise InputError("device meta holds no numbers: give cpu, cuda, cuda:1 (the second GPU) or mps")
+        raise InputError(f"device meta holds no numbers: {_NAMES}")
     return found
 
 
 def check_device(device: str) -> torch.device:
-    """A torch device that this process can use.
-
-    Raises:
-        InputError: it cannot.
-    """
+    """A torch device that this process can use; raises an InputError where it cannot."""
     import torch
 
     found = parse_device(device)
@@ -42,9 +40,11 @@ def check_device(device: str) -> torch.device:
         # A build without a backend says so by whichever of these.
         except (AssertionError, NotImplementedError, RuntimeError, ImportError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
             raise InputError(
-                f"device {device} cannot be used here ({reason[:200]}): this machine has {_there_are()}; leave the "
-                "device away for the best of them"
+                f"device {device} cannot be used here ({reason[:200]}): this machine has "
+                f"{', '.join(['cpu', *(f'cuda:{index}' for index in gpus)])}; leave the device away for the best of "
+                "them"
             ) from error
     return found
 
@@ -64,13 +64,4 @@ def pick_device(rank: int | None = None) -> torch.device:
                 "multiprocess.set_start_method('spawn') at the top of the program, before map(num_proc=...)"
             )
         return torch.device("cuda", (rank or 0) % torch.cuda.device_count())
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
-
-
-def _there_are() -> str:
-    import torch
-
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return ", ".join(["cpu", *(f"cuda:{index}" for index in range(gpus))])
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -26,7 +26,6 @@ from rd_hf.model.staging_rd_esm import clear_staging, is_staging, staging
 
 logger = logging.getLogger(__name__)
 
-_BLOCK = 1 << 22
 _TOKEN = re.compile("[0-9a-f]{32}")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM}
@@ -39,7 +38,7 @@ class FolderError(ValueError):
 
 
 def error_text(error: BaseException) -> str:
-    """What an exception says, for a user: of the system's own errors no number, and the file."""
+    """The message of an exception, for a user: of the system's own errors no number, and the file."""
     if not isinstance(error, OSError) or error.errno is None or error.strerror is None:
         return str(error) or type(error).__name__
     name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
@@ -59,33 +58,32 @@ def _cause(error: Exception) -> OSError | None:
 
 @contextmanager
 def explain_errors(path: Path, kind: type[FolderError] = FolderError) -> Iterator[None]:
-    """Turn what the file system says into one sentence with a mend."""
+    """Turn the file system's errors into one sentence with a mend."""
     try:
         yield
     except Exception as error:
         cause = _cause(error)
         if cause is None:
             raise
-        said = cause.strerror or str(cause)
+        message = cause.strerror or str(cause)
         if cause.errno in _FULL:
             raise kind(
-                f"{path} is full ({said}): free some space and give the same command again; what is finished is kept"
+                f"{path} is full ({message}): free some space and give the same command again; what is finished is kept"
             ) from error
+        mend = "choose another --output"
         if cause.errno in _DENIED:
-            mend = "check its owner and permissions, or choose another --output"
+            mend = f"check its owner and permissions, or {mend}"
         elif cause.errno in _ABSENT:
             mend = "its file system does not offer what is needed, so choose an --output on another disk"
-        else:
-            mend = "choose another --output"
-        raise kind(f"{path} cannot be written to ({said}): {mend}") from error
+        raise kind(f"{path} cannot be written to ({message}): {mend}") from error
 
 
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file's content, in hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as handle:
-        while block := handle.read(_BLOCK):
-            digest.update(block)
+        while content := handle.read(1 << 22):
+            digest.update(content)
     return digest.hexdigest()
 
 
@@ -96,13 +94,10 @@ def replacing(path: str | Path, temporary: Path | None = None, kind: type[Folder
     Args:
         path: the file; its folder is there.
         temporary: where it is written first, on the same file system; by default in a hidden folder beside it.
-        kind: of error.
+        kind: of error, which says that the disk is full or the folder cannot be written to.
 
     Yields:
         The path to write to.
-
-    Raises:
-        FolderError: the disk is full or the folder cannot be written to.
     """
     path = Path(path)
     # Hidden folders are this project's own: what a user knows is the one around.
@@ -134,7 +129,7 @@ def replacing(path: str | Path, temporary: Path | None = None, kind: type[Folder
 
 
 def _sync(descriptor: int) -> None:
-    """Flush to the disk, where the file system knows how."""
+    """Flush to the disk, where the file system can."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -153,8 +148,8 @@ def write_json(path: str | Path, content: Any, indent: int = 1) -> None:
     write_text(path, json.dumps(content, indent=indent) + "\n")
 
 
-def _is_noted(name: str, hashes: Any) -> bool:
-    """Whether a record says so of a file: what it says is acted upon, and so must lie in the output folder."""
+def _is_valid(name: str, hashes: Any) -> bool:
+    """Whether an entry of a record is one that this project writes: the file lies in the output folder."""
     path = Path(name)
     return not path.is_absolute() and ".." not in path.parts and isinstance(hashes, list)
 
@@ -162,10 +157,11 @@ def _is_noted(name: str, hashes: Any) -> bool:
 class Workspace:
     """A hidden folder of this project's own, in an output folder: the record, a lock, half-written files.
 
+    Its methods raise the ``kind`` of error where the folder is another's or cannot be written to.
+
     Args:
         path: the hidden folder; made by :meth:`claim`.
         command: what works there, in words.
-        kind: of error.
     """
 
     def __init__(self, path: str | os.PathLike, command: str, kind: type[FolderError] = FolderError) -> None:
@@ -180,39 +176,25 @@ class Workspace:
         """The record, None if there is none that this project wrote."""
         try:
             content = json.loads(self._record_path.read_bytes())
-            whole = _TOKEN.fullmatch(content["token"]) and all(_is_noted(*one) for one in content["written"].items())
-            return content if whole else None
+            valid = _TOKEN.fullmatch(content["token"]) and all(_is_valid(*one) for one in content["written"].items())
+            return content if valid else None
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
     def refuse(self, *names: str) -> None:
-        """Change nothing, and stop if the output folder is somebody else's or a file to be replaced has changed.
-
-        Args:
-            names: files that will be written by :meth:`writing`.
-
-        Raises:
-            FolderError: see :meth:`refuse_others` and :meth:`refuse_changed`.
-        """
+        """Raise before anything changes; see :meth:`refuse_others` and, for files to be written, the other."""
         self.refuse_others()
         self.refuse_changed(*names)
 
     def refuse_others(self, own: Iterable[str] = ()) -> None:
-        """Change nothing, and stop if the output folder holds anything and no sign that it is this project's.
-
-        Args:
-            own: names in the output folder that are known to be this project's by their content.
-
-        Raises:
-            FolderError: it does; or it is no folder.
-        """
+        """Raise if the output folder holds anything, beside these names, and no sign that it is this project's."""
         if not os.path.lexists(self.output):
             return
         if not self.output.is_dir():
             raise self.kind(f"{self.output} is no folder: choose another --output")
         with explain_errors(self.output, self.kind):
             names = {entry.name for entry in self.output.iterdir()}
-            if self.path.name in names and (self.record() is not None or self._is_begun()):
+            if self.path.name in names and (self.record() is not None or self._is_unrecorded()):
                 return
         # What a killed save left is no file of a user's, and goes with the next one.
         others = sorted(name for name in names - set(own) if not is_staging(name))
@@ -222,23 +204,16 @@ class Workspace:
                 f"nothing that says they are {self.command}'s: choose an empty --output"
             )
 
-    def _is_begun(self) -> bool:
+    def _is_unrecorded(self) -> bool:
         """Whether a run was killed (or is about) between making the folder and writing the record."""
-        if self.path.is_symlink() or any(
-            entry != self.path and not is_staging(entry.name) for entry in self.output.iterdir()
-        ):
+        if self.path.is_symlink():
             return False
-        return all(
-            is_staging(entry.name) or (entry.name == "lock" and entry.stat().st_size == 0)
-            for entry in self.path.iterdir()
-        )
+        beside = [entry for entry in self.output.iterdir() if entry != self.path and not is_staging(entry.name)]
+        inside = [entry for entry in self.path.iterdir() if not is_staging(entry.name)]
+        return not beside and all(entry.name == "lock" and entry.stat().st_size == 0 for entry in inside)
 
     def claim(self) -> None:
-        """Make the folder, keep others out of it until :meth:`leave` or the end of this process, and clear up.
-
-        Raises:
-            FolderError: it cannot be made or written to, or another process has it.
-        """
+        """Make the folder, keep others out of it until :meth:`leave` or the end of this process, and clear up."""
         from filelock import FileLock, Timeout
 
         with explain_errors(self.output, self.kind):
@@ -251,17 +226,20 @@ class Workspace:
                         f"{self.output} is in use by another run of {self.command}: wait for it, or choose another "
                         "--output"
                     ) from error
-            record = self.record()
-            if record is None:
+            if self.record() is None:
                 write_json(self._record_path, {"command": self.command, "token": secrets.token_hex(16), "written": {}})
             else:
-                # Somebody may have been killed who wrote it.
-                clear_staging(self.path)
-                for stale in self.path.glob(f"{record['token']}-*.tmp"):
-                    stale.unlink()
+                self._clear()
+
+    def _clear(self) -> None:
+        """Remove half-written files of runs that were killed."""
+        clear_staging(self.path)
+        if record := self.record():
+            for stale in self.path.glob(f"{record['token']}-*.tmp"):
+                stale.unlink()
 
     def _has_locks(self) -> bool:
-        """Whether the file system knows locks; asked first, since filelock takes any no for a rival."""
+        """Whether the file system has locks; asked first, since filelock takes any no for a rival."""
         try:
             import fcntl
         except ImportError:  # Windows, whose file systems do
@@ -270,15 +248,13 @@ class Workspace:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                if error.errno not in _ABSENT:
-                    # A rival, most likely.
-                    return True
-                logger.warning(
-                    "%s lies on a file system without locks (%s): see to it that no other run works there",
-                    self.output,
-                    error.strerror,
-                )
-                return False
+                if error.errno in _ABSENT:
+                    logger.warning(
+                        "%s lies on a file system without locks (%s): see to it that no other run works there",
+                        self.output,
+                        error.strerror,
+                    )
+                    return False
         return True
 
     def leave(self) -> None:
@@ -299,11 +275,7 @@ class Workspace:
             yield temporary
 
     def refuse_changed(self, *names: str) -> None:
-        """Stop if a file of the output folder that is to be replaced is not as this project wrote it.
-
-        Raises:
-            FolderError: it is not.
-        """
+        """Raise if a file of the output folder that is to be replaced is not as this project wrote it."""
         written = (self.record() or {}).get("written", {})
         for name in {*names, *written}:
             path = self.output / name
@@ -314,31 +286,24 @@ class Workspace:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """Replace a file of the output folder that is as it was written, and note its hash; see :meth:`replacing`.
-
-        Raises:
-            FolderError: the file is somebody's own, or cannot be written.
-        """
+        """Replace a file of the output folder that is as it was written, and note its hash; see :meth:`replacing`."""
         self.refuse_changed(name)
         with self.replacing(self.output / name) as temporary:
             yield temporary
             record = self.record() or {}
             # Noted before the rename: a kill between the two leaves either file known.
             record["written"][name] = [*record["written"].get(name, [])[-1:], file_sha256(temporary)]
-            with self.replacing(self._record_path) as fresh:
-                fresh.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            write_json(self._record_path, record)
 
     def remove(self, *patterns: str) -> None:
-        """Take the folder away again: the files of these patterns, in turn, the lock, the record; anything else stays.
+        """Remove the folder: the files of these patterns, in turn, the lock, the record; anything else stays.
 
         A kill on the way leaves a folder that can be claimed, and removed, again.
         """
-        record = self.record()
-        token = [f"{record['token']}-*.tmp"] if record else []
-        for pattern in (*patterns, *token):
+        for pattern in patterns:
             for path in self.path.glob(pattern):
                 path.unlink()
-        clear_staging(self.path)
+        self._clear()
         self.leave()
         for path in (self.path / "lock", self._record_path):
             path.unlink(missing_ok=True)

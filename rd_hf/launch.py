@@ -12,12 +12,12 @@ logger = logging.getLogger(__name__)
 
 
 class LostProcessError(ValueError):
-    """Another process of the job is gone, and with it the job."""
+    """Another process of the job has ended, and with it the job."""
 
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """Where this process stands.
+    """The place of this process among those of a job.
 
     Attributes:
         rank: number of this process among all.
@@ -31,11 +31,11 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process keeps the folder's books."""
+        """Whether this process writes the folder's manifest."""
         return self.rank == 0
 
     def all_well(self, well: bool) -> bool:
-        """Wait for every process, and say whether all of them are well.
+        """Wait for every process, and return whether all of them are well.
 
         Raises:
             LostProcessError: another one has ended meanwhile.
@@ -45,8 +45,7 @@ class Processes:
         import torch
         import torch.distributed as dist
 
-        device = _state().device
-        bad = torch.tensor([0 if well else 1], device=device)
+        bad = torch.tensor([0 if well else 1], device=_state().device)
         try:
             dist.all_reduce(bad)
         except RuntimeError as error:
@@ -55,17 +54,15 @@ class Processes:
 
 
 def processes() -> Processes:
-    """Join the other processes of the launcher, if there are any.
-
-    An ``Accelerator`` made afterwards finds itself among them.
+    """Join the other processes of the launcher, if there are any; an ``Accelerator`` made afterwards is among them.
 
     Raises:
         ValueError: accelerate does not see them.
     """
-    said = os.environ.get("WORLD_SIZE", "").strip() or "1"
-    if not said.isdecimal():
-        raise ValueError(f"the environment variable WORLD_SIZE is {said!r}, not a number of processes: unset it")
-    if int(said) <= 1:
+    world = os.environ.get("WORLD_SIZE", "").strip() or "1"
+    if not world.isdecimal():
+        raise ValueError(f"the environment variable WORLD_SIZE is {world!r}, not a number of processes: unset it")
+    if int(world) <= 1:
         # accelerate launch gives an address to meet at wherever several processes are asked for, and starts one of
         # them where it finds no GPUs.
         if {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ:
@@ -75,16 +72,16 @@ def processes() -> Processes:
             )
         return Processes()
     state = _state()
-    if state.num_processes != int(said):
+    if state.num_processes != int(world):
         raise ValueError(
-            f"the launcher started {said} processes, but accelerate sees {state.num_processes}: "
+            f"the launcher started {world} processes, but accelerate sees {state.num_processes}: "
             "start the job with accelerate launch (GPUs) or torchrun (CPUs), or as one process"
         )
     return Processes(state.process_index, state.num_processes, state.local_process_index)
 
 
 def leave(group: Processes | None) -> None:
-    """Part from the other processes in good order, if there are any."""
+    """End the connection to the other processes, if there are any."""
     if group is not None and group.world > 1:
         import torch.distributed as dist
 
@@ -99,6 +96,6 @@ def _state() -> Any:
     import torch.distributed.nn
     from accelerate import PartialState
 
-    # The first to finish waits for the last: minutes or a day, so the usual half hour will not do. Unless told
-    # that it is on a CPU, accelerate takes each process to be alone where there is no GPU.
+    # The first to finish waits for the last: minutes or a day, so the usual half hour will not do. Unless it is given
+    # a CPU, accelerate takes each process to be alone where there is no GPU.
     return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))

@@ -1,4 +1,4 @@
-"""What is imported on first use, so that importing the package costs nothing, and so that first use costs little."""
+"""Imports on first use, so that importing the package costs nothing, and first use little."""
 
 from __future__ import annotations
 
@@ -31,31 +31,26 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
 
 
 def callable_as(package: str, function: str) -> None:
-    """Let a module be called, as the function in it that has its name.
+    """Let the module of this ``__name__`` be called, as the function of this name in it, looked up at the call."""
 
-    Args:
-        package: the module's ``__name__``.
-        function: name in it, looked up when it is called.
-    """
-
-    class Called(ModuleType):
+    class CallableModule(ModuleType):
         def __call__(self, *args: Any, **keywords: Any) -> Any:
             return getattr(self, function)(*args, **keywords)
 
-    sys.modules[package].__class__ = Called
+    sys.modules[package].__class__ = CallableModule
 
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """Import, or build, what stays: without looking for garbage meanwhile.
+    """Import, or build, what stays, without the search for garbage meanwhile.
 
-    torch and transformers make a million objects as they are imported, nearly all of which stay. Looking through them
+    torch and transformers make a million objects as they are imported, nearly all of which stay. To look through them
     again and again for cycles that nobody holds takes a fifth of the time of importing them.
     """
-    collects = gc.isenabled()
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if collects:
+        if enabled:
             gc.enable()

@@ -33,22 +33,17 @@ CODE = "*_rd_esm.py"
 
 
 def refuse_foreign_code(folder: str | Path) -> None:
-    """Stop before anything of a folder is used if its settings name code that is not this project's.
+    """Raise a ValueError before anything of a folder is used if its settings name code that is not this project's.
 
-    Of code files that no version of this project wrote, a warning names them: they lie there unused.
-
-    Args:
-        folder: a model's, or what the Hub's cache holds of one.
-
-    Raises:
-        ValueError: they do; the message names file and entry.
+    The folder is a model's, or what the Hub's cache holds of one. A warning names code files in it that no version of
+    this project wrote: they are not used.
     """
     for name in SETTINGS:
         path = Path(folder) / name
         try:
             content = json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError):
-            continue  # not there, or damaged: whoever needs it says so
+            continue  # not there, or damaged: whoever needs it raises
         for entry, what in _foreign(content, name):
             raise ValueError(
                 f"{path} names code that is not this project's ({entry}: {what}), which whoever loads the model with "
@@ -64,17 +59,16 @@ def refuse_foreign_code(folder: str | Path) -> None:
 
 def strange_code(folder: str | Path) -> list[str]:
     """Names of a folder's code files that are not those of one version of this project, this or an earlier one."""
-    found = {path.name: _digest(path) for path in sorted(Path(folder).glob(CODE)) if path.is_file()}
-    versions = [this_code(), *earlier_code().values()]
-    # Of the version that most of them are of, or where that is none, of any: files of two do not fit together.
-    nearest = max(versions, key=lambda version: sum(version.get(name) == digest for name, digest in found.items()))
+    found = _digests(folder)
+    # The version that most of them are of, or where that is none, any: files of two do not fit together.
+    nearest = max(_versions(), key=lambda version: sum(version.get(name) == digest for name, digest in found.items()))
     return [name for name, digest in found.items() if nearest.get(name) != digest]
 
 
 def missing_code(folder: str | Path) -> list[str]:
     """Names of code files that a folder lacks of the version that its own are of."""
-    found = {path.name: _digest(path) for path in sorted(Path(folder).glob(CODE))}
-    for version in (this_code(), *earlier_code().values()):
+    found = _digests(folder)
+    for version in _versions():
         if found.items() <= version.items():
             return sorted(version.keys() - found.keys())
     return []
@@ -83,7 +77,7 @@ def missing_code(folder: str | Path) -> list[str]:
 @cache
 def this_code() -> dict[str, str]:
     """SHA-256 of each code file of this version."""
-    return {path.name: _digest(path) for path in sorted((Path(__file__).parent / "model").glob(CODE))}
+    return _digests(Path(__file__).parent / "model")
 
 
 @cache
@@ -93,9 +87,14 @@ def earlier_code() -> dict[str, dict[str, str]]:
     return found
 
 
-def _digest(path: Path) -> str:
-    # As git may check it out elsewhere, it is the same code.
-    return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
+def _versions() -> list[dict[str, str]]:
+    return [this_code(), *earlier_code().values()]
+
+
+def _digests(folder: str | Path) -> dict[str, str]:
+    """SHA-256 of each code file of a folder, with plain line ends, whichever git gave it."""
+    paths = [path for path in sorted(Path(folder).glob(CODE)) if path.is_file()]
+    return {path.name: hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest() for path in paths}
 
 
 def _foreign(content: Any, file: str) -> Iterator[tuple[str, Any]]:
@@ -105,14 +104,13 @@ def _foreign(content: Any, file: str) -> Iterator[tuple[str, Any]]:
             kind = module.get("type") if isinstance(module, dict) else module
             if not isinstance(kind, str) or not OWN_MODULE.fullmatch(kind):
                 yield "type", kind
-    parts = [content]
-    while parts:
-        part = parts.pop()
-        if isinstance(part, dict):
-            if part.get("auto_map"):
-                entries = part["auto_map"]
+    unseen = [content]
+    while unseen:
+        value = unseen.pop()
+        if isinstance(value, dict):
+            if entries := value.get("auto_map"):
                 named = entries.items() if isinstance(entries, dict) else [("auto_map", entries)]
                 yield from ((f"auto_map {key}", what) for key, what in named if OWN_CLASSES.get(key) != what)
-            if part.get("custom_pipelines"):
-                yield "custom_pipelines", part["custom_pipelines"]
-        parts.extend(part.values() if isinstance(part, dict) else part if isinstance(part, list) else ())
+            if value.get("custom_pipelines"):
+                yield "custom_pipelines", value["custom_pipelines"]
+        unseen.extend(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())

@@ -7,7 +7,7 @@ Nothing leaves this machine. The repos have the names, commits, files, keys and 
 650M as safetensors, 3B and 15B as `.bin` shards. The release runs in a process of its own against them, on a few
 sequences: it fetches, fits, judges, pushes, loads back and compares. Then fresh processes load what was pushed, as a
 user does: a smaller level, and the whole. --report gets a section that says seconds and peak memory of each stage and
-bytes moved, beside what --plan had said. The folder is removed at the end unless --keep is given; 3B needs 45 GB.
+bytes moved, beside what --plan had announced. The folder is removed at the end unless --keep is given; 3B needs 45 GB.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--level", required=True, help="35M, 150M, 650M, 3B or 15B")
     parser.add_argument("--folder", required=True, type=Path, help="for repos, cache and work; must not exist yet")
     parser.add_argument("--window-tokens", type=int, help="one backbone at a time, as in release.py")
-    parser.add_argument("--batch-tokens", type=int, default=1024, help="tokens a batch (default 1024)")
+    parser.add_argument("--batch-tokens", type=int, default=1024, help="tokens per batch (default 1024)")
     parser.add_argument("--sequences", type=int, default=16, help="proteins to fit on, of 150 residues (default 16)")
     parser.add_argument("--shrink", type=int, default=1, help="divide all widths by this, for a trial (default 1)")
     parser.add_argument("--report", type=Path, help="Markdown file to add a section to (default: print it)")
@@ -128,13 +128,13 @@ def run(command: list[str], environment: dict[str, str]) -> str:
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert process.stdout is not None
-    said = []
+    output = []
     for line in process.stdout:
-        said.append(line)
+        output.append(line)
         print(line, end="", flush=True)
     if process.wait() != 0:
-        raise RuntimeError(f"{' '.join(command[:4])} ... failed: {''.join(said[-20:])}")
-    return "".join(said)
+        raise RuntimeError(f"{' '.join(command[:4])} ... failed: {''.join(output[-20:])}")
+    return "".join(output)
 
 
 def rehearse(args: argparse.Namespace) -> str:
@@ -164,10 +164,10 @@ def rehearse(args: argparse.Namespace) -> str:
         command += ["--batch-tokens", str(args.batch_tokens), "--output", str(args.folder / "work"), "--least-r2", "-9"]
         if args.window_tokens is not None:
             command += ["--window-tokens", str(args.window_tokens)]
-        said = run([*command, "--plan", "--json"], environment)
+        output = run([*command, "--plan", "--json"], environment)
         if hub.log:
             raise RuntimeError("--plan asked the Hub")
-        plan = json.loads(said.splitlines()[-1])
+        plan = json.loads(output.splitlines()[-1])
         run(command, environment)
         moved = weights_sent(hub.log)
         loads = {}

@@ -6,6 +6,8 @@ import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,23 @@ def kill(process: subprocess.Popen[Any]) -> None:
             one.kill()
     process.wait()
     psutil.wait_procs(everyone)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command ended with and printed."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def run_here(main: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
+    """Run a command in this process: the same code without the seconds that torch takes to import."""
+    capsys.readouterr()
+    status = main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    return Outcome(status, printed.out, printed.err)
 
 
 def backbone_settings(width: int, layers: int = 2, heads: int = 4) -> dict[str, object]:

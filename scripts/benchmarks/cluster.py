@@ -33,7 +33,7 @@ from rd_hf.data.fasta import read_fasta
 COPIES, SHORT, LETTERS, MANY = 2, 200_000, 20, 64
 TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 PROTEINS = 250_000_000
-# Residues a second of a worker: an H100 at 300 TFLOP/s and 1.7e9 FLOP a residue, as rd_hf/embedding/README.md has it.
+# Residues per second of a worker: an H100 at 300 TFLOP/s and 1.7e9 FLOP per residue, as in rd_hf/embedding/README.md.
 H100_650M = 300e12 / 1.7e9
 DAY = 86400.0
 
@@ -105,15 +105,15 @@ def _compared(folder: Path) -> tuple[dict[str, Ran], list[Ratio]]:
     return start, [
         *table,
         Ratio(
-            "overhead of Ray beyond its start, ms a record", 1000 * overhead, None,
-            detail=f"{1000 * part:.0f} ms a part of one record",
+            "overhead of Ray beyond its start, ms per record", 1000 * overhead, None,
+            detail=f"{1000 * part:.0f} ms per part of one record",
         ),
         *(
             Ratio(
                 f"simulated / measured, {name} worker{'s' if name != '1' else ''}",
                 said[name] / ran[f"ray {name}"].seconds, 1.1, at_least=False,
                 detail=f"{said[name]:.1f} s / {ran[f'ray {name}'].seconds:.1f} s, at least 0.9 too; "
-                f"{1e6 * token:.1f} µs a token, {slowed:.2f} times that where two share the machine",
+                f"{1e6 * token:.1f} µs per token, {slowed:.2f} times that where two share the machine",
             )
             for name in ("1", "2")
         ),
@@ -155,7 +155,7 @@ def _larger() -> list[Ratio]:
     """A job that no one machine does."""
     lengths = [min(len(record.sequence), LONGEST) for record in read_fasta(CARRIED)]
     parts = parts_of(PROTEINS, lengths, 0.03, 16384)
-    # Seconds a token of such a worker; staging as the README has it, in a thousand files; ten minutes to be back.
+    # Seconds per token of such a worker; staging as the README has it, in a thousand files; ten minutes to be back.
     costs = Costs(start=600, token=1 / H100_650M, part=0.1, adopt=0.02, stage=24e-6)
     table = []
     for workers in (1, 2, 10, 100, 1000):

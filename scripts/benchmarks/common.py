@@ -39,7 +39,7 @@ class Ratio:
     Attributes:
         name: what is compared with what.
         value: the ratio (or figure) measured.
-        target: what it should be, or None where there is no aim.
+        target: what it should be, or None where there is none.
         at_least: True where larger is better.
         detail: the medians behind it, in words.
     """
@@ -74,10 +74,15 @@ def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def milliseconds(seconds: Sequence[float]) -> str:
+    """The median, in words."""
+    return f"{1e3 * statistics.median(seconds):,.0f} ms"
+
+
 def paired(numerators: Sequence[float], denominators: Sequence[float]) -> float:
     """Median of the ratios of times that were taken one right after the other.
 
-    What slows a machine for seconds hits both of a pair alike, so this settles differences of a few per cent that
+    What slows a machine for seconds hits both of a pair alike, so this decides differences of a few per cent that
     the ratio of two medians cannot.
     """
     return statistics.median(above / below for above, below in zip(numerators, denominators, strict=True))

@@ -5,10 +5,10 @@ job as it is: one batch per thread. ``shared`` is the same with every batch shar
 one process; two processes take theirs in between. Wall seconds say what a user waits; processor
 seconds of one process beside them say how much of it was work, and on a machine that others use are what to compare.
 
-The floor: the products of weights alone, 24 x sum(layers x width^2) operations a token, at the rate that the machine
+The floor: the products of weights alone, 24 x sum(layers x width^2) operations per token, at the rate that the machine
 reaches in them with one thread (see ``limit``), times the cores. ``rd-esm2-mini`` is 64 to 192 wide with heads of 16
-numbers: attention, 4 x sum(layers x width) operations a token and neighbour, is as dear there as half of the products,
-and counts as the rest. One pass through the profiler says what kinds of kernels a job's batches take.
+numbers: attention, 4 x sum(layers x width) operations per token and neighbour, costs there as much as half of the
+products, and counts as the rest. One run under the profiler says what kinds of kernels a job's batches take.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _jobs(family: str, model: Path, fasta: Path, folder: Path, rounds: int) -> l
     processor = {name: [one["processor"] for one in runs] for name, runs in took.items()}
     residues = took["threads"][0]["residues"]
 
-    def told(name: str) -> str:
+    def shown(name: str) -> str:
         seconds, work = statistics.median(wall[name]), statistics.median(processor[name])
         return f"{residues / seconds:,.0f} residues/s ({seconds:.1f} s, {work:.1f} s of processors)"
 
@@ -82,11 +82,11 @@ def _jobs(family: str, model: Path, fasta: Path, folder: Path, rounds: int) -> l
     return [
         Ratio(
             f"{family}: shared / threads, one process of two threads", paired(wall["shared"], wall["threads"]), GOAL,
-            detail=f"{told('threads')} against {told('shared')}",
+            detail=f"{shown('threads')} against {shown('shared')}",
         ),
         Ratio(
             f"{family}: two processes of one thread each / threads", paired(wall["two"], wall["threads"][:1]), None,
-            detail=f"{told('two')}, of one of them",
+            detail=f"{shown('two')}, of one of them",
         ),
         Ratio(
             f"{family}: share of the job in the model", stages["embed"] / sum(stages.values()), None,

@@ -1,7 +1,7 @@
 """Embedding jobs beside the two loops that people write, all over the same random-weight 8M + 35M family.
 
 ``file order``: batches of 16 in file order, padded to the longest, as in most model cards. ``sorted 4,096``: sorted
-by length, 4,096 tokens a batch, as in fair-esm's ``extract.py``. Both truncate to 1,022 residues and pool the mean
+by length, 4,096 tokens per batch, as in fair-esm's ``extract.py``. Both truncate to 1,022 residues and pool the mean
 over residues, as this project's engine is asked to here; all answers are compared before any is timed. Which
 sequences: a seeded sample of the E. coli proteome (of the carried proteins where it is absent).
 
@@ -73,33 +73,33 @@ def _speed(rounds: int) -> list[Ratio]:
     ours.work.tokens = ours.work.padding = 0
     # A minute each.
     seconds = medians(interleaved(candidates, min(rounds, 2)))
-    told = {name: f"{residues / value:,.0f} residues/s ({value:.1f} s)" for name, value in seconds.items()}
+    shown = {name: f"{residues / value:,.0f} residues/s ({value:.1f} s)" for name, value in seconds.items()}
     lengths = [len(sequence) for sequence in everything]
     return [
         Ratio(
             "file order / ours, float32", seconds["file order"] / seconds["ours"], 2.5,
-            detail=f"{told['ours']} against {told['file order']}",
+            detail=f"{shown['ours']} against {shown['file order']}",
         ),
         Ratio(
             "sorted 4,096 tokens / ours, float32", seconds["sorted 4,096"] / seconds["ours"], 1.1,
-            detail=f"{told['ours']} against {told['sorted 4,096']}",
+            detail=f"{shown['ours']} against {shown['sorted 4,096']}",
         ),
         Ratio(
             "sorted 4,096 tokens float32 / ours bfloat16", seconds["sorted 4,096"] / seconds["ours bfloat16"], 2.0,
-            detail=f"{told['ours bfloat16']}; the target is for a CPU with AMX",
+            detail=f"{shown['ours bfloat16']}; the target is for a CPU with AMX",
         ),
         Ratio(
             "sorted 4,096 tokens bfloat16 / ours bfloat16", seconds["sorted 4,096 bfloat16"] / seconds["ours bfloat16"],
-            None, detail=f"{told['sorted 4,096 bfloat16']}",
+            None, detail=f"{shown['sorted 4,096 bfloat16']}",
         ),
         Ratio(
             "padding of the sample, % of tokens", 100 * ours.work.padding / ours.work.tokens, 4.0, at_least=False,
-            detail=f"{PROTEINS} proteins, {ours.tokens:,} tokens a batch",
+            detail=f"{PROTEINS} proteins, {ours.tokens:,} tokens per batch",
         ),
         Ratio(
             "padding of the whole proteome, % of tokens", 100 * _padding(lengths, ours.tokens), 4.0, at_least=False,
             detail=f"{len(lengths):,} proteins, as planned; {100 * _padding(lengths, GPU_BATCH_TOKENS):.2g} % at "
-            f"{GPU_BATCH_TOKENS:,} tokens a batch, as on a GPU",
+            f"{GPU_BATCH_TOKENS:,} tokens per batch, as on a GPU",
         ),
     ]  # fmt: skip
 

@@ -4,7 +4,7 @@ The floor. A token costs a backbone 24 x layers x width^2 floating-point operati
 8M + 35M + 150M, 81 million at 8M + 35M. A step of the chain with prefix p, backbone k and d directions adds
 2 p k + 2 k d: 1.3 million for both steps (0.3 %), 0.46 million for the first (0.6 %). What it must move a token is
 the state in (k numbers), the means taken off, the product taken off (k) and the new embedding out (p + d): about
-4 k float32 numbers, 18 kB a token for both steps or 9 MB a batch of 512, which memory at 10 GB/s hands over in
+4 k float32 numbers, 18 kB per token for both steps or 9 MB per batch of 512, which memory at 10 GB/s hands over in
 1 ms of the batch's second. The three per cent that are allowed are therefore ten times the arithmetic.
 
 Compared on the same batches (real proteins, seeded), taking turns batch by batch in alternating order; what counts
@@ -33,7 +33,7 @@ from typing import Any
 import torch
 
 from benchmarks import published
-from benchmarks.common import ESM2_SIZES, Ratio, alternating, full_batches, paired, random_family
+from benchmarks.common import ESM2_SIZES, Ratio, alternating, full_batches, milliseconds, paired, random_family
 from rd_hf.embedding.engine import CPU_BATCH_TOKENS
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 
@@ -133,7 +133,8 @@ def _overhead(model: RDEsmModel, batches: Sequence[Batch], repeats: int, level: 
         (above / below for above, below in zip(ours, alone, strict=True)), n=4, method="inclusive"
     )
     outside = statistics.median(share_outside(model, batch, level) for batch in batches)
-    detail = f"{_told(ours)} against {_told(alone)} a batch of up to {BATCH_TOKENS:,} tokens; {len(ours)} pairs, "
+    detail = f"{milliseconds(ours)} against {milliseconds(alone)} per batch of up to {BATCH_TOKENS:,} tokens; "
+    detail += f"{len(ours)} pairs, "
     detail += f"quartiles {low:.3f} and {high:.3f}; by clocks inside, {100 * outside:.1f} % is outside of the backbones"
     return Ratio(name, paired(ours, alone), 1.03, at_least=False, detail=detail)
 
@@ -151,7 +152,8 @@ def _published_ratio(model: RDEsmModel, rounds: int) -> Ratio:
     )
     return Ratio(
         "published model / RDEsmModel, float32, uncompiled", paired(seconds["published"], seconds["ours"]), 1.1,
-        detail=f"{_told(seconds['published'])} against {_told(seconds['ours'])} a batch of up to {CPU_BATCH_TOKENS:,}"
+        detail=f"{milliseconds(seconds['published'])} against {milliseconds(seconds['ours'])} per batch of up to "
+        f"{CPU_BATCH_TOKENS:,}"
         f" tokens; {len(seconds['ours'])} pairs",
     )  # fmt: skip
 
@@ -213,14 +215,11 @@ def _compiled_ratio(batches: Sequence[Batch], rounds: int) -> Ratio:
     )
     check_equal(model, twin, batch)
     seconds = _pairs(calls, [batch], rounds * SMALL_REPEATS)
-    detail = f"{_told(seconds['published'])} against {_told(seconds['ours'])} a batch at 8M + 35M; not compiled ours"
-    detail += f" takes {_told(seconds['not compiled'])}; first calls took {first['published']:.0f} s against"
+    detail = f"{milliseconds(seconds['published'])} against {milliseconds(seconds['ours'])} per batch at 8M + 35M; "
+    detail += "not compiled ours"
+    detail += f" takes {milliseconds(seconds['not compiled'])}; first calls took {first['published']:.0f} s against"
     detail += f" {first['ours']:.0f} s"
     return Ratio(
         "published model / RDEsmModel, float32, compiled", paired(seconds["published"], seconds["ours"]), 1.0,
         detail=detail,
     )  # fmt: skip
-
-
-def _told(seconds: list[float]) -> str:
-    return f"{1e3 * statistics.median(seconds):,.0f} ms"

@@ -98,7 +98,7 @@ def _shares(device: str, model: RDEsmModel, given: dict[str, Any]) -> dict[str, 
 
 @torch.inference_mode()
 def joint_moments(device: str, small: bool) -> dict[str, Any]:
-    """Residues a second that enter the moments of a family up to 650M, by dtype and width of a product's tile."""
+    """Residues per second that enter the moments of a family up to 650M, by dtype and width of a product's tile."""
     widths = [16, 24] if small else JOINED
     states = [torch.randn(4096 if small else 32768, width, device=device).to(torch.bfloat16) for width in widths]
     found = {}
@@ -117,7 +117,7 @@ def joint_moments(device: str, small: bool) -> dict[str, Any]:
 
 @torch.inference_mode()
 def engines(device: str, dtype: str, small: bool) -> dict[str, Any]:
-    """Residues a second of what a job does to its sequences and of what a fit does; bytes that a token takes."""
+    """Residues per second of what a job does to its sequences and of what a fit does; bytes that a token takes."""
     model = random_family({"650M": size_of("650M", small)}, device=device).to(getattr(torch, dtype))
     proteins = carried_proteins()[: 16 if small else 600]
     engine = Engine(model, "650M", EmbeddingOptions(dtype=dtype))
@@ -131,7 +131,7 @@ def engines(device: str, dtype: str, small: bool) -> dict[str, Any]:
     residues = sum(map(len, proteins))
     requests = [Request(protein) for protein in proteins]
     calls = {"embed": lambda: engine.embed(requests), "fit": fit}
-    found: dict[str, Any] = {"tokens a batch": engine.tokens}
+    found: dict[str, Any] = {"tokens per batch": engine.tokens}
     if packing_pays(model):
         expected = torch.from_numpy(np.stack(engine.embed(requests)))
         model.set_attn_implementation(PACKED_ATTENTION)

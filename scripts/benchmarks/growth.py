@@ -2,7 +2,7 @@
 
 The floor is a straight line through the origin: nothing is computed for two sequences together, so n residues cost n
 times what one does, 24 x layers x width^2 floating-point operations for each backbone plus attention, which depends on
-how long proteins are and not on how many. A fit adds a little over K^2 / 2 multiply-adds a residue in float64 (K the
+how long proteins are and not on how many. A fit adds a little over K^2 / 2 multiply-adds per residue in float64 (K the
 sum of widths) and, once, eigendecompositions of matrices as wide as the levels, milliseconds here. Memory is measured
 elsewhere (``embed.py``, ``fit.py``). A level adds its backbone. p processes do a p-th of the batches (or parts of
 records) each; every one of them reads the whole file.

@@ -4,7 +4,7 @@ The limit. A token costs a layer of width k 24 k^2 floating-point operations in 
 output k -> k; k -> 4k; 4k -> k). The machine's peak at a width is what the faster of torch's two libraries (MKL behind
 ``linear``, oneDNN) reaches at those shapes with the rows of a batch, measured here, in turn with what is compared
 with it; the limit of a path is the time that its products take at that peak. Attention is no product of weights, and
-counts as the rest: 4 k operations a token and neighbour, a fiftieth of the products at 150M and 300 residues.
+counts as the rest: 4 k operations per token and neighbour, a fiftieth of the products at 150M and 300 residues.
 
 Paths are taken twice, as they are and with ``exact_activation=True``, which is transformers' own forward pass: the
 ratio is what fused layers save. Times alternate on the same batches, and what counts is the median of the ratios of
@@ -13,7 +13,6 @@ neighbours. What eats the rest is what torch's profiler says of one pass at each
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,7 +22,7 @@ import torch
 from torch.nn.functional import linear
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.common import ESM2_SIZES, Ratio, alternating, full_batches, full_groups, paired, twins
+from benchmarks.common import ESM2_SIZES, Ratio, alternating, full_batches, full_groups, milliseconds, paired, twins
 from rd_hf.embedding.engine import Engine, Request
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.fitting.fit import backbone_states
@@ -55,8 +54,8 @@ def run(rounds: int) -> list[Ratio]:
     for level, index in zip(ESM2_SIZES, range(len(fused.backbones)), strict=True):
         for name, model in (("fused", fused), ("transformers", exact)):
             shares = eaten(model.backbones[index], batches[0])
-            told = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in shares.items())
-            ratios.append(Ratio(f"{level}: share of products, {name}", shares["products"], None, detail=told))
+            shown = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in shares.items())
+            ratios.append(Ratio(f"{level}: share of products, {name}", shares["products"], None, detail=shown))
     return ratios
 
 
@@ -93,7 +92,7 @@ def _saved(
             Ratio(
                 f"{what}: fused / transformers, {' + '.join(fused.config.level_names)}, float32",
                 paired(seconds["fused"], seconds["exact"]), SAVED, at_least=False,
-                detail=f"{_ms(seconds['fused'])} against {_ms(seconds['exact'])} a batch of up to "
+                detail=f"{milliseconds(seconds['fused'])} against {milliseconds(seconds['exact'])} per batch of up to "
                 f"{BATCH_TOKENS:,} tokens; within {within:.1g} of transformers' states",
             )
         )  # fmt: skip
@@ -133,14 +132,15 @@ def _at_level(fused: RDEsmModel, level: str, batches: Any, groups: Sequence[Sequ
             started = time.perf_counter()
             path(fused, level)
             seconds[name].append(time.perf_counter() - started)
-    told = ", ".join(f"{ESM2_SIZES[name][0]} wide {peaks[name] / 1e9:.0f} GFLOP/s" for name in wanted)
+    shown = ", ".join(f"{ESM2_SIZES[name][0]} wide {peaks[name] / 1e9:.0f} GFLOP/s" for name in wanted)
     goal = GOAL if names.index(level) >= names.index(GOAL_FROM) else None
     return [
         Ratio(
             f"{name} at {level}: limit / time",
             paired(seconds["limit"], seconds[name]),
             goal if name == "embed" else None,
-            detail=f"{_ms(seconds['limit'])} of {_ms(seconds[name])} for {rows:,} tokens; peak {told}",
+            detail=f"{milliseconds(seconds['limit'])} of {milliseconds(seconds[name])} for {rows:,} tokens; "
+            f"peak {shown}",
         )
         for name in paths
     ]
@@ -153,7 +153,7 @@ def products(level: str, rows: int) -> float:
 
 
 def peak(width: int, rows: int) -> float:
-    """Floating-point operations a second that this machine reaches in the products of a layer."""
+    """Floating-point operations per second that this machine reaches in the products of a layer."""
     took = 0.0
     # Query, key, value and output; in; out.
     for times, columns, inner in ((4, width, width), (1, 4 * width, width), (1, width, 4 * width)):
@@ -207,7 +207,3 @@ def kind_of(kernel: str) -> str:
         if any(name == word or (len(word) > 3 and word in name) for word in words):
             return kind
     return list(KINDS)[-1]
-
-
-def _ms(seconds: Sequence[float]) -> str:
-    return f"{1e3 * statistics.median(seconds):,.0f} ms"

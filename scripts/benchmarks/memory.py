@@ -2,7 +2,7 @@
 
 8M + 35M + 150M at ESM-2's widths, random weights, float32, each figure from a process of its own. The floor of a
 forward pass: all weights (4 x 189 million bytes) and the activations of the widest backbone, most of them in its
-feed-forward (4 width x 4 bytes a token, twice). The nested embedding adds 4 x (480 + 640) bytes a token; a smaller
+feed-forward (4 width x 4 bytes per token, twice). The nested embedding adds 4 x (480 + 640) bytes per token; a smaller
 level's state is gone when the next backbone runs.
 
 Two figures of it. What the tensors beside the weights come to is what this package's code decides, and the same at
@@ -11,7 +11,7 @@ themselves): either side alone moves by some 3 % from run to run, with one arena
 runs on one machine gave ratios from 1.07 to 1.11, other machines 0.93 and 1.12: it has no target.
 
 One backbone at a time, the weights come down to those of the largest, at the price of reading each from disk for
-every window of batches and of holding all states of the window: 4 K bytes a residue.
+every group of batches and of holding all states of the group: 4 K bytes per residue.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def run(rounds: int) -> list[Ratio]:
             f"backbone is {max(weights.values()):,.0f} MB of {sum(weights.values()):,.0f} MB",
         ),
         Ratio(
-            "its seconds, loading for each window included: one at a time / all resident",
+            "its seconds, loading for each group of batches included: one at a time / all resident",
             sequential["seconds"] / resident["seconds"],
             None,
             at_least=False,

@@ -46,7 +46,7 @@ def run(rounds: int) -> list[Ratio]:
 def compare(
     name: str, size: tuple[int, int, int], proteins: Sequence[str], peak: float, rounds: int, device: str = "cuda"
 ) -> list[Ratio]:
-    """Packed, padded and plain at one size; ``peak`` in operations a second."""
+    """Packed, padded and plain at one size; ``peak`` in operations per second."""
     width, layers, _ = size
     plain, model = twins({name: size}, device, torch.bfloat16)
     # Attention is looked up by this name at every call: one set of weights serves both.
@@ -75,14 +75,14 @@ def compare(
     tokens = [len(protein) + SPECIAL_TOKENS for protein in proteins]
     operations = sum(24 * layers * width**2 * n + 4 * layers * width * n**2 for n in tokens)
     residues = sum(map(len, proteins))
-    told = {
+    shown = {
         who: f"{residues / value:,.0f} residues/s, {operations / value / peak:.0%} of the matrix product's rate"
         for who, value in seconds.items()
     }
     return [
-        Ratio(f"{name}: padded / packed", seconds["padded"] / seconds["packed"], 1.0, detail=told["packed"]),
-        Ratio(f"{name}: plain EsmModel / padded", seconds["plain"] / seconds["padded"], 0.97, detail=told["padded"]),
-        Ratio(f"{name}: plain EsmModel / packed", seconds["plain"] / seconds["packed"], None, detail=told["plain"]),
+        Ratio(f"{name}: padded / packed", seconds["padded"] / seconds["packed"], 1.0, detail=shown["packed"]),
+        Ratio(f"{name}: plain EsmModel / padded", seconds["plain"] / seconds["padded"], 0.97, detail=shown["padded"]),
+        Ratio(f"{name}: plain EsmModel / packed", seconds["plain"] / seconds["packed"], None, detail=shown["plain"]),
     ]
 
 

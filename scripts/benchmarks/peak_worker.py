@@ -83,7 +83,7 @@ def forward(what: str) -> dict[str, float]:
 
 
 def fit(how: str, source: str) -> dict[str, float]:
-    """The states of two windows of batches, with all backbones in memory or one at a time."""
+    """The states of two groups of batches, with all backbones in memory or one at a time."""
     import torch
 
     from benchmarks.common import carried_proteins
@@ -105,9 +105,9 @@ def fit(how: str, source: str) -> dict[str, float]:
         for weight in model.parameters():
             weight.data = weight.data.clone()
     moments = JointMoments(model.config.backbone_widths)
-    window = len(batches) if how == "sequential" else 1
-    for start in range(0, len(batches), window):
-        for states in backbone_states(model, batches[start : start + window]):
+    size = len(batches) if how == "sequential" else 1
+    for start in range(0, len(batches), size):
+        for states in backbone_states(model, batches[start : start + size]):
             moments.update(states)
     return {
         "seconds": time.perf_counter() - started,

@@ -83,8 +83,8 @@ def compare(
         )
         for name in timed
     ]  # fmt: skip
-    told = "; ".join(f"{name} {why}" for name, why in (absent | LEFT_OUT).items())
-    ratios[-1] = Ratio(ratios[-1].name, ratios[-1].value, None, detail=f"{ratios[-1].detail} (left out: {told})")
+    shown = "; ".join(f"{name} {why}" for name, why in (absent | LEFT_OUT).items())
+    ratios[-1] = Ratio(ratios[-1].name, ratios[-1].value, None, detail=f"{ratios[-1].detail} (left out: {shown})")
     return ratios
 
 

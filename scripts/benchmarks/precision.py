@@ -24,7 +24,7 @@ small family lacks: channels whose mean is a hundred times their deviation, wher
 left after the mean is taken off. The states are taken as exact and then rounded (or not) to bfloat16, so that these
 rows show what rounding and the arithmetic of the bases cost, **not** what bfloat16 costs inside of ESM-2's layers:
 that comes on top. So few residues say nothing about what a fit on them is worth: the bases are fitted, a few leading
-directions a level, in float64 on copies with a tenth of each channel's deviation added as noise, and judged on fresh
+directions per level, in float64 on copies with a tenth of each channel's deviation added as noise, and judged on fresh
 noise. The leading directions are the largest; trailing ones of a real basis are smaller and suffer more.
 """
 
@@ -88,7 +88,7 @@ def residual_blocks(states: Sequence[torch.Tensor], bases: Sequence[Basis], dtyp
     """The chain's blocks r_i V_i with everything in one dtype.
 
     Args:
-        states: (residues, k_i) a level, any float dtype.
+        states: (residues, k_i) per level, any float dtype.
         bases: one for each level after the first.
 
     Returns:
@@ -175,7 +175,7 @@ def _check_is_the_models(model: RDEsmModel, sequences: Sequence[str], blocks: Se
 
 
 def real_states(folder: Path, levels: Sequence[str]) -> tuple[dict[str, torch.Tensor], list[int]]:
-    """Final states of real ESM-2 models at the same residues, (residues, k_i) float64 a level; sequences' lengths."""
+    """Final states of real ESM-2 models at the same residues, (residues, k_i) float64 per level; sequences' lengths."""
     states = {}
     lengths: list[int] = []
     for level in levels:
@@ -190,7 +190,7 @@ def real_errors(states: Mapping[str, torch.Tensor], lengths: Sequence[int], dire
     """(b): errors of rounding and of the bases' arithmetic, by level.
 
     Args:
-        states: (residues, k_i) float64 a level, smallest first; taken as exact.
+        states: (residues, k_i) float64 per level, smallest first; taken as exact.
         lengths: residues of each sequence, in order.
         directions: that each level keeps.
     """
@@ -222,7 +222,7 @@ def real_errors(states: Mapping[str, torch.Tensor], lengths: Sequence[int], dire
 
 
 def _ratios(what: str, errors: Errors) -> list[Ratio]:
-    """A figure a level, and the one comparison that has an aim."""
+    """A figure per level, and the one comparison that has a target."""
     ratios = [
         Ratio(
             f"{what}, {level}: relative error of bfloat16, %", 100 * of["bfloat16"].relative, None, at_least=False,

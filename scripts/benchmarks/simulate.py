@@ -8,7 +8,7 @@ What is assumed, all of it:
 - the driver gives parts out in order to whoever is free first, and adopts them one at a time, ``adopt`` seconds each;
 - a worker is lost after an exponentially distributed time of mean ``between_losses`` seconds, with the part it had in
   hand; another is there ``start`` seconds later; nothing else fails, and no worker is slower than another;
-- before all that, the inputs are staged: ``stage`` seconds a record, shared by all workers as long as there are files.
+- before all that, the inputs are staged: ``stage`` seconds per record, shared by all workers while there are files.
 
 What is left out: a file system that many workers fill up, machines of several kinds, a cluster that must be waited for.
 """
@@ -58,7 +58,7 @@ def parts_of(records: int, lengths: Sequence[int], padding: float, largest: int,
         records: how many.
         lengths: residues of the sample that their lengths are drawn from.
         padding: share of the tokens.
-        largest: records a part has at most.
+        largest: records that a part has at most.
         seed: of the draw.
     """
     generator = random.Random(seed)

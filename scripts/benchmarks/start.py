@@ -61,7 +61,7 @@ def run(rounds: int) -> list[Ratio]:
     each = ", ".join(f"{module} {seconds:.3f}" for module, seconds in zip(MODULES, own, strict=True))
     waits = medians(helps)
     slowest = max(waits, key=lambda name: waits[name])
-    told = ", ".join(f"{name} {seconds:.2f}" for name, seconds in waits.items())
+    shown = ", ".join(f"{name} {seconds:.2f}" for name, seconds in waits.items())
     first = f"{statistics.median(first_loads):.2f} s as the first model of a process, transformers' own imports in it"
     return [
         Ratio(
@@ -72,7 +72,7 @@ def run(rounds: int) -> list[Ratio]:
             "load rd-esm2-mini (AutoModel, remote code, offline), seconds", statistics.median(loads), 1.0,
             at_least=False, detail=first,
         ),
-        Ratio("slowest --help, seconds", waits[slowest], 1.5, at_least=False, detail=f"{slowest}; all: {told}"),
+        Ratio("slowest --help, seconds", waits[slowest], 1.5, at_least=False, detail=f"{slowest}; all: {shown}"),
         first_embedding(rounds),
     ]  # fmt: skip
 
@@ -91,19 +91,19 @@ def first_embedding(rounds: int) -> Ratio:
 
         for number in range(rounds):
             started, used = time.perf_counter(), _cpu_of_children()
-            said = _run(command(number))
+            output = _run(command(number))
             seconds.append(time.perf_counter() - started)
             cpu.append(_cpu_of_children() - used)
             started = time.perf_counter()
             _run([sys.executable, "-c", f"import torch; {ESM}"])
             floors.append(time.perf_counter() - started)
         imports = import_seconds(errors_of([*command(rounds, "-X", "importtime")], PYTHONPATH=str(REPOSITORY)))
-    stages = said.partition("seconds: ")[2].partition("\n")[0]
-    told = ", ".join(f"{package} {value:.1f}" for package, value in list(imports.items())[:5])
+    stages = output.partition("seconds: ")[2].partition("\n")[0]
+    shown = ", ".join(f"{package} {value:.1f}" for package, value in list(imports.items())[:5])
     detail = (
         f"{statistics.median(cpu):.1f} s of CPU; a process that imports torch and transformers' ESM and ends takes "
     )
-    detail += f"{statistics.median(floors):.1f} s; reading code: {told}; "
+    detail += f"{statistics.median(floors):.1f} s; reading code: {shown}; "
     detail += f"the job's own stages: {stages}"
     return Ratio("rd-hf embed, ten proteins, rd-esm2-mini, seconds", statistics.median(seconds), 4, False, detail)
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,31 +20,15 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from rd_hf.commands.embed import main
-from tests.conftest import REPOSITORY, environment
+from tests.conftest import REPOSITORY, Outcome, environment, run_here
 
 SCRIPT = REPOSITORY / "scripts" / "embed.py"
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a command ended with and said."""
-
-    status: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture
 def embed(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Run the command in this process: the same code without the seconds that torch takes to import."""
-
-    def run(*arguments: object) -> Outcome:
-        capsys.readouterr()
-        status = main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        return Outcome(status, said.out, said.err)
-
-    return run
+    """Run the command in this process."""
+    return partial(run_here, main, capsys)
 
 
 def command(*arguments: object, launcher: tuple[str, ...] = (sys.executable,)) -> list[str]:

@@ -32,6 +32,8 @@ from tests.embedding.conftest import Outcome, command, content_hashes, parts, ra
 
 pytest.importorskip("ray")
 
+from rd_hf.embedding.ray import RaySettings
+from rd_hf.embedding.ray.cluster import joined
 from tests.embedding.ray_cluster import RayCluster, two_nodes
 
 Embed = Callable[..., Outcome]
@@ -45,12 +47,19 @@ def cluster() -> Iterator[RayCluster]:
 
 
 @pytest.fixture(scope="module")
+def connected(cluster: RayCluster) -> Iterator[RayCluster]:
+    """The cluster, joined by this process once for all its jobs, whose tasks then find worker processes that run."""
+    with joined(RaySettings(address=cluster.address)):
+        yield cluster
+
+
+@pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The same kind of proteins in four formats, with what is odd in real files."""
     folder = tmp_path_factory.mktemp("inputs")
-    fasta = random_fasta(folder / "first.fasta", 90, seed=1)
+    fasta = random_fasta(folder / "first.fasta", 140, seed=1, longest=800)
     odd = ">bad\nMK*T\n>\nMKT\n>p\xff one\nMKL\n>empty\n\n>bytes\nMK\xffT\n".encode("latin-1")
-    (folder / "second.fa.gz").write_bytes(gzip.compress(fasta.read_bytes()[:2000] + b"\n" + odd))
+    (folder / "second.fa.gz").write_bytes(gzip.compress(fasta.read_bytes()[:6000] + b"\n" + odd))
     # To readers that guess types, the first two ids and sequences are missing values and numbers.
     (folder / "third.csv").write_text('id,sequence\nNA,NA\n1e5,MKT\n,MKV\n"a,b",GAV\nx,M1\n')
     (folder / "fourth.jsonl").write_text("".join(json.dumps({"id": n, "sequence": "MKT" * n}) + "\n" for n in range(9)))
@@ -61,7 +70,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def job(tiny_checkpoint: Path, inputs: list[Path]) -> list[object]:
     """A command of several parts that lie across the inputs, all but its --output."""
-    return ["--model", tiny_checkpoint, "--input", *inputs, "--part-records", 13, "--output"]
+    return ["--model", tiny_checkpoint, "--input", *inputs, "--part-records", 5, "--output"]
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +81,13 @@ def local(job: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def on(cluster: RayCluster) -> list[object]:
-    return ["--engine", "ray", "--address", cluster.address]
+def on(cluster: RayCluster, *more: object) -> list[object]:
+    return ["--engine", "ray", "--address", cluster.address, *more]
+
+
+def on_one(cluster: RayCluster) -> list[object]:
+    """With one worker: a second one would import torch beside it, and serves no claim of the test."""
+    return on(cluster, "--workers", 1)
 
 
 def manifest(folder: Path) -> dict[str, object]:
@@ -103,13 +117,13 @@ def test_the_folder_is_that_of_the_local_job(
 
 
 def test_its_default_is_that_of_every_other_entry_point_and_its_inputs_are_known_by_place(
-    cluster: RayCluster, tmp_path: Path, embed: Embed
+    connected: RayCluster, tmp_path: Path, embed: Embed
 ) -> None:
     """A level 320 wide on the cluster, one of 64 here: the common columns are the same bits."""
     random_model([64, 320], ["narrow", "wide"], layers=1).save_pretrained(tmp_path / "model")
     fasta = random_fasta(tmp_path / "in.fasta", 12, seed=2)
     asked = ("--model", tmp_path / "model", "--part-records", 4, "--input")
-    outcome = embed(*asked, fasta, "--output", tmp_path / "wide", *on(cluster))
+    outcome = embed(*asked, fasta, "--output", tmp_path / "wide", *on_one(connected))
     assert outcome.status == 0, outcome.stderr
     assert embed(*asked, fasta, "--output", tmp_path / "narrow", "--level", "narrow").status == 0
     wide, narrow = (np.stack(read(tmp_path / name)["embedding"].to_numpy()) for name in ("wide", "narrow"))
@@ -117,14 +131,16 @@ def test_its_default_is_that_of_every_other_entry_point_and_its_inputs_are_known
     assert np.array_equal(wide[:, :64], narrow)
     # What came on since makes a part of its own.
     fasta.write_text(fasta.read_text() + ">more\nMKTAY\n")
-    outcome = embed(*asked, f"{tmp_path}/../{tmp_path.name}/in.fasta", "--output", tmp_path / "wide", *on(cluster))
+    outcome = embed(
+        *asked, f"{tmp_path}/../{tmp_path.name}/in.fasta", "--output", tmp_path / "wide", *on_one(connected)
+    )
     assert outcome.status == 1
     assert "the input is longer than when" in outcome.stderr
     assert "has records from number 13 on" in outcome.stderr
 
 
 def test_it_takes_up_what_the_local_job_left_off(
-    cluster: RayCluster, job: list[object], local: Path, tmp_path: Path, embed: Embed
+    connected: RayCluster, job: list[object], local: Path, tmp_path: Path, embed: Embed
 ) -> None:
     output = Path(shutil.copytree(local, tmp_path / "out"))
     whole = len(parts(output))
@@ -133,7 +149,7 @@ def test_it_takes_up_what_the_local_job_left_off(
     times = {path.name: path.stat().st_mtime_ns for path in parts(output)}
     content = {**manifest(output), "status": "running"}
     (output / "_manifest.json").write_text(json.dumps(content))
-    outcome = embed(*job, output, *on(cluster))
+    outcome = embed(*job, output, *on_one(connected))
     assert outcome.status == 0, outcome.stderr
     assert "embeddings-000002.parquet is not as it was written: doing part 2 again" in outcome.stderr
     assert f"{whole} parts, {whole - 2} of them from an earlier run" in outcome.stdout
@@ -143,17 +159,17 @@ def test_it_takes_up_what_the_local_job_left_off(
 
 
 def test_a_changed_input_another_option_and_a_foreign_folder_are_refused(
-    cluster: RayCluster, job: list[object], local: Path, inputs: list[Path], tmp_path: Path, embed: Embed
+    connected: RayCluster, job: list[object], local: Path, inputs: list[Path], tmp_path: Path, embed: Embed
 ) -> None:
     output = Path(shutil.copytree(local, tmp_path / "out"))
     before = content_hashes(output)
-    outcome = embed(*job, output, *on(cluster), "--pooling", "max")
+    outcome = embed(*job, output, *on_one(connected), "--pooling", "max")
     assert outcome.status == 1
     assert "holds another job, which this one will not be mixed with: pooling was 'mean'" in outcome.stderr
     text = inputs[0].read_text()
     try:
         inputs[0].write_text(text.replace(">r55\n", ">r55\nM"))
-        outcome = embed(*job, output, *on(cluster))
+        outcome = embed(*job, output, *on_one(connected))
     finally:
         inputs[0].write_text(text)
     assert outcome.status == 1
@@ -161,14 +177,14 @@ def test_a_changed_input_another_option_and_a_foreign_folder_are_refused(
     assert content_hashes(output) == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("do not lose")
-    outcome = embed(*job, tmp_path / "mine", *on(cluster))
+    outcome = embed(*job, tmp_path / "mine", *on_one(connected))
     assert outcome.status == 1
     assert "holds other files (thesis.txt)" in outcome.stderr
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
 def test_a_sequence_that_several_parts_share_is_computed_once(
-    cluster: RayCluster, tiny_checkpoint: Path, tmp_path: Path, embed: Embed
+    connected: RayCluster, tiny_checkpoint: Path, tmp_path: Path, embed: Embed
 ) -> None:
     generator = random.Random(0)
     proteins = ["".join(generator.choices("LAGVSERTIDPKQNFYMHWC", k=generator.randint(5, 90))) for _ in range(25)]
@@ -178,8 +194,8 @@ def test_a_sequence_that_several_parts_share_is_computed_once(
     (tmp_path / "b.fasta").write_text(texts[1].lower())
     job: list[object] = ["--model", tiny_checkpoint, "--input", tmp_path / "a.fasta", tmp_path / "b.fasta"]
     job += ["--part-records", 10, "--output"]
-    assert embed(*job, tmp_path / "local").status == 0
-    outcome = embed(*job, tmp_path / "out", *on(cluster), "--workers", 1, "--deduplicate")
+    assert embed(*job, tmp_path / "local", "--width", 40).status == 0
+    outcome = embed(*job, tmp_path / "out", *on_one(connected), "--width", 40, "--deduplicate")
     assert outcome.status == 0, outcome.stderr
     assert "25 sequences of 100 records lie in several parts, and are computed once" in outcome.stderr
     assert_same(tmp_path / "out", tmp_path / "local")
@@ -249,12 +265,9 @@ def lost_parts(stdout: str) -> int:
 
 
 def test_a_worker_a_machine_and_the_driver_lost_the_folder_is_the_same(
-    cluster: RayCluster, tiny_checkpoint: Path, tmp_path: Path
+    cluster: RayCluster, job: list[object], local: Path, tmp_path: Path
 ) -> None:
     generator = random.Random(5)
-    fasta = random_fasta(tmp_path / "proteins.fasta", 240, longest=1000)
-    job: list[object] = ["--model", tiny_checkpoint, "--input", fasta, "--part-records", 4, "--output"]
-    assert run_process(*job, tmp_path / "local").status == 0
     loss = Loss(cluster, [*job, tmp_path / "out"], tmp_path / "out" / ".job")
     for how, count in ((loss.worker, 2), (loss.node, 5), (loss.the_driver, 8)):
         loss.wait_for(count)
@@ -263,7 +276,7 @@ def test_a_worker_a_machine_and_the_driver_lost_the_folder_is_the_same(
     stdout, _ = loss.end()
     cluster.add()
     print(stdout)
-    assert content_hashes(tmp_path / "out") == content_hashes(tmp_path / "local")
+    assert content_hashes(tmp_path / "out") == content_hashes(local)
     # What was in hand is lost, and with the driver what it had not yet taken: one each, and four.
     assert 1 <= lost_parts(stdout) <= 6
     assert not list((tmp_path / "out").rglob("*.tmp"))
@@ -328,10 +341,10 @@ def assert_same(folder: Path, local: Path) -> None:
 
 
 def test_a_full_disk_is_one_sentence(
-    cluster: RayCluster, job: list[object], tmp_path: Path, small_disk: Callable[[str], Path], embed: Embed
+    connected: RayCluster, job: list[object], tmp_path: Path, small_disk: Callable[[str], Path], embed: Embed
 ) -> None:
     output = small_disk("size=160k") / "out"
-    outcome = embed(*job, output, *on(cluster))
+    outcome = embed(*job, output, *on_one(connected))
     assert outcome.status == 1
     assert outcome.stderr.splitlines()[-1] == (
         f"rd-hf embed: error: {output} is full (No space left on device): free some space and give the same command "
@@ -340,14 +353,15 @@ def test_a_full_disk_is_one_sentence(
 
 
 def test_a_worker_without_the_package_is_one_sentence(
-    cluster: RayCluster, job: list[object], tmp_path: Path, embed: Embed, monkeypatch: pytest.MonkeyPatch
+    cluster: RayCluster, job: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "broken" / "rd_hf").mkdir(parents=True)
     (tmp_path / "broken" / "rd_hf" / "__init__.py").write_text("raise ModuleNotFoundError('No module named rd_hf')\n")
+    # Workers import from where the driver was started, too.
     monkeypatch.chdir(tmp_path)
     node = cluster.add(PYTHONPATH=str(tmp_path / "broken"))
     try:
-        outcome = embed(*job, tmp_path / "out", *on(cluster))
+        outcome = run_process(*job, tmp_path / "out", *on(cluster))
     finally:
         cluster.lose(node)
     assert outcome.status == 1
@@ -357,21 +371,25 @@ def test_a_worker_without_the_package_is_one_sentence(
 
 
 def test_gpus_and_cpus_that_no_node_has_are_one_sentence(
-    cluster: RayCluster, job: list[object], tmp_path: Path, embed: Embed
+    connected: RayCluster, job: list[object], tmp_path: Path, embed: Embed
 ) -> None:
-    outcome = embed(*job, tmp_path / "out", *on(cluster), "--gpus-per-worker", 1)
+    outcome = embed(*job, tmp_path / "out", *on(connected), "--gpus-per-worker", 1)
     assert outcome.status == 1
     assert outcome.stderr == (
-        f"rd-hf embed: error: a worker is to have 1 GPU, and no node of the cluster at {cluster.address} has more than "
-        "0: add nodes with GPUs, or give --gpus-per-worker 0\n"
+        f"rd-hf embed: error: a worker is to have 1 GPU, and no node of the cluster at {connected.address} has more "
+        "than 0: add nodes with GPUs, or give --gpus-per-worker 0\n"
     )
-    outcome = embed(*job, tmp_path / "out", *on(cluster), "--cpus-per-worker", 2)
+    outcome = embed(*job, tmp_path / "out", *on(connected), "--cpus-per-worker", 2)
     assert outcome.status == 1
     assert "a worker is to have 2 CPUs" in outcome.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_an_address_where_nothing_listens_is_one_sentence(job: list[object], tmp_path: Path, embed: Embed) -> None:
+def test_an_address_where_nothing_listens_is_one_sentence(
+    job: list[object], tmp_path: Path, embed: Embed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # By the tests before, this process may be connected.
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
     started = time.monotonic()
     outcome = embed(*job, tmp_path / "out", "--engine", "ray", "--address", "127.0.0.1:9")
     assert outcome.status == 1
@@ -384,6 +402,7 @@ def test_an_address_where_nothing_listens_is_one_sentence(job: list[object], tmp
 def test_an_address_where_something_else_listens_is_one_sentence(
     job: list[object], tmp_path: Path, embed: Embed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("rd_hf.embedding.ray.cluster._ANSWERS_WITHIN", 4.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
@@ -410,12 +429,12 @@ def test_a_job_keeps_its_own_words_at_sigterm(monkeypatch: pytest.MonkeyPatch) -
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
 
     monkeypatch.setattr(cluster, "_join", join)
-    monkeypatch.setattr(cluster, "_looked_over", lambda _: None)
+    monkeypatch.setattr(cluster, "_look_over", lambda _: None)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.shutdown", lambda: None)
     before = signal.signal(signal.SIGTERM, handler := lambda *_: None)
     try:
-        with cluster.joined(cluster.RaySettings()):
+        with joined(RaySettings()):
             assert signal.getsignal(signal.SIGTERM) is handler
     finally:
         signal.signal(signal.SIGTERM, before)

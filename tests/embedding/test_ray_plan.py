@@ -216,11 +216,12 @@ def test_a_group_is_as_wide_as_what_is_computed(tmp_path: Path, tiny_checkpoint:
     shared = duplicates.write_shared(keys, np.array([1, 2, 3]), 12, path)
     assert not folder.holds_work()
     worker = PartWorker(assignment, shared, files)
-    assert made(worker, group=0)["work"]["tokens"] > 0
+    tokens = made(worker, group=0)["work"]["tokens"]
+    assert tokens > 0
     assert folder.holds_work(), "what was computed for many parts is no other job's"
     for part in plan(files, path, job, assignment.widths):
         answer = made(worker, part=asdict(part))
-        assert answer["work"]["tokens"] == 0, "all was there"
+        assert answer["work"]["tokens"] == tokens, "all was there"
         alone = made(PartWorker(assignment), part=asdict(part))
         found, expected = (pq.read_table(folder.journal / each["handed"]) for each in (answer, alone))
         assert found["embedding"].type.list_size == 40

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import EsmConfig, EsmForMaskedLM
 
+from rd_hf.hub import load_family
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
+from rd_hf.model.modeling_rd_esm import RDEsmModel
 from tests.conftest import REPOSITORY, backbone_settings
 from tests.hub.server import FakeHub
 
@@ -48,6 +50,20 @@ def publish_backbone(folder: Path, width: int, seed: int) -> None:
     config.architectures = ["EsmForMaskedLM"]
     config.save_pretrained(folder)
     save_file(state, str(folder / "model.safetensors"), metadata={"format": "pt"})
+
+
+def published_family(folder: Path, widths: Sequence[int]) -> RDEsmModel:
+    """A family whose backbones lie beside each other in repos (here: folders) of their own, with random bases."""
+    levels = []
+    for index, width in enumerate(widths):
+        publish_backbone(folder / f"L{index}", width, index)
+        levels.append({"name": f"L{index}", "backbone": backbone_settings(width), "repo_id": str(folder / f"L{index}")})
+    RDEsmConfig(levels=levels, backbones_in_checkpoint=False).save_pretrained(folder / "config")
+    model = load_family(folder / "config")
+    torch.manual_seed(0)
+    for buffer in model.projections.buffers():
+        buffer.copy_(torch.randn_like(buffer))
+    return model
 
 
 @dataclass

@@ -290,6 +290,17 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         return repo
 
+    def at(self, repo_id: str, revision: str, write: bool = False) -> tuple[Repo, str] | None:
+        """The repo and the commit of a revision; answers 401 or 404 otherwise."""
+        repo = self.find(repo_id, write)
+        if repo is None:
+            return None
+        oid = repo.resolve(revision)
+        if oid is None:
+            self.error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            return None
+        return repo, oid
+
     def mark(self, name: str, **_: object) -> None:
         with self.hub.lock:
             self.hub.faults = self.hub.planned.get(name, [])
@@ -329,13 +340,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.json({}, 201)
 
     def info(self, repo_id: str, revision: str = "main", **_: object) -> None:
-        repo = self.find(repo_id)
-        if repo is None:
+        found = self.at(repo_id, revision)
+        if found is None:
             return
-        oid = repo.resolve(revision)
-        if oid is None:
-            self.error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-            return
+        repo, oid = found
         self.json(
             {
                 "_id": "0",
@@ -383,23 +391,17 @@ class _Handler(BaseHTTPRequestHandler):
         return found
 
     def tree(self, repo_id: str, revision: str, *path: str, **_: object) -> None:
-        repo = self.find(repo_id)
-        if repo is None:
+        found = self.at(repo_id, revision)
+        if found is None:
             return
-        oid = repo.resolve(revision)
-        if oid is None:
-            self.error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-            return
+        repo, oid = found
         self.json(self.entries(repo.commits[oid]))
 
     def paths_info(self, repo_id: str, revision: str, content: bytes, **_: object) -> None:
-        repo = self.find(repo_id)
-        if repo is None:
+        found = self.at(repo_id, revision)
+        if found is None:
             return
-        oid = repo.resolve(revision)
-        if oid is None:
-            self.error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-            return
+        repo, oid = found
         if "json" in (self.headers.get("Content-Type") or ""):
             wanted = json.loads(content)["paths"]
         else:
@@ -407,13 +409,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.json(self.entries({name: data for name, data in repo.commits[oid].items() if name in wanted}))
 
     def preupload(self, repo_id: str, revision: str, content: bytes, **_: object) -> None:
-        repo = self.find(repo_id, write=True)
-        if repo is None:
+        found = self.at(repo_id, revision, write=True)
+        if found is None:
             return
-        oid = repo.resolve(revision)
-        if oid is None:
-            self.error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-            return
+        _, oid = found
         answers = []
         for file in json.loads(content)["files"]:
             lfs = file["path"].endswith(LFS_SUFFIXES)
@@ -439,13 +438,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer(200, headers={"ETag": f'"{oid}"'})
 
     def commit(self, repo_id: str, revision: str, content: bytes, query: dict[str, list[str]]) -> None:
-        repo = self.find(repo_id, write=True)
-        if repo is None:
+        found = self.at(repo_id, revision, write=True)
+        if found is None:
             return
-        base = repo.resolve(revision)
-        if base is None:
-            self.error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-            return
+        repo, base = found
         files = dict(repo.commits[base])
         for line in content.splitlines():
             item = json.loads(line)
@@ -469,13 +465,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.json({**answer, "commitOid": oid, "commitUrl": f"{self.hub.endpoint}/{repo_id}/commit/{oid}"})
 
     def resolve(self, repo_id: str, revision: str, name: str, **_: object) -> None:
-        repo = self.find(repo_id)
-        if repo is None:
+        found = self.at(repo_id, revision)
+        if found is None:
             return
-        oid = repo.resolve(revision)
-        if oid is None:
-            self.error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-            return
+        repo, oid = found
         content = repo.commits[oid].get(name)
         if content is None:
             self.answer(404, headers={"X-Error-Code": "EntryNotFound", "X-Repo-Commit": oid})

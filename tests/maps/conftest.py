@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,30 +17,15 @@ from rd_hf.embedding.columns import to_arrow
 from rd_hf.embedding.folder import OutputFolder
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.files import file_sha256
+from tests.conftest import Outcome, run_here
 
 DIMS = {"S": 4, "M": 8, "L": 12}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the command ended with and said."""
-
-    status: int
-    stdout: str
-    stderr: str
 
 
 @pytest.fixture
 def draw(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Run the command."""
-
-    def run(*arguments: object) -> Outcome:
-        capsys.readouterr()
-        status = main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        return Outcome(status, said.out, said.err)
-
-    return run
+    return partial(run_here, main, capsys)
 
 
 def write_folder(

@@ -18,11 +18,11 @@ from transformers import AutoModel
 from transformers.modeling_outputs import TokenClassifierOutput
 
 from rd_hf.embedding.checkpoint import resolve
-from rd_hf.hub import load_family, save_checkpoint
+from rd_hf.hub import save_checkpoint
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
-from tests.conftest import backbone_settings, random_model, trainer_class
-from tests.hub.conftest import publish_backbone
+from tests.conftest import random_model, trainer_class
+from tests.hub.conftest import published_family
 from tests.model.test_earlier_versions import with_old_code
 
 IDS = torch.tensor([[0, 20, 15, 11, 5, 19, 12, 5, 15, 2]])
@@ -67,15 +67,7 @@ def heard() -> Iterator[list[str]]:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
     """A family without a head, in both forms."""
     folder = tmp_path_factory.mktemp("family")
-    levels = []
-    for index, width in enumerate(WIDTHS):
-        publish_backbone(folder / f"L{index}", width, index)
-        levels.append({"name": f"L{index}", "backbone": backbone_settings(width), "repo_id": str(folder / f"L{index}")})
-    RDEsmConfig(levels=levels, backbones_in_checkpoint=False).save_pretrained(folder / "config")
-    model = load_family(folder / "config")
-    torch.manual_seed(0)
-    for buffer in model.projections.buffers():
-        buffer.copy_(torch.randn_like(buffer))
+    model = published_family(folder, WIDTHS)
     return {full: save_checkpoint(model, folder / str(full), backbones=full) for full in (False, True)}
 
 

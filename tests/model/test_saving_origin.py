@@ -18,7 +18,7 @@ from rd_hf.hub import load_family, push, push_model, save_checkpoint
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from tests.conftest import backbone_settings, trainer_class
-from tests.hub.conftest import publish_backbone
+from tests.hub.conftest import published_family
 
 IDS = torch.tensor([[0, 20, 15, 11, 5, 19, 12, 5, 15, 2]])
 WIDTHS = [16, 24]
@@ -27,15 +27,7 @@ WIDTHS = [16, 24]
 @pytest.fixture(scope="module")
 def bases_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("family")
-    levels = []
-    for index, width in enumerate(WIDTHS):
-        publish_backbone(folder / f"L{index}", width, index)
-        levels.append({"name": f"L{index}", "backbone": backbone_settings(width), "repo_id": str(folder / f"L{index}")})
-    RDEsmConfig(levels=levels, backbones_in_checkpoint=False).save_pretrained(folder / "config")
-    model = load_family(folder / "config")
-    torch.manual_seed(0)
-    for buffer in model.projections.buffers():
-        buffer.copy_(torch.randn_like(buffer))
+    model = published_family(folder, WIDTHS)
     return save_checkpoint(model, folder / "bases", backbones=False)
 
 

@@ -6,13 +6,12 @@ import csv
 import random
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, Outcome, run_here
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
@@ -24,15 +23,6 @@ from rd_hf.commands import search as search_command
 DIMS = {"S": 8, "M": 16, "L": 32}
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a command ended with and said."""
-
-    status: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """The search command in this process, on vectors as they are unless it is told to whiten."""
@@ -40,10 +30,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     def call(*arguments: object) -> Outcome:
         if "--whiten" not in arguments:
             arguments += ("--whiten", "none")
-        capsys.readouterr()
-        status = search_command.main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        return Outcome(status, said.out, said.err)
+        return run_here(search_command.main, capsys, *arguments)
 
     return call
 

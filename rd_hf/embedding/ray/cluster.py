@@ -21,6 +21,7 @@ from rd_hf.version import __version__
 
 # What is passed around are descriptions of parts: Ray's own share of memory may be small.
 _OBJECT_STORE = 256 << 20
+# The node that this process started is there, however busy.
 _ANSWERS_WITHIN, _OWN_ANSWERS_WITHIN = 30.0, 300.0
 # Ray reads these when it is imported, and hands them on to what it starts.
 _VARIABLES = {
@@ -34,30 +35,18 @@ _ANOTHER_ADDRESS = "give the address that ray start --head printed, or leave --a
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A cluster that was joined.
+    """A cluster that was joined."""
 
-    Attributes:
-        name: for messages.
-        nodes: address of each node that is alive, by Ray's id of it.
-        gpus: of one actor.
-        actors: that fit now.
-        patience: seconds within which a node answers; the one that this process started is there, however busy.
-    """
-
-    name: str
-    nodes: dict[str, str]
-    gpus: float
-    actors: int
-    patience: float
+    name: str  # for messages
+    nodes: dict[str, str]  # address of each node that is alive, by Ray's id of it
+    gpus: float  # of one actor
+    actors: int  # that fit now
+    patience: float  # seconds within which a node answers
 
 
 @contextmanager
 def joined(settings: RaySettings) -> Iterator[Cluster]:
-    """Join or start a cluster for what stands inside.
-
-    Raises:
-        JobError: there is none, it is another version's, or it has not what an actor needs.
-    """
+    """Join or start a cluster for what stands inside; raises a JobError where it cannot be had, or has too little."""
     for name, value in _VARIABLES.items():
         os.environ.setdefault(name, value)
     import ray
@@ -129,15 +118,12 @@ def _check_address(address: str) -> None:
 def _silenced() -> Iterator[None]:
     """Nothing on standard error: what Ray's own libraries write there in C++ has no other switch."""
     sys.stderr.flush()
-    stderr = os.dup(2)
-    try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)
-        os.close(nowhere)
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
+    with open(os.devnull, "wb") as nowhere, os.fdopen(os.dup(2), "wb") as stderr:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr.fileno(), 2)
 
 
 def _quiet() -> None:
@@ -164,7 +150,7 @@ def _look_over(settings: RaySettings) -> Cluster:
     sizes = [tuple(node["Resources"].get(kind, 0) for kind in ("CPU", "GPU")) for node in alive]
     name = "this machine" if settings.address is None else f"the cluster at {settings.address}"
     most = max((gpus for _, gpus in sizes), default=0)
-    wanted = settings.gpus if settings.gpus is not None else (1 if most else 0)
+    wanted = settings.gpus if settings.gpus is not None else int(most > 0)
     if wanted > most:
         raise JobError(
             f"a worker is to have {wanted:g} GPU{'s' if wanted != 1 else ''}, and no node of {name} has more than "
@@ -185,9 +171,7 @@ def ask_every_node(cluster: Cluster, question: Callable[..., Any], *arguments: A
     """What a function returns on each node, beside whatever runs there: pairs of the node's address and the answer.
 
     A node that does not answer is left out: Ray may not yet have noticed that it is lost, and goes on without it.
-
-    Raises:
-        JobError: a node cannot import this package, or none answers.
+    Raises a JobError where a node cannot import this package, or none answers.
     """
     # A function of the standard library needs no package of ours to arrive; ours is named by it.
     _ask(cluster, importlib.import_module, question.__module__)

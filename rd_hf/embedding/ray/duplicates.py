@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,26 +28,22 @@ if TYPE_CHECKING:
 
 # Small, so that few are still in hand when the first part that needs them begins.
 GROUP = 2048
+# By the first byte of a key.
+_BUCKETS = 256
 _KEY = np.dtype("S16")
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class SharedSequences:
-    """What was found, and what is known of it by now.
+    """``count`` sequences that ``copies`` records have, and a folder among the staged files.
 
-    The folder holds ``keys`` (sorted) and the ``rows`` they have, and for each row the number of its first ``records``;
-    then a file for each group of rows, once it is computed.
-
-    Attributes:
-        path: of the folder, among the staged files.
-        count: sequences.
-        copies: records that have one of them.
+    It holds the sorted ``keys`` and their ``rows``, and for each row the number of its first ``records``; then a file
+    for each group of rows, once it is computed.
     """
 
     path: Path
     count: int
     copies: int
-    _groups: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
 
     @property
     def groups(self) -> int:
@@ -59,32 +55,23 @@ class SharedSequences:
         # The name that groups had in earlier versions, whose jobs may be gone on with.
         return self.path / f"block-{group:06d}.npy"
 
-    @cached_property
-    def _keys(self) -> np.ndarray:
-        return np.load(self.path / "keys.npy", mmap_mode="r")
-
-    @cached_property
-    def _rows(self) -> np.ndarray:
-        return np.load(self.path / "rows.npy", mmap_mode="r")
-
     def find(self, sequence: str) -> np.ndarray | None:
         """(widest,) float32 of a cleaned sequence; None if it is not shared, or not computed (yet)."""
+        keys = _array(self.path / "keys.npy")
         key = np.array(key_of(sequence), dtype=_KEY)
-        place = int(np.searchsorted(self._keys, key))
-        if place == len(self._keys) or self._keys[place] != key:
+        place = int(np.searchsorted(keys, key))
+        if place == len(keys) or keys[place] != key:
             return None
-        group, row = divmod(int(self._rows[place]), GROUP)
-        if group not in self._groups:
-            try:
-                self._groups[group] = np.load(self.group_path(group), mmap_mode="r")
-            except FileNotFoundError:
-                return None
-        value = np.array(self._groups[group][row])
+        group, row = divmod(int(_array(self.path / "rows.npy")[place]), GROUP)
+        try:
+            value = np.array(_array(self.group_path(group))[row])
+        except FileNotFoundError:
+            return None
         return value if len(value) and np.isfinite(value).all() else None
 
     def sequences(self, group: int, files: Sequence[StagedFile]) -> Iterator[str]:
         """The raw sequences of a group's rows, in order, out of all staged files."""
-        records = np.load(self.path / "records.npy", mmap_mode="r")[group * GROUP : (group + 1) * GROUP]
+        records = _array(self.path / "records.npy")[group * GROUP : (group + 1) * GROUP]
         homes = np.searchsorted([file.first for file in files], records, side="right") - 1
         for home, pairs in groupby(zip(homes.tolist(), records.tolist(), strict=True), key=lambda pair: pair[0]):
             places = [record - files[home].first for _, record in pairs]
@@ -92,21 +79,22 @@ class SharedSequences:
             yield from (found[place - places[0]].sequence for place in places)
 
 
-def find_shared(files: Sequence[StagedFile], path: Path, parts: Sequence[PlannedPart]) -> SharedSequences:
-    """Shuffle the keys of all records, and write down those that lie in several parts.
+@cache
+def _array(path: Path) -> np.ndarray:
+    """An array on the disk, opened once a process."""
+    return np.load(path, mmap_mode="r")
 
-    Args:
-        files: of all inputs, with keys.
-        path: of the staged files.
-        parts: of the job.
-    """
+
+def find_shared(files: Sequence[StagedFile], path: Path, parts: Sequence[PlannedPart]) -> SharedSequences:
+    """Shuffle the keys of all records, and write down beside the staged files those that lie in several parts."""
     import ray
 
     starts = np.array([part.first_record for part in parts], dtype=np.int64)
     rows = [{"file": str(path / file.name), "first": file.first} for file in files]
     data: Any = ray.data.from_items(rows, override_num_blocks=len(rows))
     keyed = data.map_batches(_keys_of_files, batch_size=None, batch_format="pyarrow", num_cpus=1)
-    several = keyed.groupby("bucket").map_groups(
+    # Ray's default of 200 partitions takes longer than a small job.
+    several = keyed.groupby("bucket", num_partitions=min(len(rows), _BUCKETS)).map_groups(
         in_several_parts, batch_format="pyarrow", num_cpus=1, fn_kwargs={"starts": starts}
     )
     keys, records, copies = [np.empty(0, _KEY)], [np.empty(0, np.int64)], 0
@@ -135,11 +123,10 @@ def _keys_of_files(batch: pa.Table) -> pa.Table:
 
 
 def in_several_parts(bucket: pa.Table, starts: np.ndarray) -> pa.Table:
-    """Of a bucket's keys those that lie in several parts: each with its first record and the number of its records.
+    """The keys of a bucket that lie in several of the parts that start at these records.
 
-    Args:
-        bucket: ``key`` and ``record``, the number of a record that has it.
-        starts: number of each part's first record.
+    Returns:
+        ``key``, ``record`` (the first that has it) and ``copies`` (records that have it).
     """
     import pyarrow as pa
 
@@ -150,13 +137,7 @@ def in_several_parts(bucket: pa.Table, starts: np.ndarray) -> pa.Table:
 
 
 def write_shared(keys: np.ndarray, records: np.ndarray, copies: int, path: Path) -> SharedSequences:
-    """Write down shared sequences.
-
-    Args:
-        keys, records: of each, in any order: its key, and the number of the first record that has it.
-        copies: records that have one of them.
-        path: of the staged files.
-    """
+    """Write down shared sequences, given by key and first record in any order, beside the staged files."""
     by_record = np.argsort(records)
     keys, records = keys[by_record], records[by_record]
     by_key = np.argsort(keys)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -26,6 +25,7 @@ from rd_hf.embedding.ray.staging import PlannedPart, StagedFile, StagingFolder, 
 from rd_hf.embedding.ray.worker import Assignment, PartWorker, look_around, stage_input, unfinished
 from rd_hf.embedding.settings import JobSettings, JobSummary
 from rd_hf.launch import Processes
+from rd_hf.version import __version__
 
 
 def run_on_ray(
@@ -65,20 +65,15 @@ def run_on_ray(
     settings = with_stored_settings(settings, folder)
     report = report or Progress(None, shown=False).say
     with joined(ray_settings) as cluster, ExitStack() as stack:
-        _check_versions(cluster)
+        # Another version might cut or write parts otherwise.
+        for address, versions in ask_every_node(cluster, installed_versions):
+            if versions["rd_hf"] != __version__:
+                raise JobError(
+                    f"the worker at {address} has rd_hf {versions['rd_hf']}, and here it is {__version__}: install the "
+                    "same on all nodes"
+                )
         stack.callback(folder.leave)
         return _Driver(settings, ray_settings, cluster, folder, report, show_progress).run()
-
-
-def _check_versions(cluster: Cluster) -> None:
-    """Raise where a node has another version of this package, whose parts might be cut or written otherwise."""
-    own = installed_versions()["rd_hf"]
-    for address, versions in ask_every_node(cluster, installed_versions):
-        if versions["rd_hf"] != own:
-            raise JobError(
-                f"the worker at {address} has rd_hf {versions['rd_hf']}, and here it is {own}: install the same on all "
-                "nodes"
-            )
 
 
 @dataclass(slots=True)
@@ -93,8 +88,7 @@ class _Driver:
     show_progress: bool
     digests: dict[int, str] = field(default_factory=dict)
     kept: int = 0
-    work: Counter = field(default_factory=Counter)
-    devices: dict[str, str] = field(default_factory=dict)
+    work: dict[str, dict[str, Any]] = field(default_factory=dict)  # of each worker, all in all
     reported: set[str] = field(default_factory=set)
 
     def run(self) -> JobSummary:
@@ -118,9 +112,8 @@ class _Driver:
         shared = None
         if deduplicate and len(self.folder.noted_parts()) < len(parts):
             shared = find_shared(files, staging.path, parts)
-            self._say(
-                f"{shared.count:,} sequences of {shared.copies:,} records lie in several parts, and are computed once"
-            )
+            counts = f"{shared.count:,} sequences of {shared.copies:,} records"
+            self._say(f"{counts} lie in several parts, and are computed once")
         self._compute(parts, assignment, shared, files)
         digests = [self.digests[part.index] for part in parts]
         entries = complete(self.folder, digests, sum(file.records for file in files))
@@ -136,9 +129,6 @@ class _Driver:
             if note not in self.reported:
                 self.reported.add(note)
                 self.report(note)
-
-    def _bar(self, total: int | None, unit: str) -> Progress:
-        return Progress(total, shown=self.show_progress, unit=unit)
 
     def _check_view(self, assignment: Assignment) -> None:
         """Raise unless every node sees the files that the job names where this machine sees them."""
@@ -168,7 +158,8 @@ class _Driver:
         here = (stage(self.settings, index, assignment.keys) for index in left if inputs[index] == "-")
         elsewhere = _answers([index for index in left if inputs[index] != "-"], staging_of)
         sizes = [source_size(inputs[index]) for index in left]
-        with self._bar(None if None in sizes else sum(size or 0 for size in sizes), "records") as bar:
+        total = None if None in sizes else sum(size or 0 for size in sizes)
+        with Progress(total, self.show_progress, "records") as bar:
             for answer in chain(*here, elsewhere):
                 self._hear(answer, InputError)
                 index = answer["index"]
@@ -218,7 +209,7 @@ class _Driver:
             cpus, gpus = self.ray_settings.cpus, self.cluster.gpus or None
             return data.map(PartWorker, fn_constructor_args=given, compute=strategy, num_cpus=cpus, num_gpus=gpus)
 
-        with self._bar(sum(part.letters for part in parts), "residues") as bar:
+        with Progress(sum(part.letters for part in parts), self.show_progress) as bar:
             for answer in _answers(tasks, made):
                 self._hear(answer)
                 letters = parts[answer["index"]].letters if "index" in answer else 0
@@ -240,23 +231,24 @@ class _Driver:
         self._say(*answer["notes"])
         if answer["error"]:
             raise kind(answer["error"])
-        work = answer.pop("work", {"device": None, "worker": ""})
-        device, worker = work.pop("device"), work.pop("worker")
-        if device is not None:
-            self.devices[worker] = device
-        self.work.update(work)
+        if "work" in answer:
+            work = answer["work"]
+            # Answers may come in another order than they were given.
+            self.work[work["worker"]] = max(self.work.get(work["worker"], work), work, key=itemgetter("read"))
 
     def _summary(self, entries: list[PartEntry], lost: int) -> JobSummary:
-        kinds = sorted({device.partition(":")[0] for device in self.devices.values()})
-        workers = f"{len(self.devices)} worker{'s' if len(self.devices) != 1 else ''} ({', '.join(kinds)})"
+        devices = [work["device"].partition(":")[0] for work in self.work.values() if "device" in work]
+        workers = f"{len(devices)} worker{'s' if len(devices) != 1 else ''} ({', '.join(sorted(set(devices)))})"
+        names = ("read", "check", "load", "embed", "write", "tokens", "padding")
+        totals = {name: sum(work.get(name, 0) for work in self.work.values()) for name in names}
         return JobSummary(
             **counted(entries),
             parts=len(entries),
             parts_kept=self.kept,
-            tokens=int(self.work["tokens"]),
-            padding=int(self.work["padding"]),
-            seconds={name: float(self.work[name]) for name in ("read", "check", "load", "embed", "write")},
-            device=workers if self.devices else None,
+            tokens=totals.pop("tokens"),
+            padding=totals.pop("padding"),
+            seconds=totals,
+            device=workers if devices else None,
             lost=lost,
         )
 

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from rd_hf.data.fasta import FastaRecord, InputError
-from rd_hf.data.residues import RejectedSequenceError
+from rd_hf.data.residues import RejectedSequenceError, clean_sequence
 from rd_hf.data.sources import source_size
 from rd_hf.embedding.folder import JobError, OutputFolder
+from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.parts import Cut, Part, digest, read_all, row_bytes, rows_of
 from rd_hf.embedding.settings import JobSettings
 from rd_hf.files import explain_errors
@@ -34,18 +35,11 @@ _FORMAT = 2
 
 @dataclass(frozen=True, slots=True)
 class StagedFile:
-    """Consecutive records of one input.
-
-    Attributes:
-        name: in the folder of staged files.
-        source: number of the input.
-        first: number of its first record among all, from 1.
-        records: how many it holds.
-    """
+    """A file of consecutive records of one input."""
 
     name: str
-    source: int
-    first: int
+    source: int  # number of the input
+    first: int  # number of its first record among all, from 1
     records: int
 
 
@@ -166,7 +160,7 @@ def write_records(path: Path, records: list[FastaRecord], settings: JobSettings,
         "letters": pa.array([len(record.sequence) for record in records], pa.int64()),
     }
     if keys:
-        columns["key"] = pa.array([_key_of_record(record, settings) for record in records], pa.binary(16))
+        columns["key"] = pa.array([_key_of_record(record, settings.options) for record in records], pa.binary(16))
     pq.write_table(pa.table(columns), path, row_group_size=ROW_GROUP, compression="zstd")
 
 
@@ -184,13 +178,14 @@ def read_records(path: Path, start: int, stop: int) -> list[FastaRecord]:
     return found
 
 
-def _key_of_record(record: FastaRecord, settings: JobSettings) -> bytes | None:
-    from rd_hf.embedding.engine import prepare
-
+def _key_of_record(record: FastaRecord, options: EmbeddingOptions) -> bytes | None:
+    """The key of a record's cleaned sequence; None for one that will be rejected."""
+    # Not by the engine's own function, which imports torch.
     try:
-        return key_of(prepare(record.letters(), (), settings.options).sequence)
+        sequence = clean_sequence(record.letters())
     except RejectedSequenceError:
         return None
+    return None if options.long == "error" and len(sequence) > options.max_length else key_of(sequence)
 
 
 def key_of(sequence: str) -> bytes:
@@ -200,19 +195,12 @@ def key_of(sequence: str) -> bytes:
 
 @dataclass(slots=True)
 class PlannedPart:
-    """A part before its records are read.
-
-    Attributes:
-        index: number of the part.
-        first_record: number of its first record among all, from 1.
-        letters: how many its sequences have.
-        slices: where its records are staged, in order: name of a file, number of the input, start and stop (exclusive)
-            in the file.
-    """
+    """A part before its records are read."""
 
     index: int
-    first_record: int
+    first_record: int  # its number among all, from 1
     letters: int = 0
+    # Where the records are staged: name of a file, number of the input, start and stop (exclusive) in the file.
     slices: list[tuple[str, int, int, int]] = field(default_factory=list)
 
     def read(self, path: Path, settings: JobSettings) -> Part:

@@ -35,21 +35,14 @@ _TRIES = 5
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What every worker knows of the job.
-
-    Attributes:
-        settings, checkpoint, widths: of the job.
-        directory: where it was started; relative paths count from there.
-        token: of the output folder, as names of half-written files begin.
-        keys: whether staged records are to tell what their sequence is once cleaned.
-    """
+    """What every worker knows of the job."""
 
     settings: JobSettings
     checkpoint: Checkpoint
     widths: dict[str, int]
-    directory: str
-    token: str
-    keys: bool = False
+    directory: str  # where it was started; relative paths count from there
+    token: str  # of the output folder, as names of half-written files begin
+    keys: bool = False  # whether staged records are to tell what their sequence is once cleaned
 
     def enter(self) -> None:
         """Let relative paths mean here what they mean where the job was started."""
@@ -58,16 +51,10 @@ class Assignment:
 
 
 class WorkerFolder(OutputFolder):
-    """The output folder as a worker has it: what it writes is handed over, not put in its place.
+    """The output folder as a worker has it: what it writes is handed over, not put in its place."""
 
-    Attributes:
-        sign: file that says that the part in hand was started.
-        handed: name that its file is handed over under.
-        entry_written: its journal entry, for the driver.
-    """
-
-    sign: Path
-    handed: Path
+    sign: Path  # says that the part in hand was started
+    handed: Path  # what its file is handed over as
     entry_written: PartEntry
 
     def __init__(self, path: str | os.PathLike, token: str) -> None:
@@ -119,10 +106,7 @@ def unfinished(folder: OutputFolder, token: str | None, what: str = "*") -> list
 class PartWorker:
     """Makes one part after the other; the model loads once, when the first part needs it.
 
-    Args:
-        assignment: of the job.
-        shared: sequences that several parts have, if those are computed once; tasks may then be groups of them.
-        files: all staged files; needed for groups.
+    With ``shared`` sequences, and all staged ``files``, it also computes groups of them.
     """
 
     def __init__(
@@ -144,7 +128,6 @@ class PartWorker:
             self._notes.append,
             shared=shared,
         )
-        self._seen: dict[str, float] = {}
 
     def __call__(self, row: dict[str, str]) -> dict[str, str]:
         """Make a part (unless an earlier run left it whole), or a group of shared sequences.
@@ -153,10 +136,9 @@ class PartWorker:
             row: ``task``: JSON of ``part``, the fields of a :class:`PlannedPart`, or of ``group``, a number.
 
         Returns:
-            ``answer``: JSON of ``index`` and ``digest`` of a part; of what was made ``handed`` and ``sign`` (names in
-            the journal's folder) and a part's ``entry``; and always ``work`` (tokens, padding, seconds of each stage,
-            device), ``notes`` and ``error``. A sentence for the user travels as a value: Ray would wrap an exception
-            in its own words.
+            ``answer``: JSON of a part's ``index`` and ``digest``; of ``handed`` and ``sign``, names in the journal's
+            folder, and a part's ``entry``, if anything was made; of ``work``, ``notes`` and ``error``. (A message for
+            the user travels as a value: Ray would wrap an exception in its own words.)
         """
         self._notes.clear()
         task = json.loads(row["task"])
@@ -203,14 +185,12 @@ class PartWorker:
         return self._folder.names()
 
     def _work(self) -> dict[str, Any]:
-        """Since the last answer: tokens, padding, seconds of each stage."""
+        """This process, its device, and all that it did: tokens, padding, seconds of each stage."""
         engine = self._worker.engine
-        now: dict[str, float] = dict(self._worker.stages.seconds)
-        now |= {"tokens": engine.work.tokens, "padding": engine.work.padding} if engine else {}
-        done: dict[str, Any] = {name: value - self._seen.get(name, 0) for name, value in now.items()}
-        self._seen = now
-        process = f"{socket.gethostname()}:{os.getpid()}"
-        return done | {"device": str(engine.model.device) if engine else None, "worker": process}
+        work: dict[str, Any] = {"worker": f"{socket.gethostname()}:{os.getpid()}", **self._worker.stages.seconds}
+        if engine is not None:
+            work |= {"device": str(engine.model.device), "tokens": engine.work.tokens, "padding": engine.work.padding}
+        return work
 
 
 def stage_input(batch: dict[str, Any], assignment: Assignment) -> Iterator[dict[str, list[str]]]:
