@@ -118,6 +118,8 @@ def add_options(parser: Any, options: type, *names: str) -> None:
             argument["action"] = "store_true"
         elif kind is not None:
             argument["type"] = kind
+        if isinstance(kind, Bounds):
+            argument.setdefault("metavar", "N")
         if isinstance(default, tuple):
             argument.setdefault("nargs", "+")
         elif default is not None and default is not False and "default" not in help:

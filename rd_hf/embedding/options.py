@@ -47,16 +47,13 @@ class EmbeddingOptions:
     )
     pooling: str = option(
         "mean",
-        "mean or max over residues (never cls, eos or padding), cls, residue (one row per residue), or positions (one "
-        "row per position asked for)",
+        "mean or max over residues (never cls, eos or padding), cls, residue (a row for each), or positions (of those)",
         choices=POOLINGS,
     )
     positions: tuple[int, ...] = option(
         (),
-        "residues to return with pooling positions, counted from 1 as in names of mutations; a table may name others "
-        "for each record",
+        "residues to return with pooling positions, counted from 1; a table may name others for each record",
         kind=whole(1),
-        metavar="N",
     )
     dtype: str = option(
         DTYPE,
@@ -76,21 +73,18 @@ class EmbeddingOptions:
         "error (to the rejects)",
         choices=("error", "truncate", "window"),
     )
-    max_length: int = option(MAX_RESIDUES, "residues that the model sees at once", kind=whole(1), metavar="N")
-    overlap: int = option(OVERLAP, "residues that neighbouring windows share at least", kind=whole(0), metavar="N")
+    max_length: int = option(MAX_RESIDUES, "residues that the model sees at once", kind=whole(1))
+    overlap: int = option(OVERLAP, "residues that neighbouring windows share at least", kind=whole(0))
     batch_tokens: int | None = option(
         None,
         "tokens per batch, padding included (default: 2,048 on a CPU, as its memory allows on a GPU); halved when a "
         "batch does not fit in memory",
         kind=whole(1),
-        metavar="N",
     )
     width: int | None = option(
         None,
-        "the first N dimensions alone, of the level given or of the whole family: only the backbones up to the "
-        "smallest level that has so many run",
+        "the first N dimensions alone, of the level given or the family: backbones beyond those that it needs stay out",
         kind=whole(1),
-        metavar="N",
     )
     whiten: bool = option(
         False,

@@ -62,7 +62,6 @@ class JobSettings:
         PART_RECORDS,
         "records per file at most (default 16,384; the first have 1,024, so that processes can share small inputs)",
         kind=whole(1),
-        metavar="N",
     )
     part_bytes: int = option(
         PART_BYTES,
@@ -78,7 +77,6 @@ class JobSettings:
         "for a family larger than memory: hold one backbone at a time, loaded anew for every group of batches of N "
         "tokens, whose embeddings (4 bytes per dimension) are held meanwhile (default: hold all backbones)",
         kind=whole(1),
-        metavar="N",
     )
     extend: str | None = option(
         None,

@@ -13,7 +13,8 @@ import torch
 from rd_hf.embedding import Embedder, EmbeddingOptions
 from rd_hf.embedding.layouts import Packed, Padded, pool
 from rd_hf.model.pooling_rd_esm import POOLINGS, Pooling
-from tests.embedding.conftest import Outcome, random_fasta, read
+from tests.conftest import Outcome
+from tests.embedding.conftest import random_fasta, read
 
 Embed = Callable[..., Outcome]
 # The first residue commutes with the bases, as each row alone does; the range of its numbers does not.
