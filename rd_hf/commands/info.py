@@ -4,6 +4,7 @@
     rd-hf info my-name/rd-esm2-650M          (of a Hub model, config.json and fit_report.json are fetched)
     rd-hf info rd-esm2-3B                    (a named family, before anything is fitted)
     rd-hf info embeddings                    (what rd-hf embed wrote)
+    rd-hf info embeddings --verify           (every file is read, and must have the checksum that was noted)
     rd-hf info my-model --json               (for a program)
 
 Of each level: the width of its embedding, the backbone that it adds with its commit, and the parameters, the memory of
@@ -34,6 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("what", metavar="MODEL_OR_FOLDER", help="model folder, Hub id, named family, embeddings folder")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub model")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument(
+        "--verify", action="store_true", help="read every file of a finished folder and compare it with its checksum"
+    )
     return parser
 
 
@@ -43,6 +47,8 @@ def run(args: argparse.Namespace) -> None:
         from rd_hf.embedding.folder import OutputFolder
 
         content = OutputFolder(args.what).manifest() or {}
+        if args.verify:
+            verify(args.what, show_progress=not args.quiet)
         print(json.dumps(content, indent=1) if args.json else embeddings_text(args.what, content))
         return
     if Path(args.what).is_dir() and not (Path(args.what) / "config.json").is_file():
@@ -51,6 +57,18 @@ def run(args: argparse.Namespace) -> None:
 
     facts = describe_model(args.what, args.revision)
     print(json.dumps(asdict(facts), indent=1) if args.json else model_text(facts))
+
+
+def verify(folder: str, show_progress: bool) -> None:
+    """Read every file of a finished folder of embeddings; raises an InputError where one is not as it was written."""
+    from tqdm import tqdm
+
+    from rd_hf.embedding.reader import EmbeddingFolder
+
+    stored = EmbeddingFolder(folder)
+    total = sum(part["bytes"] for part in stored.parts)
+    with tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=None if show_progress else True) as bar:
+        stored.verify(bar.update)
 
 
 def model_text(facts: ModelFacts) -> str:
@@ -79,7 +97,7 @@ def model_text(facts: ModelFacts) -> str:
     lines = [head, _table(rows)]
     if len(facts.levels) > 1:
         last = facts.levels[-1]
-        lines.append(f"one backbone at a time (--window-tokens), {last.level} needs {_bytes(last.largest_bytes)}")
+        lines.append(f"one backbone at a time (--group-tokens), {last.level} needs {_bytes(last.largest_bytes)}")
     if facts.lossless:
         lines.append(
             f"lossless: all directions of every backbone are kept, and any number of dimensions up to "

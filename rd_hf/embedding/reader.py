@@ -124,6 +124,14 @@ class EmbeddingFolder:
             if not as_written:
                 raise InputError(f"{path} is missing or not as it was written: give the embed command again")
 
+    def verify(self, on_bytes: Callable[[int], object] = lambda count: None) -> None:
+        """Hash all files; raise an InputError at the first that is not as it was written."""
+        for part in self.parts:
+            path = self.path / part["file"]
+            if not path.is_file() or file_sha256(path) != part["sha256"]:
+                raise _damaged(path)
+            on_bytes(part["bytes"])
+
     def batches(
         self, columns: list[str], size: int = _ROWS, wanted: np.ndarray | None = None
     ) -> Iterator[tuple[Path, Any]]:

@@ -231,6 +231,17 @@ def test_a_flipped_byte_is_a_sentence(
     assert "embeddings-000001.parquet is not as it was written: give the command that wrote it again" in said
 
 
+def test_info_verifies_every_file_when_it_is_asked(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(finished / "db", tmp_path / "db"))
+    assert info.main([str(folder), "--verify"]) == 0
+    flip_byte(folder, number=2)
+    assert info.main([str(folder)]) == 0, "the manifest alone"
+    assert info.main([str(folder), "--verify"]) == 1
+    assert "embeddings-000002.parquet is not as it was written" in capsys.readouterr().err
+
+
 def test_checksums_of_pages_are_verified_where_some_rows_are_read(finished: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(finished / "db", tmp_path / "db"))
     before = EmbeddingFolder(folder).rows_of(4, 3)
