@@ -1,14 +1,14 @@
 """The chain of reverse distillation in closed form (Algorithm 3 of arXiv 2603.07710), from joint moments.
 
-Walking up the family, the fit needs only second-order statistics of the accumulated embedding e_(i-1) and of
-the levels still to come: its mean, its scatter C, and its cross-scatter G with [h_i, ..., h_m]. Each step
+The fit needs only second-order statistics of the accumulated embedding e_(i-1) and of the levels still to come: its
+mean, its scatter C, and its cross-scatter G with [h_i, ..., h_m]. Each step
 
-    W_i = regression of h_i on e_(i-1)                    (from C and the first block of G)
+    W_i = regression of h_i on e_(i-1)                    (from C and G_i, the first columns of G)
     R_i = S_ii - W^T G_i - G_i^T W + W^T C W              (scatter of the residual r_i)
     V_i = leading eigenvectors of R_i
 
-then extends them by the new block b_i = r_i V_i, without touching a single embedding again. Held-out figures
-come from a second set of moments, walked through the same bases.
+then extends them by the new block b_i = r_i V_i, without touching a single embedding again. Held-out figures come from
+a second set of moments, walked through the same bases.
 """
 
 from __future__ import annotations

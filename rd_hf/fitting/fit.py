@@ -1,9 +1,8 @@
 """Fitting the bases of a family: sequences -> backbones -> joint moments -> bases, under accelerate.
 
 A single read of the data. Batches are planned once, for all processes alike, and dealt to them by index; every process
-keeps the moments of what it has seen and, now and then, writes them to disk together with the list of batches they
-hold. After a kill the files are merged and only the batches in none of them are run, with any number of processes. No
-embedding is ever kept.
+keeps the moments of its batches and, now and then, writes them to disk with the list of those batches, so that a fit
+that was killed runs the others alone. No embedding is ever kept.
 """
 
 from __future__ import annotations

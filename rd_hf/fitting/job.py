@@ -46,10 +46,7 @@ def run_fit(
         settings: the fit.
         group: this process among those that share it; by default as the launcher started them.
         report: called with sentences that a user should see; by default prints them beside the progress bar.
-        on_sample: called with the sample before the backbones run. Of both the main process alone calls them.
-
-    Returns:
-        The same summary in every process.
+        on_sample: called with the sample before the backbones run; as ``report``, in the main process alone.
 
     Raises:
         ValueError, OSError: a family, data or folder that cannot be used, or an unfinished fit of other settings.

@@ -61,10 +61,7 @@ def draw_sample(
     """Read every source once and draw distinct sequences from them, uniformly and by seed.
 
     Memory holds the sample and 16 bytes for each distinct sequence read. ``say`` is called with what a user should
-    know of a source, such as that it looks like nucleotides.
-
-    Raises:
-        InputError: a source cannot be read, or nothing usable is in them.
+    know of a source, such as that it looks like nucleotides. What cannot be used raises an InputError.
     """
     draw = random.Random(options.seed)
     seen: set[bytes] = set()
