@@ -148,7 +148,8 @@ def low_n_table(scores: pd.DataFrame) -> str:
     """Mean Spearman for each number of training variants, over the assays that have all of them."""
     sizes = sorted(scores["size"].unique())
     found = scores.groupby([*CONTENDER, "assay"])["score"].transform("count")
-    return _means_by(scores[found == len(sizes)], "size", {size: f"{size} variants" for size in sizes})
+    whole = scores[found == len(sizes)].sort_values([*CONTENDER, "assay"], kind="stable")
+    return _means_by(whole, "size", {size: f"{size} variants" for size in sizes})
 
 
 def mutations_table(scores: pd.DataFrame) -> str:
