@@ -154,6 +154,8 @@ class EmbeddingFolder:
                 with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
                     self._verify(index, file.schema_arrow, columns, wanted is None)
                     for batch in file.iter_batches(size, row_groups=_row_groups(file, wanted), columns=columns):
+                        if any(batch[name].null_count for name in {"record", *self.manifest["columns"]} & {*columns}):
+                            raise _damaged(path)
                         if batch.num_rows:
                             yield path, batch
             except (pa.ArrowException, OSError) as error:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from rd_hf.data.records import InputError
 from rd_hf.embedding.job import JobSettings, run_job
 from rd_hf.embedding.options import EmbeddingOptions
+from rd_hf.files import file_sha256
 from rd_hf.launch import processes
 from rd_hf.maps import proteins as module
 from rd_hf.maps.proteins import read_proteins
@@ -107,6 +110,19 @@ def cut_part(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def lose_a_number(folder: Path) -> None:
+    """A file that is as the manifest says, but has a row whose record is not known."""
+    path = folder / "embeddings-000001.parquet"
+    table = pq.read_table(path)
+    records = [None, *table["record"].to_pylist()[1:]]
+    column = pa.array(records, pa.int64())
+    table = table.set_column(table.column_names.index("record"), "record", column)
+    pq.write_table(table, path)
+    manifest = json.loads((folder / "_manifest.json").read_text())
+    manifest["parts"][1] |= {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    (folder / "_manifest.json").write_text(json.dumps(manifest))
+
+
 def lose_rows(folder: Path) -> None:
     path = folder / "embeddings-000001.parquet"
     pq.write_table(pq.read_table(path).slice(1), path)
@@ -119,6 +135,7 @@ def lose_rows(folder: Path) -> None:
         (lose_part, "embeddings-000001.parquet is missing or not as it was written"),
         (cut_part, "embeddings-000001.parquet is missing or not as it was written"),
         (lose_rows, "embeddings-000001.parquet is missing or not as it was written"),
+        (lose_a_number, "embeddings-000001.parquet is not as it was written"),
     ],
 )
 def test_a_damaged_folder_is_said(tmp_path: Path, damage: object, sentence: str) -> None:
