@@ -52,8 +52,7 @@ class Embedder:
             column `reject_reason`.
         attn_implementation (`str`, *optional*): as in transformers.
         device (`str`, *optional*): a torch device, where the choice by rank does not suit.
-        one_pass (`bool`): read every level out of the largest backbone alone, of a model that was fitted for it: an
-            approximation, to be compared with others of its kind only.
+        one_pass (`bool`): read every level out of the largest backbone alone, of a model that was fitted for it.
         backbones (`dict[str, str]`, *optional*): commits of backbones whose revision the model leaves open, as a
             manifest's `model` has them; by default those of now.
         **options: other fields of [`EmbeddingOptions`].

@@ -67,14 +67,9 @@ def why_not_extended(options: EmbeddingOptions) -> str | None:
 
 
 def with_stored(stored: EmbeddingFolder, args: argparse.Namespace) -> argparse.Namespace:
-    """A command's arguments, with those that the folder decides taken from it.
+    """Return a command's arguments, with those that the folder decides taken from it.
 
-    Args:
-        stored: the folder.
-        args: as parsed; None stands for what was not typed, and what was typed must agree with the folder's.
-
-    Raises:
-        JobError: an argument contradicts the folder.
+    None stands for what was not typed. A JobError is raised where what was typed contradicts the folder.
     """
     job, model = stored.manifest["job"], stored.manifest["model"]
     taken = dict(vars(args))

@@ -186,10 +186,8 @@ class OutputFolder:
         return path.is_file() and path.stat().st_size == entry.bytes and file_sha256(path) == entry.sha256
 
     def refuse_foreign_part(self, index: int) -> None:
-        """Raise a JobError if the file of a part that is to be written is there already, and is no embedding job's.
-
-        One that a kill left without its journal entry says in its schema that it is.
-        """
+        """Raise a JobError if the file of a part that is to be written is there, and is no embedding job's."""
+        # One that a kill left without its journal entry says in its schema that it is.
         import pyarrow as pa
         import pyarrow.parquet as pq
 

@@ -161,11 +161,7 @@ def check_inputs(settings: JobSettings, group: Processes) -> None:
 
 
 def ending(summary: JobSummary, output: str, words: str = "") -> str:
-    """Return the last words of a command that wrote a folder: of its summary those given, by default all.
-
-    Raises:
-        InputError: there were records, and none of them could be embedded.
-    """
+    """Return the last words of a command that wrote a folder; an InputError if no record could be embedded."""
     done = f"{words or summary}\nwritten to {output}"
     if not summary.rejected:
         return done
@@ -193,13 +189,8 @@ def counted(entries: Sequence[PartEntry]) -> dict[str, int]:
 def complete(folder: OutputFolder, digests: Sequence[str], records: int, is_main: bool = True) -> list[PartEntry]:
     """Check that the folder has the parts with these digests and no others, of so many records in all.
 
-    Then the main process completes the manifest.
-
-    Returns:
-        The journal's entry of every part.
-
-    Raises:
-        JobError: something is missing or too many.
+    Then the main process completes the manifest. Returns the journal's entries; raises a JobError where parts are
+    missing or too many.
     """
     entries: list[PartEntry] = []
     for index, digest in enumerate(digests):

@@ -100,18 +100,12 @@ def packing_pays(model: RDEsmModel) -> bool:
 
 
 def pool(states: torch.Tensor, lengths: Sequence[int], pooling: str) -> torch.Tensor:
-    """Pool padded rows in float32, never over eos or padding.
+    """Pool padded rows to one row per sequence, (batch, width) float32; a ValueError for any other pooling.
 
     Args:
         states: (batch, padded length, width), any float dtype, row 0 of each sequence its cls.
         lengths: residues of each sequence.
-        pooling: one that gives one row per sequence.
-
-    Returns:
-        (batch, width) float32.
-
-    Raises:
-        ValueError: there is no such pooling.
+        pooling: its name.
     """
     pool_batch = pooling_named(pooling).pool_batch
     if pool_batch is None:
