@@ -32,6 +32,7 @@ from rd_hf.embedding.worker import Row, Worker
 from rd_hf.launch import Processes
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
+from rd_hf.model.pooling_rd_esm import pooling_named
 
 # Proteins read together: so many bytes of raw vectors (a Parquet file in another order is read once for each), or few
 # where each is a matrix.
@@ -68,8 +69,9 @@ class LevelInput:
     def _checked(self, value: np.ndarray, pooling: str, what: str) -> np.ndarray:
         if value.ndim == 2 and pooling == "mean" and len(value):
             value = value.mean(axis=0, dtype=np.float64)
-        if value.shape[-1:] != (self.width,) or value.ndim != (2 if pooling == "residue" else 1) or not len(value):
-            wanted = f"(residues, {self.width})" if pooling == "residue" else f"({self.width},)"
+        one_row = pooling_named(pooling).one_row
+        if value.shape[-1:] != (self.width,) or value.ndim != (1 if one_row else 2) or not len(value):
+            wanted = f"({self.width},)" if one_row else f"(residues, {self.width})"
             raise InputError(f"{what} is of shape {value.shape} where {wanted} is wanted for --pooling {pooling}")
         return np.ascontiguousarray(value, dtype=np.float32)
 
@@ -193,7 +195,7 @@ class ConvertingWorker(Worker):
         pooling = self.settings.options.pooling
         names = [(source.path, one) for source in self.levels[0].sources for one in source.ids]
         row_bytes = 4 * sum(level.width for level in self.levels)
-        size = _CHUNK_MATRICES if pooling == "residue" else max(1, _CHUNK_BYTES // row_bytes)
+        size = max(1, _CHUNK_BYTES // row_bytes) if self.settings.options.one_row else _CHUNK_MATRICES
         for start in range(0, len(names), size):
             places = range(start, min(start + size, len(names)))
             taken = [level.take(places, pooling) for level in self.levels]

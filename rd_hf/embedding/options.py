@@ -117,6 +117,11 @@ class EmbeddingOptions:
         return pooling_named(self.pooling).one_row
 
     @property
+    def commutes(self) -> bool:
+        """Whether pooling before a basis or a whitening gives what pooling after it gives."""
+        return pooling_named(self.pooling).affine
+
+    @property
     def takes_positions(self) -> bool:
         """Whether each sequence comes with the positions whose rows are wanted."""
         return self.pooling == "positions"

@@ -81,7 +81,7 @@ def find_whitening(
         return None
     model, widths = database.model, _widths(database, level)
     # What came with the model is of exact embeddings, and does not commute with a maximum.
-    model_can = model.block_weights is not None and not model.one_pass and database.options.pooling != "max"
+    model_can = model.block_weights is not None and not model.one_pass and database.options.commutes
     model_can = model_can and sum(widths) in model.nested_dims.values()
     by, statistics, lacks = settings.whiten, None, f"lacks level {level}"
     if level in database.levels and by != "model":
