@@ -21,7 +21,6 @@ from rd_hf.embedding.parts import Part
 from rd_hf.embedding.reader import EmbeddingFolder
 from rd_hf.embedding.settings import COLUMNS, JobSettings
 from rd_hf.embedding.worker import Worker
-from rd_hf.model.pooling_rd_esm import pooling_named
 
 if TYPE_CHECKING:
     from rd_hf.embedding.engine import Request
@@ -53,7 +52,7 @@ def open_extendable(path: str) -> EmbeddingFolder:
 
 def why_not_extended(options: EmbeddingOptions) -> str | None:
     """Why embeddings made so do not say enough of the smaller levels, or None."""
-    if not pooling_named(options.pooling).affine:
+    if not options.commutes:
         return f"pooling {options.pooling!r} does not commute with the bases, as the mean does"
     if options.width is not None:
         return f"it was cut to {options.width:,} dimensions, and larger levels are computed from all of a level's"
