@@ -13,7 +13,16 @@ from rd_hf.version import __version__ as __version__
 if TYPE_CHECKING:
     from rd_hf.embedding import Embedder, EmbeddingOptions, JobSettings, JobSummary, run_job
     from rd_hf.families import esm2_config
-    from rd_hf.fitting import FitOptions, FitResult, draw_sample, fit_bases, install_bases
+    from rd_hf.fitting import (
+        FitOptions,
+        FitResult,
+        FitSettings,
+        FitSummary,
+        draw_sample,
+        fit_bases,
+        install_bases,
+        run_fit,
+    )
     from rd_hf.hub import load_family, push_folder, push_model, save_checkpoint
     from rd_hf.model.configuration_rd_esm import RDEsmConfig
     from rd_hf.model.modeling_rd_esm import RDEsmModel
@@ -24,7 +33,8 @@ _HOMES = {
     "RDEsmModel": "rd_hf.model.modeling_rd_esm",
     "esm2_config": "rd_hf.families",
     **dict.fromkeys(("Embedder", "EmbeddingOptions", "JobSettings", "JobSummary", "run_job"), "rd_hf.embedding"),
-    **dict.fromkeys(("FitOptions", "FitResult", "draw_sample", "fit_bases", "install_bases"), "rd_hf.fitting"),
+    **dict.fromkeys(("FitOptions", "FitResult", "FitSettings", "FitSummary"), "rd_hf.fitting"),
+    **dict.fromkeys(("draw_sample", "fit_bases", "install_bases", "run_fit"), "rd_hf.fitting"),
     # The last is the room itself, which can be called as the function in it.
     **dict.fromkeys(("SearchSettings", "SearchSummary", "search"), "rd_hf.search"),
     **dict.fromkeys(("load_family", "push_folder", "push_model", "save_checkpoint"), "rd_hf.hub"),
@@ -35,6 +45,8 @@ __all__ = [
     "EmbeddingOptions",
     "FitOptions",
     "FitResult",
+    "FitSettings",
+    "FitSummary",
     "JobSettings",
     "JobSummary",
     "RDEsmConfig",
@@ -49,6 +61,7 @@ __all__ = [
     "load_family",
     "push_folder",
     "push_model",
+    "run_fit",
     "run_job",
     "save_checkpoint",
     "search",

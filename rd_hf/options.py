@@ -121,7 +121,7 @@ def add_options(parser: Any, options: type, *names: str) -> None:
         parser.add_argument(*flags, default=default, help=help.replace("%", "%%"), **{"dest": one.name, **argument})
 
 
-def options_from(options: type[Options], args: argparse.Namespace, **others: Any) -> Options:
+def options_from(options: type[Options], args: argparse.Namespace, /, **others: Any) -> Options:
     """Make the dataclass of what was parsed by a parser that has its options.
 
     Args:

@@ -31,7 +31,21 @@ ALLOWED = {
     "devices.py": {"data"},
     "bases": {"bases", "files"},
     "data": {"data"},
-    "fitting": {"options", "version", "files", "fitting", "bases", "data", "model", "lazy", "memory"},
+    # A whole fit loads its family and saves it (hub), with the embedding's default dtype; neither imports fitting.
+    "fitting": {
+        "options",
+        "version",
+        "files",
+        "fitting",
+        "bases",
+        "data",
+        "embedding",
+        "hub",
+        "launch",
+        "model",
+        "lazy",
+        "memory",
+    },
     "embedding": {
         "options",
         "version",

@@ -19,102 +19,60 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from rd_hf.bases.moments import JointMoments
-from rd_hf.bases.regression import Regression, RegressionKind, regress
+from rd_hf.bases.regression import RegressionKind, descending_eigh, regress
 
 
 @dataclass(frozen=True)
 class Basis:
-    """One step of the chain, all float64.
+    """One step of the chain, all float64; columns of ``directions`` are orthonormal, in order of falling variance."""
 
-    Attributes:
-        prefix_mean: mean(e_(i-1)), (p,).
-        backbone_mean: mean(h_i), (k,).
-        regression: W_i, (p, k).
-        directions: V_i, (k, d), orthonormal columns in order of falling variance.
-    """
-
-    prefix_mean: torch.Tensor
-    backbone_mean: torch.Tensor
-    regression: torch.Tensor
-    directions: torch.Tensor
+    prefix_mean: torch.Tensor  # mean(e_(i-1)), (p,)
+    backbone_mean: torch.Tensor  # mean(h_i), (k,)
+    regression: torch.Tensor  # W_i, (p, k)
+    directions: torch.Tensor  # V_i, (k, d)
 
 
 @dataclass(frozen=True)
 class StepFigures:
-    """How well one basis does on one set of residues.
+    """How well one basis does on one set of residues."""
 
-    Attributes:
-        residues: n.
-        r2: variance-weighted R^2 of h_i predicted from e_(i-1): 1 - sum of squared residuals / total.
-        r2_uniform: mean over channels of each channel's R^2 (channels without variance left out).
-        residual_variance_kept: share of the residual's second moment that the kept directions hold.
-        reconstruction_error: share of h_i's variance that e_i does not reconstruct (Theorem 1).
-    """
-
-    residues: int
-    r2: float
-    r2_uniform: float
-    residual_variance_kept: float
-    reconstruction_error: float
+    residues: int  # n
+    r2: float  # variance-weighted, of h_i predicted from e_(i-1): 1 - sum of squared residuals / total
+    r2_uniform: float  # mean over channels of each one's R^2 (those without variance left out)
+    residual_variance_kept: float  # share of the residual's second moment that the kept directions hold
+    reconstruction_error: float  # share of h_i's variance that e_i does not reconstruct (Theorem 1)
 
 
 @dataclass(frozen=True)
 class OnePassFigures:
-    """How near a level of the one-pass readout comes to the exact one, on held-out residues.
-
-    Attributes:
-        level: name.
-        strength: of the ridge that its block was read out with, on features of unit variance; None of the last level,
-            whose step is fitted as the chain's are.
-        state_r2: variance-weighted R^2 of its backbone's own final state, read out of the largest backbone's layers.
-        block_r2: the same of the columns that the level adds.
-        level_r2: the same of its whole embedding.
-        cosine: between the two embeddings' deviations from the mean, over all residues at once: the inner product of
-            the two (residues x width) matrices over their norms.
-        reconstruction_error: of the last level, share of its backbone's variance that its embedding does not
-            reconstruct.
-    """
+    """How near a level of the one-pass readout comes to the exact one: variance-weighted R^2, on held-out residues."""
 
     level: str
-    strength: float | None
-    state_r2: float | None = None
-    block_r2: float | None = None
-    level_r2: float | None = None
-    cosine: float | None = None
-    reconstruction_error: float | None = None
+    strength: float | None  # lambda of its block's ridge; None for the last level, fitted as the chain's steps are
+    state_r2: float | None = None  # of its backbone's own final state, read out of the largest backbone's layers
+    block_r2: float | None = None  # of the block that the level adds
+    level_r2: float | None = None  # of its whole embedding
+    cosine: float | None = None  # inner product of both embeddings' (residues x width) deviations over their norms
+    reconstruction_error: float | None = None  # of the last level, as in StepFigures
 
 
 @dataclass(frozen=True)
 class FitReport:
-    """One level of a fitted family; the first level, which is copied, has widths only.
-
-    Attributes:
-        level: name.
-        backbone_width: k_i.
-        nested_width: width of e_i.
-        directions: residual directions kept.
-        regression: kind of regression.
-        selected_components: components of e_(i-1) used, of ``components``.
-        sigma_squared, edge: noise variance and Johnstone edge of the spectrum of e_(i-1).
-        training, heldout: figures on the fitting and on held-out residues.
-        eigenvalues: spectrum of e_(i-1)'s covariance, descending.
-        residual_eigenvalues: spectrum of the residual's covariance, descending.
-        one_pass: of a fit with a one-pass readout, how near that comes.
-    """
+    """One level of a fitted family; the first level, which is copied, has widths only."""
 
     level: str
-    backbone_width: int
-    nested_width: int
-    directions: int = 0
+    backbone_width: int  # k_i
+    nested_width: int  # of e_i
+    directions: int = 0  # residual directions kept
     regression: str | None = None
-    selected_components: int | None = None
+    selected_components: int | None = None  # of e_(i-1), used in the regression
     components: int | None = None
-    sigma_squared: float | None = None
-    edge: float | None = None
+    sigma_squared: float | None = None  # noise variance of the spectrum of e_(i-1)
+    edge: float | None = None  # its Johnstone edge
     training: StepFigures | None = None
     heldout: StepFigures | None = None
-    eigenvalues: list[float] = field(default_factory=list)
-    residual_eigenvalues: list[float] = field(default_factory=list)
+    eigenvalues: list[float] = field(default_factory=list)  # of the covariance of e_(i-1), descending
+    residual_eigenvalues: list[float] = field(default_factory=list)  # of that of the residual, descending
     one_pass: OnePassFigures | None = None
 
     def to_dict(self) -> dict[str, object]:
@@ -128,32 +86,36 @@ class FitReport:
 class ChainWalk:
     """Second-order statistics of e_(i-1) and of the levels still to come, for one set of residues.
 
-    Of S it takes what a step needs when the step comes: the largest matrices at hand are those of one level.
+    It takes from S what a step needs when the step comes, so that no matrix is larger than those of one level.
     """
 
     def __init__(self, moments: JointMoments) -> None:
-        self.moments = moments
-        self.widths = moments.widths
-        self.count = moments.count
+        self.moments, self.widths, self.count = moments, moments.widths, moments.count
         self.level = 0
         mean = moments.mean()
         self.mean, self.mean_ahead = mean[: self.widths[0]], mean[self.widths[0] :]
-        self.totals = moments.scatter_diagonal().split(self.widths)  # diagonal of S_ii, a level each
+        self.totals = moments.scatter_diagonal().split(self.widths)  # diagonal of S_ii, per level
         self.own = moments.scatter_between(0, 0)  # C
-        self.cross = self._between(0)  # G, columns of the levels ahead
+        self.cross = self._ahead(0)  # G, columns of the levels ahead
 
-    def _between(self, level: int) -> torch.Tensor:
+    def _ahead(self, level: int) -> torch.Tensor:
         """Scatter of a level with all levels beyond it."""
         return self.moments.scatter_between(level, level + 1, len(self.widths))
 
     @property
     def next_width(self) -> int:
+        """k_i."""
         return self.widths[self.level + 1]
+
+    @property
+    def next_cross(self) -> torch.Tensor:
+        """G_i, scatter of e_(i-1) with h_i."""
+        return self.cross[:, : self.next_width]
 
     def residual_scatter(self, coefficients: torch.Tensor) -> torch.Tensor:
         """R_i, about the residual's own mean."""
         # S - W^T (G - C W) - G^T W, accumulated in the one matrix that is wanted.
-        cross = self.cross[:, : self.next_width]
+        cross = self.next_cross
         residual = self.moments.scatter_between(self.level + 1, self.level + 1)
         residual.addmm_(coefficients.T, cross - self.own @ coefficients, alpha=-1.0)
         residual.addmm_(cross.T, coefficients, alpha=-1.0)
@@ -161,9 +123,8 @@ class ChainWalk:
 
     def residual_mean(self, basis: Basis) -> torch.Tensor:
         """Mean of r_i: zero on the fitting residues, not on others."""
-        return (self.mean_ahead[: self.next_width] - basis.backbone_mean) - (
-            self.mean - basis.prefix_mean
-        ) @ basis.regression
+        ahead = self.mean_ahead[: self.next_width] - basis.backbone_mean
+        return ahead - (self.mean - basis.prefix_mean) @ basis.regression
 
     def extend(self, basis: Basis, along: torch.Tensor) -> None:
         """Append b_i = r_i V_i to the embedding, given R_i V_i."""
@@ -171,7 +132,7 @@ class ChainWalk:
         mean_block = self.residual_mean(basis) @ v
         # cov(b, e) = V^T (G_i^T - W^T C); cov(b, h_j) = V^T (S_ij - W^T G_j)
         block_own = v.T @ (self.cross[:, :width].T - w.T @ self.own)
-        block_ahead = v.T @ (self._between(self.level + 1) - w.T @ self.cross[:, width:])
+        block_ahead = v.T @ (self._ahead(self.level + 1) - w.T @ self.cross[:, width:])
         corner = _symmetric(v.T @ along)
         self.own = torch.cat((torch.cat((self.own, block_own.T), dim=1), torch.cat((block_own, corner), dim=1)), dim=0)
         self.cross = torch.cat((self.cross[:, width:], block_ahead), dim=0)
@@ -179,14 +140,16 @@ class ChainWalk:
         self.mean_ahead = self.mean_ahead[width:]
         self.level += 1
 
-    def figures(self, basis: Basis, residual: torch.Tensor, along: torch.Tensor) -> StepFigures:
-        """Judge ``basis``, which was fitted on these residues or on others, on these, given R_i and R_i V_i."""
+    def step(self, basis: Basis, residual: torch.Tensor, along: torch.Tensor) -> StepFigures:
+        """Judge a basis, fitted on these residues or on others, given R_i and R_i V_i, and go on to the next level."""
         offset = self.residual_mean(basis)
         # Second moments about zero: a prediction that is off by a constant is wrong by that constant.
         lost = residual.diagonal() + self.count * offset**2
         kept = (along * basis.directions).sum() + self.count * (offset @ basis.directions).square().sum()
         total = self.totals[self.level + 1]
         varies = total > 0
+        if self.level < len(self.widths) - 2:
+            self.extend(basis, along)
         return StepFigures(
             residues=self.count,
             r2=float(1 - lost.sum() / total.sum()),
@@ -197,15 +160,8 @@ class ChainWalk:
 
 
 def _symmetric(matrix: torch.Tensor) -> torch.Tensor:
-    """A matrix that is symmetric but for rounding, made exactly so in place: eigh reads one triangle of it."""
+    """Make a matrix exactly symmetric, in place, that is so but for rounding: eigh reads one triangle of it."""
     return matrix.add_(matrix.T.clone()).mul_(0.5)
-
-
-def fix_signs(vectors: torch.Tensor) -> torch.Tensor:
-    """Make the entry of largest magnitude of every column positive, so that two fits agree in sign."""
-    largest = vectors.abs().argmax(dim=0)
-    signs = torch.sign(vectors[largest, torch.arange(vectors.shape[1], device=vectors.device)])
-    return vectors * torch.where(signs == 0, torch.ones_like(signs), signs)
 
 
 def fit_chain(
@@ -216,17 +172,14 @@ def fit_chain(
     ridge_alpha: float = 1.0,
     heldout: JointMoments | None = None,
 ) -> tuple[list[Basis], list[FitReport]]:
-    """Fit every basis of the family from the joint moments of its levels.
+    """Fit every basis of the family from the joint moments of its levels (Algorithm 3): m - 1 bases, m reports.
 
     Args:
         moments: of the fitting residues.
         names: level names, smallest first.
         residual_directions: d_i for each level after the first.
         kind, ridge_alpha: see :func:`rd_hf.bases.regression.regress`.
-        heldout: moments of residues that took no part in the fit.
-
-    Returns:
-        m - 1 bases and m reports.
+        heldout: of residues that took no part in the fit.
 
     Raises:
         ValueError: numbers of levels differ, or fewer residues than the first level is wide.
@@ -245,13 +198,10 @@ def fit_chain(
     bases: list[Basis] = []
     reports = [FitReport(names[0], widths[0], widths[0])]
     for name, directions in zip(names[1:], residual_directions, strict=True):
-        width = walk.next_width
-        fitted: Regression = regress(
-            walk.own / (walk.count - 1), walk.cross[:, :width] / (walk.count - 1), walk.count, kind, ridge_alpha
-        )
+        width, degrees = walk.next_width, walk.count - 1
+        fitted = regress(walk.own / degrees, walk.next_cross / degrees, walk.count, kind, ridge_alpha)
         residual = walk.residual_scatter(fitted.coefficients)
-        spectrum, vectors = torch.linalg.eigh(residual)
-        spectrum, vectors = spectrum.flip(0), fix_signs(vectors[:, width - directions :].flip(1))
+        spectrum, vectors = descending_eigh(residual, directions)
         basis = Basis(
             # The blocks' training means are zero by construction; walk.mean holds rounding there.
             prefix_mean=torch.cat((walk.mean[: widths[0]], torch.zeros_like(walk.mean[widths[0] :]))),
@@ -259,19 +209,12 @@ def fit_chain(
             regression=fitted.coefficients,
             directions=vectors,
         )
-        last = walk.level == len(widths) - 2
         # The directions are eigenvectors of this R_i, so that R_i V_i needs no product.
-        along = vectors * spectrum[:directions]
-        training = walk.figures(basis, residual, along)
-        if not last:
-            walk.extend(basis, along)
+        training = walk.step(basis, residual, vectors * spectrum[:directions])
         held = None
         if check is not None:
             held_residual = check.residual_scatter(basis.regression)
-            held_along = held_residual @ vectors
-            held = check.figures(basis, held_residual, held_along)
-            if not last:
-                check.extend(basis, held_along)
+            held = check.step(basis, held_residual, held_residual @ vectors)
         bases.append(basis)
         reports.append(
             FitReport(
@@ -287,7 +230,7 @@ def fit_chain(
                 training=training,
                 heldout=held,
                 eigenvalues=fitted.eigenvalues.tolist(),
-                residual_eigenvalues=(spectrum.clamp_min(0.0) / (walk.count - 1)).tolist(),
+                residual_eigenvalues=(spectrum.clamp_min(0.0) / degrees).tolist(),
             )
         )
     return bases, reports

@@ -12,13 +12,9 @@ if TYPE_CHECKING:
 
 
 def draw_fit(reports: Sequence[FitReport]) -> Figure:
-    """Spectrum of each e_(i-1) with its Johnstone edge; R^2 and kept residual variance a level.
+    """Draw the spectrum of each e_(i-1) with its Johnstone edge, and R^2 and kept residual variance per level.
 
-    Args:
-        reports: of all levels, smallest first.
-
-    Returns:
-        A figure that belongs to no window; save it with ``figure.savefig(path)``.
+    The figure belongs to no window; save it with ``figure.savefig(path)``.
     """
     from matplotlib.figure import Figure
 
@@ -38,11 +34,12 @@ def draw_fit(reports: Sequence[FitReport]) -> Figure:
         axis.set_ylabel("variance")
         axis.legend(frameon=False)
     summary, width = axes[-1], 0.2
+    held = [step.heldout for step in steps]
     bars = {
         "R², fitting": [step.training.r2 if step.training else 0.0 for step in steps],
-        "R², held out": [step.heldout.r2 if step.heldout else 0.0 for step in steps],
-        "residual kept, held out": [step.heldout.residual_variance_kept if step.heldout else 0.0 for step in steps],
-        "reconstructed, held out": [1 - step.heldout.reconstruction_error if step.heldout else 0.0 for step in steps],
+        "R², held out": [one.r2 if one else 0.0 for one in held],
+        "residual kept, held out": [one.residual_variance_kept if one else 0.0 for one in held],
+        "reconstructed, held out": [1 - one.reconstruction_error if one else 0.0 for one in held],
     }
     colours = ("#56B4E9", "#0072B2", "#E69F00", "#009E73")
     for offset, ((label, values), colour) in enumerate(zip(bars.items(), colours, strict=True)):

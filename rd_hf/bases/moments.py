@@ -1,11 +1,11 @@
 """Joint first and second moments of all levels' hidden states: everything a fit needs, in constant memory.
 
-For one residue let z = [h_1, ..., h_m] be the concatenated final states of all backbones, K wide. Each
-quantity of the chain (covariances, regressions, residual spectra) is a function of n, mean(z) and the joint
-scatter S = sum (z - mean)(z - mean)^T. Moments of disjoint sets of residues add up exactly (Chan, Golub and
-LeVeque 1983), so batches, processes and machines merge, and a saved state resumes.
+For one residue let z = [h_1, ..., h_m] be the concatenated final states of all backbones, K wide. Each quantity of the
+chain (covariances, regressions, residual spectra) is a function of n, mean(z) and the joint scatter
+S = sum (z - mean)(z - mean)^T. Moments of disjoint sets of residues add up exactly (Chan, Golub and LeVeque 1983), so
+that batches, processes and machines merge, and a saved state resumes.
 
-Cost a residue: little over K^2 / 2 multiply-adds (one triangle of S, in tiles), in float64; at K = 1440 (8M, 35M,
+Cost per residue: little over K^2 / 2 multiply-adds (one triangle of S, in tiles), in float64; at K = 1440 (8M, 35M,
 150M) half a percent of the forward passes that produce z. Size: 8 K^2 bytes.
 """
 
@@ -21,20 +21,16 @@ from safetensors.torch import save_file
 
 from rd_hf.files import replacing
 
-# Columns per product: S is symmetric, and only tiles on and above its diagonal are computed. Narrower tiles save
-# more of the lower half, wider ones run nearer to full speed.
+# Columns per product: only tiles of S on and above its diagonal are computed. Narrower tiles save more of the lower
+# half, wider ones run nearer to full speed.
 TILE_COLUMNS = 160
-# Rows per product: long enough for a full-speed matrix product, short enough that the float64 copy of one
-# block stays small beside S (2048 rows of K = 2720 are 45 MB).
-BLOCK_ROWS = 2048
+# Rows per product: enough for full speed, and few enough that their float64 copy stays small beside S (2048 rows of
+# K = 2720 are 45 MB).
+CHUNK_ROWS = 2048
 
 
 class NonFiniteStatesError(ValueError):
-    """A backbone returned NaN or infinity.
-
-    Attributes:
-        level: position of that backbone, from 0.
-    """
+    """A backbone returned NaN or infinity; ``level`` is its position, from 0."""
 
     def __init__(self, level: int) -> None:
         super().__init__(f"backbone {level + 1} returned NaN or infinite hidden states")
@@ -44,81 +40,58 @@ class NonFiniteStatesError(ValueError):
 class JointMoments:
     """Streaming n, mean and scatter of [h_1, ..., h_m].
 
-    Sums are kept in float64 about a pilot mean (the mean of the first batch), so that subtracting n mean mean^T
-    at the end cancels nothing even where a channel's mean is a hundred times its deviation.
-
-    Args:
-        widths: k_i of each level.
-        product_dtype: dtype in which the products of one block are formed before they are added in float64;
-            ``torch.float32`` for devices whose float64 is slow. Values are centred first, so a float32 product
-            is good to about 1e-6 of the block's own scatter.
+    Sums are kept in float64 about a pilot mean (the mean of the first rows), so that subtracting n mean mean^T at the
+    end cancels nothing even where a channel's mean is a hundred times its deviation. Products of rows are formed in
+    ``product_dtype`` before they are added: float32 for devices whose float64 is slow. Values are centred first, so
+    that such a product is good to about 1e-6 of itself.
     """
 
     def __init__(
-        self,
-        widths: Sequence[int],
-        device: torch.device | str = "cpu",
-        product_dtype: torch.dtype = torch.float64,
+        self, widths: Sequence[int], device: torch.device | str = "cpu", product_dtype: torch.dtype = torch.float64
     ) -> None:
         self.widths = tuple(int(width) for width in widths)
         self.product_dtype = product_dtype
-        total = sum(self.widths)
         self.count = 0
+        total = sum(self.widths)
         self._shift = torch.zeros(total, dtype=torch.float64, device=device)
         self._sum = torch.zeros(total, dtype=torch.float64, device=device)
-        # Only the tiles on and above the diagonal are kept up to date; whoever reads it mirrors them.
+        # Only tiles on and above the diagonal are kept up to date.
         self._products = torch.zeros(total, total, dtype=torch.float64, device=device)
 
     @classmethod
     def of(cls, widths: Sequence[int], count: int, mean: torch.Tensor, scatter: torch.Tensor) -> JointMoments:
-        """Moments with this mean, (K,), and scatter, (K, K): float64, on their device."""
+        """Make moments of a mean, (K,), and a scatter, (K, K), both float64."""
         state = {"shift": mean, "sum": torch.zeros_like(mean), "products": scatter}
-        return cls.from_state(
-            {"count": torch.tensor(count), "widths": torch.tensor(list(widths)), **state}, device=mean.device
-        )
+        state |= {"count": torch.tensor(count), "widths": torch.tensor(list(widths))}
+        return cls.from_state(state, mean.device)
 
-    def part(self, first: int, end: int | None = None) -> JointMoments:
-        """The moments of some consecutive levels by themselves: a view of these, to read and not to update.
+    def first_levels(self, count: int) -> JointMoments:
+        """Return the moments of the first levels by themselves: a view, to read and not to update."""
+        return self._view(self.widths[:count])
 
-        Args:
-            first: position of the first level.
-            end: position after the last; by default all that follow.
-        """
-        end = len(self.widths) if end is None else end
-        columns = slice(self.offsets[first], self.offsets[end])
-        moments = JointMoments([], device=self.device, product_dtype=self.product_dtype)
-        moments.widths, moments.count = self.widths[first:end], self.count
-        moments._shift, moments._sum = self._shift[columns], self._sum[columns]
-        moments._products = self._products[columns, columns]
-        return moments
+    def as_two(self, count: int) -> JointMoments:
+        """Return these moments as of two levels, the first ``count`` and the others: a view, likewise."""
+        return self._view((sum(self.widths[:count]), sum(self.widths[count:])))
+
+    def _view(self, widths: Sequence[int]) -> JointMoments:
+        total = sum(widths)
+        state = {"shift": self._shift[:total], "sum": self._sum[:total], "products": self._products[:total, :total]}
+        state |= {"count": torch.tensor(self.count), "widths": torch.tensor(widths)}
+        return JointMoments.from_state(state, self.device)
 
     @property
     def offsets(self) -> list[int]:
-        """Start of each level in z, and K at the end: m + 1 numbers."""
+        """Start of each level in z, and K at the end."""
         return [0, *accumulate(self.widths)]
-
-    def _tiles(self) -> Iterator[tuple[int, int]]:
-        """First and last column (exclusive) of each tile of S."""
-        total = len(self._sum)
-        return ((low, min(low + TILE_COLUMNS, total)) for low in range(0, total, TILE_COLUMNS))
 
     @property
     def device(self) -> torch.device:
-        """Where the sums live."""
+        """Device of the sums."""
         return self._sum.device
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return sum(tensor.nbytes for tensor in (self._shift, self._sum, self._products))
 
     @torch.no_grad()
     def update(self, states: Sequence[torch.Tensor]) -> None:
-        """Add residues.
-
-        Args:
-            states: one (residues, k_i) tensor a level, any float dtype and device; rows are residues only (no
-                cls, eos, pad or mask).
+        """Add residues: per level (residues, k_i), any float dtype and device, without cls, eos, pad and mask.
 
         Raises:
             ValueError: widths or numbers of rows differ.
@@ -129,20 +102,17 @@ class JointMoments:
         if got != self.widths or len(rows) != 1:
             raise ValueError(f"expected states of widths {self.widths} and equal length, got widths {got}, rows {rows}")
         for level, state in enumerate(states):
-            # One pass without a temporary: a sum is finite only if every term is.
+            # Without a temporary: a sum is finite only if every term is.
             if not torch.isfinite(state.sum(dtype=torch.float32)):
                 raise NonFiniteStatesError(level)
-        (residues,) = rows
-        if residues == 0:
-            return
-        for start in range(0, residues, BLOCK_ROWS):
-            block = [state[start : start + BLOCK_ROWS].to(self.device, torch.float64) for state in states]
+        for start in range(0, rows.pop(), CHUNK_ROWS):
+            chunk = [state[start : start + CHUNK_ROWS].to(self.device, torch.float64) for state in states]
             if self.count == 0:
-                self._shift = torch.cat([part.mean(dim=0) for part in block])
-            centred = torch.cat(block, dim=1).sub_(self._shift)
+                self._shift = torch.cat([state.mean(dim=0) for state in chunk])
+            centred = torch.cat(chunk, dim=1).sub_(self._shift)
             self._sum += centred.sum(dim=0)
             factor = centred if self.product_dtype == torch.float64 else centred.to(self.product_dtype)
-            for low, high in self._tiles():
+            for low, high in _tiles(len(self._sum)):
                 target = self._products[low:high, low:]
                 left, right = factor[:, low:high].T, factor[:, low:]
                 if factor.dtype == torch.float64:
@@ -156,25 +126,23 @@ class JointMoments:
         return self._shift + self._sum / max(self.count, 1)
 
     def scatter_between(self, first: int, second: int, end: int | None = None) -> torch.Tensor:
-        """The scatter of level ``first`` with the levels from ``second`` on: one rectangle of S, and no more of it.
+        """Scatter of level ``first`` with levels ``second`` (not before it) to ``end``: one rectangle of S, a copy.
 
         Args:
             first: position of the level of the rows.
-            second: position of the first level of the columns; not before ``first``.
+            second: position of the first level of the columns.
             end: position after the last level of the columns; by default ``second + 1``.
 
         Returns:
-            (k_first, sum of the columns' widths) float64; a copy. Exactly symmetric where both are one level.
+            (k_first, sum of the columns' widths) float64; exactly symmetric where both are one level.
         """
         offsets = self.offsets
         rows = slice(offsets[first], offsets[first + 1])
         columns = slice(offsets[second], offsets[second + 1 if end is None else end])
-        block = torch.addr(self._products[rows, columns], self._sum[rows], self._sum[columns], alpha=self._correction)
+        found = torch.addr(self._products[rows, columns], self._sum[rows], self._sum[columns], alpha=self._correction)
         if first == second:
-            # Below the diagonal not every tile is kept up to date.
-            own = block[:, : self.widths[first]]
-            own.copy_(own.triu() + own.triu(1).T)
-        return block
+            _mirror(found[:, : self.widths[first]])
+        return found
 
     def scatter_diagonal(self) -> torch.Tensor:
         """Sum of squared deviations of every channel, the diagonal of S: (K,) float64."""
@@ -186,21 +154,12 @@ class JointMoments:
 
     def scatter(self) -> torch.Tensor:
         """S = sum (z - mean)(z - mean)^T: (K, K) float64, symmetric; a copy."""
-        scatter = torch.addr(self._products, self._sum, self._sum, alpha=self._correction).triu_()
-        # In tiles, so that a copy of S is all that this takes.
-        for low, high in self._tiles():
-            scatter[high:, low:high] = scatter[low:high, high:].T
-            diagonal = scatter[low:high, low:high]
-            diagonal += diagonal.triu(1).T
-        return scatter
+        return _mirror(torch.addr(self._products, self._sum, self._sum, alpha=self._correction))
 
     def recentre(self, shift: torch.Tensor) -> None:
-        """Express the sums about another point; mean and scatter stay what they are.
+        """Express the sums about another point, (K,) float64; mean and scatter stay what they are.
 
         With x' = x + d, sum x' = s + n d and sum x' x'^T = P + d s^T + s d^T + n d d^T.
-
-        Args:
-            shift: (K,) float64.
         """
         shift = shift.to(self.device, torch.float64)
         step = self._shift - shift
@@ -209,11 +168,7 @@ class JointMoments:
         self._sum, self._shift = moved, shift.clone()
 
     def merge(self, other: JointMoments) -> None:
-        """Add the residues of ``other`` (pairwise update of Chan et al. 1983).
-
-        Raises:
-            ValueError: the two describe other widths.
-        """
+        """Add the residues of other moments (pairwise update of Chan et al. 1983); ValueError if widths differ."""
         if other.widths != self.widths:
             raise ValueError(f"moments of widths {other.widths} do not add to those of widths {self.widths}")
         if other.count == 0:
@@ -227,7 +182,7 @@ class JointMoments:
         self.count += theirs.count
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Everything there is to keep, as copies: count, widths, shift, sum, products."""
+        """Copies of all that makes these moments: count, widths, shift, sum, products."""
         return {
             "count": torch.tensor(self.count),
             "widths": torch.tensor(self.widths),
@@ -243,38 +198,31 @@ class JointMoments:
         device: torch.device | str = "cpu",
         product_dtype: torch.dtype = torch.float64,
     ) -> JointMoments:
-        """The moments that :meth:`state` describes."""
-        moments = cls(state["widths"].tolist(), device=device, product_dtype=product_dtype)
-        moments.count = int(state["count"])
+        """Make the moments that :meth:`state` describes."""
+        moments = cls([], device, product_dtype)
+        moments.widths, moments.count = tuple(state["widths"].tolist()), int(state["count"])
         moments._shift = state["shift"].to(device)
         moments._sum = state["sum"].to(device)
         moments._products = state["products"].to(device)
         return moments
 
-    def save(self, path: str | Path) -> None:
-        """Write the moments to a safetensors file, atomically."""
-        save_tensors(path, self.state())
 
-    @classmethod
-    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> JointMoments:
-        """Read what :meth:`save` wrote.
+def _tiles(width: int) -> Iterator[tuple[int, int]]:
+    """First and last column (exclusive) of each tile of S."""
+    return ((low, min(low + TILE_COLUMNS, width)) for low in range(0, width, TILE_COLUMNS))
 
-        Raises:
-            ValueError: no such file, or not a whole file of moments; the message names it.
-        """
-        return cls.from_state(load_tensors(path), device=device)
+
+def _mirror(matrix: torch.Tensor) -> torch.Tensor:
+    """Copy what is above the diagonal below it, in place, and in tiles: it takes no memory of the matrix's size."""
+    for low, high in _tiles(len(matrix)):
+        matrix[high:, low:high] = matrix[low:high, high:].T
+        diagonal = matrix[low:high, low:high]
+        diagonal.copy_(diagonal.triu() + diagonal.triu(1).T)
+    return matrix
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a safetensors file atomically: after a kill a reader finds the old file or the new one, whole.
-
-    Args:
-        path: of the file.
-        tensors: of any device.
-
-    Raises:
-        FolderError: the disk is full or the folder cannot be written to.
-    """
+    """Write a safetensors file atomically: after a kill a reader finds the old file or the new one, whole."""
     # safetensors writes beside the name that it is given, and renames: both lie in a hidden folder of their own.
     with replacing(path) as fresh:
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, fresh)

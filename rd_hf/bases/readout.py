@@ -20,13 +20,13 @@ so that what e~ gets wrong of e is not lost of h_m: the moments of [e~, h_m] are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 import torch
 
-from rd_hf.bases.chain import Basis, FitReport, OnePassFigures, fit_chain
+from rd_hf.bases.chain import Basis, OnePassFigures, fit_chain
 from rd_hf.bases.moments import JointMoments
 from rd_hf.bases.regression import RegressionKind
 
@@ -36,32 +36,21 @@ STRENGTHS = tuple(10.0**power for power in range(-7, 1))
 
 @dataclass(frozen=True)
 class Readout:
-    """A fitted readout, all float64.
+    """A fitted readout, all float64."""
 
-    Attributes:
-        feature_mean: mean(f), (F,); the last layer's state comes first.
-        embedding_mean: mean(e_(m-1)), (p,).
-        weights: B, (F, p).
-        last: the last step, on e~.
-        strengths: lambda of each level's block, smallest first.
-    """
-
-    feature_mean: torch.Tensor
-    embedding_mean: torch.Tensor
-    weights: torch.Tensor
-    last: Basis
-    strengths: tuple[float, ...]
+    feature_mean: torch.Tensor  # mean(f), (F,); the last layer's state comes first
+    embedding_mean: torch.Tensor  # mean(e_(m-1)), (p,)
+    weights: torch.Tensor  # B, (F, p)
+    last: Basis  # the last step, on e~
+    strengths: tuple[float, ...]  # lambda of each level's block, smallest first
 
 
 def embedding_map(bases: Sequence[Basis], widths: Sequence[int]) -> torch.Tensor:
-    """A of the level that ``bases`` lead to: the embedding's deviation is that of [h_1, ..., h_i] times A.
+    """A, (k_1 + ... + k_i, width of e_i) float64: the embedding's deviation is that of [h_1, ..., h_i] times A.
 
     Args:
         bases: the first i - 1 of a chain.
         widths: k_1, ..., k_i.
-
-    Returns:
-        (k_1 + ... + k_i, width of e_i) float64.
     """
     like = bases[0].regression if bases else torch.empty(0, dtype=torch.float64)
     total, start = sum(widths), widths[0]
@@ -74,106 +63,65 @@ def embedding_map(bases: Sequence[Basis], widths: Sequence[int]) -> torch.Tensor
     return mapped
 
 
-@dataclass(frozen=True)
-class _Second:
-    """What a readout needs to know of one set of residues.
+class _Scatters:
+    """Means and scatters of z and f, for one set of residues."""
 
-    Attributes:
-        count: n.
-        mean: of the targets' states z, (K,), and of the features f, (F,).
-        own: S_zz, (K, K); features: S_ff, (F, F); cross: S_fz, (F, K).
-    """
+    def __init__(self, moments: JointMoments, below: int) -> None:
+        two = moments.as_two(below)
+        self.count = two.count
+        self.mean, self.feature_mean = two.mean().split(two.widths)
+        self.own = two.scatter_between(0, 0)  # S_zz, (K, K)
+        self.features = two.scatter_between(1, 1)  # S_ff, (F, F)
+        self.cross = two.scatter_between(0, 1).T  # S_fz, (F, K)
 
-    count: int
-    mean: torch.Tensor
-    feature_mean: torch.Tensor
-    own: torch.Tensor
-    features: torch.Tensor
-    cross: torch.Tensor
+    def ridge(self, cross: torch.Tensor, strength: float) -> torch.Tensor:
+        """B, (F, q), of targets whose scatter with the features is ``cross``; a constant feature gets weight zero."""
+        scale = (self.features.diagonal() / self.count).sqrt()
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        system = self.features / torch.outer(scale, scale)
+        system.diagonal().add_(strength * self.count)
+        factor = torch.linalg.cholesky(system)
+        return torch.cholesky_solve(cross / scale[:, None], factor) / scale[:, None]
 
-    @classmethod
-    def of(cls, moments: JointMoments, below: int) -> _Second:
-        """From joint moments of levels whose first ``below`` are the smaller ones and the others features."""
-        cut = moments.offsets[below]
-        mean = moments.mean()
-        rows = [moments.scatter_between(level, below, len(moments.widths)) for level in range(below)]
-        return cls(
-            moments.count,
-            mean[:cut],
-            mean[cut:],
-            moments.part(0, below).scatter(),
-            moments.part(below).scatter(),
-            torch.cat(rows).T,
-        )
+    def judge(self, fitted_on: _Scatters, targets: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Second moments, per column, of a readout B with targets A that was fitted on other residues.
 
+        All are of deviations: the error's from zero and the others' from the means of the residues that were fitted
+        on, so that being off by a constant counts.
 
-def _ridge(features: torch.Tensor, cross: torch.Tensor, count: int, strength: float) -> torch.Tensor:
-    """B, (F, q), of targets whose scatter with the features is ``cross``; a constant feature gets weight zero."""
-    scale = (features.diagonal() / count).sqrt()
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    system = features / torch.outer(scale, scale)
-    system.diagonal().add_(strength * count)
-    factor = torch.linalg.cholesky(system)
-    return torch.cholesky_solve(cross / scale[:, None], factor) / scale[:, None]
-
-
-def _judge(
-    on: _Second, fitted_on: _Second, targets: torch.Tensor, weights: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Second moments, a column of the targets each: of the error, the target, the readout, and target with readout.
-
-    All are of deviations: the error's from zero and the others' from the means of the residues that were fitted on,
-    so that being off by a constant counts.
-
-    Args:
-        on: residues to judge on.
-        fitted_on: those of the solution.
-        targets: A, (K, q).
-        weights: B, (F, q).
-    """
-    target_shift = (on.mean - fitted_on.mean) @ targets
-    readout_shift = (on.feature_mean - fitted_on.feature_mean) @ weights
-    target = (targets * (on.own @ targets)).sum(dim=0)
-    readout = (weights * (on.features @ weights)).sum(dim=0)
-    both = (weights * (on.cross @ targets)).sum(dim=0)
-    error = target - 2 * both + readout + on.count * (target_shift - readout_shift) ** 2
-    shifted = on.count * torch.stack((target_shift**2, readout_shift**2, target_shift * readout_shift))
-    return error, target + shifted[0], readout + shifted[1], both + shifted[2]
-
-
-def _r2(error: torch.Tensor, target: torch.Tensor, shift: torch.Tensor) -> float:
-    """1 - sum of squared errors / sum of squares about the judged residues' own mean."""
-    return float(1 - error.sum() / (target - shift).sum())
-
-
-def _blocks(widths: Sequence[int]) -> list[slice]:
-    ends = [0, *torch.tensor(widths).cumsum(0).tolist()]
-    return [slice(low, high) for low, high in pairwise(ends)]
+        Returns:
+            Of the error; of the target; of the target about these residues' own mean; of the readout; of the target
+            with the readout.
+        """
+        target_shift = (self.mean - fitted_on.mean) @ targets
+        readout_shift = (self.feature_mean - fitted_on.feature_mean) @ weights
+        target = (targets * (self.own @ targets)).sum(dim=0)
+        readout = (weights * (self.features @ weights)).sum(dim=0)
+        both = (weights * (self.cross @ targets)).sum(dim=0)
+        error = target - 2 * both + readout + self.count * (target_shift - readout_shift) ** 2
+        shifted = self.count * torch.stack((target_shift**2, readout_shift**2, target_shift * readout_shift))
+        return error, target + shifted[0], target, readout + shifted[1], both + shifted[2]
 
 
 def choose_strengths(
-    fitting: JointMoments, tuning: JointMoments, targets: torch.Tensor, blocks: Sequence[slice], below: int
+    fitting: JointMoments, tuning: JointMoments, targets: torch.Tensor, columns: Sequence[slice], below: int
 ) -> list[float]:
-    """lambda for each block of columns: the one with the smallest error on ``tuning`` of a fit to ``fitting``.
+    """lambda for each set of columns: the one with the smallest error on ``tuning`` of a fit to ``fitting``.
 
     Args:
         fitting, tuning: moments of [z, f], of different sequences.
         targets: A, (K, q).
-        blocks: columns of the targets that share a lambda.
+        columns: of the targets, those that share a lambda.
         below: number of smaller levels.
-
-    Raises:
-        ValueError: either is empty, so that there is nothing to choose by.
     """
     if not fitting.count or not tuning.count:
         raise ValueError("choosing the ridge of --one-pass takes two sequences or more to fit on: give more sequences")
-    known, other = _Second.of(fitting, below), _Second.of(tuning, below)
+    known, other = _Scatters(fitting, below), _Scatters(tuning, below)
     cross = known.cross @ targets
     errors = []
     for strength in STRENGTHS:
-        weights = _ridge(known.features, cross, known.count, strength)
-        error, *_ = _judge(other, known, targets, weights)
-        errors.append([float(error[block].sum()) for block in blocks])
+        error, *_ = other.judge(known, targets, known.ridge(cross, strength))
+        errors.append([float(error[chosen].sum()) for chosen in columns])
     best = torch.tensor(errors).argmin(dim=0).tolist()
     return [STRENGTHS[index] for index in best]
 
@@ -190,7 +138,7 @@ def fit_readout(
     """Read e_(m-1) out of the largest backbone's layers, and fit the last step on it.
 
     Args:
-        training: moments of [h_1, ..., h_m, x_1, ..., x_n]; on return ``tuning`` is part of them.
+        training: moments of [h_1, ..., h_m, x_1, ..., x_n]; on return ``tuning`` is merged into them.
         tuning: of other sequences, by which the strengths of the ridge are chosen before both are fitted together.
         bases: of the exact chain, m - 1.
         names: of the levels, smallest first.
@@ -198,7 +146,7 @@ def fit_readout(
         heldout: of residues that took no part.
 
     Returns:
-        The readout, and figures a level (the last level's are of its own last step).
+        The readout, and figures per level (the last level's are of its own last step).
 
     Raises:
         ValueError: one level only, or nothing to choose the ridge by.
@@ -206,44 +154,41 @@ def fit_readout(
     below = len(bases)
     if not below:
         raise ValueError("one pass takes the place of smaller backbones, and this family has one level only")
-    widths = training.widths[:below]
-    targets = embedding_map(bases[:-1], widths)
-    blocks = _blocks([widths[0], *(basis.directions.shape[1] for basis in bases[:-1])])
+    widths, largest = training.widths[:below], training.widths[below]
+    embedding = embedding_map(bases[:-1], widths)
     # Whole states are read out too, for the figures: how well the layers tell a smaller backbone's own state.
-    states = torch.eye(len(targets), dtype=targets.dtype, device=targets.device)
-    of_states = _blocks(widths)
-    both = torch.cat((targets, states), dim=1)
-    moved = [slice(part.start + targets.shape[1], part.stop + targets.shape[1]) for part in of_states]
-    strengths = choose_strengths(training, tuning, both, [*blocks, *moved], below)
+    states = torch.eye(len(embedding), dtype=embedding.dtype, device=embedding.device)
+    targets = torch.cat((embedding, states), dim=1)
+    # Each level's block, then each smaller backbone's state.
+    counts = [widths[0], *(basis.directions.shape[1] for basis in bases[:-1]), *widths]
+    columns = [slice(low, high) for low, high in pairwise([0, *accumulate(counts)])]
+    strengths = choose_strengths(training, tuning, targets, columns, below)
     training.merge(tuning)
 
-    known = _Second.of(training, below)
-    cross = known.cross @ both
+    known = _Scatters(training, below)
+    cross = known.cross @ targets
     weights = torch.empty_like(cross)
+    of_columns = torch.tensor(strengths, dtype=torch.float64).repeat_interleave(torch.tensor(counts))
     for strength in sorted(set(strengths)):
-        columns = [block for block, own in zip([*blocks, *moved], strengths, strict=True) if own == strength]
-        chosen = torch.cat([torch.arange(part.start, part.stop, device=both.device) for part in columns])
-        weights[:, chosen] = _ridge(known.features, cross[:, chosen], known.count, strength)
-    readout = weights[:, : targets.shape[1]]
+        chosen = (of_columns == strength).to(cross.device)
+        weights[:, chosen] = known.ridge(cross[:, chosen], strength)
+    readout = weights[:, : embedding.shape[1]]
 
-    embedding_mean = torch.zeros(targets.shape[1], dtype=targets.dtype, device=targets.device)
+    embedding_mean = torch.zeros(embedding.shape[1], dtype=embedding.dtype, device=embedding.device)
     embedding_mean[: widths[0]] = known.mean[: widths[0]]
-    other = _Second.of(heldout, below) if heldout is not None and heldout.count > 1 else None
-    largest = training.widths[below]
-    (last,), reports = fit_chain(
-        _read_moments(known, known, readout, embedding_mean, largest),
-        [names[-2], names[-1]],
-        [bases[-1].directions.shape[1]],
-        kind,
-        ridge_alpha,
-        None if other is None else _read_moments(other, known, readout, embedding_mean, largest),
-    )
-    figures = _figures(names, other, known, both, weights, blocks, moved, strengths, reports[-1])
+    other = _Scatters(heldout, below) if heldout is not None and heldout.count > 1 else None
+    fitted = _read_moments(known, known, readout, embedding_mean, largest)
+    held = None if other is None else _read_moments(other, known, readout, embedding_mean, largest)
+    (last,), reports = fit_chain(fitted, names[-2:], [bases[-1].directions.shape[1]], kind, ridge_alpha, held)
+    figures = [OnePassFigures(name, strength) for name, strength in zip(names, [*strengths[:below], None], strict=True)]
+    if other is not None and reports[-1].heldout is not None:
+        figures[:-1] = _judged(figures[:-1], columns, *other.judge(known, targets, weights))
+        figures[-1] = replace(figures[-1], reconstruction_error=reports[-1].heldout.reconstruction_error)
     return Readout(known.feature_mean, embedding_mean, readout, last, tuple(strengths[:below])), figures
 
 
 def _read_moments(
-    of: _Second, fitted_on: _Second, readout: torch.Tensor, embedding_mean: torch.Tensor, largest: int
+    of: _Scatters, fitted_on: _Scatters, readout: torch.Tensor, embedding_mean: torch.Tensor, largest: int
 ) -> JointMoments:
     """Moments of [e~, h_m], from those of the features, of which h_m is the first ``largest``."""
     mean = embedding_mean + (of.feature_mean - fitted_on.feature_mean) @ readout
@@ -256,35 +201,21 @@ def _read_moments(
     )
 
 
-def _figures(
-    names: Sequence[str],
-    on: _Second | None,
-    fitted_on: _Second,
-    targets: torch.Tensor,
-    weights: torch.Tensor,
-    blocks: Sequence[slice],
-    states: Sequence[slice],
-    strengths: Sequence[float],
-    last: FitReport,
-) -> list[OnePassFigures]:
-    """Figures of each level, on held-out residues, or where there are none without any."""
-    own = [*strengths[: len(blocks)], None]
-    if on is None:
-        return [OnePassFigures(name, strength) for name, strength in zip(names, own, strict=True)]
-    error, target, readout, both = _judge(on, fitted_on, targets, weights)
-    shift = on.count * ((on.mean - fitted_on.mean) @ targets) ** 2
-    figures = []
-    for name, strength, block, state in zip(names, strengths, blocks, states, strict=False):
+def _judged(
+    figures: Sequence[OnePassFigures],
+    columns: Sequence[slice],
+    error: torch.Tensor,
+    target: torch.Tensor,
+    about_mean: torch.Tensor,
+    readout: torch.Tensor,
+    both: torch.Tensor,
+) -> Iterator[OnePassFigures]:
+    """Figures of the smaller levels, given their columns and the sums of :meth:`_Scatters.judge`."""
+
+    def r2(chosen: slice) -> float:
+        return float(1 - error[chosen].sum() / about_mean[chosen].sum())
+
+    for one, block, state in zip(figures, columns, columns[len(figures) :], strict=False):
         level = slice(0, block.stop)
-        figures.append(
-            OnePassFigures(
-                name,
-                strength,
-                state_r2=_r2(error[state], target[state], shift[state]),
-                block_r2=_r2(error[block], target[block], shift[block]),
-                level_r2=_r2(error[level], target[level], shift[level]),
-                cosine=float(both[level].sum() / (target[level].sum() * readout[level].sum()).sqrt()),
-            )
-        )
-    assert last.heldout is not None
-    return [*figures, OnePassFigures(names[-1], None, reconstruction_error=last.heldout.reconstruction_error)]
+        cosine = float(both[level].sum() / (target[level].sum() * readout[level].sum()).sqrt())
+        yield replace(one, state_r2=r2(state), block_r2=r2(block), level_r2=r2(level), cosine=cosine)

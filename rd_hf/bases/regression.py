@@ -21,46 +21,40 @@ RegressionKind = Literal["pcr", "ols", "ridge"]
 
 @dataclass(frozen=True)
 class ComponentSelection:
-    """Which principal components of the embedding carry signal.
-
-    Attributes:
-        selected: number of leading components used.
-        sigma_squared: noise variance sigma^2.
-        edge: Johnstone / Marchenko-Pastur edge sigma^2 (1 + sqrt(p/n))^2.
-    """
+    """Which principal components of the embedding carry signal: the ``selected`` leading ones."""
 
     selected: int
-    sigma_squared: float
-    edge: float
+    sigma_squared: float  # noise variance sigma^2
+    edge: float  # Johnstone / Marchenko-Pastur edge sigma^2 (1 + sqrt(p/n))^2
 
 
 @dataclass(frozen=True)
 class Regression:
-    """Fitted coefficients and how they came about.
+    """Fitted coefficients, and the components that were used: for OLS those numerically there, for ridge all."""
 
-    Attributes:
-        coefficients: W, (p, k) float64.
-        eigenvalues: spectrum of the embedding's covariance, (p,) float64, descending.
-        selection: components used; for OLS those numerically there, for ridge all.
-    """
-
-    coefficients: torch.Tensor
-    eigenvalues: torch.Tensor
+    coefficients: torch.Tensor  # W, (p, k) float64
+    eigenvalues: torch.Tensor  # of the embedding's covariance, (p,) float64, descending
     selection: ComponentSelection
 
 
+def descending_eigh(matrix: torch.Tensor, leading: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eigenvalues of a symmetric matrix, the largest first, and as many leading eigenvectors (all by default)."""
+    values, vectors = torch.linalg.eigh(matrix)
+    first = 0 if leading is None else len(matrix) - leading
+    return values.flip(0), fix_signs(vectors[:, first:].flip(1))
+
+
+def fix_signs(vectors: torch.Tensor) -> torch.Tensor:
+    """Make the entry of largest magnitude of every column positive, so that two fits agree in sign."""
+    largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
+    return vectors * torch.where(largest < 0, -1.0, 1.0).to(vectors)
+
+
 def noise_edge(eigenvalues: torch.Tensor, residues: int) -> tuple[float, float]:
-    """Noise variance and the edge of its spectrum (Johnstone 2001; Marchenko and Pastur 1967).
+    """Noise variance sigma^2 and its edge sigma^2 (1 + sqrt(p/n))^2 (Johnstone 2001; Marchenko and Pastur 1967).
 
-    sigma^2 is the median of the eigenvalues whose ratio to the mean eigenvalue lies below (1 + sqrt(p/n))^2; if
-    there are none, the median of the smallest quarter.
-
-    Args:
-        eigenvalues: (p,), descending.
-        residues: n.
-
-    Returns:
-        sigma^2 and sigma^2 (1 + sqrt(p/n))^2.
+    sigma^2 is the median of the eigenvalues, (p,) descending, whose ratio to the mean eigenvalue lies below
+    (1 + sqrt(p/n))^2; if there are none, the median of the smallest quarter.
     """
     features = len(eigenvalues)
     unit_edge = (1.0 + (features / residues) ** 0.5) ** 2
@@ -73,7 +67,7 @@ def noise_edge(eigenvalues: torch.Tensor, residues: int) -> tuple[float, float]:
 
 
 def select_components(eigenvalues: torch.Tensor, residues: int, variance_floor: float = 0.95) -> ComponentSelection:
-    """Components whose eigenvalue exceeds the noise edge; if none does, those that hold 95 % of the variance."""
+    """Select components whose eigenvalue exceeds the noise edge; if none does, those with 95 % of the variance."""
     sigma_squared, edge = noise_edge(eigenvalues, residues)
     selected = int((eigenvalues > edge).sum())
     if selected == 0:
@@ -89,31 +83,30 @@ def regress(
     kind: RegressionKind = "pcr",
     ridge_alpha: float = 1.0,
 ) -> Regression:
-    """Coefficients of h on e.
+    """Coefficients W of h on e.
 
     Args:
-        covariance: of e, (p, p) float64, scatter / (n - 1).
-        cross_covariance: of e and h, (p, k) float64.
+        covariance: C of e, (p, p) float64, scatter / (n - 1).
+        cross_covariance: G of e and h, (p, k) float64.
         residues: n.
         kind: "pcr", "ols" or "ridge".
-        ridge_alpha: penalty on the coefficients, on the scale of sums of squares over residues as in
-            scikit-learn's ``Ridge``.
+        ridge_alpha: penalty, on the scale of sums of squares over residues as in scikit-learn's ``Ridge``.
 
     Raises:
         ValueError: unknown kind, or an embedding without variance.
     """
-    eigenvalues, vectors = torch.linalg.eigh(covariance)
-    eigenvalues, vectors = eigenvalues.flip(0).clamp_min(0.0), vectors.flip(1)
+    eigenvalues, vectors = descending_eigh(covariance)
+    eigenvalues = eigenvalues.clamp_min(0.0)
     if eigenvalues[0] <= 0:
         raise ValueError("the smaller level's embedding is constant over all residues: nothing to regress on")
     if kind == "pcr":
         selection = select_components(eigenvalues, residues)
-    elif kind in ("ols", "ridge"):
+    elif kind == "ols":
         # Below this, an eigenvalue is rounding of the float64 scatter, not a direction of the data.
         floor = float(eigenvalues[0]) * len(eigenvalues) * torch.finfo(torch.float64).eps
-        sigma_squared, edge = noise_edge(eigenvalues, residues)
-        selected = len(eigenvalues) if kind == "ridge" else int((eigenvalues > floor).sum())
-        selection = ComponentSelection(selected, sigma_squared, edge)
+        selection = ComponentSelection(int((eigenvalues > floor).sum()), *noise_edge(eigenvalues, residues))
+    elif kind == "ridge":
+        selection = ComponentSelection(len(eigenvalues), *noise_edge(eigenvalues, residues))
     else:
         raise ValueError(f"unknown regression {kind!r}: choose pcr, ols or ridge")
     used, values = vectors[:, : selection.selected], eigenvalues[: selection.selected]

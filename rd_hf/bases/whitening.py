@@ -1,33 +1,32 @@
-"""Whitening of a nested embedding, one block at a time, so that what comes out is nested again.
+"""Whitening of a nested embedding, one block at a time, so that the result is nested again.
 
-An embedding e_m = [b_1, ..., b_m] has a block a level: the first level's state, and what each level appends. Channels
-of large variance rule distances and cosines between such vectors, and so do blocks that are wide or that vary much,
-whether or not they tell proteins apart. Each block by itself is therefore centred, turned to the principal axes of its
-own covariance, divided by the deviations along them, and multiplied by one weight:
+An embedding e_m = [b_1, ..., b_m] has one block per level: the first level's state, and what each level appends.
+Channels of large variance rule distances and cosines between such vectors, and so do wide blocks, whether or not they
+tell proteins apart. Each block by itself is therefore centred, rotated to the principal axes of its own covariance,
+divided by the deviations along them, and multiplied by one weight:
 
     b_i'  =  weight_i (b_i - mean_i) U_i diag(variance_i)^(-1/2)          C_i = U_i diag(variance_i) U_i^T
 
 (PCA whitening; Kessy, Lewin and Strimmer 2018, Am. Stat. 72:309.) Nothing of a block depends on a later one, so that
-the first dimensions of a whitened embedding are the whitened smaller embedding, bit for bit; and since axes come in
-order of falling variance, any number of dimensions is a meaningful cut. All of it is affine: the whitened mean over
-residues is the mean of the whitened residues. Cosines of whitened vectors are about the statistics' mean, not about
-zero.
-
-The statistics may be those of residues (the fit's moments) or of proteins' means (of a set that is searched); those of
-means suit what is compared as means.
+the first dimensions of a whitened embedding are the whitened smaller embedding, bit for bit; axes come in order of
+falling variance, so that any number of dimensions is a meaningful cut. All of it is affine: the whitened mean over
+residues is the mean of the whitened residues. Statistics of residues are the fit's moments; those of proteins' means
+suit what is compared as means.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
-from rd_hf.bases.chain import Basis, ChainWalk, fix_signs
+from rd_hf.bases.chain import Basis, ChainWalk
 from rd_hf.bases.moments import JointMoments
+from rd_hf.bases.regression import descending_eigh
 
-# Directions whose share of their block's largest variance is below this have none: what is there is rounding.
+# Directions whose variance is below this share of their block's largest have none: it is rounding.
 NO_VARIANCE = 1e-10
 # A block's weight beside what precedes it is at most this, and at least its inverse.
 MOST = 16.0
@@ -35,30 +34,15 @@ MOST = 16.0
 
 @dataclass(frozen=True)
 class BlockMoments:
-    """Mean and covariance of one block, float64.
-
-    Attributes:
-        count: of residues, or of proteins.
-        mean: (d,).
-        covariance: (d, d).
-    """
+    """Mean and covariance of one block over ``count`` residues or proteins, float64."""
 
     count: int
-    mean: torch.Tensor
-    covariance: torch.Tensor
-
-    @property
-    def width(self) -> int:
-        """d."""
-        return len(self.mean)
+    mean: torch.Tensor  # (d,)
+    covariance: torch.Tensor  # (d, d)
 
 
 def block_moments(moments: JointMoments) -> list[BlockMoments]:
-    """Of moments whose levels are the blocks themselves: ``JointMoments(block_widths)``, updated with blocks of rows.
-
-    Raises:
-        ValueError: fewer than two rows, which have no variance.
-    """
+    """Moments of each block, from joint moments whose levels are the blocks: ``JointMoments(block_widths)``."""
     if moments.count < 2:
         raise ValueError(f"{moments.count} rows have no variance to whiten by: two are needed, and thousands are good")
     means = moments.mean().cpu().split(moments.widths)
@@ -69,60 +53,25 @@ def block_moments(moments: JointMoments) -> list[BlockMoments]:
 
 
 def moments_of_rows(rows: torch.Tensor, widths: Sequence[int]) -> list[BlockMoments]:
-    """Of nested embeddings that are at hand, such as proteins' means.
-
-    Args:
-        rows: (n, sum of widths), any float dtype.
-        widths: d_i of each block: differences of the levels' nested widths.
-
-    Raises:
-        ValueError: as :func:`block_moments`.
-    """
+    """Moments of each block, d_i wide, from (n, sum of widths) nested embeddings such as proteins' means."""
     moments = JointMoments(widths)
     moments.update(rows.split(list(widths), dim=1))
     return block_moments(moments)
 
 
-def moments_of_chain(moments: JointMoments, bases: Sequence[Basis]) -> list[BlockMoments]:
-    """Of the blocks that bases make of the states whose moments these are: no embedding is needed.
-
-    Args:
-        moments: of the backbones' states, k_i wide each.
-        bases: a step a level after the first.
-    """
-    return [block for block, _ in _walked(moments, bases)]
-
-
-def _walked(moments: JointMoments, bases: Sequence[Basis]) -> Iterator[tuple[BlockMoments, _Step | None]]:
-    """The chain once more: each block's moments, and what its weight is chosen from (None for the first)."""
+def _walked(moments: JointMoments, bases: Sequence[Basis]) -> Iterator[tuple[BlockMoments, dict[str, torch.Tensor]]]:
+    """Each block's moments, and covariances of the prefix e, the block b and the state h, each by its two letters."""
     walk, degrees = ChainWalk(moments), max(moments.count - 1, 1)
-    yield BlockMoments(moments.count, walk.mean.cpu(), walk.own.cpu() / degrees), None
+    yield BlockMoments(moments.count, walk.mean.cpu(), walk.own.cpu() / degrees), {}
     for index, basis in enumerate(bases, start=1):
-        basis = Basis(*(part.to(walk.mean) for part in vars(basis).values()))
-        w, v = basis.regression, basis.directions
-        prefix, cross, width = walk.own, walk.cross[:, : walk.next_width], len(basis.prefix_mean)
-        state = moments.scatter_between(index, index)
+        basis = Basis(*(tensor.to(walk.mean) for tensor in vars(basis).values()))
+        w, v, width = basis.regression, basis.directions, len(basis.prefix_mean)
+        scatters = {"ee": walk.own, "eh": walk.next_cross, "hh": moments.scatter_between(index, index)}
         walk.extend(basis, walk.residual_scatter(w) @ v)
-        step = _Step(
-            prefix=prefix / degrees,
-            prefix_block=walk.own[:width, width:] / degrees,
-            prefix_state=cross / degrees,
-            block_state=v.T @ (state - w.T @ cross) / degrees,
-            state=state / degrees,
-        )
-        own = walk.own[width:, width:] / degrees
-        yield BlockMoments(moments.count, walk.mean[width:].cpu(), own.cpu()), step
-
-
-@dataclass(frozen=True)
-class _Step:
-    """Covariances of e_(i-1), its block b_i and its state h_i with each other, on the device of the moments."""
-
-    prefix: torch.Tensor
-    prefix_block: torch.Tensor
-    prefix_state: torch.Tensor
-    block_state: torch.Tensor
-    state: torch.Tensor
+        scatters["eb"], scatters["bb"] = walk.own[:width, width:], walk.own[width:, width:]
+        scatters["bh"] = v.T @ (scatters["hh"] - w.T @ scatters["eh"])
+        covariances = {letters: scatter / degrees for letters, scatter in scatters.items()}
+        yield BlockMoments(moments.count, walk.mean[width:].cpu(), covariances["bb"].cpu()), covariances
 
 
 def chain_whitening(
@@ -131,55 +80,51 @@ def chain_whitening(
     weights: Sequence[float] | None = None,
     shrinkage: float | None = None,
 ) -> Whitening:
-    """Whitening by the residues that a chain was fitted on, with weights that no label had a part in.
+    """Whiten by the residues that a chain was fitted on, with weights chosen without labels.
 
-    The larger a backbone, the more its own whitened state is worth as a judge of which proteins are alike; and the
-    nested embedding should judge as it does. So, level by level, with X' a whitened X, the inner products of all pairs
-    of residues under [e_(i-1)', weight b_i'] are brought as near as one weight can to those under h_i':
+    A nested embedding should judge which proteins are alike as its backbone's own whitened state does. So, level by
+    level, with X' a whitened X, the inner products of all pairs of residues under [e_(i-1)', weight b_i'] are brought
+    as near as one weight can to those under h_i':
 
         min over alpha, beta of  E (h'.h' - alpha e'.e' - beta b'.b')^2,        weight_i^2 = beta / alpha
 
     Such an expectation over pairs is a squared Frobenius norm of a cross-covariance (the numerator of linear CKA;
     Kornblith et al. 2019, ICML), so that it takes the moments alone. A prefix that says little of the larger state gets
-    little weight. Weights are a sequence: each is settled by its own level, and a larger one changes none.
+    little weight, and a larger level changes no weight below it.
 
     Args:
         moments: of the backbones' states.
         bases: fitted on them.
-        weights: of each level; by default as above, the largest set to 1.
-        shrinkage: see :func:`fit_whitening`.
+        weights: of each level; by default as above, scaled so that the largest is 1.
+        shrinkage: see :func:`whitening_map`.
     """
     blocks: list[BlockMoments] = []
-    chosen = [1.0]
+    chosen: list[float] = []
     prefix: list[torch.Tensor] = []
-    for block, step in _walked(moments, bases):
+    for block, covariances in _walked(moments, bases):
         blocks.append(block)
-        turned = _map(block.covariance, block.count, True, shrinkage)
-        if step is not None and weights is None:
-            joint = torch.block_diag(*prefix).to(step.prefix)
-            own, state = turned.to(step.prefix), _map(step.state, block.count, True, shrinkage)
-            chosen.append(_weight(step, joint, own, block.covariance.to(step.prefix), state))
-        prefix.append(chosen[-1] * turned)
-    if weights is None:
-        weights = [weight / max(chosen) for weight in chosen]
-    return fit_whitening(blocks, weights, shrinkage=shrinkage)
+        if weights is None:
+            own = whitening_map(block.covariance, block.count, shrinkage=shrinkage)
+            weight = 1.0
+            if covariances:
+                state = whitening_map(covariances["hh"], block.count, shrinkage=shrinkage)
+                weight = _weight({"e": torch.block_diag(*prefix), "b": own, "h": state}, covariances)
+            chosen.append(weight)
+            prefix.append(weight * own)
+    return fit_whitening(blocks, weights or [weight / max(chosen) for weight in chosen], shrinkage=shrinkage)
 
 
-def _weight(
-    step: _Step, prefix: torch.Tensor, block: torch.Tensor, covariance: torch.Tensor, state: torch.Tensor
-) -> float:
-    """Of a block beside a prefix whose own weights are settled, given the map of each: sqrt(beta / alpha)."""
+def _weight(maps: Mapping[str, torch.Tensor], covariances: Mapping[str, torch.Tensor]) -> float:
+    """sqrt(beta / alpha) for a block b beside a prefix e, whose weights are chosen, given the whitening of each."""
 
-    def products(left: torch.Tensor, between: torch.Tensor, right: torch.Tensor) -> float:
-        return float((left.T @ between @ right).square().sum())
+    def products(letters: str) -> float:
+        covariance = covariances[letters]
+        left, right = (maps[letter].to(covariance) for letter in letters)
+        return float((left.T @ covariance @ right).square().sum())
 
-    both = products(prefix, step.prefix_block, block)
-    known = torch.tensor(
-        [[products(prefix, step.prefix, prefix), both], [both, products(block, covariance, block)]], dtype=torch.float64
-    )
-    wanted = torch.tensor(
-        [products(prefix, step.prefix_state, state), products(block, step.block_state, state)], dtype=torch.float64
-    )
+    between = products("eb")
+    known = torch.tensor([[products("ee"), between], [between, products("bb")]], dtype=torch.float64)
+    wanted = torch.tensor([products("eh"), products("bh")], dtype=torch.float64)
     alpha, beta = torch.linalg.solve(known, wanted).tolist()
     if beta <= 0:
         return 1 / MOST
@@ -188,16 +133,10 @@ def _weight(
 
 @dataclass(frozen=True)
 class Whitening:
-    """One affine map a block: b_i' = (b_i - mean_i) map_i.
+    """One affine map per block: b_i' = (b_i - mean_i) map_i."""
 
-    Attributes:
-        means: (d_i,) float64 each.
-        maps: (d_i, d_i) float64 each, its weight in it; columns in order of falling variance.
-        weights: of each block, for the record.
-    """
-
-    means: tuple[torch.Tensor, ...]
-    maps: tuple[torch.Tensor, ...]
+    means: tuple[torch.Tensor, ...]  # (d_i,) float64 each
+    maps: tuple[torch.Tensor, ...]  # (d_i, d_i) float64 each, times its weight; columns in order of falling variance
     weights: tuple[float, ...]
 
     @property
@@ -206,38 +145,31 @@ class Whitening:
         return [len(mean) for mean in self.means]
 
     def up_to(self, blocks: int) -> Whitening:
-        """That of the first blocks: nothing else changes."""
+        """Return the whitening of the first blocks alone."""
         return Whitening(self.means[:blocks], self.maps[:blocks], self.weights[:blocks])
 
-    def __call__(self, embedding: torch.Tensor) -> torch.Tensor:
+    def __call__(self, embedding: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Whiten nested embeddings of any level that ends at a block.
 
         Args:
             embedding: (..., width of the level), any float dtype.
+            dtype: to compute in; by default float32, or that of the embedding where it is wider.
 
         Returns:
-            The same shape, in float32 or the dtype given where that is wider; its first dimensions are the whitened
-            smaller embedding, bit for bit.
-
-        Raises:
-            ValueError: the width is that of no level.
+            The same shape in that dtype; its first dimensions are the whitened smaller embedding, bit for bit.
         """
-        dtype = torch.promote_types(embedding.dtype, torch.float32)
-        parts, start = [], 0
-        for mean, matrix in zip(self.means, self.maps, strict=True):
-            if start == embedding.shape[-1]:
-                break
-            # A copy of its own, so that the product is the same whatever stands beside the block.
-            block = embedding[..., start : start + len(mean)].to(dtype, copy=True).contiguous()
-            if block.shape[-1] != len(mean):
-                break
-            parts.append((block - mean.to(block)) @ matrix.to(block))
-            start += len(mean)
-        if start != embedding.shape[-1]:
-            raise ValueError(
-                f"an embedding of {embedding.shape[-1]} dimensions does not end at a block of {self.widths}"
-            )
-        return torch.cat(parts, dim=-1)
+        dtype = dtype or torch.promote_types(embedding.dtype, torch.float32)
+        ends, width = list(accumulate(self.widths)), embedding.shape[-1]
+        if width not in ends:
+            raise ValueError(f"an embedding of {width} dimensions does not end at a block of {self.widths}")
+        blocks = embedding.split(self.widths[: ends.index(width) + 1], dim=-1)
+        # Each a copy of its own, so that the product is the same whatever stands beside the block.
+        blocks = [block.to(dtype, copy=True).contiguous() for block in blocks]
+        whitened = [
+            (block - mean.to(block)) @ matrix.to(block)
+            for block, mean, matrix in zip(blocks, self.means, self.maps, strict=False)
+        ]
+        return torch.cat(whitened, dim=-1)
 
 
 def fit_whitening(
@@ -246,48 +178,25 @@ def fit_whitening(
     rotate: bool = True,
     shrinkage: float | None = None,
 ) -> Whitening:
-    """The map of each block from its moments.
-
-    Args:
-        blocks: in the order of the levels.
-        weights: of each block; by default all equal.
-        rotate: to the principal axes; without, each direction is divided by its own deviation alone, and directions
-            stay as and where they are.
-        shrinkage: from 0 to 1, share of the block's mean variance in each variance: v -> (1 - s) v + s mean(v). At 1
-            all are equal, and only centring, turning and weights are left. By default what
-            :func:`oracle_shrinkage` finds right for so many rows.
-
-    Raises:
-        ValueError: another number of weights than of blocks, a weight below zero or not finite, or a shrinkage out of
-            range.
-    """
+    """Whiten each block by its moments and multiply it by its weight, by default 1; see :func:`whitening_map`."""
     weights = [1.0] * len(blocks) if weights is None else [float(weight) for weight in weights]
     if len(weights) != len(blocks):
         raise ValueError(f"{len(weights)} weights for {len(blocks)} blocks: give one a level")
     if not all(0 <= weight < float("inf") for weight in weights):
         raise ValueError(f"weights of blocks must be finite and not below 0, got {weights}")
-    if shrinkage is not None and not 0 <= shrinkage <= 1:
-        raise ValueError(f"a shrinkage lies between 0 and 1, got {shrinkage}")
     maps = [
-        weight * _map(block.covariance, block.count, rotate, shrinkage)
+        weight * whitening_map(block.covariance, block.count, rotate, shrinkage)
         for block, weight in zip(blocks, weights, strict=True)
     ]
     return Whitening(tuple(block.mean for block in blocks), tuple(maps), tuple(weights))
 
 
 def oracle_shrinkage(covariance: torch.Tensor, count: int) -> float:
-    """How far a covariance of so many rows is best moved towards its mean variance, were the rows Gaussian.
+    """Share, from 0 to 1, by which a (d, d) covariance of ``count`` rows is best moved towards its mean variance.
 
     The oracle approximating shrinkage of Chen, Wiesel, Eldar and Hero 2010 (IEEE Trans. Signal Process. 58:5016, eq.
-    23). Small where rows are many; where they are few, small variances are too small by chance, and directions of them
-    would count too much.
-
-    Args:
-        covariance: (d, d).
-        count: of rows, n.
-
-    Returns:
-        From 0 to 1.
+    23), for Gaussian rows. Small where rows are many; where they are few, small variances are too small by chance, and
+    directions of them would count too much.
     """
     size = len(covariance)
     squares, trace = float(covariance.square().sum()), float(covariance.trace())
@@ -295,15 +204,27 @@ def oracle_shrinkage(covariance: torch.Tensor, count: int) -> float:
     return min(1.0, ((1 - 2 / size) * squares + trace**2) / spread) if spread > 0 else 1.0
 
 
-def _map(covariance: torch.Tensor, count: int, rotate: bool, shrinkage: float | None) -> torch.Tensor:
-    """Axes over deviations, columns in order of falling variance where they are turned."""
-    if rotate:
-        variances, axes = torch.linalg.eigh(covariance)
-        variances, axes = variances.flip(0).clamp_min(0.0), fix_signs(axes.flip(1))
-    else:
-        variances, axes = covariance.diagonal(), torch.eye(len(covariance)).to(covariance)
+def whitening_map(
+    covariance: torch.Tensor, count: int, rotate: bool = True, shrinkage: float | None = None
+) -> torch.Tensor:
+    """U diag(variance)^(-1/2), (d, d), of a block's covariance; zero along directions without variance.
+
+    Args:
+        covariance: C, (d, d), of ``count`` rows.
+        rotate: to the principal axes, in order of falling variance; without, U is the identity, and each direction is
+            divided by its own deviation alone.
+        shrinkage: from 0 to 1, share of the block's mean variance in each variance: v -> (1 - s) v + s mean(v). At 1
+            all are equal. By default that of :func:`oracle_shrinkage`.
+    """
     if shrinkage is None:
         shrinkage = oracle_shrinkage(covariance, count)
-    there = variances > NO_VARIANCE * variances.max()
+    if not 0 <= shrinkage <= 1:
+        raise ValueError(f"a shrinkage lies between 0 and 1, got {shrinkage}")
+    if rotate:
+        variances, axes = descending_eigh(covariance)
+        variances = variances.clamp_min(0.0)
+    else:
+        variances, axes = covariance.diagonal(), torch.eye(len(covariance)).to(covariance)
+    varies = variances > NO_VARIANCE * variances.max()
     shrunk = (1 - shrinkage) * variances + shrinkage * variances.mean()
-    return axes * (torch.where(there, shrunk, torch.ones_like(shrunk)).rsqrt() * there)
+    return axes * (torch.where(varies, shrunk, torch.ones_like(shrunk)).rsqrt() * varies)

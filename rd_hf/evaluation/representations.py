@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
-from rd_hf.bases.chain import Basis, fit_chain, fix_signs
+from rd_hf.bases.chain import Basis, fit_chain
 from rd_hf.bases.moments import JointMoments
+from rd_hf.bases.regression import descending_eigh
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 # Kinds in the order of tables and legends.
@@ -145,8 +145,7 @@ def principal_map(name: str, moments: JointMoments, levels: int, width: int) -> 
         width: components kept.
     """
     mean, scatter, end = moments.mean().cpu(), moments.scatter().cpu(), moments.offsets[levels]
-    _, vectors = torch.linalg.eigh(scatter[:end, :end])
-    leading = fix_signs(vectors.flip(1)[:, :width])
+    _, leading = descending_eigh(scatter[:end, :end], width)
     matrix = np.zeros((sum(moments.widths), width))
     matrix[:end] = leading.numpy()
     return Representation("pca", name, matrix, -(mean[:end] @ leading).numpy())

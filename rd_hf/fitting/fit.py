@@ -1,15 +1,15 @@
 """Fitting the bases of a family: sequences -> backbones -> joint moments -> bases, under accelerate.
 
-One streaming pass. Batches are laid out once, for all processes alike, and dealt to them by index; every
-process keeps the moments of what it has seen and, now and then, writes them to disk together with the list of
-batches they hold. After a kill the files are merged and only the batches in none of them are run, with any
-number of processes. No embedding is ever kept.
+A single read of the data. Batches are planned once, for all processes alike, and dealt to them by index; every process
+keeps the moments of what it has seen and, now and then, writes them to disk together with the list of batches they
+hold. After a kill the files are merged and only the batches in none of them are run, with any number of processes. No
+embedding is ever kept.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -26,8 +26,9 @@ from rd_hf.bases.whitening import Whitening, chain_whitening
 from rd_hf.data.batching import collate, residue_mask
 from rd_hf.data.text import readable
 from rd_hf.fitting.one_pass import tuning_positions
-from rd_hf.fitting.sample import FitOptions, Sample, SamplePart, plan_batches
-from rd_hf.fitting.state import FitProgress, fit_settings, open_state, state_workspace
+from rd_hf.fitting.sample import Sample, Split, plan_batches
+from rd_hf.fitting.settings import FitOptions
+from rd_hf.fitting.state import FitProgress, state_workspace
 from rd_hf.memory import bound_kernels, trim_heap
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
@@ -38,8 +39,7 @@ from rd_hf.model.whitening_rd_esm import RDEsmWhitening
 
 @dataclass(frozen=True)
 class FitResult:
-    """Fitted bases, a report a level, what they were fitted on, the one-pass readout where one was asked for, and what
-    the blocks are whitened by."""
+    """Fitted bases, a report per level, how many residues they are of, and the readout if one was asked for."""
 
     bases: list[Basis]
     reports: list[FitReport]
@@ -51,65 +51,43 @@ class FitResult:
 
 @torch.inference_mode()
 def backbone_states(
-    model: RDEsmModel, window: Sequence[Sequence[str]], layers: Sequence[int] = ()
+    model: RDEsmModel, batches: Sequence[Sequence[str]], layers: Sequence[int] = ()
 ) -> list[list[torch.Tensor]]:
-    """Final hidden states of every backbone at residues only.
+    """Final hidden states of every backbone, at residues only, then those of these layers of the largest.
 
-    Args:
-        window: batches of cleaned sequences. They go up the levels together, so that a model that loads each
-            backbone when its turn comes loads it once a window; all their states are held until then.
-        layers: of the largest backbone, whose states are wanted too.
+    Batches of cleaned sequences go up the levels together, so that a model that loads each backbone when its turn comes
+    loads it once; all their states are held until then.
 
     Returns:
-        For each batch one (residues, k_i) tensor a level, in the backbone's dtype, then one a layer.
+        For each batch one (residues, k_i) tensor per level, in the backbone's dtype, then one per layer.
     """
     device = model.device
-    inputs, kept = [], []
-    for sequences in window:
+    inputs, masks = [], []
+    for sequences in batches:
         input_ids, attention_mask = collate(sequences)
-        kept.append(residue_mask([len(sequence) for sequence in sequences], input_ids.shape[1]).to(device))
+        masks.append(residue_mask([len(sequence) for sequence in sequences], input_ids.shape[1]).to(device))
         inputs.append({"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)})
-    states: list[list[torch.Tensor]] = [[] for _ in window]
+    states: list[list[torch.Tensor]] = [[] for _ in batches]
 
     def run(levels: list[int], backbone: PreTrainedModel) -> None:
         own = layers if levels[-1] == len(model.config.levels) - 1 else ()
-        for found, arguments, rows in zip(states, inputs, kept, strict=True):
-            found.extend(state[rows] for state in model.level_states(levels, backbone, arguments, own))
+        for found, arguments, mask in zip(states, inputs, masks, strict=True):
+            found.extend(state[mask] for state in model.level_states(levels, backbone, arguments, own))
 
     model.visit_backbones(run)
     return states
 
 
-def reduce_moments(moments: JointMoments, accelerator: Accelerator) -> JointMoments:
-    """The moments of all processes together, in every process.
-
-    All are first expressed about the common mean, after which sums and products simply add.
-    """
-    if accelerator.num_processes == 1:
-        return moments
-    count = torch.tensor([moments.count], dtype=torch.int64, device=moments.device)
-    total = int(accelerator.reduce(count, reduction="sum"))
-    mean = accelerator.reduce(moments.mean() * moments.count, reduction="sum") / max(total, 1)
-    moments.recentre(mean)
-    state = moments.state()
-    for name in ("sum", "products"):
-        state[name] = accelerator.reduce(state[name], reduction="sum")
-    state["count"] = torch.tensor(total)
-    return JointMoments.from_state(state, device=moments.device)
-
-
-def check_options(config: RDEsmConfig, options: FitOptions) -> RDEsmConfig:
-    """The config that a fit with these options gives, so that what does not fit is said before hours of work.
+def fitted_config(config: RDEsmConfig, options: FitOptions) -> RDEsmConfig:
+    """Return the config that a fit with these options gives: what does not fit is found before hours of work.
 
     Raises:
         ValueError: widths, residual directions or block weights do not fit the family.
     """
     directions = list(options.residual_directions or config.residual_directions)
-    if options.block_weights is not None and len(options.block_weights) != len(config.levels):
-        raise ValueError(
-            f"{len(options.block_weights)} block weights for {len(config.levels)} levels "
-            f"({', '.join(config.level_names)}): give one a level"
-        )
+    weights, names = options.block_weights, config.level_names
+    if weights is not None and len(weights) != len(names):
+        raise ValueError(f"{len(weights)} block weights for {len(names)} levels ({', '.join(names)}): give one a level")
     return RDEsmConfig(levels=config.levels, residual_directions=directions)
 
 
@@ -121,147 +99,124 @@ def fit_bases(
     accelerator: Accelerator,
     resume: bool = False,
     checkpoint_seconds: float = 60.0,
-    window_batches: int = 1,
+    group_batches: int = 1,
+    window_batches: int | None = None,
 ) -> FitResult:
-    """One pass of the backbones over the sample, then the chain in closed form.
+    """Run the backbones over the sample once, then solve the chain in closed form.
 
     Args:
         model: the family; its bases are not read.
-        sample: from :func:`draw_sample`, the same in every process.
-        options: see :class:`FitOptions`.
-        state_folder: where moments are kept while the pass runs.
+        sample: from :func:`draw_sample`, the same in every process; so is the result.
+        options: of the fit.
+        state_folder: where moments are kept meanwhile; with ``resume``, those of an unfinished fit are taken up.
         accelerator: single process, or any number under ``accelerate launch``.
-        resume: continue an unfinished fit.
         checkpoint_seconds: time between two writes of the moments.
-        window_batches: batches whose states are held at once, for a model that holds one backbone at a time.
-
-    Returns:
-        The same result in every process.
+        group_batches: batches whose states are held at once, for a model that holds one backbone at a time;
+            ``window_batches`` is its name up to 0.2.
 
     Raises:
         ValueError: too few residues, an unfinished fit of other settings, NaN in a backbone's output.
     """
-    config = check_options(model.config, options)
-    widths = config.backbone_widths
+    config = fitted_config(model.config, options)
+    names, widths = config.level_names, config.backbone_widths
     training = sample.residues(heldout=False)
     if training <= widths[0]:
         raise ValueError(
-            f"{training} residues are too few to fit on: level {model.config.level_names[0]} is {widths[0]} wide and "
+            f"{training} residues are too few to fit on: level {names[0]} is {widths[0]} wide and "
             f"needs more than {widths[0]} residues; give more sequences"
         )
+    tuning = frozenset() if options.one_pass is None else tuning_positions(sample, options.seed)
+    batches = plan_batches(sample, options.batch_tokens, tuning)
     bound_kernels()
-    state_folder = Path(state_folder)
     # One lock for all processes: the others wait for the main process at every turn.
-    workspace = state_workspace(state_folder)
+    workspace = state_workspace(Path(state_folder))
     if accelerator.is_main_process:
         workspace.claim()
     try:
-        moments = _accumulate(
-            model, sample, options, state_folder, accelerator, resume, checkpoint_seconds, window_batches
-        )
+        progress = FitProgress(Path(state_folder), model, sample, options, accelerator, resume)
+        _accumulate(model, sample, batches, progress, checkpoint_seconds, window_batches or group_batches)
     finally:
         workspace.leave()
-    seen = sum(part.count for part in moments.values())
-    expected = sum(len(sequence) for sequence in sample.sequences)
+    moments = {split: _reduced(own, accelerator) for split, own in progress.moments.items()}
+    seen, expected = sum(split.count for split in moments.values()), sum(map(len, sample.sequences))
     if seen != expected:
         raise RuntimeError(
             f"the moments hold {seen} residues where the sample has {expected}: {state_folder} is inconsistent, "
             "delete it and fit again"
         )
-    names, levels = model.config.level_names, len(widths)
-    # The chain is fitted on all that is not held out, whether or not a readout chooses its ridge by some of it.
-    fitting, tuning, held = moments["training"], moments.get("tuning"), moments["heldout"]
-    of_levels = fitting.part(0, levels)
-    if tuning is not None:
-        of_levels = JointMoments.from_state(of_levels.state(), device=fitting.device)
-        of_levels.merge(tuning.part(0, levels))
+    return _solve(moments, config, options)
+
+
+def _solve(moments: Mapping[Split, JointMoments], config: RDEsmConfig, options: FitOptions) -> FitResult:
+    """Everything in closed form, from the moments of each split of the sample."""
+    names, levels = config.level_names, len(config.levels)
     kind, alpha = options.regression, options.ridge_alpha
-    bases, reports = fit_chain(of_levels, names, config.residual_directions, kind, alpha, held.part(0, levels))
-    whitening = chain_whitening(of_levels, bases, options.block_weights)
+    training, tuning, heldout = moments["training"], moments.get("tuning"), moments["heldout"]
+    # The chain is fitted on all that is not held out, whether or not a readout chooses its ridge by some of it.
+    states = training.first_levels(levels)
+    if tuning is not None:
+        states = JointMoments.from_state(states.state(), device=training.device)
+        states.merge(tuning.first_levels(levels))
+    judged_on = heldout.first_levels(levels)
+    bases, reports = fit_chain(states, names, config.residual_directions, kind, alpha, judged_on)
+    whitening = chain_whitening(states, bases, options.block_weights)
+    result = FitResult(bases, reports, states.count, heldout.count, whitening=whitening)
     if tuning is None:
-        return FitResult(bases, reports, fitting.count, held.count, whitening=whitening)
-    # On return all residues that are not held out are in one set.
-    readout, figures = fit_readout(fitting, tuning, bases, names, kind, alpha, held)
+        return result
+    readout, figures = fit_readout(training, tuning, bases, names, kind, alpha, heldout)
     reports = [replace(report, one_pass=own) for report, own in zip(reports, figures, strict=True)]
-    return FitResult(bases, reports, fitting.count, held.count, readout, whitening)
+    return replace(result, reports=reports, readout=readout)
 
 
 def _accumulate(
     model: RDEsmModel,
     sample: Sample,
-    options: FitOptions,
-    state_folder: Path,
-    accelerator: Accelerator,
-    resume: bool,
+    batches: Sequence[tuple[Split, list[int]]],
+    progress: FitProgress,
     checkpoint_seconds: float,
-    window_batches: int,
-) -> dict[SamplePart, JointMoments]:
-    """The pass itself, see :func:`fit_bases`: moments of each part of the sample, of all processes."""
-    layers = options.one_pass or ()
-    tuning = frozenset() if options.one_pass is None else tuning_positions(sample, options.seed)
-    widths = model.config.backbone_widths
-    parts: list[SamplePart] = ["training", "heldout"]
-    if tuning:
-        parts.append("tuning")
-    if accelerator.is_main_process:
-        open_state(state_folder, fit_settings(sample, model, options), resume)
-    accelerator.wait_for_everyone()
-    state = FitProgress(state_folder, [*widths, *[widths[-1]] * len(layers)], accelerator, parts)
-    batches = plan_batches(sample, options.batch_tokens, tuning)
-    done = state.done_earlier()
-    remaining = [index for index in range(len(batches)) if index not in done]
-    # Every process must have listed the earlier files before one of them adds its own.
-    accelerator.wait_for_everyone()
-    taken_up = set(state.done)
-    mine = [
-        index for index in remaining[accelerator.process_index :: accelerator.num_processes] if index not in taken_up
-    ]
-    sizes = {index: sum(len(sample.sequences[p]) for p in batches[index][1]) for index in mine}
-    label = "fitting"
-    if accelerator.num_processes > 1:
-        label += f" (process 1 of {accelerator.num_processes})"
+    group_batches: int,
+) -> None:
+    """Run the batches that are not done, and add their states to this process's moments."""
+    accelerator, names = progress.accelerator, model.config.level_names
+    mine = progress.remaining(len(batches))
+    processes = accelerator.num_processes
+    label = "fitting" if processes == 1 else f"fitting (process 1 of {processes})"
+    total = sum(len(sample.sequences[position]) for index in mine for position in batches[index][1])
     model.eval()
     saved = time.monotonic()
     with tqdm(
-        total=sum(sizes.values()),
-        desc=label,
-        unit=" residues",
-        unit_scale=True,
-        disable=not accelerator.is_main_process,
+        total=total, desc=label, unit=" residues", unit_scale=True, disable=not accelerator.is_main_process
     ) as bar:
-        for start in range(0, len(mine), window_batches):
-            window = mine[start : start + window_batches]
-            sequences = [[sample.sequences[p] for p in batches[index][1]] for index in window]
-            found = backbone_states(model, sequences, layers)
-            for index, states in zip(window, found, strict=True):
-                part, positions = batches[index]
-                if not state.done:
-                    _refuse_constant(states, model.config.level_names)
+        for start in range(0, len(mine), group_batches):
+            group = mine[start : start + group_batches]
+            sequences = [[sample.sequences[position] for position in batches[index][1]] for index in group]
+            found = backbone_states(model, sequences, progress.layers)
+            for index, states in zip(group, found, strict=True):
+                split, positions = batches[index]
+                if not progress.done:
+                    _refuse_constant(states, names)
                 try:
-                    state.moments[part].update(states)
+                    progress.add(index, split, states)
                 except NonFiniteStatesError as error:
                     # Behind the levels come layers of the last of them.
-                    level = model.config.level_names[min(error.level, len(widths) - 1)]
                     raise ValueError(
-                        f"{error} (level {level}) on the batch that starts with record "
-                        f"{sample.ids[positions[0]]!r}: check that backbone's weights, or use --dtype float32"
+                        f"{error} (level {names[min(error.level, len(names) - 1)]}) on the batch that starts with "
+                        f"record {sample.ids[positions[0]]!r}: check that backbone's weights, or use --dtype float32"
                     ) from error
-                state.done.append(index)
-                bar.update(sizes[index])
-            del found
+                bar.update(len(states[0]))
+            del found, states
             if time.monotonic() - saved >= checkpoint_seconds:
-                state.save()
+                progress.save()
                 trim_heap()
                 saved = time.monotonic()
-    state.save()
+    progress.save()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        state.merge_earlier()
-    return {part: reduce_moments(moments, accelerator) for part, moments in state.moments.items()}
+        progress.merge_earlier()
 
 
 def _refuse_constant(states: Sequence[torch.Tensor], names: Sequence[str]) -> None:
-    """Raise a ValueError where a backbone says the same of every residue: its weights are zero, or not its own."""
+    """Stop where a backbone gives all residues the same state: its weights are zero, or not its own."""
     for name, state in zip(names, states, strict=False):
         if len(state) > 1 and bool((state == state[0]).all()):
             raise ValueError(
@@ -270,31 +225,42 @@ def _refuse_constant(states: Sequence[torch.Tensor], names: Sequence[str]) -> No
             )
 
 
+def _reduced(moments: JointMoments, accelerator: Accelerator) -> JointMoments:
+    """The moments of all processes together, in every process: about the common mean, sums and products add."""
+    if accelerator.num_processes == 1:
+        return moments
+    count = torch.tensor([moments.count], dtype=torch.int64, device=moments.device)
+    total = int(accelerator.reduce(count, reduction="sum"))
+    moments.recentre(accelerator.reduce(moments.mean() * moments.count, reduction="sum") / max(total, 1))
+    state = moments.state()
+    for name in ("sum", "products"):
+        state[name] = accelerator.reduce(state[name], reduction="sum")
+    return JointMoments.from_state({**state, "count": torch.tensor(total)}, device=moments.device)
+
+
 def install_bases(
     model: RDEsmModel, result: FitResult, options: FitOptions, sample: Sample, sources: Iterable[str]
 ) -> None:
     """Put fitted bases into the model (rounded to float32) and their record into its config."""
-    model.config.residual_directions = [basis.directions.shape[1] for basis in result.bases]
-    projections = []
-    for basis in result.bases:
-        prefix_width, backbone_width = basis.regression.shape
-        projection = RDEsmProjection(prefix_width, backbone_width, basis.directions.shape[1]).to(model.device)
-        for name, value in vars(basis).items():
-            getattr(projection, name).copy_(value)
-        projections.append(projection)
-    model.projections = torch.nn.ModuleList(projections)
-    # Of other bases, if there were any.
-    model.whitening = model.config.whitening = None
+    config = model.config
+    config.residual_directions = [basis.directions.shape[1] for basis in result.bases]
+    model.projections = torch.nn.ModuleList(_projection(basis).to(model.device) for basis in result.bases)
+    # Those of other bases, if there were any.
+    model.whitening = config.whitening = None
+    if config.readout is not None:
+        config.readout = None
+        del model.readout
     if result.readout is not None:
-        model.config.readout = {"layers": list(options.one_pass or ())}
-        model.readout = _installed(result.readout, options.one_pass or ()).to(model.device)
+        layers = list(options.one_pass or ())
+        config.readout = {"layers": layers}
+        model.readout = _readout(result.readout, layers).to(model.device)
     if result.whitening is not None:
         criterion = "given" if options.block_weights else "each level's backbone"
         install_whitening(model, result.whitening, of="residues", criterion=criterion)
-    # Said with what came of them.
-    aside = ("one_pass", "block_weights")
-    model.config.bases = {
-        **{name: value for name, value in asdict(options).items() if name not in aside},
+    # The others are recorded with what came of them.
+    record = {name: value for name, value in asdict(options).items() if name not in ("one_pass", "block_weights")}
+    config.bases = {
+        **record,
         "num_sequences": len(sample.sequences) - len(sample.heldout),
         "num_heldout_sequences": len(sample.heldout),
         "num_residues": result.training_residues,
@@ -304,41 +270,41 @@ def install_bases(
     }
 
 
-def _installed(readout: Readout, layers: Sequence[int]) -> RDEsmReadout:
-    """A fitted readout as the model holds it, rounded to float32."""
+def _projection(basis: Basis) -> RDEsmProjection:
+    prefix_width, backbone_width = basis.regression.shape
+    projection = RDEsmProjection(prefix_width, backbone_width, basis.directions.shape[1])
+    projection.load_state_dict(vars(basis))
+    return projection
+
+
+def _readout(readout: Readout, layers: Sequence[int]) -> RDEsmReadout:
     prefix_width, width = readout.last.regression.shape
     module = RDEsmReadout(layers, width, prefix_width, readout.last.directions.shape[1])
+    module.last = _projection(readout.last)
     module.state_means.copy_(readout.feature_mean.view(-1, width))
     module.prefix_mean.copy_(readout.embedding_mean)
     module.weights.copy_(readout.weights.view(-1, width, prefix_width))
-    for name, value in vars(readout.last).items():
-        getattr(module.last, name).copy_(value)
     return module
 
 
 def install_whitening(model: RDEsmModel, whitening: Whitening, **record: str | float) -> None:
-    """Put what blocks are whitened by into a model (rounded to float32), and where it comes from into its config.
+    """Put a whitening of its blocks into a model (rounded to float32), and where it comes from into its config.
 
-    For bases that came without: whiten by a set of your own, then save the model.
-
-    Args:
-        model: with its bases set.
-        whitening: of its blocks, a level each; its weights are kept beside its maps.
-        record: where the statistics come from: ``of`` ("residues", "proteins"), ``criterion`` of the weights.
+    For bases that came without: whiten by a set of your own, then save the model. The record says what the statistics
+    are ``of`` ("residues", "proteins"), and the ``criterion`` of the weights.
 
     Raises:
-        ValueError: its blocks are not those of the model.
+        ValueError: the blocks are not those of the model.
     """
-    dims = list(model.config.nested_dims.values())
-    widths = [wide - narrow for narrow, wide in pairwise([0, *dims])]
-    if whitening.widths != widths:
-        raise ValueError(
-            f"a whitening of blocks {whitening.widths} does not fit a model whose blocks are {widths} wide"
-        )
-    module = RDEsmWhitening(widths, whitening.weights).to(model.device)
-    for block, mean, turned, weight in zip(module, whitening.means, whitening.maps, whitening.weights, strict=True):
-        block.get_buffer("mean").copy_(mean)
-        # A weight of nothing leaves nothing of its map.
-        block.get_buffer("map").copy_(turned / weight if weight else turned)
-    model.whitening = module
+    widths, own = (
+        [wide - narrow for narrow, wide in pairwise([0, *model.config.nested_dims.values()])],
+        whitening.widths,
+    )
+    if own != widths:
+        raise ValueError(f"a whitening of blocks {own} does not fit a model whose blocks are {widths} wide")
+    module = RDEsmWhitening(widths, whitening.weights)
+    for block, mean, matrix, weight in zip(module, whitening.means, whitening.maps, whitening.weights, strict=True):
+        # A weight of zero leaves nothing of its map.
+        block.load_state_dict({"mean": mean, "map": matrix / weight if weight else matrix})
+    model.whitening = module.to(model.device)
     model.config.whitening = {"weights": list(whitening.weights), **record}

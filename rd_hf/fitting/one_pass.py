@@ -1,4 +1,4 @@
-"""What a one-pass readout reads: layers of the largest backbone, as many as their moments leave room for."""
+"""What a one-pass readout reads: layers of the largest backbone, as many as their moments allow."""
 
 from __future__ import annotations
 
@@ -24,23 +24,19 @@ def moments_bytes(config: RDEsmConfig, layers: int) -> int:
 
 
 def choose_layers(config: RDEsmConfig, asked: Sequence[int] = ()) -> tuple[int, ...]:
-    """Layers below the final state, in growing order; 0 is what the first layer is given.
+    """Choose layers below the final state, in growing order; 0 is what the first layer is given.
 
-    Args:
-        config: of the family.
-        asked: numbers, of which that of the last layer stands for the final state, which is read always; none at all
-            for a handful, evenly spread from 0, as many as fit the limit.
+    Of those asked for, the last layer stands for the final state, which is read always. By default there are four,
+    evenly spread from 0, or as many as the limit allows.
 
     Raises:
         ValueError: a family of one level, a layer that the largest backbone lacks, or moments beyond the limit.
     """
-    if len(config.levels) < 2:
-        raise ValueError("--one-pass takes the place of smaller backbones, and this family has one level only")
     if len(config.backbone_groups) < 2:
-        raise ValueError(
-            "--one-pass takes the place of smaller backbones, and the levels of this family are layers of one "
-            "backbone, which runs once anyway"
-        )
+        why = "the levels of this family are layers of one backbone, which runs once anyway"
+        if len(config.levels) < 2:
+            why = "this family has one level only"
+        raise ValueError(f"--one-pass takes the place of smaller backbones, and {why}")
     largest, count = config.levels[-1], config.depth(len(config.levels) - 1)
     if not asked:
         wanted = min(DEFAULT_LAYERS, count)
@@ -62,11 +58,7 @@ def choose_layers(config: RDEsmConfig, asked: Sequence[int] = ()) -> tuple[int, 
 
 
 def tuning_positions(sample: Sample, seed: int) -> frozenset[int]:
-    """Positions of the sequences, none of them held out, by which the ridge is chosen.
-
-    Raises:
-        ValueError: fewer than two sequences to fit on.
-    """
+    """Positions of the sequences, none of them held out, by which the ridge is chosen."""
     positions = [position for position in range(len(sample.sequences)) if position not in sample.heldout]
     if len(positions) < 2:
         raise ValueError("--one-pass needs two sequences or more to fit on, since it chooses its ridge by some of them")

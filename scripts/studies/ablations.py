@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from rd_hf.bases.chain import Basis, fix_signs
+from rd_hf.bases.chain import Basis
 from rd_hf.bases.moments import JointMoments
-from rd_hf.bases.regression import RegressionKind, regress
+from rd_hf.bases.regression import RegressionKind, fix_signs, regress
 from rd_hf.evaluation.representations import Representation, chain_maps
 
 STUDIES = {

@@ -1,4 +1,4 @@
-"""JointMoments: what one pass must know of the data, whichever way the pass was cut."""
+"""JointMoments: what a single read of the data must keep of it, whichever way the read was cut."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rd_hf.bases.moments import JointMoments, NonFiniteStatesError
+from rd_hf.bases.moments import JointMoments, NonFiniteStatesError, load_tensors, save_tensors
 
 WIDTHS = (3, 5, 4)
 # Sums in float64 over at most a few thousand terms of size one: rounding is of the order 1e-13.
@@ -87,7 +87,7 @@ def test_any_way_of_batching_gives_the_same_moments(cuts: list[int], seed: int) 
 
 @given(cut=st.integers(0, 200), offset=st.sampled_from([0.0, 5.0, -1000.0]))
 @settings(deadline=None, max_examples=30)
-def test_merging_two_halves_is_one_pass(cut: int, offset: float) -> None:
+def test_merging_two_halves_is_a_single_read(cut: int, offset: float) -> None:
     parts = states(200, offset=offset)
     first, second = (moments_of([p[s] for p in parts]) for s in (slice(0, cut), slice(cut, None)))
     first.merge(second)
@@ -157,8 +157,8 @@ def test_other_widths_are_refused() -> None:
 
 def test_saved_moments_load_as_they_were(tmp_path: Path) -> None:
     moments = moments_of(states(40))
-    moments.save(tmp_path / "m.safetensors")
-    loaded = JointMoments.load(tmp_path / "m.safetensors")
+    save_tensors(tmp_path / "m.safetensors", moments.state())
+    loaded = JointMoments.from_state(load_tensors(tmp_path / "m.safetensors"))
     assert loaded.count == 40
     assert loaded.widths == WIDTHS
     assert torch.equal(loaded.scatter(), moments.scatter())
@@ -169,7 +169,7 @@ def test_saved_moments_load_as_they_were(tmp_path: Path) -> None:
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
-    moments_of(states(40)).save(path)
+    save_tensors(path, moments_of(states(40)).state())
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match=r"m\.safetensors cannot be read"):
-        JointMoments.load(path)
+        load_tensors(path)

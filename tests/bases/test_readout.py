@@ -41,17 +41,20 @@ BOTH = [torch.cat(pair) for pair in zip(FIT, TUNE, strict=True)]
 
 @pytest.fixture(scope="module")
 def bases() -> list[Basis]:
-    return fit_chain(moments_of(BOTH).part(0, 3), NAMES, KEEP)[0]
+    return fit_chain(moments_of(BOTH).first_levels(3), NAMES, KEEP)[0]
 
 
-def test_a_part_of_the_moments_is_the_moments_of_that_part() -> None:
-    whole, part = moments_of(FIT), moments_of(FIT[1:4])
-    view = whole.part(1, 4)
-    assert (view.widths, view.count) == (part.widths, part.count)
-    torch.testing.assert_close(view.scatter(), part.scatter(), rtol=1e-10, atol=1e-8)
-    torch.testing.assert_close(view.mean(), part.mean(), rtol=1e-12, atol=1e-12)
-    rebuilt = JointMoments.of(part.widths, part.count, part.mean(), part.scatter())
-    torch.testing.assert_close(rebuilt.scatter(), part.scatter(), rtol=1e-12, atol=1e-10)
+def test_moments_of_the_first_levels_and_of_two_groups_of_levels_are_those_of_the_data() -> None:
+    whole = moments_of(FIT)
+    two = [torch.cat(FIT[:2], dim=1), torch.cat(FIT[2:], dim=1)]
+    for view, levels in ((whole.first_levels(3), FIT[:3]), (whole.as_two(2), two)):
+        own = moments_of(levels)
+        assert (view.widths, view.count) == (own.widths, own.count)
+        torch.testing.assert_close(view.scatter(), own.scatter(), rtol=1e-10, atol=1e-8)
+        torch.testing.assert_close(view.mean(), own.mean(), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(view.scatter_between(1, 1), own.scatter_between(1, 1), rtol=1e-10, atol=1e-8)
+    rebuilt = JointMoments.of(own.widths, own.count, own.mean(), own.scatter())
+    torch.testing.assert_close(rebuilt.scatter(), own.scatter(), rtol=1e-12, atol=1e-10)
 
 
 def test_the_embedding_is_affine_in_the_states(bases: list[Basis]) -> None:
@@ -108,7 +111,7 @@ def test_the_last_step_is_the_chains_own_on_what_was_read_out(bases: list[Basis]
 
 def test_with_all_directions_nothing_of_the_largest_model_is_lost(bases: list[Basis]) -> None:
     """However poor the readout: [e~, r V] with as many directions as the backbone is wide gives its state back."""
-    all_kept, _ = fit_chain(moments_of(BOTH).part(0, 3), NAMES, (KEEP[0], WIDTHS[-1]))
+    all_kept, _ = fit_chain(moments_of(BOTH).first_levels(3), NAMES, (KEEP[0], WIDTHS[-1]))
     _, figures = fit_readout(moments_of(FIT), moments_of(TUNE), all_kept, NAMES, heldout=moments_of(HELD))
     assert figures[-1].reconstruction_error == pytest.approx(0, abs=1e-9)
     _, fewer = fit_readout(moments_of(FIT), moments_of(TUNE), bases, NAMES, heldout=moments_of(HELD))
@@ -134,8 +137,8 @@ def test_the_strength_is_the_best_on_the_tuning_residues_and_they_take_no_part_i
 
 def test_the_exact_chain_is_that_of_all_residues(bases: list[Basis]) -> None:
     """Fitted together in the end: whether some chose the ridge changes nothing."""
-    merged = JointMoments.from_state(moments_of(FIT).part(0, 3).state())
-    merged.merge(moments_of(TUNE).part(0, 3))
+    merged = JointMoments.from_state(moments_of(FIT).first_levels(3).state())
+    merged.merge(moments_of(TUNE).first_levels(3))
     for one, other in zip(fit_chain(merged, NAMES, KEEP)[0], bases, strict=True):
         torch.testing.assert_close(one.regression, other.regression, rtol=1e-8, atol=1e-9)
 

@@ -15,7 +15,6 @@ from rd_hf.bases.whitening import (
     Whitening,
     chain_whitening,
     fit_whitening,
-    moments_of_chain,
     moments_of_rows,
     oracle_shrinkage,
 )
@@ -58,18 +57,19 @@ def test_shrinkage_is_scikit_learns_up_to_what_it_leaves_out(count: int) -> None
     assert 0 < found < 1
 
 
-def test_the_moments_of_states_give_those_of_every_block() -> None:
+def test_the_moments_of_states_give_the_whitening_of_every_block() -> None:
     levels = family(4000)
     moments = moments_of(levels)
     bases, _ = fit_chain(moments, NAMES, KEEP)
-    blocks = moments_of_chain(moments, bases)
-    assert [block.width for block in blocks] == BLOCKS
+    found = chain_whitening(moments, bases, [1, 1, 1])
+    assert found.widths == BLOCKS
     embedding = apply(levels, bases)[-1]
-    for found, expected in zip(blocks, moments_of_rows(embedding, BLOCKS), strict=True):
-        scale = expected.covariance.diagonal().max()
-        assert torch.allclose(found.mean, expected.mean, atol=1e-9)
-        # Scatters of some thousand terms, cancelled once: ten digits are left.
-        assert torch.allclose(found.covariance / scale, expected.covariance / scale, atol=1e-10)
+    expected = fit_whitening(moments_of_rows(embedding, BLOCKS))
+    for one, other in zip(found.means, expected.means, strict=True):
+        assert torch.allclose(one, other, atol=1e-9)
+    # Scatters of some thousand terms, cancelled once: ten digits of the largest variance are left.
+    for one, other in zip(found.maps, expected.maps, strict=True):
+        assert torch.allclose(one, other, rtol=1e-7, atol=1e-7 * float(other.abs().max()))
 
 
 def test_weights_scale_their_blocks_and_nothing_else() -> None:

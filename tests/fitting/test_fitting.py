@@ -1,4 +1,4 @@
-"""One pass of fitting: the sample, the pass, processes, kills, and what wrong input gets told."""
+"""Fitting: the sample, the single read of it, processes, kills, and how wrong input is refused."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from rd_hf.bases.chain import fit_chain
 from rd_hf.bases.moments import JointMoments
+from rd_hf.commands.fit import main
 from rd_hf.data.batching import collate
 from rd_hf.data.fasta import InputError
 from rd_hf.fitting import FitOptions, backbone_states, draw_sample, fit_bases, install_bases
@@ -39,6 +40,15 @@ def command(*arguments: str | Path, processes: int = 1) -> list[str]:
     """The command line that a user would give."""
     launcher = TWO_PROCESSES if processes == 2 else (sys.executable,)
     return [*launcher, FIT, *map(str, arguments)]
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """The error of a command that fails, here in this process: one sentence, no traceback."""
+    capsys.readouterr()
+    assert main([str(word) for word in arguments]) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said.strip().splitlines()[-1]
 
 
 def bases_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -103,17 +113,23 @@ def test_a_table_with_a_sequence_column_will_do(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("settings_", "message"),
-    [({"num_sequences": 0}, "positive"), ({"heldout_fraction": 1.0}, r"\[0, 1\)"), ({"batch_tokens": 0}, "positive")],
+    [
+        ({"num_sequences": 0}, "num_sequences must be a whole number of at least 1, not 0"),
+        ({"heldout_fraction": 1.0}, "heldout_fraction must be a finite number of at least 0 and below 1, not 1.0"),
+        ({"batch_tokens": 0}, "batch_tokens must be a whole number of at least 1, not 0"),
+        ({"block_weights": (1.0, -1.0)}, "block_weights must be a finite number of at least 0, not -1.0"),
+        ({"regression": "lasso"}, "regression must be one of pcr, ols, ridge, not 'lasso'"),
+    ],
 )
 def test_impossible_options_are_refused(settings_: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FitOptions(**settings_)  # type: ignore[arg-type]
 
 
-# --- the pass -------------------------------------------------------------------------------------------------
+# --- the read -------------------------------------------------------------------------------------------------
 
 
-def test_the_pass_is_the_chain_over_residues_of_single_sequences(fasta: Path, tmp_path: Path) -> None:
+def test_the_read_is_the_chain_over_residues_of_single_sequences(fasta: Path, tmp_path: Path) -> None:
     """No cls, eos or padding gets in, held-out sequences stay out, and batching does not matter."""
     model = random_model([32, 48, 64])
     options = FitOptions(num_sequences=60, heldout_fraction=0.2)
@@ -251,7 +267,13 @@ def test_two_processes_give_the_bases_of_one(fitted: Path, tiny_checkpoint: Path
 
 @pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 2), (2, 1)])
 def test_a_killed_fit_resumes_to_the_same_bases(
-    fitted: Path, tiny_checkpoint: Path, fasta: Path, tmp_path: Path, before: int, after: int
+    fitted: Path,
+    tiny_checkpoint: Path,
+    fasta: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    before: int,
+    after: int,
 ) -> None:
     """SIGKILL in the middle; the continuation may even use another number of processes."""
     output = tmp_path / "model"
@@ -272,12 +294,9 @@ def test_a_killed_fit_resumes_to_the_same_bases(
     held = len(load_file(state)["done"])
     assert held >= 1
 
-    refused = run(*arguments)
-    assert refused.returncode != 0
-    assert "add --resume" in refused.stderr
-    other = run(*arguments, "--resume", "--seed", "3")
-    assert other.returncode != 0
-    assert "was of other sequences" in other.stderr or "was of other heldout" in other.stderr
+    assert "add --resume" in refusal(capsys, *arguments)
+    other = refusal(capsys, *arguments, "--resume", "--seed", "3")
+    assert "was of other sequences" in other or "was of other heldout" in other
 
     done = run(*arguments, "--resume", processes=after)
     assert done.returncode == 0, done.stderr
@@ -287,30 +306,26 @@ def test_a_killed_fit_resumes_to_the_same_bases(
         weights = sorted(path.name for path in fitted.glob("*.safetensors"))
         assert weights
         assert all((output / name).read_bytes() == (fitted / name).read_bytes() for name in weights)
-    again = run(*arguments, "--resume")
-    assert again.returncode == 0
-    assert "nothing is left to do" in again.stdout
+    assert main([*map(str, arguments), "--resume"]) == 0
+    assert "nothing is left to do" in capsys.readouterr().out
 
 
 # --- wrong input ----------------------------------------------------------------------------------------------
 
 
-def one_sentence(done: subprocess.CompletedProcess[str]) -> str:
-    """The error of a failed command: non-zero exit, no traceback."""
-    assert done.returncode != 0
-    assert "Traceback" not in done.stderr
-    return done.stderr.strip().splitlines()[-1]
+def test_no_such_fasta(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refusal(
+        capsys, "--config", tiny_checkpoint, "--data", tmp_path / "nothing.fasta", "--output", tmp_path / "out"
+    )
+    assert "nothing.fasta: no such file" in said
 
 
-def test_no_such_fasta(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    done = run("--config", tiny_checkpoint, "--data", tmp_path / "nothing.fasta", "--output", tmp_path / "out")
-    assert "nothing.fasta: no such file" in one_sentence(done)
-
-
-def test_a_fasta_without_sequences(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_fasta_without_sequences(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty.fasta").write_text("nothing here\n")
-    done = run("--config", tiny_checkpoint, "--data", tmp_path / "empty.fasta", "--output", tmp_path / "out")
-    assert "holds no FASTA record" in one_sentence(done)
+    said = refusal(
+        capsys, "--config", tiny_checkpoint, "--data", tmp_path / "empty.fasta", "--output", tmp_path / "out"
+    )
+    assert "holds no FASTA record" in said
 
 
 def test_records_without_usable_sequences(tmp_path: Path) -> None:
@@ -319,10 +334,14 @@ def test_records_without_usable_sequences(tmp_path: Path) -> None:
         draw_sample([str(tmp_path / "bad.fasta")], FitOptions())
 
 
-def test_fewer_residues_than_the_first_level_is_wide(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_fewer_residues_than_the_first_level_is_wide(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "short.fasta").write_text(">a\nMKTAYIAKQRQISFVKSHFSRQ\n")
-    done = run("--config", tiny_checkpoint, "--data", tmp_path / "short.fasta", "--output", tmp_path / "out")
-    assert "22 residues are too few to fit on: level L0 is 32 wide" in one_sentence(done)
+    said = refusal(
+        capsys, "--config", tiny_checkpoint, "--data", tmp_path / "short.fasta", "--output", tmp_path / "out"
+    )
+    assert "22 residues are too few to fit on: level L0 is 32 wide" in said
 
 
 def edited(checkpoint: Path, folder: Path, **changes: object) -> Path:
@@ -336,41 +355,51 @@ def edited(checkpoint: Path, folder: Path, **changes: object) -> Path:
     return folder
 
 
-def test_levels_whose_widths_do_not_grow(tiny_checkpoint: Path, fasta: Path, tmp_path: Path) -> None:
+def test_levels_whose_widths_do_not_grow(
+    tiny_checkpoint: Path, fasta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     levels = json.loads((tiny_checkpoint / "config.json").read_text())["levels"]
     folder = edited(tiny_checkpoint, tmp_path / "bad", levels=levels[::-1], residual_directions=None)
-    done = run("--config", folder, "--data", fasta, "--output", tmp_path / "out")
-    assert "level L1 (48 wide) does not grow beyond L2 (64 wide)" in one_sentence(done)
+    said = refusal(capsys, "--config", folder, "--data", fasta, "--output", tmp_path / "out")
+    assert "level L1 (48 wide) does not grow beyond L2 (64 wide)" in said
 
 
-def test_a_checkpoint_of_another_model_type(tiny_checkpoint: Path, fasta: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_model_type(
+    tiny_checkpoint: Path, fasta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = edited(tiny_checkpoint, tmp_path / "bert", model_type="bert", auto_map=None)
-    message = one_sentence(run("--config", folder, "--data", fasta, "--output", tmp_path / "out"))
+    message = refusal(capsys, "--config", folder, "--data", fasta, "--output", tmp_path / "out")
     assert "bert" in message
     assert "rd_esm" in message
 
 
-def test_an_unknown_level_name(tiny_checkpoint: Path, fasta: Path, tmp_path: Path) -> None:
+def test_an_unknown_level_name(
+    tiny_checkpoint: Path, fasta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = edited(tiny_checkpoint, tmp_path / "unknown", level="15B")
-    message = one_sentence(run("--config", folder, "--data", fasta, "--output", tmp_path / "out"))
+    message = refusal(capsys, "--config", folder, "--data", fasta, "--output", tmp_path / "out")
     assert "unknown level '15B': this model has L0, L1, L2" in message
 
 
-def test_nan_in_the_weights(tiny_checkpoint: Path, fasta: Path, tmp_path: Path) -> None:
+def test_nan_in_the_weights(
+    tiny_checkpoint: Path, fasta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = edited(tiny_checkpoint, tmp_path / "nan")
     (path,) = [p for p in folder.glob("*.safetensors") if any("backbones.2." in key for key in load_file(p))]
     weights = load_file(path)
     (key,) = [key for key in weights if key.endswith("encoder.emb_layer_norm_after.weight")]
     weights[key][0] = float("nan")
     save_file(weights, path, metadata={"format": "pt"})
-    message = one_sentence(run("--config", folder, "--data", fasta, "--output", tmp_path / "out"))
+    message = refusal(capsys, "--config", folder, "--data", fasta, "--output", tmp_path / "out")
     assert "backbone 3 returned NaN" in message
     assert "level L2" in message
 
 
 @pytest.mark.parametrize("keep", [["0"], ["5"], ["5", "65"], ["5", "6", "7"]])
-def test_impossible_numbers_of_directions(tiny_checkpoint: Path, fasta: Path, tmp_path: Path, keep: list[str]) -> None:
+def test_impossible_numbers_of_directions(
+    tiny_checkpoint: Path, fasta: Path, tmp_path: Path, keep: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ("--config", tiny_checkpoint, "--data", fasta, "--output", tmp_path / "out", "--keep", *keep)
-    said = one_sentence(run(*arguments))
+    said = refusal(capsys, *arguments)
     assert "--keep" in said, "in words of the flag"
     assert "residual_directions" not in said

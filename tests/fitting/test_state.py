@@ -162,7 +162,7 @@ def test_a_fit_that_was_killed_while_it_saved_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("rd_hf.hub.save_checkpoint", killed)
+        patched.setattr("rd_hf.fitting.job.save_checkpoint", killed)
         assert fit(family, fasta, output) == 130
     kept = leftover(output)
     assert fit(family, fasta, output) == 1, "it says --resume"

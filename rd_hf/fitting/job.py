@@ -1,0 +1,163 @@
+"""A whole fit: a family loaded, bases fitted on a sample, and the model saved."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from rd_hf.bases.chain import FitReport
+from rd_hf.data.batching import SPECIAL_TOKENS
+from rd_hf.embedding.dtypes import warn_of
+from rd_hf.files import Workspace, replacing
+from rd_hf.fitting.fit import fit_bases, fitted_config, install_bases
+from rd_hf.fitting.one_pass import choose_layers
+from rd_hf.fitting.sample import Sample, draw_sample
+from rd_hf.fitting.settings import FitOptions, FitSettings, FitSummary
+from rd_hf.fitting.state import SETTINGS_FILE, STATE_FILES, is_state, state_workspace
+from rd_hf.hub.backbones import family_config
+from rd_hf.hub.checkpoint import REPORT_FILE, is_checkpoint, load_family, refuse_foreign, save_checkpoint
+from rd_hf.launch import Processes, leave, processes
+from rd_hf.model.configuration_rd_esm import RDEsmConfig
+from rd_hf.model.modeling_rd_esm import RDEsmModel
+
+
+def run_fit(
+    settings: FitSettings,
+    group: Processes | None = None,
+    report: Callable[[str], None] | None = None,
+    on_sample: Callable[[Sample], None] | None = None,
+) -> FitSummary:
+    """Run a fit to its end, or from where an earlier run of it stopped; the model is then in its folder.
+
+    Args:
+        settings: the fit.
+        group: this process among those that share it; by default as the launcher started them.
+        report: called with sentences that a user should see; by default prints them beside the progress bar.
+        on_sample: called with the sample before the backbones run. Of both the main process alone calls them.
+
+    Returns:
+        The same summary in every process.
+
+    Raises:
+        ValueError, OSError: a family, data or folder that cannot be used, or an unfinished fit of other settings.
+    """
+    output = Path(settings.output)
+    workspace = state_workspace(output / ".fit")
+    if _is_finished(workspace, settings.resume):
+        leave(group)
+        return FitSummary(str(output))
+    if not is_checkpoint(output):
+        workspace.refuse_others([workspace.path.name] if is_state(workspace.path) else [])
+    refuse_foreign(output)
+    group = group or processes()
+    if group.world > 1 and "-" in settings.data:
+        raise ValueError("standard input cannot be shared by several processes: write it to a file first")
+    report = (report or partial(tqdm.write, file=sys.stderr)) if group.is_main else lambda _: None
+    accelerator = Accelerator()
+    model, keep = _load(settings)
+    model = model.to(accelerator.device)
+    if warning := warn_of(settings.dtype, str(accelerator.device)):
+        report(warning)
+    options = _fitted_options(settings, model.config, keep, report)
+    sample = draw_sample(settings.data, options, settings.sequence_column, progress=group.is_main, say=report)
+    if group.is_main and on_sample is not None:
+        on_sample(sample)
+    group_batches = 1 if settings.group_tokens is None else settings.group_tokens // options.batch_tokens
+    result = fit_bases(
+        model, sample, options, workspace.path, accelerator, settings.resume, settings.checkpoint_seconds, group_batches
+    )
+    if group.is_main:
+        install_bases(model, result, options, sample, settings.data)
+        _save(settings, model, result.reports, report)
+        # The state goes last: while it is there, the fit counts as unfinished and --resume saves again.
+        workspace.remove(*STATE_FILES)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return FitSummary(str(output), tuple(result.reports))
+
+
+def _is_finished(workspace: Workspace, resume: bool) -> bool:
+    """Whether the output holds a finished fit; what a run that was killed while it cleared up left is removed."""
+    if not (workspace.output / REPORT_FILE).exists() or (workspace.path / SETTINGS_FILE).exists():
+        return False
+    if workspace.record() is not None:
+        workspace.claim()
+        workspace.remove(*STATE_FILES)
+    with suppress(OSError):
+        workspace.path.rmdir()
+    if not resume:
+        raise ValueError(f"{workspace.output} holds a finished fit already: choose another --output, or delete it")
+    return True
+
+
+def _load(settings: FitSettings) -> tuple[RDEsmModel, Sequence[int] | None]:
+    """The family, and how many residual directions it was asked to keep (None for what its config says)."""
+    keep: list[int] | Literal["all"] | None = None
+    if settings.keep:
+        keep = "all" if settings.keep == ("all",) else [_number(word) for word in settings.keep]
+    # Widths need not grow, where --keep says what each level adds.
+    source = family_config(list(settings.backbones), keep) if settings.backbones else str(settings.config)
+    sequential = settings.group_tokens is not None
+    revisions = {level: commit for level, _, commit in (word.partition("=") for word in settings.revision_of)}
+    model = load_family(source, revisions=revisions, dtype=settings.dtype, sequential=sequential)
+    homeless = [entry["name"] for entry in model.config.levels if entry["repo_id"] is None]
+    if sequential and homeless:
+        raise ValueError(
+            f"--group-tokens saves bases only, and {settings.config} does not say where the backbone of "
+            f"{', '.join(homeless)} is to be fetched from: set its repo_id in config.json"
+        )
+    return model, model.config.backbone_widths[1:] if keep == "all" else keep
+
+
+def _number(word: str | int) -> int:
+    try:
+        return int(word)
+    except ValueError:
+        raise ValueError(f"--keep {word} is neither a number of directions nor 'all'") from None
+
+
+def _fitted_options(
+    settings: FitSettings, config: RDEsmConfig, keep: Sequence[int] | None, report: Callable[[str], None]
+) -> FitOptions:
+    """The options with what follows from the family: lengths, directions, layers of a readout."""
+    options, limit = settings.options, config.longest_input()
+    if limit is not None and limit - SPECIAL_TOKENS < options.max_length:
+        options = replace(options, max_length=limit - SPECIAL_TOKENS)
+        report(f"{options.max_length:,} residues used of a sequence: a backbone has positions for no more")
+    if settings.one_pass is not None:
+        options = replace(options, one_pass=choose_layers(config, settings.one_pass))
+    if keep is not None:
+        options = replace(options, residual_directions=tuple(keep))
+    try:
+        fitted_config(config, options)
+    except ValueError as error:
+        words = str(error).replace("residual_directions", "--keep")
+        raise ValueError(words if keep is None or "--keep" in words else f"--keep: {words}") from error
+    return options
+
+
+def _save(settings: FitSettings, model: RDEsmModel, reports: list[FitReport], report: Callable[[str], None]) -> None:
+    """Save the model with its report, and the figure where matplotlib is installed."""
+    from rd_hf.bases.figure import draw_fit
+
+    figure = Path(settings.output) / ".fit" / "fit_report.png"
+    try:
+        with replacing(figure) as fresh:
+            draw_fit(reports).savefig(fresh, dpi=120, format="png")
+    except ImportError:
+        report('no fit_report.png: matplotlib is not installed: pip install "rd_hf[plots]"')
+    full = settings.form == "full"
+    if settings.form is None and settings.group_tokens is None:
+        full = model.config.backbones_in_checkpoint
+        if settings.backbones:
+            full = any(Path(entry["repo_id"]).is_dir() for entry in model.config.levels)
+    shown, largest = figure if figure.exists() else None, settings.max_shard_size
+    save_checkpoint(model, settings.output, backbones=full, report=reports, figure=shown, max_shard_size=largest)

@@ -1,0 +1,174 @@
+"""What a fit is asked to do, and what it did. Imports nothing heavy: the command's arguments are made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rd_hf.embedding.options import DTYPE
+from rd_hf.options import check_options, option, real, whole
+
+if TYPE_CHECKING:
+    from rd_hf.bases.chain import FitReport
+    from rd_hf.bases.regression import RegressionKind
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """The choices that decide a fit's sample and its bases.
+
+    Attributes:
+        residual_directions: how many each level after the first keeps; None is what the family's config says, by
+            default the paper's k_i - k_(i-1).
+        one_pass: layers of the largest backbone, beside its final state, that the nested embedding is read out of
+            too; None for no readout.
+    """
+
+    num_sequences: int | None = option(None, "draw this many distinct sequences (default: all)", kind=whole(1))
+    seed: int = option(0, "of the draw and of the held-out split", kind=int)
+    heldout_fraction: float = option(0.1, "share kept out of the fit to judge it", kind=real(0, below=1))
+    regression: RegressionKind = option(
+        "pcr",
+        "of the larger level on the smaller: principal components above the noise edge (default), all, or ridge",
+        choices=("pcr", "ols", "ridge"),
+    )
+    ridge_alpha: float = option(1.0, "penalty of the ridge regression", kind=real(above=0))
+    residual_directions: tuple[int, ...] | None = None
+    max_length: int = option(1022, "residues used of a sequence, from its start", kind=whole(1))
+    batch_tokens: int = option(4096, "tokens per batch, padding included", kind=whole(1))
+    one_pass: tuple[int, ...] | None = None
+    block_weights: tuple[float, ...] | None = option(
+        None,
+        "what each level's block is multiplied by where embeddings are whitened (--whiten of embed and search), one "
+        "number per level (default: chosen without labels, so that each level judges as its backbone does)",
+        kind=real(0),
+        nargs="+",
+        metavar="W",
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """A whole fit: which family, on which sequences, and where the model goes.
+
+    Attributes:
+        options: of the fit; its ``residual_directions`` and ``one_pass`` follow from ``keep`` and ``one_pass`` here.
+    """
+
+    data: tuple[str, ...] = option(
+        MISSING,
+        "FASTA (- for stdin), CSV, TSV, JSON lines (compressed or not), Parquet, or a Hub dataset (owner/name[:split])",
+        nargs="+",
+        required=True,
+    )
+    output: str | Path = option(MISSING, "folder for the fitted model", kind=Path, required=True)
+    config: str | None = option(
+        None,
+        "the family: rd-esm2-35M, -150M, -650M, -3B or -15B, rd-esmc-600M or -6B, rd-esm2-650M-esmc-600M, a folder or "
+        "a Hub id",
+    )
+    backbones: tuple[str, ...] = option(
+        (),
+        "the levels themselves, two or more, smallest first: Hub ids or folders of encoders, or layers of them; a "
+        "reverse-distilled family, without NAME=, stands for all of its levels",
+        metavar="NAME=REPO[@REVISION][:LEVEL][#LAYER]",
+    )
+    revision_of: tuple[str, ...] = option(
+        (), "another commit of a level's backbone than the one that --config pins", metavar="LEVEL=COMMIT"
+    )
+    resume: bool = option(False, "continue the unfinished fit in --output")
+    sequence_column: str | None = option(None, "column with the sequences, for tables and datasets")
+    keep: tuple[str | int, ...] = option(
+        (),
+        "residual directions each level after the first keeps: one number per level, or 'all', which loses nothing "
+        "(default: as --config says, or as the widths grow by; where they do not grow, it must be given)",
+        metavar="N",
+    )
+    one_pass: tuple[int, ...] | None = option(
+        None,
+        "also read the nested embedding out of the largest backbone alone: out of these layers of it (0 is what the "
+        "first is given) and its final state; by default four, evenly spread. Each takes a backbone's width more of "
+        "the moments, whose memory and state on disk grow with the square of all widths: four layers and all levels "
+        "take 0.5 GB per set of residues at 650M and 1.9 GB at 3B, and there are up to four sets (at most 16 GiB in "
+        "all: two layers at 15B)",
+        kind=whole(0),
+        nargs="*",
+        metavar="LAYER",
+    )
+    form: str | None = option(
+        None,
+        "save bases only, or backbones too (default: as --config says; of --backbones, full where one of them is a "
+        "folder)",
+        choices=("bases", "full"),
+    )
+    max_shard_size: int | str = option("5GB", "largest file of weights to write")
+    dtype: str = option(DTYPE, "of the backbones", choices=("float32", "bfloat16"))
+    group_tokens: int | None = option(
+        None,
+        "for a family larger than memory: hold one backbone at a time, loaded anew for every group of batches of N "
+        "tokens, whose states (all widths, 4 or 2 bytes each) are held meanwhile (default: hold all backbones)",
+        kind=whole(1),
+        metavar="N",
+    )
+    checkpoint_seconds: float = option(60.0, "between two saves of the state", kind=real(0))
+    options: FitOptions = FitOptions()
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if (self.config is None) == (not self.backbones):
+            raise ValueError("a fit needs either config or backbones, and not both")
+        if self.group_tokens is not None and self.group_tokens < self.options.batch_tokens:
+            raise ValueError(
+                f"--group-tokens {self.group_tokens:,} must be at least --batch-tokens {self.options.batch_tokens:,}"
+            )
+        if self.group_tokens is not None and self.form == "full":
+            raise ValueError("--group-tokens holds no backbones that --form full could save: save bases only")
+        for word in self.revision_of:
+            if not all(word.partition("=")):
+                raise ValueError(f"--revision-of {word}: write it as LEVEL=COMMIT, for example 3B=476b639933c8")
+
+
+@dataclass(frozen=True)
+class FitSummary:
+    """What a fit did; as text, tables to judge it by."""
+
+    output: str
+    reports: tuple[FitReport, ...] = ()  # per level, smallest first; none where an earlier run had finished the fit
+
+    def __str__(self) -> str:
+        if not self.reports:
+            return f"{self.output} holds a finished fit; nothing is left to do"
+        read = [report.one_pass for report in self.reports if report.one_pass and report.one_pass.strength is not None]
+        lines = _table(_LEVELS, [_level_cells(report) for report in self.reports])
+        if read:
+            cells = [(r.level, f"{r.strength:.0e}", r.state_r2, r.block_r2, r.level_r2, r.cosine) for r in read]
+            lines += _table(_ONE_PASS, cells)
+        return "\n".join((*lines, f"saved to {self.output}"))
+
+
+# Columns of the tables, and how wide they are.
+_LEVELS = {"level": 8, "width": 6, "components": 12, "R2 fit": 8, "R2 held-out": 12, "residual kept": 14}
+_ONE_PASS = {"one pass": 8, "ridge": 7, "R2 of state": 12, "R2 of block": 12, "R2 of level": 12, "cosine": 7}
+
+
+def _level_cells(report: FitReport) -> tuple[object, ...]:
+    own, held = report.training, report.heldout
+    if own is None:
+        return report.level, report.nested_width, "(copied)"
+    used = f"{report.selected_components} of {report.components}"
+    return report.level, report.nested_width, used, own.r2, held and held.r2, (held or own).residual_variance_kept
+
+
+def _table(columns: Mapping[str, int], rows: Sequence[tuple[object, ...]]) -> list[str]:
+    def text(cell: object) -> str:
+        return "-" if cell is None else f"{cell:.4f}" if isinstance(cell, float) else str(cell)
+
+    return [
+        " ".join(f"{text(cell):>{width}}" for cell, width in zip(row, columns.values(), strict=False))
+        for row in (tuple(columns), *rows)
+    ]
