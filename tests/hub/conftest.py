@@ -120,7 +120,7 @@ class World:
 
     def finish(self, process: Any) -> dict[str, Any]:
         """Its result; fails with what it said."""
-        said, complained = process.communicate(timeout=180)
+        said, complained = process.communicate(timeout=600)
         assert process.returncode == 0, f"{said}\n{complained}"
         result = json.loads(said.rsplit("RESULT ", 1)[1])
         assert isinstance(result, dict)
