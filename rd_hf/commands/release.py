@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from rd_hf.commands._arguments import command_parser, run_with_arguments
+from rd_hf.fitting.settings import FitOptions
 from rd_hf.hub.options import PushOptions
 from rd_hf.hub.release_settings import ReleaseSettings
 from rd_hf.options import add_options, options_from, whole
@@ -31,7 +31,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_options(parser.add_mutually_exclusive_group(required=True), ReleaseSettings, "level", "config")
     add_options(parser, ReleaseSettings, "repo_id", "plan", "json", "output", "skip", "from_published")
     fit = parser.add_argument_group("the fit (see rd-hf fit)")
-    add_options(fit, ReleaseSettings, "data", "num_sequences", "seed", "max_length", "batch_tokens", "group_tokens")
+    add_options(fit, ReleaseSettings, "data")
+    add_options(fit, FitOptions, "num_sequences", "seed", "max_length", "batch_tokens")
+    add_options(fit, ReleaseSettings, "group_tokens")
     # Its name up to 0.2.
     fit.add_argument(
         "--window-tokens", dest="group_tokens", type=whole(1), default=argparse.SUPPRESS, help=argparse.SUPPRESS
@@ -42,24 +44,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _fit(settings: ReleaseSettings, config: Path, output: Path) -> None:
-    """Fit the family that a folder describes, with the command of that name."""
-    from rd_hf.commands import fit
-
-    words = ["--config", str(config), "--data", *settings.data, "--output", str(output), "--resume", "--form", "bases"]
-    for name in ("num_sequences", "seed", "max_length", "batch_tokens"):
-        if getattr(settings, name) is not None:
-            words += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
-    if settings.group_tokens is not None:
-        words += ["--window-tokens", str(settings.group_tokens)]
-    fit.run(fit.build_parser().parse_args(words))
-
-
 def run(args: argparse.Namespace) -> None:
     # Imported here, so that --help and a mistyped flag answer at once.
     from rd_hf.hub.release import run_release
 
-    run_release(options_from(ReleaseSettings, args, push=options_from(PushOptions, args)), _fit)
+    parts = {"fit": options_from(FitOptions, args), "push": options_from(PushOptions, args)}
+    run_release(options_from(ReleaseSettings, args, **parts))
 
 
 def _derived(args: argparse.Namespace) -> dict[str, str]:

@@ -24,7 +24,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from rd_hf.data.fasta import InputError
 from rd_hf.families import esm2_config
 from rd_hf.files import write_json
-from rd_hf.fitting import FitOptions, Sample, draw_sample
+from rd_hf.fitting import FitSettings, Sample, draw_sample, run_fit
 from rd_hf.fitting.sample import plan_batches
 from rd_hf.hub.checkpoint import REPORT_FILE, read_config
 from rd_hf.hub.options import ImportSettings
@@ -42,8 +42,6 @@ PUBLISHED_REPO = "singhlab/plm_reverse_distillation"
 PUBLISHED_RECIPE = Recipe("pcr", "incremental", "1k")
 # Returns what is recorded of a stage beside its seconds.
 Stage = Callable[[], dict[str, Any] | None]
-# Fits the family that a folder describes, and writes the model to another.
-Fit = Callable[[ReleaseSettings, Path, Path], None]
 
 
 class Release:
@@ -115,7 +113,7 @@ class Release:
         say(f"{stage}: done in {done['seconds']:,.0f} s, peak {readable(done['peak_bytes'])}")
 
 
-def run_release(settings: ReleaseSettings, fit: Fit) -> None:
+def run_release(settings: ReleaseSettings) -> None:
     """Publish a family, or print what that needs; stages that an earlier run has done are not done again.
 
     Raises:
@@ -126,7 +124,7 @@ def run_release(settings: ReleaseSettings, fit: Fit) -> None:
     data = settings.data or (str(files("rd_hf").joinpath("data/examples/proteins_1000.fasta.gz")),)
     settings = replace(settings, data=data)
     memory = None if settings.memory is None else parse_memory(settings.memory)
-    sample = None if settings.from_published else _draw(settings)
+    sample = None if settings.from_published else draw_sample(settings.data, settings.fit)
     if sample is not None:
         _plan(settings, config, sample, memory)
     elif settings.plan:
@@ -139,7 +137,7 @@ def run_release(settings: ReleaseSettings, fit: Fit) -> None:
     if "fit" not in release.stages:
         # What is there stays, and what was found damaged and deleted comes again.
         release.stages.pop("fetch", None)
-    work = _stages(settings, config, release, fit)
+    work = _stages(settings, config, release)
     options: dict[str, dict[str, Any]] = {
         "judge": {"least_r2": settings.least_r2},
         "push": {"license": settings.push.license, "private": settings.push.private},
@@ -148,22 +146,16 @@ def run_release(settings: ReleaseSettings, fit: Fit) -> None:
         release.run(stage, set(settings.skip), work[stage], print, **options.get(stage, {}))
 
 
-def _draw(settings: ReleaseSettings) -> Sample:
-    """The sequences that the bases are fitted on."""
-    names = ("num_sequences", "seed", "max_length", "batch_tokens")
-    return draw_sample(settings.data, FitOptions(**{name: getattr(settings, name) for name in names}))
-
-
 def _plan(settings: ReleaseSettings, config: RDEsmConfig, sample: Sample, memory: int | None) -> None:
     """Print what the fit needs; raise InputError unless it fits, or only a plan is asked for."""
     base = memory_of_imports()
     lengths = [len(sequence) for sequence in sample.sequences]
     shapes = [
         (len(positions), 2 + max(lengths[p] for p in positions))
-        for _, positions in plan_batches(sample, settings.batch_tokens)
+        for _, positions in plan_batches(sample, settings.fit.batch_tokens)
     ]
-    group_tokens = settings.group_tokens or max(32768, settings.batch_tokens)
-    plan = make_plan(config, shapes, settings.batch_tokens, group_tokens, base, work=settings.folder)
+    group_tokens = settings.group_tokens or max(32768, settings.fit.batch_tokens)
+    plan = make_plan(config, shapes, settings.fit.batch_tokens, group_tokens, base, work=settings.folder)
     sequential = settings.group_tokens is not None
     trouble = plan.trouble(sequential, memory)
     verdict = "fits" if trouble is None else f"does not fit: {trouble}"
@@ -174,12 +166,13 @@ def _plan(settings: ReleaseSettings, config: RDEsmConfig, sample: Sample, memory
 
 def _content(settings: ReleaseSettings, config: RDEsmConfig, sample: Sample | None) -> dict[str, Any]:
     """What must be the same when a publication is continued."""
+    fit = settings.fit
     content = {
         "levels": [[entry["name"], entry["repo_id"], entry["revision"]] for entry in config.levels],
         "family": [config.levels, config.residual_directions],
         "data": settings.data,
         "from published": settings.from_published,
-        "fit": [settings.num_sequences, settings.seed, settings.max_length, settings.batch_tokens],
+        "fit": [fit.num_sequences, fit.seed, fit.max_length, fit.batch_tokens],
         "repo": settings.repo_id,
     }
     if sample is not None:
@@ -188,7 +181,7 @@ def _content(settings: ReleaseSettings, config: RDEsmConfig, sample: Sample | No
     return content
 
 
-def _stages(settings: ReleaseSettings, config: RDEsmConfig, release: Release, fit: Fit) -> dict[str, Stage]:
+def _stages(settings: ReleaseSettings, config: RDEsmConfig, release: Release) -> dict[str, Stage]:
     """What each stage does."""
     model, repo, token, level = release.model, settings.repo_id, settings.push.token, settings.level or ""
     hub = {} if token is None else {"token": token}
@@ -198,7 +191,16 @@ def _stages(settings: ReleaseSettings, config: RDEsmConfig, release: Release, fi
         source = settings.folder / "config"
         source.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(source)
-        fit(settings, source, model)
+        job = FitSettings(
+            settings.data,
+            model,
+            str(source),
+            resume=True,
+            form="bases",
+            group_tokens=settings.group_tokens,
+            options=settings.fit,
+        )
+        print(run_fit(job, on_sample=print))
         # Its model refers to itself, and would still be held in the stages to come.
         gc.collect()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 
+from rd_hf.fitting.settings import FitOptions
 from rd_hf.hub.options import PushOptions
 from rd_hf.options import check_options, option, real, whole
 
@@ -17,6 +18,7 @@ class ReleaseSettings:
     """A publication: which family, fitted on what, judged how, and where it goes.
 
     Attributes:
+        fit: sample and batches of the fit.
         push: of its options ``private``, ``license`` and ``token``.
     """
 
@@ -32,10 +34,6 @@ class ReleaseSettings:
     from_published: bool = option(False, "the first publication's bases, not new ones")
     memory: str | None = option(None, "memory to plan for, for example 24GB (default: what is free here)")
     data: tuple[str, ...] = option((), "sequences (default: the 1,000 proteins of the package)")
-    num_sequences: int | None = option(None, "draw this many distinct sequences (default: all)", kind=whole(1))
-    seed: int = option(0, "of the draw and of the held-out split", kind=int)
-    max_length: int = option(1022, "residues used of a sequence", kind=whole(1))
-    batch_tokens: int = option(4096, "tokens per batch, padding included", kind=whole(1))
     group_tokens: int | None = option(
         None,
         "hold one backbone at a time, loaded anew for every group of batches of N tokens",
@@ -43,15 +41,16 @@ class ReleaseSettings:
         metavar="N",
     )
     least_r2: float = option(0.0, "held-out R2 below which nothing is pushed", kind=real())
+    fit: FitOptions = field(default_factory=FitOptions)
     push: PushOptions = field(default_factory=PushOptions)
 
     def __post_init__(self) -> None:
         check_options(self)
         if self.from_published and self.level is None:
             raise ValueError("--from-published needs a --level of ESM-2: the first publication's bases are for it")
-        if self.group_tokens is not None and self.group_tokens < self.batch_tokens:
+        if self.group_tokens is not None and self.group_tokens < self.fit.batch_tokens:
             raise ValueError(
-                f"--group-tokens {self.group_tokens:,} must be at least --batch-tokens {self.batch_tokens:,}"
+                f"--group-tokens {self.group_tokens:,} must be at least --batch-tokens {self.fit.batch_tokens:,}"
             )
 
     @property

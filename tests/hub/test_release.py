@@ -173,7 +173,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str],
         did.append("compare")
         return []
 
-    def fitted(_: Any) -> None:
+    def fitted(*_: Any, **__: Any) -> None:
         did.append("fit")
         backbone: Any = random_model([32]).backbones[0]
         backbone.hooks_of_its_own = [backbone]
@@ -188,7 +188,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str],
     monkeypatch.setattr("rd_hf.hub.plan.measured_flops", lambda **_: 1e9)
     monkeypatch.setattr("rd_hf.hub.release.check_login", lambda *_: "me")
     monkeypatch.setattr("rd_hf.hub.release.fetch", lambda *_, **__: did.append("fetch") or {})
-    monkeypatch.setattr("rd_hf.commands.fit.run", fitted)
+    monkeypatch.setattr("rd_hf.hub.release.run_fit", fitted)
     monkeypatch.setattr("rd_hf.hub.release.push_folder", lambda *_, **__: did.append("push") or Pushed)
     monkeypatch.setattr("rd_hf.hub.release.compare_with_hub", compared)
     config = random_model([32, 48], backbones_in_checkpoint=False).config
