@@ -10,7 +10,7 @@ if [ $# -eq 0 ]; then
     mypy
     # Two workers with a thread each: most tests wait for processes of their own. A file's tests share its fixtures.
     export OMP_NUM_THREADS=1
-    set -- -n 2 --dist loadfile
+    set -- -n 2 --dist loadfile --no-loadscope-reorder
 fi
 # Warnings are errors in tests/data and tests/model, but for those that pyproject.toml names.
 export RD_HF_WARNINGS=error
