@@ -20,9 +20,19 @@ HERE = sorted(commands())
 # Arguments that are neither read nor written.
 WORDS = {
     *("address", "attn_implementation", "check_level", "color_by", "device", "id_column", "keep", "label_column"),
-    *("level", "levels", "license", "max_shard_size", "memory", "commit_message", "pooling", "positions_column", "repo_id"),
+    *(
+        "level",
+        "levels",
+        "license",
+        "max_shard_size",
+        "memory",
+        "commit_message",
+        "pooling",
+        "positions_column",
+        "repo_id",
+    ),
     *("representations", "revision", "revision_of", "sequence_column", "shortlist_level", "splits", "study", "title"),
-    "token",
+    *("commit_message", "token"),
 }
 
 
