@@ -412,7 +412,7 @@ class _Handler(BaseHTTPRequestHandler):
         found = self.at(repo_id, revision, write=True)
         if found is None:
             return
-        _, oid = found
+        oid = found[1]
         answers = []
         for file in json.loads(content)["files"]:
             lfs = file["path"].endswith(LFS_SUFFIXES)
