@@ -38,7 +38,7 @@ def _is_nan(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, bool) or type(value).__name__ == "bool":
+    if isinstance(value, bool) or type(value).__name__ in ("bool", "bool_"):
         return f"the truth value {value}"
     if isinstance(value, Number):
         return f"the number {value}"

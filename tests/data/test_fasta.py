@@ -8,11 +8,11 @@ import re
 from pathlib import Path
 
 import pytest
-from Bio import SeqIO
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from rd_hf.data.fasta import InputError, read_fasta
+from tests.conftest import pearson_records
 from tests.data.cases import FASTA_TEXTS, Case
 
 # Anything but line ends; "\x1c" to "\x1e", "\x85" and the like are no line ends to a file, but are to
@@ -70,7 +70,7 @@ def test_biopython_reads_the_same(tmp_path: Path, records: list[tuple[str, list[
     text = end.join(part for head, lines in records for part in (f">{head}", "; a comment", *lines))
     path = tmp_path / "any.fasta"
     path.write_bytes(text.encode())
-    reference = list(SeqIO.parse(io.StringIO(text, newline=None), "fasta-pearson"))
+    reference = pearson_records(io.StringIO(text, newline=None))
     found = list(read_fasta(path))
     assert [record.sequence for record in found] == [str(other.seq) for other in reference]
     assert [record.id for record in found] == [other.id for other in reference]

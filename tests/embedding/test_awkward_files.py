@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from Bio import SeqIO
 
+from tests.conftest import pearson_records
 from tests.embedding.conftest import Outcome, read
 
 Embed = Callable[..., Outcome]
@@ -50,7 +50,7 @@ def test_an_awkward_file(embed: Embed, shared_data: Path, tiny_checkpoint: Path,
     assert f"{records:,} records: {records - len(rejected):,} written, {len(rejected)} rejected" in outcome.stdout
 
     # Biopython's Pearson reader is another implementation; a residue is a letter, whatever its case.
-    reference = list(SeqIO.parse(path, "fasta-pearson"))
+    reference = pearson_records(path)
     assert len(reference) == records
     expected = [
         (number, record.id, sum(letter.isalpha() for letter in record.seq))

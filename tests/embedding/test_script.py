@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import transformers
 from datasets import load_dataset
 
 from tests.conftest import environment
@@ -232,7 +233,9 @@ def test_a_first_embedding_waits_for_nothing_that_it_does_not_need(tiny_checkpoi
         [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, timeout=120, check=True
     )
     # Importing torch and transformers the plain way looks for garbage some 1,500 times, and once more at the end.
-    assert run.stdout.splitlines()[-3:] == ["heavy: []", "looks: True True", "left: True"]
+    # Releases up to 4.57 read scikit-learn themselves.
+    heavy = "heavy: []" if transformers.__version__ >= "5" else "heavy: ['sklearn']"
+    assert run.stdout.splitlines()[-3:] == [heavy, "looks: True True", "left: True"]
 
 
 def test_a_process_of_its_own_does_the_same(reference: Reference, tmp_path: Path, embed: Embed) -> None:

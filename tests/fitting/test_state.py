@@ -15,6 +15,7 @@ from rd_hf.commands.fit import main
 from rd_hf.fitting import FitOptions, draw_sample, fit_bases
 from rd_hf.fitting.fit import backbone_states
 from rd_hf.fitting.state import weights_sha256
+from rd_hf.model.layers_rd_esm import rotary_modules
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from tests.conftest import random_model
 from tests.test_files import leftover
@@ -58,7 +59,7 @@ def changed(how: str) -> RDEsmModel:
         elif how == "one last digit":
             words[5, 3] = torch.nextafter(words[5, 3], torch.tensor(torch.inf))
         elif how == "frequencies":
-            model.backbones[1].rotary_embeddings.inv_freq += 1e-3
+            rotary_modules(model.backbones[1])[0].inv_freq.add_(1e-3)
         elif how == "layer_norm_eps":
             model.config.levels[1]["backbone"]["layer_norm_eps"] = 1e-3
         elif how == "commit":

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from Bio import SeqIO
 from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, EsmTokenizer, pipeline
@@ -20,7 +19,7 @@ from rd_hf.embedding import Embedder
 from rd_hf.hub.card import render_card
 from rd_hf.hub.tokenizer import build_tokenizer
 from rd_hf.model.modeling_rd_esm import RDEsmModel, ResiduePooling
-from tests.conftest import backbone_settings
+from tests.conftest import backbone_settings, pearson_records
 
 SEQUENCES = {
     "as it is": "MKTAYIAKQR",
@@ -182,7 +181,7 @@ def test_the_awkward_files(shared_data: Path, sentence_transformer: Any, embedde
     for path in sorted((shared_data / "fasta_awkward").iterdir()):
         if path.suffix == ".tsv" or "titin" in path.name:  # titin's 34,350 residues are read in windows by the job
             continue
-        texts = [str(record.seq) for record in SeqIO.parse(path, "fasta-pearson")]
+        texts = [str(record.seq) for record in pearson_records(path)]
         for text in texts:
             try:
                 clean = clean_sequence(text)
