@@ -49,10 +49,10 @@ def _cause(error: Exception) -> OSError | None:
     """The system's error that this one is or stands for: safetensors has its own class, with the number as text."""
     if isinstance(error, OSError):
         return error
-    _, found, number = str(error).partition("(os error ")
-    if type(error).__name__ != "SafetensorError" or not found:
+    found = re.search(r"\(os error (\d+)\)|Os \{ code: (\d+)", str(error))
+    if type(error).__name__ != "SafetensorError" or found is None:
         return None
-    code = int(number.partition(")")[0])
+    code = int(found[1] or found[2])
     return OSError(code, os.strerror(code))
 
 

@@ -132,6 +132,8 @@ def test_a_first_batch_of_nulls_or_of_none_fixes_no_type(
                 np.testing.assert_allclose(np.asarray(mine), wanted, atol=2e-3, rtol=2e-3)
     for column, row in ((column, row) for column in expected for row in range(len(rows))):
         assert (found[column][row] is None) == (expected[column][row] is None)
+    if int(pa.__version__.split(".")[0]) < 24:
+        pytest.skip("this release of pyarrow has no nulls among fixed-size lists in Parquet")
     found.to_parquet(tmp_path / "found.parquet")
     again = load_dataset("parquet", data_files=str(tmp_path / "found.parquet"), cache_dir=str(tmp_path))["train"]
     assert again.features["reject_reason"] == Value("string")
