@@ -118,10 +118,14 @@ import os, sys, time
 from rd_hf.commands._main import run_command
 
 def body():
+    begun, begins = os.pipe()
     child = os.fork()
     if child == 0:
+        # A signal that comes before Python has set up a forked process is lost to it.
+        os.write(begins, b".")
         time.sleep(60)
         os._exit(0)
+    os.read(begun, 1)
     try:
         print("ready", child, flush=True)
         time.sleep(60)
