@@ -201,9 +201,10 @@ class JointMoments:
         """Make the moments that :meth:`state` describes."""
         moments = cls([], device, product_dtype)
         moments.widths, moments.count = tuple(state["widths"].tolist()), int(state["count"])
-        moments._shift = state["shift"].to(device)
-        moments._sum = state["sum"].to(device)
-        moments._products = state["products"].to(device)
+        # Copies, in memory as torch aligns it: what a file was read into lies anywhere, and products round by it.
+        moments._shift, moments._sum, moments._products = (
+            state[name].to(device, copy=True) for name in ("shift", "sum", "products")
+        )
         return moments
 
 
