@@ -67,17 +67,28 @@ def real(
     return Bounds(False, least, most, above, below)
 
 
-def option(default: Any, help: str, *, kind: Any = None, flags: Sequence[str] = (), **argument: Any) -> Any:
+def option(
+    default: Any,
+    help: str,
+    *,
+    kind: Any = None,
+    flags: Sequence[str] = (),
+    former: Sequence[str] = (),
+    **argument: Any,
+) -> Any:
     """A field of a dataclass that a command takes as an argument.
 
     Args:
         default: of the field; a tuple for several values.
-        help: one sentence; how the page of the command and the reader of the class know it. Its default is added.
+        help: one sentence; how the page of the command and the reader of the class know it. Its default is added, but
+            for switches.
         kind: :class:`Bounds` or another type of argparse, for each value.
-        flags: how it is typed; ``--`` and its name by default.
-        argument: more for ``add_argument``: ``choices``, ``metavar``, ``nargs``, ``dest``.
+        flags: how it is typed; ``--`` and its name by default. The name alone makes it a positional argument.
+        former: how it was typed in earlier versions: understood, and not listed.
+        argument: more for ``add_argument``: ``choices``, ``metavar``, ``nargs``.
     """
-    return field(default=default, metadata={"help": help, "kind": kind, "flags": tuple(flags), **argument})
+    own = {"help": help, "kind": kind, "flags": tuple(flags), "former": tuple(former)}
+    return field(default=default, metadata=own | argument)
 
 
 def option_fields(options: Any) -> list[Field]:
@@ -111,20 +122,25 @@ def add_options(parser: Any, options: type, *names: str) -> None:
     found = {one.name: one for one in option_fields(options)}
     for one in (found[name] for name in names) if names else found.values():
         argument = dict(one.metadata)
-        flags = argument.pop("flags") or ("--" + one.name.replace("_", "-"),)
+        flags, former = argument.pop("flags") or ("--" + one.name.replace("_", "-"),), argument.pop("former")
         kind, help = argument.pop("kind"), argument.pop("help")
         default = None if one.default is MISSING else one.default
-        if default is False:
-            argument["action"] = "store_true"
+        if flags != (one.name,):
+            argument["dest"] = one.name
+        if isinstance(default, bool):
+            argument["action"] = "store_false" if default else "store_true"
         elif kind is not None:
             argument["type"] = kind
         if isinstance(kind, Bounds):
             argument.setdefault("metavar", "N")
         if isinstance(default, tuple):
             argument.setdefault("nargs", "+")
-        elif default is not None and default is not False and "default" not in help:
+        elif default is not None and not isinstance(default, bool) and "default" not in help:
             help += f" (default {default:,})" if isinstance(default, int) else f" (default {default})"
-        parser.add_argument(*flags, default=default, help=help.replace("%", "%%"), **{"dest": one.name, **argument})
+        parser.add_argument(*flags, default=default, help=help.replace("%", "%%"), **argument)
+        if former:
+            hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+            parser.add_argument(*former, **argument | hidden)
 
 
 def options_from(options: type[Options], args: argparse.Namespace, /, **others: Any) -> Options:

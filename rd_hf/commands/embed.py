@@ -29,7 +29,7 @@ from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.ray import RaySettings
 from rd_hf.embedding.settings import JobSettings, JobSummary
 from rd_hf.lazy import gc_paused
-from rd_hf.options import add_options, option_fields, options_from, whole
+from rd_hf.options import add_options, option_fields, options_from
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,8 +45,6 @@ def build_parser() -> argparse.ArgumentParser:
     machine = parser.add_argument_group("machine")
     add_options(machine, EmbeddingOptions, "batch_tokens")
     add_options(machine, JobSettings, "group_tokens", "device", "attn_implementation", "part_records", "part_bytes")
-    # Its name up to 0.2.
-    machine.add_argument("--window-tokens", dest="group_tokens", type=whole(1), help=argparse.SUPPRESS)
     cluster = parser.add_argument_group("cluster")
     cluster.add_argument(
         "--engine",

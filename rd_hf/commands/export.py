@@ -22,7 +22,6 @@ from rd_hf.options import add_options, options_from
 
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser("export", __doc__)
-    parser.add_argument("embeddings", metavar="DIR", help="finished folder of rd-hf embed or rd-hf convert")
     add_options(parser, ExportSettings)
     return parser
 
@@ -33,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
 
     from rd_hf.conversion.export import export_h5
 
-    settings = options_from(ExportSettings, args, embeddings=args.embeddings)
+    settings = options_from(ExportSettings, args)
     with tqdm(unit=" proteins", disable=True if args.quiet else None, leave=False) as bar:
         done = export_h5(settings, bar.update)
     print(f"{done}\nwritten to {args.output}")

@@ -31,7 +31,7 @@ import sys
 
 from rd_hf.commands._arguments import command_parser, run_with_arguments
 from rd_hf.fitting.settings import FitOptions, FitSettings
-from rd_hf.options import add_options, options_from, whole
+from rd_hf.options import add_options, options_from
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,10 +51,6 @@ def build_parser() -> argparse.ArgumentParser:
     add_options(run, FitSettings, "form", "max_shard_size", "dtype")
     add_options(run, FitOptions, "batch_tokens")
     add_options(run, FitSettings, "group_tokens", "checkpoint_seconds")
-    # The name of --group-tokens up to 0.2.
-    run.add_argument(
-        "--window-tokens", dest="group_tokens", type=whole(1), default=argparse.SUPPRESS, help=argparse.SUPPRESS
-    )
     return parser
 
 

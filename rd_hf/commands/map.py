@@ -26,7 +26,6 @@ from rd_hf.options import add_options, options_from
 
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser("map", __doc__)
-    parser.add_argument("embeddings", metavar="DIR", help="finished folder of rd-hf embed: pooling mean, max or cls")
     add_options(parser, MapSettings)
     return parser
 
@@ -34,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     from rd_hf.maps.job import draw_map
 
-    print(draw_map(options_from(MapSettings, args, embeddings=args.embeddings), show_progress=not args.quiet))
+    print(draw_map(options_from(MapSettings, args), show_progress=not args.quiet))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -23,7 +23,7 @@ from rd_hf.commands._arguments import command_parser, run_with_arguments
 from rd_hf.fitting.settings import FitOptions
 from rd_hf.hub.options import PushOptions
 from rd_hf.hub.release_settings import ReleaseSettings
-from rd_hf.options import add_options, options_from, whole
+from rd_hf.options import add_options, options_from
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,12 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     fit = parser.add_argument_group("the fit (see rd-hf fit)")
     add_options(fit, ReleaseSettings, "data")
     add_options(fit, FitOptions, "num_sequences", "seed", "max_length", "batch_tokens")
-    add_options(fit, ReleaseSettings, "group_tokens")
-    # Its name up to 0.2.
-    fit.add_argument(
-        "--window-tokens", dest="group_tokens", type=whole(1), default=argparse.SUPPRESS, help=argparse.SUPPRESS
-    )
-    add_options(fit, ReleaseSettings, "least_r2")
+    add_options(fit, ReleaseSettings, "group_tokens", "least_r2")
     add_options(parser.add_argument_group("the push (see rd-hf push)"), PushOptions, "private", "license", "token")
     add_options(parser, ReleaseSettings, "memory")
     return parser

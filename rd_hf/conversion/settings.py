@@ -60,7 +60,9 @@ class ConvertSettings:
 class ExportSettings:
     """Which embeddings are exported, and what names them in the file."""
 
-    embeddings: str
+    embeddings: str = option(
+        MISSING, "finished folder of rd-hf embed or rd-hf convert", flags=("embeddings",), metavar="DIR"
+    )
     output: str = option(MISSING, "h5 file; replaced where it exists", required=True, metavar="FILE")
     level: str | None = option(None, "level to export (default: the largest that the folder holds)", metavar="L")
     key: str = option(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.devices import check_device
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.files import file_sha256

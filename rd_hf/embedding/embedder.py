@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.data.residues import RejectedSequenceError
 from rd_hf.data.values import as_list, column_names, position_numbers, sequence_text
 from rd_hf.devices import parse_device, pick_device

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rd_hf.data.fasta import FastaRecord
+from rd_hf.data.records import FastaRecord
 from rd_hf.embedding.checkpoint import Checkpoint
 from rd_hf.embedding.folder import JobError
 from rd_hf.embedding.options import EmbeddingOptions

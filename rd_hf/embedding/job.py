@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.data.sources import is_hub_dataset, source_size
 from rd_hf.devices import check_device
 from rd_hf.embedding.checkpoint import Checkpoint

@@ -9,8 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rd_hf.data.fasta import InputError
-from rd_hf.data.records import readable
+from rd_hf.data.records import InputError, readable
 from rd_hf.data.sources import is_hub_dataset, source_size
 from rd_hf.embedding.checkpoint import Checkpoint, resolve
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry, differences

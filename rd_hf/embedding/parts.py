@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from rd_hf.data.fasta import FastaRecord
+from rd_hf.data.records import FastaRecord
 from rd_hf.data.sources import read_records
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.settings import JobSettings

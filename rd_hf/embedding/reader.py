@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from rd_hf.data.fasta import FastaRecord, InputError
-from rd_hf.data.records import readable
+from rd_hf.data.records import FastaRecord, InputError, readable
 from rd_hf.embedding.checkpoint import Checkpoint
 from rd_hf.embedding.fields import unfinished
 from rd_hf.embedding.folder import JobError, OutputFolder

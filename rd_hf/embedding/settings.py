@@ -77,6 +77,7 @@ class JobSettings:
         "for a family larger than memory: hold one backbone at a time, loaded anew for every group of batches of N "
         "tokens, whose embeddings (4 bytes per dimension) are held meanwhile (default: hold all backbones)",
         kind=whole(1),
+        former=("--window-tokens",),
     )
     extend: str | None = option(
         None,

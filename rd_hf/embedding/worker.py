@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from rd_hf.data.fasta import FastaRecord, InputError
+from rd_hf.data.records import FastaRecord, InputError
 from rd_hf.data.residues import RejectedSequenceError
 from rd_hf.devices import pick_device
 from rd_hf.embedding.checkpoint import Checkpoint

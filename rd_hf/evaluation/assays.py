@@ -16,7 +16,7 @@ from scipy import sparse
 from sklearn.model_selection import KFold
 from tqdm import tqdm
 
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
 from rd_hf.data.tables import BadRow, delimited
 from rd_hf.evaluation.options import LABELLED_SPLITS, SPLITS

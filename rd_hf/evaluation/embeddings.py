@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from rd_hf.bases.moments import save_tensors
 from rd_hf.data.batching import token_budget_batches
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.evaluation.assays import Assay
 from rd_hf.evaluation.families import Family, residue_states
 

@@ -15,7 +15,7 @@ from transformers import AutoConfig, PretrainedConfig
 from rd_hf.bases.chain import Basis, fit_chain
 from rd_hf.bases.moments import JointMoments, load_tensors, save_tensors
 from rd_hf.data.batching import collate, residue_mask, token_budget_batches
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.devices import check_device
 from rd_hf.evaluation.options import EvaluationOptions
 from rd_hf.fitting import FitOptions, Sample, draw_sample

@@ -31,7 +31,8 @@ import pandas as pd
 import torch
 from sklearn.model_selection import GroupKFold
 
-from rd_hf.data.fasta import InputError, read_fasta
+from rd_hf.data.fasta import read_fasta
+from rd_hf.data.records import InputError
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
 from rd_hf.evaluation.options import MASKED
 

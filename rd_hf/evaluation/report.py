@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.evaluation import statistics
 from rd_hf.evaluation.assays import LOW_N
 from rd_hf.evaluation.options import KINDS

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from Bio.SeqIO.FastaIO import SimpleFastaParser
 
-from rd_hf.data.fasta import InputError, read_fasta
+from rd_hf.data.fasta import read_fasta
+from rd_hf.data.records import InputError
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
 
 UNLABELLED = -1

@@ -13,7 +13,7 @@ from typing import Literal
 from tqdm import tqdm
 
 from rd_hf.data.batching import token_budget_batches
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
 from rd_hf.data.sources import read_records
 from rd_hf.fitting.settings import FitOptions

@@ -113,6 +113,7 @@ class FitSettings:
         "for a family larger than memory: hold one backbone at a time, loaded anew for every group of batches of N "
         "tokens, whose states (all widths, 4 or 2 bytes each) are held meanwhile (default: hold all backbones)",
         kind=whole(1),
+        former=("--window-tokens",),
         metavar="N",
     )
     checkpoint_seconds: float = option(60.0, "between two saves of the state", kind=real(0))

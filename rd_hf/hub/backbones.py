@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from transformers import PretrainedConfig
 
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.hub.checkpoint import read_config
 from rd_hf.hub.sources import is_hub_id, resolve_commit
 from rd_hf.model.configuration_rd_esm import RDEsmConfig

@@ -21,7 +21,7 @@ class PushOptions:
     check_level: str | None = option(
         None, "fetch and compare up to this level only, where the whole model is too large here"
     )
-    check: bool = option(True, "do not fetch and compare (default: do)", flags=("--no-check",), action="store_false")
+    check: bool = option(True, "do not fetch and compare (default: do)", flags=("--no-check",))
 
 
 @dataclass(frozen=True)

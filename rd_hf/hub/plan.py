@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import EsmConfig, EsmModel, PreTrainedModel
 
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.families import FAMILIES, Member, esm2_backbone
 from rd_hf.hub.describe import backbone_cost
 from rd_hf.model.configuration_rd_esm import RDEsmConfig

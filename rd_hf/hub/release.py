@@ -21,7 +21,7 @@ from accelerate.utils import convert_file_size_to_int
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.families import esm2_config
 from rd_hf.files import write_json
 from rd_hf.fitting import FitSettings, Sample, draw_sample, run_fit

@@ -38,6 +38,7 @@ class ReleaseSettings:
         None,
         "hold one backbone at a time, loaded anew for every group of batches of N tokens",
         kind=whole(1),
+        former=("--window-tokens",),
         metavar="N",
     )
     least_r2: float = option(0.0, "held-out R2 below which nothing is pushed", kind=real())

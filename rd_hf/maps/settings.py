@@ -13,14 +13,13 @@ METHODS = {"pca": "Principal components", "umap": "UMAP"}
 class MapSettings:
     """The choices of one map; what each means is the help of its field.
 
-    Attributes:
-        embeddings: finished folder of an embedding job with one row per protein.
-
     Raises:
         ValueError: an unknown choice, or a number out of its bounds.
     """
 
-    embeddings: str
+    embeddings: str = option(
+        MISSING, "finished folder of rd-hf embed: pooling mean, max or cls", flags=("embeddings",), metavar="DIR"
+    )
     output: str = option(MISSING, "the page, such as map.html", required=True, metavar="FILE")
     labels: str | None = option(None, "table of ids and labels", metavar="FILE")
     color_by: str | None = option(

@@ -167,6 +167,24 @@ def test_saved_moments_load_as_they_were(tmp_path: Path) -> None:
     assert torch.equal(loaded.scatter(), moments.scatter())
 
 
+@pytest.mark.parametrize("offset", [1, 3, 5, 7])
+def test_moments_go_on_to_the_same_bits_wherever_a_file_was_read_into(offset: int) -> None:
+    """Products round by where their operands lie: torch's own memory begins at 64 bytes, a file's buffer anywhere."""
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        place = torch.empty(tensor.numel() + offset, dtype=tensor.dtype)[offset:].view(tensor.shape)
+        return place.copy_(tensor)
+
+    moments = moments_of(states(40))
+    loaded = JointMoments.from_state({name: moved(value) for name, value in moments.state().items()})
+    assert loaded._products.data_ptr() % 64 == 0
+    assert loaded._sum.data_ptr() % 64 == 0
+    for seed in range(5):
+        loaded.update(states(11, seed))
+        moments.update(states(11, seed))
+    assert torch.equal(loaded.scatter(), moments.scatter())
+
+
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     save_tensors(path, moments_of(states(40)).state())

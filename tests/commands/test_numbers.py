@@ -30,6 +30,9 @@ class Baking:
     shelves: tuple[int, ...] = option((), "which", kind=whole(0), metavar="N")
     heat: str = option("top", "from where", choices=("top", "below"))
     fan: bool = option(False, "with 100 % of it")
+    light: bool = option(True, "in the dark", flags=("--no-light",))
+    dish: str = option("bread", "what is baked", flags=("dish",), metavar="DISH")
+    heat_up: int | None = option(None, "before it", kind=whole(1), former=("--warm",))
     name: str = "bread"
 
     def __post_init__(self) -> None:
@@ -57,6 +60,20 @@ def test_an_option_is_written_once(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_class_of_options_takes_what_its_command_takes(given: dict) -> None:
     with pytest.raises(ValueError, match=rf"{next(iter(given))} must be "):
         Baking(**given)
+
+
+def test_an_option_is_a_switch_a_place_and_has_former_names() -> None:
+    parser = argparse.ArgumentParser()
+    add_options(parser, Baking, "light", "dish", "heat_up")
+    assert options_from(Baking, parser.parse_args(["pie", "--no-light", "--warm", "5"])) == Baking(
+        light=False, dish="pie", heat_up=5
+    )
+    assert options_from(Baking, parser.parse_args(["pie", "--heat-up", "5"])) == Baking(dish="pie", heat_up=5)
+    help = parser.format_help()
+    assert "--warm" not in help
+    assert "in the dark\n" in help, "a switch has no number as its default"
+    with pytest.raises(SystemExit):
+        parser.parse_args(["pie", "--warm", "0"])
 
 
 def test_bounds() -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from rd_hf.conversion.raw import Raw, open_raw, refuse_more_than_is_there
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 
 WIDTH = 32
 ROWS = np.random.default_rng(0).normal(size=(3, WIDTH)).astype(np.float32)

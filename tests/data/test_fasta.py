@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from rd_hf.data.fasta import InputError, read_fasta
+from rd_hf.data.fasta import read_fasta
+from rd_hf.data.records import InputError
 from tests.conftest import pearson_records
 from tests.data.cases import FASTA_TEXTS, Case
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.data.sources import is_hub_dataset, read_records, table_format
 
 ROWS = [("p1", "MKTAYIAKQR"), ("p2", "NA"), ("p3", "nan"), ("", "MK"), ("1e5", "")]

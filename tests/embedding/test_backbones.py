@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.embedding.checkpoint import load_model, resolve
 from rd_hf.embedding.embedder import Embedder
 from rd_hf.embedding.folder import OutputFolder

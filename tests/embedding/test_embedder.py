@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from datasets.fingerprint import Hasher
 
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.embedding import Embedder
 from rd_hf.embedding import checkpoint as checkpoint_module
 from tests.embedding.conftest import scale_tensors

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset, Features, IterableDataset, Value, load_dataset
 
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.embedding import Embedder
 
 SEQUENCES = ["MKTAYIAKQR", "ACDEFGHIKLMNPQ", "GAVLIM"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.embedding import checkpoint
 from rd_hf.embedding.checkpoint import prepare_after_fork, threads_of_a_worker
 from tests.conftest import environment

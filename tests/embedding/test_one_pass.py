@@ -12,7 +12,7 @@ import torch
 from transformers import EsmModel
 
 from rd_hf.commands import search
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.data.residues import encode
 from rd_hf.embedding import Embedder
 from rd_hf.embedding.checkpoint import load_model

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rd_hf.data.fasta import FastaRecord
+from rd_hf.data.records import FastaRecord
 from rd_hf.data.residues import RejectedSequenceError
 from rd_hf.embedding.checkpoint import resolve
 from rd_hf.embedding.engine import prepare

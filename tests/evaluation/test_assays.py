@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.evaluation.assays import Assay, one_hot, read_assay, read_assays, variant_name
 from tests.evaluation.conftest import ASSAY_FILE
 

@@ -10,7 +10,7 @@ import torch
 from transformers import EsmConfig, EsmModel
 
 from rd_hf.data.batching import collate
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.evaluation import embeddings, families
 from rd_hf.evaluation.assays import Assay
 from rd_hf.evaluation.embeddings import PooledStates, StateCache, embed_assay

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.stats import permutation_test
 
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.evaluation import homology_runs, statistics
 from rd_hf.evaluation.families import Family
 from rd_hf.evaluation.homology import (

@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from rd_hf.commands.evaluate_residues import main
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.evaluation.families import Family
 from rd_hf.evaluation.options import ResidueOptions
 from rd_hf.evaluation.residues import (

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.evaluation.assays import Assay, Fold, FoldLabels, folds, low_n_folds, read_fold_labels
 from rd_hf.evaluation.options import SPLITS
 from tests.evaluation.conftest import FOLDS_FILE

@@ -21,7 +21,7 @@ from rd_hf.bases.chain import fit_chain
 from rd_hf.bases.moments import JointMoments
 from rd_hf.commands.fit import main
 from rd_hf.data.batching import collate
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.files import Workspace
 from rd_hf.fitting import FitOptions, backbone_states, draw_sample, fit_bases, install_bases
 from tests.conftest import REPOSITORY, TWO_PROCESSES, environment, kill, random_model

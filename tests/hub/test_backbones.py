@@ -16,7 +16,7 @@ import transformers
 from transformers import EsmModel
 
 from rd_hf.commands.fit import main as fit
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.embedding.checkpoint import resolve
 from rd_hf.hub import load_family, save_checkpoint
 from rd_hf.hub.backbones import BackboneSource, family_config, parse_source

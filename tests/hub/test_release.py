@@ -19,7 +19,7 @@ from huggingface_hub import HfApi, constants
 from transformers import EsmModel
 
 from rd_hf.commands.release import main as release_command
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.families import ESM2, esm2_config
 from rd_hf.hub.describe import describe_model
 from rd_hf.hub.plan import Plan, bases_bytes, free_memory, make_plan, readable, stored_bytes

@@ -19,7 +19,7 @@ import transformers
 from safetensors.torch import load_file
 
 from rd_hf.data.batching import collate, pack
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.embedding import Embedder
 from rd_hf.embedding.folder import JobError
 from rd_hf.embedding.job import run_job

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from rd_hf.data.batching import collate, pack
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.embedding.algebra import contributions, extend
 from rd_hf.hub import load_family, save_checkpoint
 from rd_hf.hub.backbones import BackboneSource, family_config, parse_source

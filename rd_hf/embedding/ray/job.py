@@ -11,7 +11,7 @@ from itertools import chain
 from operator import itemgetter
 from typing import Any
 
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.data.sources import source_size
 from rd_hf.devices import parse_device
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry

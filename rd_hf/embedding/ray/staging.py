@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rd_hf.data.fasta import FastaRecord, InputError
+from rd_hf.data.records import FastaRecord, InputError
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
 from rd_hf.data.sources import source_size
 from rd_hf.embedding.folder import JobError, OutputFolder

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from rd_hf.data.fasta import InputError
+from rd_hf.data.records import InputError
 from rd_hf.data.sources import source_size
 from rd_hf.embedding.checkpoint import Checkpoint
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry
