@@ -107,7 +107,9 @@ def told_of_the_end() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # Once it has come, those sent on after it are heard by nobody to the end of the process: its exit code stands.
+        if signal.getsignal(signal.SIGTERM) is end:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class _Stream:

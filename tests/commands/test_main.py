@@ -117,18 +117,23 @@ WAITING = r"""
 import os, sys, time
 from rd_hf.commands._main import run_command
 
+def wait():
+    # In short sleeps: Python begins one in spite of a signal that came just before it.
+    for _ in range(600):
+        time.sleep(0.1)
+
 def body():
     begun, begins = os.pipe()
     child = os.fork()
     if child == 0:
         # A signal that comes before Python has set up a forked process is lost to it.
         os.write(begins, b".")
-        time.sleep(60)
+        wait()
         os._exit(0)
     os.read(begun, 1)
     try:
         print("ready", child, flush=True)
-        time.sleep(60)
+        wait()
     finally:
         os.kill(child, 15)
         print("child", os.waitpid(child, 0)[1], flush=True)
@@ -156,6 +161,22 @@ def test_sigterm_has_the_words_of_an_interruption(rank: str | None) -> None:
     assert process.returncode == 143
     assert out == f"child {int(signal.SIGTERM)}\n", "a forked worker ends as by default, without words"
     assert err == ("" if rank == "1" else "tool: terminated; add --resume to the same command to go on\n")
+
+
+def test_a_signal_that_is_sent_on_late_changes_no_exit_code() -> None:
+    """The process takes a while to end: a launcher's second signal may come when the words have been said."""
+    program = WAITING.replace("sys.exit(", "code = (") + "print('said', flush=True); time.sleep(1); sys.exit(code)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("ready")
+    process.terminate()
+    assert process.stdout.readline().startswith("child")
+    assert process.stdout.readline() == "said\n"
+    process.terminate()
+    assert process.wait(timeout=30) == 143
+    process.stdout.close()
 
 
 def test_a_handler_of_the_callers_own_is_left_alone() -> None:
