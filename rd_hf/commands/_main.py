@@ -107,9 +107,10 @@ def told_of_the_end() -> Iterator[None]:
     try:
         yield
     finally:
-        # Once it has come, those sent on after it are heard by nobody to the end of the process: its exit code stands.
-        if signal.getsignal(signal.SIGTERM) is end:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # Once it has come, those sent on after it are ignored to the end of the process, so that its exit code stands.
+        # (Any handler of Python's own is taken away while the interpreter ends; this one stays.)
+        ended = signal.getsignal(signal.SIGTERM) is not end
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if ended else signal.SIG_DFL)
 
 
 class _Stream:
