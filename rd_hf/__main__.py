@@ -1,6 +1,6 @@
 """Reverse-distilled, nested protein embeddings: fit, embed, search, look, publish.
 
-    rd-hf fit --config rd-esm2-650M --data uniref50.fasta.gz --num-sequences 5000 --output my-model
+    rd-hf fit --config rd-esm2-650M --input uniref50.fasta.gz --num-sequences 5000 --output my-model
     rd-hf embed --model my-model --input proteome.fasta.gz --output embeddings
     rd-hf info my-model
 

@@ -215,7 +215,7 @@ def import_checkpoint(settings: ImportSettings, say: Callable[[str], None] = pri
         found = ", ".join(map(str, recipes)) or "none"
         raise ValueError(
             f"{weights} has {len(recipes)} complete sets of files for {settings.level} ({found}): choose one "
-            f"with --regressor, --pca and --sequences, or fetch the steps that are absent"
+            f"with --regressor, --pca and --num-sequences, or fetch the steps that are absent"
         )
     model, reports = import_published(weights, settings.level, recipes[0])
     save_checkpoint(model, output, backbones=False, report=reports, license=settings.license)
