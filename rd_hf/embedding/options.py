@@ -106,7 +106,7 @@ class EmbeddingOptions:
         kind=whitened,
         nargs="?",
         const=True,
-        metavar="{model,none}",
+        metavar=f"{{{','.join(WHITENED)}}}",
     )
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from rd_hf.data.batching import collate, residue_mask, token_budget_batches
 from rd_hf.data.records import InputError
 from rd_hf.devices import check_device, pick_device
 from rd_hf.evaluation.options import EvaluationOptions
-from rd_hf.evaluation.progress import bar
+from rd_hf.evaluation.progress import progress_bar
 from rd_hf.fitting import FitOptions, Sample, draw_sample
 from rd_hf.hub import load_family
 from rd_hf.hub.backbones import family_config
@@ -219,7 +219,7 @@ def fitting_moments(
             raise InputError(f"{path} holds no whole moments ({error}); delete it to compute them again") from error
     batches = token_budget_batches([len(sequence) for sequence in sequences], batch_tokens)
     saved = time.monotonic()
-    with bar(total=len(sequences), desc=f"moments of {family.label}", unit="sequence") as progress:
+    with progress_bar(total=len(sequences), desc=f"moments of {family.label}", unit="sequence") as progress:
         for number, batch in enumerate(batches, start=1):
             progress.update(len(batch))
             if number <= done:

@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 
-def bar(*arguments: Any, **how: Any) -> tqdm:
+def progress_bar(*arguments: Any, **how: Any) -> tqdm:
     """A bar of tqdm where standard error is a terminal, unless ``TQDM_DISABLE`` is set, as ``--quiet`` does.
 
     tqdm itself heeds the variable only where nothing else is said of ``disable``, and as it was at its import.

@@ -96,9 +96,7 @@ class SearchSettings:
         if not self.output.endswith(FORMATS):
             raise ValueError(f"--output {self.output} must end in one of {', '.join(FORMATS)}")
         if self.shortlist is not None and self.shortlist < self.k:
-            raise ValueError(
-                f"--shortlist {self.shortlist} holds fewer candidates than the --neighbours {self.k} asked for"
-            )
+            raise ValueError(f"--shortlist {self.shortlist} holds fewer candidates than --neighbours {self.k} asks for")
         if self.label_column is not None and self.labels is None:
             raise ValueError(f"--label-column {self.label_column} is given, but no --labels that it is a column of")
 

@@ -8,7 +8,7 @@
 
 The reverse-distilled embedding, the one that keeps all directions, principal components and a random projection of the
 concatenation are cut after their first N dimensions; raw backbones stand at their own widths. --assays (ProteinGym's
-format) gives a panel of ridge probes on five folds and one a size of --low-n; --domains (SCOP domains, see rd-hf evaluate
+format) gives a panel of ridge probes on five folds and one a size of --low-n; --domains (of SCOP, see rd-hf evaluate
 homology) one of hit@10 as embeddings are and one whitened and weighted.
 
 --output then holds score_by_width.png, scores.parquet (one row per point of it) and report.md. A run that was stopped
