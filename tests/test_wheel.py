@@ -147,7 +147,7 @@ def work(bare: Installed, tmp_path_factory: pytest.TempPathFactory) -> Path:
         records = source.read().split(">")[1:101]
     (folder / "proteins.fasta").write_text("".join(f">{record}" for record in records))
     fitted = bare.run(
-        *("rd-hf", "fit", "--config", "rd-esm2-mini", "--data", "example", "--output", "model", *few), cwd=folder
+        *("rd-hf", "fit", "--config", "rd-esm2-mini", "--input", "example", "--output", "model", *few), cwd=folder
     )
     assert fitted.returncode == 0, fitted.stderr
     # The figure is what an extra brings; the fit itself does without, and says so.
@@ -245,7 +245,7 @@ def test_the_carried_checkpoint_loads_as_from_the_hub(bare: Installed, tmp_path:
 # A command, and enough of arguments for it to reach for what it needs.
 OPTIONAL = {
     "map": (["embeddings", "--output", "map.html"], "map"),
-    "search": (["--queries", "embeddings", "--database", "embeddings", "--output", "hits.tsv"], "search"),
+    "search": (["--input", "embeddings", "embeddings", "--output", "hits.tsv"], "search"),
     "export": (["embeddings", "--output", "e.h5"], "h5"),
     "embed": (["--model", "model", "--input", "proteins.fasta", "--output", "o", "--engine", "ray"], "ray"),
     "evaluate dms": (["--model", "model", "--assays", "x.csv", "--output", "o"], "eval"),
@@ -299,8 +299,8 @@ def test_each_extra_is_enough_for_what_it_names(bare: Installed, wheel: Path, tm
 
 def test_a_search_where_its_extra_is(wheel: Path, work: Path, tmp_path: Path) -> None:
     with_search = install(wheel, tmp_path / "env", ["search"])
-    ends = ["--k", "1", "--output", tmp_path / "hits.tsv"]
-    done = with_search.run("rd-hf", "search", "--queries", "embeddings", "--database", "embeddings", *ends, cwd=work)
+    ends = ["--neighbours", "1", "--output", tmp_path / "hits.tsv"]
+    done = with_search.run("rd-hf", "search", "--input", "embeddings", "embeddings", *ends, cwd=work)
     assert done.returncode == 0, done.stderr
     # Against itself a protein is not its own neighbour.
     rows = [line.split("\t") for line in (tmp_path / "hits.tsv").read_text().splitlines()]
