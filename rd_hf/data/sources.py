@@ -23,6 +23,7 @@ from rd_hf.data.residues import RejectedSequenceError
 from rd_hf.data.streams import SUFFIXES
 from rd_hf.data.tables import FORMATS, BadRow, Row, Table, of_rows
 from rd_hf.data.values import id_text, position_numbers, sequence_text
+from rd_hf.network import hub_asked_once
 
 _HUB_DATASET = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
@@ -149,7 +150,15 @@ def _hub_rows(source: str) -> Iterator[Mapping[str, Any]]:
 
     name, _, split = source.partition(":")
     try:
-        yield from load_dataset(name, split=split or "train", streaming=True)
+        # The first row too: what it is made of is asked for as late as that.
+        with hub_asked_once(name, instead="give a file"):
+            rows = iter(load_dataset(name, split=split or "train", streaming=True))
+            first = next(rows, None)
+        if first is not None:
+            yield first
+            yield from rows
+    except InputError:
+        raise
     except Exception as error:  # datasets raises many kinds; the user needs one sentence
         raise InputError(
             f"{source} is neither a file here nor a readable Hub dataset ({type(error).__name__}: {error})"

@@ -17,6 +17,7 @@ from rd_hf.devices import check_device
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.files import file_sha256
 from rd_hf.lazy import gc_paused
+from rd_hf.network import asks_hub, one_answer
 from rd_hf.trust import refuse_foreign_code
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class Checkpoint:
         return replace(options, max_length=longest, overlap=min(options.overlap, longest // 4))
 
 
+@one_answer()
 def resolve(
     name: str | os.PathLike,
     revision: str | None = None,
@@ -174,6 +176,7 @@ def _commit_now(level: Mapping[str, Any]) -> str | None:
         return None
 
 
+@asks_hub
 def _fetch_config(name: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -239,6 +242,7 @@ def _pinned(name: str, revision: str | None, backbones: Mapping[str, str]) -> RD
 
 # Two: a process that compares two models does not load either again.
 @functools.lru_cache(maxsize=2)
+@asks_hub
 def load_model(
     name: str,
     revision: str | None,

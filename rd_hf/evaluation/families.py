@@ -25,6 +25,7 @@ from rd_hf.hub.checkpoint import read_config
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.families_rd_esm import FAMILIES, describe
 from rd_hf.model.modeling_rd_esm import RDEsmModel
+from rd_hf.network import asks_hub
 
 CHECKPOINT_SECONDS = 60.0
 # Bases are stored in float32 and batches differ: the same sequences refit to about 1e-5, others to 1e-2 and more.
@@ -99,6 +100,7 @@ class Family:
         return [config.hidden_size] if config.one_pass else config.backbone_widths
 
 
+@asks_hub
 def _load_model(source: str, dtype: torch.dtype, one_pass: bool) -> RDEsmModel:
     fields, _ = PretrainedConfig.get_config_dict(source)
     found = fields.get("model_type")

@@ -38,6 +38,7 @@ from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.families_rd_esm import check_alphabet
 from rd_hf.model.files_rd_esm import is_own
 from rd_hf.model.modeling_rd_esm import RDEsmModel
+from rd_hf.network import asks_hub
 from rd_hf.trust import refuse_foreign_code
 
 logger = logging.getLogger(__name__)
@@ -185,6 +186,7 @@ def read_config(source: str, revision: str | None = None, **hub: Any) -> RDEsmCo
     return RDEsmConfig.from_pretrained(source, revision=revision, **hub)
 
 
+@asks_hub
 def load_family(
     source: str | Path | RDEsmConfig,
     *,

@@ -17,6 +17,7 @@ from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.families_rd_esm import FAMILIES
 from rd_hf.model.layers_rd_esm import stack_of
 from rd_hf.model.modeling_rd_esm import RDEsmModel
+from rd_hf.network import asks_hub
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class ModelFacts:
     one_pass: dict[str, Any] | None = None
 
 
+@asks_hub
 def describe_model(source: str, revision: str | None = None) -> ModelFacts:
     """Describe a checkpoint folder, a Hub model (its config and fit report are fetched) or a named family.
 
