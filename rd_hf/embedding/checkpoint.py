@@ -18,6 +18,7 @@ from rd_hf.devices import check_device
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.files import file_sha256
 from rd_hf.lazy import gc_paused
+from rd_hf.model_names import check_model_name
 from rd_hf.network import asks_hub, one_answer
 from rd_hf.trust import refuse_foreign_code
 
@@ -127,6 +128,7 @@ def resolve(
     Raises:
         InputError: no such model, it is no reverse-distilled one, or ``one_pass`` and it has no readout.
     """
+    check_model_name(name)
     place, name = Path(model_place(name)), os.fspath(name)
     is_here = place.is_dir()
     folder = place.resolve() if is_here else _fetch_config(name, revision).parent

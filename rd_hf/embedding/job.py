@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rd_hf.data.missing import no_file, no_such_file
 from rd_hf.data.records import InputError
 from rd_hf.data.sources import is_there, source_size
 from rd_hf.devices import check_device
@@ -155,7 +156,9 @@ def check_inputs(settings: JobSettings, group: Processes) -> None:
             if group.world > 1:
                 raise InputError("standard input cannot be shared by several processes: write it to a file first")
         elif not is_there(source):
-            raise InputError(f"{source}: no such file; check the path (relative to {Path.cwd()})")
+            raise no_such_file(source)
+        elif Path(source).is_dir():
+            raise no_file(Path(source))
     if settings.inputs.count("-") > 1:
         raise InputError("standard input ('-') can be read once only")
 

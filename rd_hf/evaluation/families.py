@@ -26,6 +26,7 @@ from rd_hf.hub.checkpoint import read_config
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.families_rd_esm import FAMILIES, describe
 from rd_hf.model.modeling_rd_esm import RDEsmModel
+from rd_hf.model_names import check_model_name
 from rd_hf.network import asks_hub
 
 CHECKPOINT_SECONDS = 60.0
@@ -103,6 +104,7 @@ class Family:
 
 @asks_hub
 def _load_model(source: str, dtype: torch.dtype, one_pass: bool) -> RDEsmModel:
+    check_model_name(source)
     source = model_place(source)
     fields, _ = PretrainedConfig.get_config_dict(source)
     found = fields.get("model_type")

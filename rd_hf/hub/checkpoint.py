@@ -39,6 +39,7 @@ from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.families_rd_esm import check_alphabet
 from rd_hf.model.files_rd_esm import is_own
 from rd_hf.model.modeling_rd_esm import RDEsmModel
+from rd_hf.model_names import check_model_name
 from rd_hf.network import asks_hub
 from rd_hf.trust import refuse_foreign_code
 
@@ -227,6 +228,8 @@ def load_family(
     hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     settings: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "sequential": sequential, **hub}
     attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    if not isinstance(source, RDEsmConfig):
+        check_model_name(source, fitted=False)
     # A folder of a family's name that is no model yet is where it is being fitted.
     if not isinstance(source, RDEsmConfig) and not (Path(source) / "config.json").is_file():
         source = named_config(str(source)) or source
