@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -33,8 +34,11 @@ def check_model_name(name: str | os.PathLike, fitted: bool = True) -> None:
             if fitted and _is_unfitted(place):
                 raise InputError(_unfitted(text, f"{text} holds a config.json and no bases"))
             return
-        if not _is_here(place / _MANIFEST) and (fitted or text not in NAMED):
-            return
+        if not _is_here(place / _MANIFEST) and text not in NAMED:
+            raise InputError(
+                f"{text} holds no config.json, so no model: give a folder that rd-hf fit wrote, a Hub id (owner/name) "
+                f"or {_CARRIED}"
+            )
     if text in NAMED:
         if fitted:
             raise InputError(_unfitted(text, f"{text} is a family by name, of which no checkpoint is here"))
@@ -118,11 +122,9 @@ def _unfitted(text: str, what: str) -> str:
     from rd_hf.hub.plan import carried_plan
 
     takes = ""
-    try:
+    # Whatever else is wrong with it, the fit will say.
+    with suppress(OSError, ValueError, KeyError, TypeError):
         takes = f" ({carried_plan(named_config(text) or read_config(text)).sentence()})"
-    except (OSError, ValueError, KeyError, TypeError):
-        # Whatever is wrong with it, the fit will say; this sentence is about its being needed.
-        pass
     return (
         f"{what}: fit one with rd-hf fit --config {text}{takes}, give the Hub id of a fitted one (owner/"
         f"{Path(text).name}), or take {_CARRIED}, which is carried"

@@ -37,8 +37,10 @@ def asks_hub(function: Callable[Arguments, Result]) -> Callable[Arguments, Resul
 
     @wraps(function)
     def asking(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        named = args[0] if args else next(iter(kwargs.values()), None)
-        with hub_asked_once(str(named) if isinstance(named, str | os.PathLike) else "a file of the Hub"):
+        named: Any = args[0] if args else next(iter(kwargs.values()), None)
+        words = named if isinstance(named, list | tuple) else [named]
+        is_named = all(isinstance(word, str | os.PathLike) for word in words)
+        with hub_asked_once(" or ".join(map(str, words)) if is_named else "a backbone"):
             return function(*args, **kwargs)
 
     return asking
@@ -242,4 +244,5 @@ def _sentence(wanted: str, trouble: str | None, instead: str | None) -> str:
         mend += ", fetch it where there is a network and copy the cache (HF_HOME)" if instead else ""
     if instead is None:
         return f"{where}: {mend}"
-    return f"{wanted} is not here as a whole (cache: {constants.HF_HUB_CACHE}), and {where}: {mend}, or {instead}"
+    missing = f"{wanted} is neither here nor complete in the cache ({constants.HF_HUB_CACHE})"
+    return f"{missing}, and {where}: {mend}, or {instead}"

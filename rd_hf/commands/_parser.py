@@ -53,8 +53,8 @@ class Parser(argparse.ArgumentParser):
 
     usual: tuple[str, ...] = ()
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does, but a flag that is not known is named before one that it leaves missing."""
@@ -63,7 +63,10 @@ class Parser(argparse.ArgumentParser):
             given = ["--help"]
         words = given[: given.index("--")] if "--" in given else given
         if not {"-h", "--help"} & set(words):
-            for word in words:
+            for before, word in zip(["", *words], words, strict=False):
+                if not word:
+                    what = before if before.startswith("-") else "an argument"
+                    self.error(f"{what} is given as nothing: is a variable of the shell empty?")
                 found = _FLAG.fullmatch(word)
                 if found and not self._is_known(found[1]):
                     self.error(self._no_such_flag(found[1]))

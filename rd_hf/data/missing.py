@@ -19,7 +19,9 @@ def no_such_file(source: str | os.PathLike) -> InputError:
     text = os.fspath(source)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
         name = text.rpartition("/")[2].partition("?")[0] or "proteins.fasta"
-        return InputError(f"{text} is an address, which is not fetched: fetch it (curl -L -o {name} ...) and give {name}")
+        return InputError(
+            f"{text} is an address, and files are read here: fetch it (curl -L -o {name} ...) and give {name}"
+        )
     if _SEQUENCE.fullmatch(text) and _RESIDUES.issuperset(text):
         return InputError(
             f"{text[:40]} is no file here and reads as a sequence: put it into a FASTA file, a line >name above it, or "
@@ -29,7 +31,7 @@ def no_such_file(source: str | os.PathLike) -> InputError:
         return InputError(f"{text}: no file here matches (relative to {Path.cwd()})")
     if text in CHECKPOINTS:
         return InputError(f"{text} is a model: give proteins, for example {next(iter(PROTEINS))}, which is carried")
-    near = get_close_matches(Path(text).name, _beside(Path(text)), n=1)
+    near = get_close_matches(Path(text).name, _beside(Path(text)), n=1, cutoff=0.75)
     meant = f"did you mean {Path(text).parent / near[0]}? " if near else ""
     return InputError(f"{text}: no such file; {meant}check the path (relative to {Path.cwd()})")
 

@@ -173,11 +173,10 @@ def open_bytes(path: str | Path) -> AbstractContextManager[Any]:
         if sys.stdin is None or sys.stdin.closed:
             raise InputError("standard input is closed: pipe FASTA into the command, or name a file instead of -")
         return nullcontext(sys.stdin.buffer)
-    path = Path(path)
-    if path.is_dir():
-        raise no_file(path)
+    if Path(path).is_dir():
+        raise no_file(Path(path))
     try:
-        return path.open("rb")
+        return Path(path).open("rb")
     except FileNotFoundError as error:
         raise no_such_file(path) from error
     except OSError as error:

@@ -22,7 +22,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from rd_hf.data.records import InputError
-from rd_hf.families import esm2_config
+from rd_hf.families import esm2_config, named_config
 from rd_hf.files import write_json
 from rd_hf.fitting import FitSettings, Sample, draw_sample, run_fit
 from rd_hf.fitting.sample import plan_batches
@@ -36,6 +36,7 @@ from rd_hf.hub.sources import can_be_fetched, check_hub_id
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.files_rd_esm import find_weights
 from rd_hf.model.staging_rd_esm import clear_staging
+from rd_hf.model_names import check_model_name
 from rd_hf.network import asks_hub, hub_asked_once
 
 PUBLISHED_REPO = "singhlab/plm_reverse_distillation"
@@ -233,7 +234,9 @@ def family_of(level: str | None, folder: str | None) -> RDEsmConfig:
     """Return the config of ESM-2 up to a level, or of the family that a folder's config.json describes."""
     if folder is None:
         return esm2_config(level or "")
-    config = read_config(folder)
+    check_model_name(folder, fitted=False)
+    with hub_asked_once(folder):
+        config = named_config(folder) or read_config(folder)
     if config.backbones_in_checkpoint:
         raise InputError(f"{folder} holds its backbones itself: rd-hf push publishes it as it is")
     for entry in config.levels:
