@@ -14,6 +14,7 @@ from typing import Any
 
 from rd_hf.commands._main import run_command
 from rd_hf.commands._outputs import refuse
+from rd_hf.commands._parser import Parser
 from rd_hf.commands.optional import what_to_install
 
 # Where each library looks for how much to say, and what turns progress bars off.
@@ -31,7 +32,7 @@ class MissingExtraError(ValueError):
     """A command needs what this installation does not have."""
 
 
-def command_parser(name: str, words: str | None, prog: str | None = None) -> argparse.ArgumentParser:
+def command_parser(name: str, words: str | None, prog: str | None = None) -> Parser:
     """The parser of ``rd-hf NAME``, with what every command understands.
 
     Args:
@@ -39,7 +40,7 @@ def command_parser(name: str, words: str | None, prog: str | None = None) -> arg
         words: the docstring of its module: what it does, with examples.
         prog: how it is called where that is not ``rd-hf NAME``.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog or f"rd-hf {name}", description=words, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     said = parser.add_argument_group("what is said").add_mutually_exclusive_group()

@@ -49,12 +49,13 @@ def run_command(
         The exit code, for :func:`sys.exit`.
     """
     from rd_hf.files import error_text
+    from rd_hf.network import one_answer
 
     # What is still there as the process ends goes with it: looking through a million objects that torch and
     # transformers made for cycles among them would take as long as a small job.
     atexit.register(gc.freeze)
     caught: tuple[type[Exception], ...] = (ValueError, OSError, *errors)
-    with standard_streams() as streams, told_of_the_end():
+    with standard_streams() as streams, told_of_the_end(), one_answer():
         try:
             code = body() or 0
         except KeyboardInterrupt as end:

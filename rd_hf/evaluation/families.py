@@ -27,6 +27,8 @@ from rd_hf.hub.checkpoint import read_config
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.families_rd_esm import FAMILIES, describe
 from rd_hf.model.modeling_rd_esm import RDEsmModel
+from rd_hf.model_names import check_model_name
+from rd_hf.network import asks_hub
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +105,9 @@ class Family:
         return [config.hidden_size] if config.one_pass else config.backbone_widths
 
 
+@asks_hub
 def _load_model(source: str, dtype: torch.dtype, one_pass: bool) -> RDEsmModel:
+    check_model_name(source)
     source = model_place(source)
     fields, _ = PretrainedConfig.get_config_dict(source)
     found = fields.get("model_type")

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from rd_hf.bases.chain import FitReport
 from rd_hf.data.batching import SPECIAL_TOKENS
+from rd_hf.data.sources import check_sources
 from rd_hf.embedding.dtypes import warn_of
 from rd_hf.files import Workspace, replacing
 from rd_hf.fitting.fit import fit_bases, fitted_config, install_bases, source_names
@@ -74,8 +75,7 @@ def run_fit(
         workspace.refuse_others([workspace.path.name] if is_state(workspace.path) else [])
     refuse_foreign(output)
     group = group or processes()
-    if group.world > 1 and "-" in settings.data:
-        raise ValueError("standard input cannot be shared by several processes: write it to a file first")
+    check_sources(settings.data, group.world)
     report = (report or partial(tqdm.write, file=sys.stderr)) if group.is_main else lambda _: None
     accelerator = Accelerator()
     # All have looked at the folder before one of them changes it.

@@ -39,6 +39,8 @@ from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.families_rd_esm import check_alphabet
 from rd_hf.model.files_rd_esm import is_own
 from rd_hf.model.modeling_rd_esm import RDEsmModel
+from rd_hf.model_names import check_model_name
+from rd_hf.network import asks_hub
 from rd_hf.trust import refuse_foreign_code
 
 logger = logging.getLogger(__name__)
@@ -196,6 +198,7 @@ def by_name(source: str | Path) -> RDEsmConfig | None:
     return None if (Path(source) / "config.json").is_file() else named_config(str(source))
 
 
+@asks_hub
 def load_family(
     source: str | Path | RDEsmConfig,
     *,
@@ -232,6 +235,7 @@ def load_family(
     settings: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "sequential": sequential, **hub}
     attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     if not isinstance(source, RDEsmConfig):
+        check_model_name(source, fitted=False)
         source = by_name(source) or source
     if isinstance(source, RDEsmConfig):
         config, place = copy.deepcopy(source), None

@@ -36,6 +36,8 @@ from rd_hf.hub.sources import can_be_fetched, check_hub_id
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.files_rd_esm import find_weights
 from rd_hf.model.staging_rd_esm import clear_staging
+from rd_hf.model_names import check_model_name
+from rd_hf.network import asks_hub, hub_asked_once
 
 PUBLISHED_REPO = "singhlab/plm_reverse_distillation"
 # The file names of the recipe that the first publication reports, under weights/ of its repo.
@@ -231,7 +233,9 @@ def family_of(level: str | None, folder: str | None) -> RDEsmConfig:
     """Return the config of ESM-2 up to a level, or of the family that a name or a folder's config.json stands for."""
     if folder is None:
         return esm2_config(level or "")
-    config = by_name(folder) or read_config(folder)
+    check_model_name(folder, fitted=False)
+    with hub_asked_once(folder):
+        config = by_name(folder) or read_config(folder)
     if config.backbones_in_checkpoint:
         raise InputError(f"{folder} holds its backbones itself: rd-hf push publishes it as it is")
     for entry in config.levels:
@@ -265,7 +269,8 @@ def peak_memory_of_stage(every: float = 0.05) -> Iterator[Callable[[], int]]:
 def check_login(repo_id: str, token: str | bool | None) -> str:
     """Return whose login it is; InputError if there is none or it may not write there, before the hours of a fit."""
     try:
-        who = HfApi(token=token).whoami()
+        with hub_asked_once(repo_id, instead=None):
+            who = HfApi(token=token).whoami()
     except (LocalTokenNotFoundError, HfHubHTTPError) as error:
         raise InputError(
             f"publishing to {repo_id} needs a login ({str(error).splitlines()[0]}): run 'hf auth login' or give "
@@ -278,6 +283,7 @@ def check_login(repo_id: str, token: str | bool | None) -> str:
     return str(who["name"])
 
 
+@asks_hub
 def fetch(config: RDEsmConfig, say: Callable[[str], None], **hub: Any) -> dict[str, Any]:
     """Fetch the weights of every backbone into the cache, smallest first; what is there already stays."""
     size = 0
@@ -290,6 +296,7 @@ def fetch(config: RDEsmConfig, say: Callable[[str], None], **hub: Any) -> dict[s
     return {"bytes": size}
 
 
+@asks_hub
 def fetch_published(folder: Path, level: str, **hub: Any) -> dict[str, Any]:
     """Fetch the first publication's bases into ``folder``: one file for each step up to a level."""
     size = 0
