@@ -27,6 +27,7 @@ ALLOWED = {
     "__init__.py": {"lazy", "version", "embedding", "families", "fitting", "hub", "model", "search"},
     "__main__.py": {"version"},
     "files.py": {"model"},
+    "tables.py": {"files"},
     "launch.py": set(),
     "devices.py": {"data"},
     "bases": {"bases", "files"},
@@ -65,8 +66,8 @@ ALLOWED = {
     "hub/release.py": {"files", "hub", "data", "families", "fitting", "model"},
     "hub/release_settings.py": {"options", "hub", "fitting"},
     "evaluation": {"options", "version", "devices", "files", "evaluation", "bases", "data", "model", "fitting", "hub"},
-    "maps": {"options", "version", "files", "maps", "data", "embedding"},
-    "search": {"options", "version", "devices", "files", "search", "embedding", "bases", "data", "lazy"},
+    "maps": {"options", "version", "files", "tables", "maps", "data", "embedding"},
+    "search": {"options", "version", "devices", "files", "tables", "search", "embedding", "bases", "data", "lazy"},
     "commands": {
         "commands",
         "options",

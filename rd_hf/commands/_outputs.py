@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rd_hf.files import FolderError
 
-OUTPUTS = frozenset({"output"})
+OUTPUTS = frozenset({"output", "table"})
 # Files, folders, or names of what may lie in one.
 INPUTS = frozenset(
     {
@@ -67,17 +67,18 @@ def refuse_replacing(outputs: Mapping[str, str | os.PathLike], inputs: Mapping[s
     for words, place in list(read):
         read += [(f"{one}, which {words} was made of", Path(one)) for one in _sources(place) if _is_there(one)]
     for output, where in outputs.items():
+        flag = "--table" if output.startswith("--table ") else "--output"
         place = Path(os.path.realpath(where))
         for words, one in read:
             if _same(place, one) and not _is_family(words, one):
-                raise FolderError(f"{output} would replace {words}: choose another --output")
+                raise FolderError(f"{output} would replace {words}: choose another {flag}")
             if place.is_dir() and place in Path(os.path.realpath(one)).parents:
                 raise FolderError(f"{output} is a folder that holds {words}: choose an --output of its own")
         for parent in place.parents:
             if _manifest(parent) is not None:
                 raise FolderError(
-                    f"{output} lies in {parent}, a folder of embeddings, and could replace a part of it: choose an "
-                    "--output elsewhere"
+                    f"{output} lies in {parent}, a folder of embeddings, and could replace a part of it: choose another "
+                    f"{flag}, elsewhere"
                 )
 
 

@@ -6,8 +6,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from rd_hf.options import check_options, option, real, whole
-
-FORMATS = (".parquet", ".tsv", ".csv")
+from rd_hf.tables import FORMATS
 
 
 def labels_path(output: str) -> Path:
