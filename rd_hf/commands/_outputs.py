@@ -77,8 +77,8 @@ def refuse_replacing(outputs: Mapping[str, str | os.PathLike], inputs: Mapping[s
         for parent in place.parents:
             if _manifest(parent) is not None:
                 raise FolderError(
-                    f"{output} lies in {parent}, a folder of embeddings, and could replace a part of it: choose another "
-                    f"{flag}, elsewhere"
+                    f"{output} lies in {parent}, a folder of embeddings, and could replace a part of it: choose "
+                    f"another {flag}, elsewhere"
                 )
 
 

@@ -19,7 +19,6 @@ from rd_hf.data.records import InputError
 from rd_hf.maps.proteins import Proteins
 from rd_hf.maps.settings import MapSettings
 
-
 # A decimal number as tables write it; float() alone would take "nan", "infinity" and "1_000" for one.
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 # What tables write where a number is not known.
@@ -56,11 +55,11 @@ class Column:
         """
         counts = Counter(value for value in values if value)
         read = {label: _number(label) for label in counts}
-        different = {number for number in read.values() if number is not None and not math.isnan(number)}
-        numeric = None not in read.values() and len(different) > 1
         # Of equally frequent labels numbers come first, by their value.
-        values_of = {label: math.inf if number is None or math.isnan(number) else number for label, number in read.items()}
-        labels = sorted(counts, key=lambda label: (-counts[label], values_of[label], label))
+        value_of = {label: number for label, number in read.items() if number is not None and math.isfinite(number)}
+        different = set(value_of.values())
+        numeric = None not in read.values() and len(different) > 1
+        labels = sorted(counts, key=lambda label: (-counts[label], value_of.get(label, math.inf), label))
         codes = {label: code for code, label in enumerate(labels, start=1)}
         return cls(
             name,

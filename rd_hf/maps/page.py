@@ -151,7 +151,10 @@ def render_page(content: Map) -> str:
     """Return the page's HTML; InputError if plotly is not installed."""
     templates = files("rd_hf.maps") / "templates"
     plotly = _plotly()  # first: without it the extra is named
-    own = [(templates / name).read_text(encoding="utf-8") for name in ("data.js", "elements.js", "drawing.js", "picture.js", "page.js")]
+    own = [
+        (templates / name).read_text(encoding="utf-8")
+        for name in ("data.js", "elements.js", "drawing.js", "picture.js", "page.js")
+    ]
     scripts = [_inline_script(text) for text in (plotly, *own)]
     environment = Environment(
         loader=PackageLoader("rd_hf.maps"), autoescape=True, undefined=StrictUndefined, trim_blocks=True

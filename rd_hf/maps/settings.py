@@ -30,9 +30,7 @@ class MapSettings:
     categories: tuple[str, ...] = option(
         (), "columns of the labels whose numbers are names, such as clusters: a colour each, no scale", metavar="COLUMN"
     )
-    table: str | None = option(
-        None, "also write coordinates and neighbours, as .parquet, .tsv or .csv", metavar="FILE"
-    )
+    table: str | None = option(None, "also write coordinates and neighbours, as .parquet, .tsv or .csv", metavar="FILE")
     level: tuple[str, ...] = option((), "levels to draw (default: all)", metavar="L")
     method: str = option(
         "pca", "principal components (default), or UMAP (needs the extra umap)", choices=tuple(METHODS)

@@ -81,7 +81,8 @@ const drawing = (() => {
     });
     const hit = view.matches || [];
     const matched = points(hit, {
-      symbol: "circle", size: size + 2.5, color: hit.map((i) => paint(colourOf(view, i))), opacity: 1, line: { width: 1, color: ring },
+      symbol: "circle", size: size + 2.5, color: hit.map((i) => paint(colourOf(view, i))), opacity: 1,
+      line: { width: hit.length > 300 ? 0 : 1, color: ring }, // outlines of many would hide their colours
     });
     return [
       { ...common, mode: "lines", ...line, line: { width: 1, color: colour("--quiet") }, opacity: 0.7 },

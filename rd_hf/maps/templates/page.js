@@ -195,7 +195,7 @@
 
   // What a rectangle or a lasso holds is found, as what a search finds is.
   function drawnAround(event) {
-    if (!event) return;
+    if (!event?.range && !event?.lassoPoints) return; // plotly lets go of its own selection
     const places = event.points.filter((point) => point.curveNumber < view.groups.length);
     view.matches = places.map(proteinAt).sort((a, b) => a - b);
     view.drawnAround = true;

@@ -44,12 +44,13 @@ const picture = (() => {
     const shown = view.groups.filter((_, place) => !view.hidden.has(place)).length;
     const font = { color: drawing.colour("--ink"), family: "system-ui, Helvetica, Arial, sans-serif" };
     const column = columns[view.column];
+    const aside = !column ? 0 : column.scale ? 130 : 260;
     return {
       data: named(view, drawing.traces(view), format === "svg" && count <= MOST_SHAPES),
       layout: {
-        ...base, font, width: plot.clientWidth + (column ? 260 : 0), height: Math.max(plot.clientHeight + 90, 120 + 19 * shown),
-        margin: { l: 16, r: column ? 260 : 16, t: 74, b: 16 },
-        title: { text: heading(view), x: 0, xref: "paper", xanchor: "left", y: 1, yref: "container", yanchor: "top", pad: { t: 14 } },
+        ...base, font, width: plot.clientWidth + aside, height: Math.max(plot.clientHeight + 90, 120 + 19 * shown),
+        margin: { l: 16, r: aside || 16, t: 74, b: 16 },
+        title: { text: heading(view), x: 0, xref: "paper", xanchor: "left", y: 1, yref: "container", yanchor: "top", pad: { t: 30 } },
         xaxis: { ...base.xaxis, range: [...xaxis.range] }, yaxis: { ...base.yaxis, range: [...yaxis.range] },
         showlegend: Boolean(column),
         legend: { title: { text: column && !column.scale ? plain(short(column.name)) : "" }, itemsizing: "constant",
