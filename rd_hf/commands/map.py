@@ -12,9 +12,9 @@ labels.tsv is a table of ids and labels, with or without a header; each column o
 
 The page holds all that it needs: no server, no network. Proteins are coloured by label; pointing at one names it,
 clicking lists its nearest neighbours at the level (cosine similarity, exact, among the proteins drawn), and the
-search finds ids, descriptions and labels. A rectangle or a lasso chooses proteins, whose ids the page saves, as it saves
-the picture with its legend. Numbers as labels are drawn on a scale. Without --labels the inputs of the folder are the
-colours.
+search finds ids, descriptions and labels. A rectangle or a lasso chooses proteins, whose ids the page saves; it also
+saves the picture with its legend. Numbers as labels are drawn on a scale. Without --labels the inputs of the folder are
+the colours.
 """
 
 from __future__ import annotations

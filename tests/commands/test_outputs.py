@@ -19,7 +19,7 @@ from tests.search.conftest import DIMS, protein_like, write_folder
 HERE = sorted(commands())
 # Arguments that are neither read nor written.
 WORDS = {
-    *("address", "attn_implementation", "categories", "check_level", "color_by", "device", "id_column", "keep", "label_column"),
+    *("address", "attn_implementation", "check_level", "color_by", "device", "id_column", "keep", "label_column"),
     *(
         "level",
         "levels",
