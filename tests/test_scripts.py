@@ -14,7 +14,9 @@ import pytest
 from tests.conftest import REPOSITORY, environment
 
 SCRIPTS = sorted((REPOSITORY / "scripts").glob("*.py"))
-STUDIES = [REPOSITORY / "scripts" / "studies" / f"{name}.py" for name in ("ablate", "blocks", "frontier", "width")]
+STUDIES = [
+    REPOSITORY / "scripts" / "studies" / f"{name}.py" for name in ("ablate", "blocks", "frontier", "overview", "width")
+]
 # What each part of the package may import of the package (design: scripts -> jobs -> maths -> model files).
 ALLOWED = {
     "model": {"model"},
@@ -32,6 +34,7 @@ ALLOWED = {
     # What a fit would take is worked out for the sentence that a family by name has no bases.
     "model_names.py": {"carried", "data", "families", "hub"},
     "files.py": {"model"},
+    "tables.py": {"files"},
     "launch.py": set(),
     "devices.py": {"data"},
     "bases": {"bases", "files"},
@@ -116,8 +119,20 @@ ALLOWED = {
         "fitting",
         "hub",
     },
-    "maps": {"options", "flags", "version", "files", "maps", "data", "embedding"},
-    "search": {"options", "flags", "version", "devices", "files", "search", "embedding", "bases", "data", "lazy"},
+    "maps": {"options", "flags", "version", "files", "tables", "maps", "data", "embedding"},
+    "search": {
+        "options",
+        "flags",
+        "version",
+        "devices",
+        "files",
+        "tables",
+        "search",
+        "embedding",
+        "bases",
+        "data",
+        "lazy",
+    },
     "commands": {
         "carried",
         "network",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass
+from pathlib import Path
 
 from rd_hf.flags import FILE, flag
 from rd_hf.options import check_options, option, whole
+from rd_hf.tables import FORMATS
 
 METHODS = {"pca": "Principal components", "umap": "UMAP"}
 
@@ -24,6 +26,10 @@ class MapSettings:
     color_by: str | None = option(
         None, "column of the labels that the page opens with (default: the first)", metavar="COLUMN"
     )
+    categories: tuple[str, ...] = option(
+        (), "columns of the labels whose numbers are names, such as clusters: a colour each, no scale", metavar="COLUMN"
+    )
+    table: str | None = option(None, "also write coordinates and neighbours, as .parquet, .tsv or .csv", metavar="FILE")
     level: tuple[str, ...] = flag("level", (), " or several, to be drawn (default: all)")
     method: str = option(
         "pca", "principal components (default), or UMAP (needs the extra umap)", choices=tuple(METHODS)
@@ -38,3 +44,7 @@ class MapSettings:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.table is not None and not self.table.endswith(FORMATS):
+            raise ValueError(f"--table {self.table} must end in one of {', '.join(FORMATS)}")
+        if self.table is not None and Path(self.table).resolve() == Path(self.output).resolve():
+            raise ValueError(f"--table and --output are the same file, {self.table}: give each its own")

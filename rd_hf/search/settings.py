@@ -7,8 +7,7 @@ from pathlib import Path
 
 from rd_hf.flags import FILE, GPU, NAMES, flag
 from rd_hf.options import check_options, option, real, whole
-
-FORMATS = (".parquet", ".tsv", ".csv")
+from rd_hf.tables import FORMATS
 
 
 def labels_path(output: str) -> Path:

@@ -32,7 +32,7 @@ WORDS = {
         "repo_id",
     ),
     *("representations", "revision", "revision_of", "sequence_column", "shortlist_level", "splits", "study", "title"),
-    *("commit_message", "token"),
+    *("categories", "commit_message", "token"),
 }
 
 
