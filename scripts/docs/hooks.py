@@ -16,6 +16,8 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+from notebooks import as_markdown, run_all
+
 ROOT = Path(__file__).resolve().parents[2]
 HERE = "scripts/docs"
 LINK = re.compile(r"(?<=\]\()([^)\s#]+)(?=[#)])")
@@ -67,26 +69,33 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Put the repository's pages, what they link to, and the pages that are made here, into the site."""
     found = Files([one for one in files if one.src_dir != config.docs_dir])
     pages = readmes()
-    linked = {path for page in pages for _, path in targets(page, (ROOT / page).read_text(encoding="utf-8"))}
-    for path in sorted({*pages, *(path for path in linked if (ROOT / path).is_file())}):
-        one = File(path, str(ROOT), config.site_dir, config.use_directory_urls)
-        if path.startswith(f"{HERE}/"):
+    made: dict[str, str | bytes] = {f"reference/{room}.md": reference(room) for room in ROOMS}
+    for name, notebook in run_all().items():
+        pages_text, pictures = as_markdown(name, notebook)
+        made |= {f"{HERE}/notebooks/{file}": content for file, content in {f"{name}.md": pages_text, **pictures}.items()}
+    texts = {page: (ROOT / page).read_text(encoding="utf-8") for page in pages}
+    texts |= {page: text for page, text in made.items() if isinstance(text, str)}
+    linked = {path for page, text in texts.items() for _, path in targets(page, text)}
+    folders = {path for path in linked if (ROOT / path).is_dir() and f"{path}/README.md" not in pages}
+    made |= {f"{folder}/files.md": listing(folder) for folder in sorted(folders)}
+    paths = {path for path in linked if (ROOT / path).is_file() and f"{path.removesuffix('.ipynb')}.md" not in made}
+    for path in sorted({*pages, *paths}):
+        found.append(File(path, str(ROOT), config.site_dir, config.use_directory_urls))
+    for path, content in made.items():
+        found.append(File.generated(config, path, content=content))
+    for one in found:
+        if one.src_uri.startswith(f"{HERE}/"):
             one.dest_uri = one.dest_uri.removeprefix(f"{HERE}/").removeprefix("pages/")
-        found.append(one)
-    for folder in sorted(path for path in linked if (ROOT / path).is_dir() and f"{path}/README.md" not in pages):
-        found.append(File.generated(config, f"{folder}/files.md", content=listing(folder)))
-    for room in ROOMS:
-        found.append(File.generated(config, f"reference/{room}.md", content=reference(room)))
     return found
 
 
 def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
-    """Lead a link to a folder to its page, and fill in sections of other pages."""
+    """Fill in sections of other pages, and lead links to folders and notebooks to their pages."""
     here = page.file.src_uri
     for found in SECTION.finditer(markdown):
         markdown = markdown.replace(found[0], section(*found.groups()))
     for target, path in set(targets(here, markdown)):
-        for page_of in (f"{path}/README.md", f"{path}/files.md"):
+        for page_of in (f"{path}/README.md", f"{path}/files.md", f"{path.removesuffix('.ipynb')}.md"):
             if files.get_file_from_path(page_of):
                 markdown = markdown.replace(f"]({target}", f"]({relpath(page_of, str(PurePosixPath(here).parent))}")
                 break
