@@ -15,7 +15,6 @@ from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
-
 from notebooks import as_markdown, run_all
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,14 +40,15 @@ def targets(page: str, markdown: str) -> Iterator[tuple[str, str]]:
 def first_sentence(path: Path) -> str:
     """What a module or a package says of itself."""
     path = path / "__init__.py" if path.is_dir() else path
-    words = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) if path.exists() else ""
+    code = path.read_text(encoding="utf-8") if path.suffix == ".py" and path.exists() else ""
+    words = ast.get_docstring(ast.parse(code))
     return (words or "").partition("\n\n")[0].replace("\n", " ")
 
 
 def listing(folder: str) -> str:
     """A page of what a folder without one holds."""
-    inside = sorted(path for path in (ROOT / folder).iterdir() if path.suffix == ".py" or (path / "__init__.py").exists())
-    rows = (f"| `{path.name}` | {first_sentence(path)} |" for path in inside if path.name != "__init__.py")
+    inside = (path for path in sorted((ROOT / folder).iterdir()) if path.name != "__init__.py" and first_sentence(path))
+    rows = (f"| `{path.name}` | {first_sentence(path)} |" for path in inside)
     return "\n".join((f"# {folder}", "", first_sentence(ROOT / folder), "", "| file | what |", "|---|---|", *rows, ""))
 
 
@@ -71,8 +71,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages = readmes()
     made: dict[str, str | bytes] = {f"reference/{room}.md": reference(room) for room in ROOMS}
     for name, notebook in run_all().items():
-        pages_text, pictures = as_markdown(name, notebook)
-        made |= {f"{HERE}/notebooks/{file}": content for file, content in {f"{name}.md": pages_text, **pictures}.items()}
+        text, pictures = as_markdown(name, notebook)
+        made[f"{HERE}/notebooks/{name}.md"] = text
+        made |= {f"{HERE}/notebooks/{picture}": content for picture, content in pictures.items()}
     texts = {page: (ROOT / page).read_text(encoding="utf-8") for page in pages}
     texts |= {page: text for page, text in made.items() if isinstance(text, str)}
     linked = {path for page, text in texts.items() for _, path in targets(page, text)}

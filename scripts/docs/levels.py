@@ -2,8 +2,8 @@
 
     python scripts/docs/levels.py           write it into scripts/docs/pages/checkpoints.md
 
-The plan's two measured numbers are stated here instead, so that the table is the same wherever it is made: the memory of
-a process without a model, and the FLOP per second of a machine. The page says where they come from.
+The plan's two measured numbers are stated here instead, so that the table is the same wherever it is made: the memory
+of a process without a model, and the FLOP per second of a machine. The page says where they come from.
 """
 
 from __future__ import annotations
@@ -26,10 +26,7 @@ CPU = 150e9
 # The same page, "On a GPU": packed rows in bfloat16 at 47 % of the 784 TFLOP/s of the card's matrix product.
 GPU = 370e12
 GROUP_TOKENS = 32768
-HEAD = (
-    *("level", "width", "download", "disk", "memory, all backbones held", "memory, one at a time"),
-    *("FLOP", "two CPU cores", "one H200"),
-)
+HEAD = ("level", "width", "download", "disk", "memory", "one at a time", "two CPU cores", "one H200")
 
 
 def render() -> str:
@@ -51,7 +48,7 @@ def render() -> str:
         plan = make_plan(config, batches, options.batch_tokens, GROUP_TOKENS, BASE, flops=CPU)
         sizes = [readable(size) for size in (plan.weights, plan.weights + plan.work, plan.resident, plan.sequential)]
         times = [readable_time(plan.flop / rate) for rate in (CPU, GPU)]
-        lines.append((level, f"{config.hidden_size:,}", *sizes, f"{plan.flop:.1e}", *times))
+        lines.append((level, f"{config.hidden_size:,}", *sizes, *times))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 

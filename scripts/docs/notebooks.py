@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
@@ -26,8 +27,15 @@ def run(path: Path) -> nbformat.NotebookNode:
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(FOLDER / "data", Path(folder, "data"))
-        settings = {"timeout": 300, "kernel_name": "python3", "extra_arguments": ["--log-level=ERROR"]}
-        NotebookClient(notebook, resources={"metadata": {"path": folder}}, **settings).execute(env={**os.environ, **QUIET})
+        client = NotebookClient(
+            notebook,
+            timeout=300,
+            kernel_name="python3",
+            coalesce_streams=True,
+            extra_arguments=["--log-level=ERROR"],
+            resources={"metadata": {"path": folder}},
+        )
+        client.execute(env={**os.environ, **QUIET})
     return notebook
 
 
@@ -40,6 +48,6 @@ def run_all() -> dict[str, nbformat.NotebookNode]:
 
 def as_markdown(name: str, notebook: nbformat.NotebookNode) -> tuple[str, dict[str, bytes]]:
     """A page, and its pictures by name."""
-    resources = {"unique_key": name, "output_files_dir": f"{name}_files"}
-    text, resources = MarkdownExporter().from_notebook_node(notebook, resources=resources)
-    return text, dict(resources["outputs"])
+    resources: dict[str, Any] = {"unique_key": name, "output_files_dir": f"{name}_files"}
+    text, found = MarkdownExporter().from_notebook_node(notebook, resources=resources)
+    return text, dict(found["outputs"])

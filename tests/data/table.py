@@ -20,9 +20,9 @@ from tests.data.cases import Case
 PAGE = REPOSITORY / "rd_hf" / "embedding" / "INPUT.md"
 HEAD = """# Input, case by case
 
-What `rd-hf embed`, `Embedder` and every other command that reads proteins make of letters, cells, types and files. The
-guide is [the room's page](README.md#what-happens-to-your-input). These tables are the parameters of the tests that check
-them (`tests/data/cases.py`), written by `python -m tests.data.table`; a test fails where they differ."""
+What `rd-hf embed`, `Embedder` and every other command that reads proteins make of letters, cells, types and files.
+The guide is [the room's page](README.md#what-happens-to-your-input). The tables are the parameters of the tests that
+check them (`tests/data/cases.py`), written by `python -m tests.data.table`; a test fails where they differ."""
 
 
 def code(value: Any) -> str:
