@@ -98,7 +98,8 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
     for target, path in set(targets(here, markdown)):
         for page_of in (f"{path}/README.md", f"{path}/files.md", f"{path.removesuffix('.ipynb')}.md"):
             if files.get_file_from_path(page_of):
-                markdown = markdown.replace(f"]({target}", f"]({relpath(page_of, str(PurePosixPath(here).parent))}")
+                found_at = relpath(page_of, str(PurePosixPath(here).parent))
+                markdown = re.sub(rf"\]\({re.escape(target)}(?=[#)])", f"]({found_at}", markdown)
                 break
     return markdown
 
