@@ -30,6 +30,7 @@ READMES = sorted(
     and "rd-esm2-mini" not in path.parts
     and "quickstart_output" not in path.parts
 )
+PAGES = REPOSITORY / "scripts" / "docs" / "pages"
 FENCE = re.compile(
     r"(?:^<!-- not run: (?P<why>[^>]*) -->\n)?^```(?P<kind>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )
@@ -83,12 +84,12 @@ def words_of(line: str) -> list[str]:
     return shlex.split(re.sub(r"(^|\s)#.*", "", line))
 
 
-def run(example: Example, folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+def run(example: Example, folder: Path, capsys: pytest.CaptureFixture[str], names: dict[str, object]) -> str:
     """Its standard output. `rd-hf` and Python run in this process, where all that takes seconds is imported already;
     tests/test_wheel.py types the commands into a shell."""
     capsys.readouterr()
     if example.kind == "python":
-        exec(compile(example.code, "README", "exec"), {"__name__": "__main__"})
+        exec(compile(example.code, "README", "exec"), names)
         return capsys.readouterr().out
     for line in example.code.replace("\\\n", " ").splitlines():
         words = words_of(line)
@@ -107,12 +108,17 @@ def test_examples_run_as_written(
     monkeypatch.chdir(folder)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
     said: list[str] = []
+    names: dict[str, object] = {}
     unrun = False
     for example in examples(path):
         if example.kind and (unrun := example.why is not None):
             check_unrun(example)
         elif example.kind in {"bash", "python"}:
-            said.append(run(example, folder, capsys))
+            # A page of the site is read from its top; any other block stands for itself.
+            names = {"__name__": "__main__"} | (names if path.parent == PAGES else {})
+            said.append(run(example, folder, capsys, names))
+        elif example.kind == "bibtex":
+            check_citation(example.code)
         elif example.kind == "" and (said or unrun):
             # What follows code is its output.
             assert unrun or said[-1] == example.code
@@ -123,6 +129,14 @@ def test_examples_run_as_written(
         assert len(neighbours) == 2, "two levels from the same file"
         # The same protein again is the nearest of all at every level.
         assert all(line.split("[")[1].startswith("'p5'") for line in neighbours)
+
+
+def check_citation(code: str) -> None:
+    """BibTeX says what CITATION.cff says."""
+    known = (REPOSITORY / "CITATION.cff").read_text(encoding="utf-8")
+    for field, value in re.findall(r"(\w+) = \{+([^{}]+)\}+", code):
+        for word in re.split(r", | and ", value) if field == "author" else [value]:
+            assert word in known, f"{field}: {word}"
 
 
 def check_unrun(example: Example) -> None:

@@ -281,6 +281,7 @@ PURPOSES = {
     "h5": ("h5py", "rd_hf.conversion.export"),
     "ray": ("ray", "rd_hf.embedding.ray.job"),
     "completion": ("argcomplete", "rd_hf.__main__"),
+    "docs": ("mkdocs mkdocstrings nbclient nbconvert ipykernel sklearn faiss", "rd_hf.options"),
 }
 
 

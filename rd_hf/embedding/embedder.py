@@ -134,7 +134,7 @@ class Embedder:
         """Embed a list, array or series of sequences, with pooling `"positions"` at those of each sequence.
 
         Returns:
-            As [`~Embedder.__call__`].
+            A column per level, each a list of arrays: (width,) with one-row pooling, (rows, width) otherwise.
 
         Raises:
             InputError: something else, such as one sequence alone; or a row that cannot be embedded.

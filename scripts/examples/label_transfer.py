@@ -7,7 +7,7 @@
 #
 #     python scripts/examples/label_transfer.py
 #
-# It opens as a notebook too (the cells are marked `# %%`). Needs `pip install "rd_hf[search,plots]"`.
+# It opens as a notebook too (the cells are marked `# %%`). Needs `pip install ".[search,plots]"` in the clone.
 
 # %%
 import csv

@@ -45,6 +45,14 @@ def test_every_evaluation_command_says_what_to_install() -> None:
         assert said.endswith('which is not installed: pip install "rd_hf[eval]"\n'), f"{command}: {said}"
 
 
+def test_what_is_to_be_typed_looks_for_no_rd_hf_on_an_index() -> None:
+    """The package is on none: where it is installed, pip takes it as it is, and adds what the extra brings."""
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--no-deps", "rd_hf[eval]"]
+    done = subprocess.run(pip, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Requirement already satisfied: rd_hf[eval]" in done.stdout
+
+
 def test_a_fault_of_our_own_is_no_missing_package() -> None:
     with pytest.raises(ModuleNotFoundError, match="no rd_hf"):
         what_to_install(ModuleNotFoundError("no rd_hf.nowhere", name="rd_hf.nowhere"))
