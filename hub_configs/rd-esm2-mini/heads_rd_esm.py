@@ -227,16 +227,12 @@ class _WithHeads(RDEsmModel):
         return super()._named_parts() + [(f"the head of level {name}", head) for name, head in heads]
 
     def _embed(
-        self,
-        input_ids: torch.LongTensor | None,
-        attention_mask: torch.Tensor | None,
-        level: str | None,
-        **settings: Any,
+        self, input_ids: torch.LongTensor | None, mask: torch.Tensor | None, level: str | None, **settings: Any
     ) -> tuple[Any, int]:
         """The model's own output, and the position of the level that answers."""
         level = level or self.answering_level
         index = self._check_has_head(level)
-        return super().forward(input_ids, attention_mask, level, return_dict=True, **settings), index
+        return super().forward(input_ids, mask, level, return_dict=True, **settings), index
 
     def _result(
         self, kind: Any, output: Any, logits: torch.Tensor, loss: torch.Tensor | None, return_dict: bool | None

@@ -247,11 +247,10 @@ class RDEsmSaving(PreTrainedModel):
 
     def _write(self, folder: str, parts: dict[str | None, dict[str, torch.Tensor]], max_shard_size: int | str) -> None:
         """Write files of all parts, and take away those of an earlier save."""
-        classes = (type(self.config), *self._saved_classes())
-        # Whichever of them is saved, and also where it came from a repo, whose name stands in the entries then.
-        self.config.auto_map = {
-            kind._auto_class: f"{kind.__module__.split('.')[-1]}.{kind.__name__}" for kind in classes
-        }
+        # Whichever of them is saved; of a model that came from a repo, the entries name that.
+        classes = [(kind, kind.__module__.split(".")[-1]) for kind in (type(self.config), *self._saved_classes())]
+        own = {kind._auto_class: f"{file}.{kind.__name__}" for kind, file in classes}
+        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **own}
         # Written beside the old files and moved over them: these may be what the model's tensors map.
         with staging(folder) as fresh_folder, without_bars():
             for kind in type(self).__mro__[1:]:
