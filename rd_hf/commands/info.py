@@ -127,6 +127,13 @@ def model_text(facts: ModelFacts) -> str:
             f"one pass (--one-pass): every level out of {facts.levels[-1].level}'s backbone alone, its last state and "
             f"layers {layers}{own if facts.one_pass['r2'] else ''}"
         )
+    if facts.heads is not None:
+        labels = facts.heads["labels"]
+        shown = ", ".join(map(str, labels[:10])) + (", ..." if len(labels) > 10 else "")
+        lines.append(
+            f"heads of {facts.heads['of']}: levels {', '.join(facts.heads['levels'])}, {facts.heads['level']} answers; "
+            f"{(facts.heads['problem_type'] or 'labels').replace('_', ' ')} ({len(labels)}): {shown}"
+        )
     if "num_sequences" in facts.bases:
         data = ", ".join(map(str, facts.bases.get("data", [])))
         lines.append(f"fitted on {facts.bases['num_sequences']:,} sequences{f' of {data}' if data else ''}")

@@ -21,6 +21,7 @@ from rd_hf.embedding.checkpoint import resolve
 from rd_hf.hub import save_checkpoint
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
+from rd_hf.trust import OWN_CLASSES
 from tests.conftest import random_model, trainer_class
 from tests.hub.conftest import published_family
 from tests.model.test_earlier_versions import with_old_code
@@ -205,10 +206,7 @@ def test_the_code_that_travels_is_ours(saved: dict[bool, Path], tmp_path: Path) 
     model = with_head(saved[True])
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["auto_map"] == {
-        "AutoConfig": "configuration_rd_esm.RDEsmConfig",
-        "AutoModel": "modeling_rd_esm.RDEsmModel",
-    }
+    assert config["auto_map"] == OWN_CLASSES
     assert config["architectures"] == ["Classifier"]
     assert {path.name for path in tmp_path.glob("*.py")} == {path.name for path in saved[True].glob("*.py")}
 
