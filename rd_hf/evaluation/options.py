@@ -62,7 +62,7 @@ class EvaluationOptions:
     backbones: tuple[str, ...] = flag(
         "backbones",
         (),
-        ", as rd-hf fit takes it, for example hub_configs/rd-esm2-mini 8M=my-esm2-8M; its bases are fitted on --input",
+        ", as rd-hf fit takes it, for example rd-esm2-mini 8M=my-esm2-8M; its bases are fitted on --input",
     )
     output: Path = flag("output", None, f", a report and its data: {FOLDER}", kind=Path, required=True, metavar="DIR")
     representations: tuple[str, ...] = flag("representations", CONTENDERS, f" (default: {' '.join(CONTENDERS)})")
