@@ -27,7 +27,7 @@ def check_model_name(name: str | os.PathLike, fitted: bool = True) -> None:
         fitted: whether bases are needed, which a named family and a folder with nothing but a ``config.json`` lack.
     """
     text, place = os.fspath(name), Path(name)
-    if is_carried_model(text):
+    if is_carried_model(name):
         return
     if place.is_dir():
         if _is_here(place / "config.json"):
@@ -51,7 +51,7 @@ def check_model_name(name: str | os.PathLike, fitted: bool = True) -> None:
         )
     elif "://" in text:
         raise InputError(f"{text} is an address: give a model of the Hub as owner/name")
-    elif _is_path(text):
+    elif _is_path(text) or (isinstance(name, os.PathLike) and "/" not in text):
         raise InputError(f"{text}: no such folder; check the path (relative to {Path.cwd()}), or give {_CARRIED}")
     elif "/" not in text and (single := _single(text)) is not None:
         raise InputError(single)

@@ -180,9 +180,9 @@ class TestWhichOneWins:
 
     @pytest.mark.parametrize("path", [f"./{MINI}", Path(MINI)])
     def test_a_path_is_the_folder(self, path: str | Path) -> None:
-        with pytest.raises(InputError, match="is neither a folder here nor a model"):
+        with pytest.raises(InputError, match=f"{MINI}: no such folder"):
             resolve(path)
-        with pytest.raises(ValueError, match=f"{MINI} holds no checkpoint"):
+        with pytest.raises(ValueError, match=f"{MINI}: no such folder"):
             plan_push(path, "me/mini")
 
 

@@ -149,6 +149,7 @@ def push_folder(folder: str | Path, repo_id: str, **options: Any) -> PushResult:
         PushedModelDiffersError: what arrived is another model.
         huggingface_hub.errors.HfHubHTTPError: the Hub refused.
     """
+    check_model_name(folder)
     folder, asked = Path(model_place(folder)), PushOptions(**options)
     plan = plan_push(folder, repo_id, license=asked.license)
     api = HfApi(token=asked.token)

@@ -60,7 +60,7 @@ def test_a_command_that_is_not_there_is_neither_listed_nor_an_error(
     assert "dream" not in ended(["--help"], capsys)[1]
     code, _, err = ended(["dream"], capsys)
     assert code == 2
-    assert "invalid choice: 'dream'" in err
+    assert "there is no command 'dream'" in err
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -110,6 +110,25 @@ def test_examples_name_arguments_that_exist(name: str) -> None:
         # What follows two spaces is a remark.
         for option in re.findall(r"(?<!\S)--[a-z-]+", line.partition("  ")[0]):
             assert option in options, f"rd-hf {name}: {option}"
+
+
+@pytest.mark.parametrize("words", [["help", "embed"], ["embed", "help"], ["embed", "--model", "m", "-h"]])
+def test_help_is_asked_for_in_any_order(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(words, capsys) == ended(["embed", "--help"], capsys)
+
+
+def test_help_alone_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(["help"], capsys) == ended(["--help"], capsys)
+    assert ended(["help", "evaluate"], capsys) == ended(["evaluate", "--help"], capsys)
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_no_flag_is_known_by_its_beginning(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that is added later would change what a script means."""
+    code, out, err = ended([*name.split(), "--verbos"], capsys)
+    assert (code, out) == (2, "")
+    assert "there is no flag --verbos: did you mean --verbose?" in err
+    assert len(err.splitlines()) == 2
 
 
 def test_every_command_runs_as_a_module_too() -> None:

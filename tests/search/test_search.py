@@ -151,7 +151,7 @@ def change_manifest(path: Path, **fields: object) -> None:
         ),
         (("--label-column", "x"), "no --labels"),
         (("--labels", "absent.tsv"), "absent.tsv: no such file"),
-        (("--model", "absent/model"), "absent/model is neither a folder here nor a model"),
+        (("--model", "absent/model"), "absent/model is neither here nor complete in the cache"),
     ],
 )
 def test_choices_that_do_not_fit_get_a_sentence(
