@@ -1,6 +1,6 @@
 """Embed proteins: FASTA, tables or a Hub dataset in, a folder of Parquet files out.
 
-    rd-hf embed --model hub_configs/rd-esm2-mini --input proteome.fasta.gz --output embeddings
+    rd-hf embed --model rd-esm2-mini --input example --output embeddings
     rd-hf embed --model DIR --input a.fasta b.csv owner/dataset:train --output out --level S L
     rd-hf embed --model DIR --input proteome.fasta.gz --output out --level 8M 650M --one-pass    (650M's alone runs)
     rd-hf embed --extend embeddings_650M --level 3B --output embeddings_3B    (the 3B backbone alone runs)

@@ -1,9 +1,9 @@
 """Does bigger win? Evaluate reverse-distilled families and their baselines on deep mutational scans.
 
-    rd-hf evaluate dms --model hub_configs/rd-esm2-mini --assays ProteinGym/*.csv --output evaluation
+    rd-hf evaluate dms --model rd-esm2-mini --assays ProteinGym/*.csv --output evaluation
     rd-hf evaluate dms --model rd-esm2-650M --assays dms/ --folds cv_folds_singles.tsv.gz \\
         --fit-data uniref50.fasta.gz --reference Spearman_DMS_level_supervised_random5.csv --output evaluation
-    rd-hf evaluate dms --backbones hub_configs/rd-esm2-mini 8M=facebook/esm2_t6_8M_UR50D --assays dms/ \\
+    rd-hf evaluate dms --backbones rd-esm2-mini 8M=facebook/esm2_t6_8M_UR50D --assays dms/ \\
         --fit-data rd_hf/data/examples/proteins_1000.fasta.gz --output evaluation
 
 Each level's raw backbone, each reverse-distilled level, concatenation, concatenation + PCA, reverse distillation

@@ -1,7 +1,7 @@
 """Are remote homologues found by similarity, and by which embedding? Domains of SCOPe, all against all.
 
-    rd-hf evaluate homology --model hub_configs/rd-esm2-mini --data scope208/ --output homology
-    rd-hf evaluate homology --backbones hub_configs/rd-esm2-mini 8M=facebook/esm2_t6_8M_UR50D --data scope208/ \\
+    rd-hf evaluate homology --model rd-esm2-mini --data scope208/ --output homology
+    rd-hf evaluate homology --backbones rd-esm2-mini 8M=facebook/esm2_t6_8M_UR50D --data scope208/ \\
         --fit-data rd_hf/data/examples/proteins_1000.fasta.gz --output homology
 
 Protocol of Kabir et al. (2024, doi:10.1093/bioadv/vbae119): cosine of means over residues of final states (no cls, no

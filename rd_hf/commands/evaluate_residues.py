@@ -1,6 +1,6 @@
 """What does an embedding know of single residues? Secondary structure and metal binding, by logistic probes.
 
-    rd-hf evaluate residues --model hub_configs/rd-esm2-mini \\
+    rd-hf evaluate residues --model rd-esm2-mini \\
         --secondary-structure tasks/flip_secondary_structure --metal-binding tasks/bindpredict_metal \\
         --fit-data rd_hf/data/examples/proteins_1000.fasta.gz --output evaluation_residues
 

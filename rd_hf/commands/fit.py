@@ -12,8 +12,8 @@ command and --resume, and gives the same bases. With several machines, --output 
 fine-tuned ones, Hub ids and folders mixed, smallest first, each pinned to the commit it has now. Where widths do not
 grow, --keep says how many directions each level adds. REPO#LAYER is that backbone as if it ended after a layer; levels
 that are layers of one backbone share its weights and its pass: "L10=R#10 L20=R#20 L33=R" costs one model. A
-reverse-distilled family stands for its levels: "hub_configs/rd-esm2-mini 8M=my-esm2-8M" puts an 8M on top of the three
-of the mini family, "0.3M=hub_configs/rd-esm2-mini" is one of them, and "a=hub_configs/rd-esm2-mini:2.7M#4" a layer.
+reverse-distilled family stands for its levels: "rd-esm2-mini 8M=my-esm2-8M" puts an 8M on top of the three
+of the mini family, "0.3M=rd-esm2-mini" is one of them, and "a=rd-esm2-mini:2.7M#4" a layer.
 
 --one-pass adds a readout: the nested embedding out of the largest backbone's layers alone, an approximation that
 AutoModel.from_pretrained(..., one_pass=True) and rd-hf embed --one-pass compute at the cost of that one backbone:

@@ -1,6 +1,6 @@
 """What is this? Levels and costs of a model, or how a folder of embeddings was made.
 
-    rd-hf info hub_configs/rd-esm2-mini
+    rd-hf info rd-esm2-mini
     rd-hf info my-name/rd-esm2-650M          (of a Hub model, config.json and fit_report.json are fetched)
     rd-hf info rd-esm2-3B                    (a named family, before anything is fitted)
     rd-hf info embeddings                    (what rd-hf embed wrote)

@@ -1,6 +1,6 @@
 """Draw the proteins of an embedding folder: one page to open in a browser, with a slider over the levels.
 
-    rd-hf embed --model hub_configs/rd-esm2-mini --input proteome.fasta.gz --output embeddings
+    rd-hf embed --model rd-esm2-mini --input example --output embeddings
     rd-hf map embeddings --labels labels.tsv --output map.html
     rd-hf map embeddings --labels labels.tsv --color-by family --method umap --output map.html
 

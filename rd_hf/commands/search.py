@@ -45,10 +45,10 @@ def run(args: argparse.Namespace) -> None:
     with gc_paused():
         from transformers.utils import logging as transformers_logging
 
-        from rd_hf.search import search
+        from rd_hf.search import run_search
 
     transformers_logging.disable_progress_bar()
-    summary = search(options_from(SearchSettings, args), show_progress=not args.quiet)
+    summary = run_search(options_from(SearchSettings, args), show_progress=not args.quiet)
     print(f"{summary}\nwritten to {args.output}")
     if args.labels is not None:
         print(f"labels written to {labels_path(args.output)}")

@@ -58,7 +58,7 @@ class EvaluationOptions:
     )
     backbones: tuple[str, ...] = option(
         (),
-        "a chain of any models, as rd-hf fit --backbones takes it, for example hub_configs/rd-esm2-mini "
+        "a chain of any models, as rd-hf fit --backbones takes it, for example rd-esm2-mini "
         "8M=my-esm2-8M; its bases are fitted on --fit-data",
         metavar="NAME=REPO[@REVISION]",
     )

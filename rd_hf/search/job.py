@@ -38,7 +38,7 @@ _QUERY_BYTES = 128 << 20
 _CANDIDATES = 1 << 18
 
 
-def search(
+def run_search(
     settings: SearchSettings, report: Callable[[str], None] | None = None, show_progress: bool = True
 ) -> SearchSummary:
     """Find each query's nearest neighbours and write them to ``settings.output``.

@@ -1,6 +1,6 @@
 """What each choice in the chain is worth: ablations of one family, on held-out residues and on assays.
 
-    python scripts/study.py ablate --model hub_configs/rd-esm2-mini --study chain --assays dms/ \\
+    python scripts/study.py ablate --model rd-esm2-mini --study chain --assays dms/ \\
         --fit-data rd_hf/data/examples/proteins_1000.fasta.gz --output ablations
 
 Studies, one command each (or several, or all):

@@ -1,6 +1,6 @@
 """What do the residual blocks of a model hold? R^2 of each level, spectra, and what each block alone predicts.
 
-    python scripts/study.py blocks --model hub_configs/rd-esm2-mini --fit-data uniref50.fasta.gz \\
+    python scripts/study.py blocks --model rd-esm2-mini --fit-data uniref50.fasta.gz \\
         --secondary-structure tasks/flip_secondary_structure --output blocks
 
 Held-out R^2 and spectra are those of the model's own bases, judged on sequences of --fit-data that are held out of

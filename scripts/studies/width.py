@@ -1,8 +1,8 @@
 """What is an embedding worth at any number of dimensions? Score against width, on assays and in retrieval.
 
-    python scripts/study.py width --model hub_configs/rd-esm2-mini --assays dms/ --data scope208/ \\
+    python scripts/study.py width --model rd-esm2-mini --assays dms/ --data scope208/ \\
         --fit-data rd_hf/data/examples/proteins_1000.fasta.gz --output width
-    python scripts/study.py width --backbones hub_configs/rd-esm2-mini 8M=facebook/esm2_t6_8M_UR50D \\
+    python scripts/study.py width --backbones rd-esm2-mini 8M=facebook/esm2_t6_8M_UR50D \\
         --data scope208/ --fit-data rd_hf/data/examples/proteins_1000.fasta.gz \\
         --widths 32 64 128 256 512 --output width
 

@@ -237,32 +237,48 @@ def test_public_names_are_there_and_cost_nothing_until_used() -> None:
         rd_hf.nothing  # noqa: B018
 
 
-SEARCHED = """
-import sys, types
-sys.modules["rd_hf.search.job"] = types.SimpleNamespace(search=lambda settings: ("found", settings))
+EVERYWHERE = """
+import importlib
 {first}
+import rd_hf
+names = dict.fromkeys(rd_hf.__all__)
+found = {{name: getattr(rd_hf, name) for name in names}}
+star = {{}}
+exec("from rd_hf import *", star)
+for name in names:
+    given = {{}}
+    exec(f"from rd_hf import {{name}}", given)
+    assert found[name] is getattr(rd_hf, name) is star[name] is given[name], name
+    assert isinstance(found[name], str if name == "__version__" else object), name
+    assert name == "__version__" or callable(found[name]), name
+import rd_hf.search
 from rd_hf import search
-assert search(3) == ("found", 3)
-import rd_hf, rd_hf.search as room
-from rd_hf import search as again
-from rd_hf.search import search as function
-assert room is again is search is rd_hf.search and room.SearchSettings and function(4) == rd_hf.search(4)
+assert rd_hf.search is search is importlib.import_module("rd_hf.search")
+assert rd_hf.run_search is rd_hf.search.run_search is found["run_search"]
 """
 
 
-@pytest.mark.parametrize("first", ["", "import rd_hf.search", "from rd_hf import SearchSettings"])
-def test_search_can_be_called_whatever_was_imported_before(first: str) -> None:
-    """The room and the function in it have one name, and importing the room makes it an attribute of the package."""
-    code = SEARCHED.format(first=first)
+@pytest.mark.parametrize("first", ["", "import rd_hf.search", "from rd_hf import search", "import rd_hf.search.job"])
+def test_a_public_name_is_one_thing_however_it_is_imported(first: str) -> None:
+    """By attribute, by name and by star, the first time and the second, whatever was imported before."""
+    code = EVERYWHERE.format(first=first)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment())
     assert done.returncode == 0, done.stderr
 
 
-def test_no_other_public_name_is_a_modules() -> None:
+def test_no_public_name_is_a_modules() -> None:
+    """Importing a module makes it an attribute of its package: the name would be two things."""
     rooms = ("embedding", "fitting", "hub", "search")
     for package in [rd_hf, *(importlib.import_module(f"rd_hf.{room}") for room in rooms)]:
         modules = {path.stem for path in Path(str(package.__file__)).parent.iterdir()}
-        assert modules & set(package.__all__) <= ({"search"} if package is rd_hf else set()), package.__name__
+        assert not modules & set(package.__all__), package.__name__
+
+
+def test_run_search_is_known_by_its_former_name_for_a_release() -> None:
+    with pytest.warns(FutureWarning, match=r"rd_hf.search.search is called run_search now"):
+        assert rd_hf.search.search is rd_hf.run_search
+    with pytest.warns(FutureWarning, match="run_search"), pytest.raises(AttributeError, match="device"):
+        rd_hf.search(None)
 
 
 def test_accelerate_launches_a_command(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rd_hf.bases.whitening import Whitening
-from rd_hf.search import SearchSettings, search, whitening
+from rd_hf.search import SearchSettings, run_search, whitening
 from rd_hf.search.database import Database
 from rd_hf.search.whitening import RowWhitening
 from tests.conftest import random_model
@@ -178,7 +178,7 @@ def test_statistics_of_many_rows_are_of_a_sample_evenly_spread(
     settings = SearchSettings(
         str(tmp_path / "queries"), str(tmp_path / "database"), str(tmp_path / "hits.tsv"), k=5, whiten="database"
     )
-    assert "by 100 proteins" in str(search(settings).whitening)
+    assert "by 100 proteins" in str(run_search(settings).whitening)
     one, other = (whitened_by_hand(rows, database[::3]) for rows in world[::-1])
     assert np.array_equal(records_found(tmp_path / "hits.tsv", 5), by_hand(one, other, 5, "cosine"))
 
