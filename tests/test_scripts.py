@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import REPOSITORY, environment
 
 SCRIPTS = sorted((REPOSITORY / "scripts").glob("*.py"))
-STUDIES = [REPOSITORY / "scripts" / "studies" / f"{name}.py" for name in ("ablate", "blocks", "frontier", "width")]
+STUDIES = [REPOSITORY / "scripts" / "studies" / f"{name}.py" for name in ("ablate", "angles", "blocks", "frontier", "width")]
 # What each part of the package may import of the package (design: scripts -> jobs -> maths -> model files).
 ALLOWED = {
     "model": {"model"},
