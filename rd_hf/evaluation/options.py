@@ -17,6 +17,7 @@ KINDS = {
     "raw": "raw backbone",
     "rd": "reverse-distilled",
     "pca": "concatenation + PCA",
+    "pca_chain": "chain of PCAs",  # the baseline of the first publication's code
     "concat": "concatenation",
     "one_pass": "read out in one pass",
     "rd_all": "reverse-distilled, all directions",
@@ -24,8 +25,8 @@ KINDS = {
     "one_hot": "one-hot",
 }
 # Those that are fitted on sequences here, not read from the model.
-FITTED_KINDS = ("pca", "rd_all")
-CONTENDERS = tuple(kind for kind in KINDS if kind != "one_pass")
+FITTED_KINDS = ("pca", "pca_chain", "rd_all")
+CONTENDERS = tuple(kind for kind in KINDS if kind not in {"one_pass", "pca_chain"})
 EMBEDDINGS = tuple(kind for kind in CONTENDERS if kind != "one_hot")
 POOLINGS = ("mean", "site", "difference")  # attributes of PooledStates
 # ProteinGym's labelled folds, and the splits that are drawn here.
@@ -71,7 +72,7 @@ class EvaluationOptions:
         kind=real(0, most=1),
     )
     fit_data: tuple[str, ...] = option(
-        (), "FASTA, table or dataset the model's bases were fitted on (for pca and rd_all)"
+        (), "FASTA, table or dataset the model's bases were fitted on (for pca, pca_chain and rd_all)"
     )
     fit_sequences: int | None = option(None, "sequences drawn from it (default: as the model records)", kind=whole(1))
     fit_seed: int | None = option(None, "seed of the draw (default: as the model records, or 0)", kind=int)
