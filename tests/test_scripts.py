@@ -15,7 +15,8 @@ from tests.conftest import REPOSITORY, environment
 
 SCRIPTS = sorted((REPOSITORY / "scripts").glob("*.py"))
 STUDIES = [
-    REPOSITORY / "scripts" / "studies" / f"{name}.py" for name in ("ablate", "blocks", "frontier", "overview", "width")
+    REPOSITORY / "scripts" / "studies" / f"{name}.py"
+    for name in ("ablate", "angles", "blocks", "frontier", "overview", "width")
 ]
 # What each part of the package may import of the package (design: scripts -> jobs -> maths -> model files).
 ALLOWED = {

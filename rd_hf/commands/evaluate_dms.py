@@ -29,7 +29,7 @@ from rd_hf.options import options_from
 
 GROUPS = {
     "what is evaluated": ("model", "backbones", "assays", "output", "representations", "pooling", "depth"),
-    "fitting sequences (for pca and rd_all)": FIT,
+    "fitting sequences (for pca, pca_chain and rd_all)": FIT,
     "how it is tested": ("folds", "splits", "seeds", "low_n", "inner_folds", "control", "reference"),
     "the run": ("jobs", "threads", *RUN),
 }

@@ -25,7 +25,7 @@ from rd_hf.options import options_from
 
 GROUPS = {
     "what is evaluated": ("model", "secondary_structure", "metal_binding", "output", "representations", "depth"),
-    "fitting sequences (for pca and rd_all)": FIT,
+    "fitting sequences (for pca, pca_chain and rd_all)": FIT,
     "how it is tested": ("train_chains", "validation_chains", "resamples"),
     "the run": ("threads", *RUN),
 }

@@ -18,6 +18,7 @@ KINDS = {
     "raw": "raw backbone",
     "rd": "reverse-distilled",
     "pca": "concatenation + PCA",
+    "pca_chain": "chain of PCAs",  # the baseline of the first publication's code
     "concat": "concatenation",
     "one_pass": "read out in one pass",
     "rd_all": "reverse-distilled, all directions",
@@ -25,8 +26,8 @@ KINDS = {
     "one_hot": "one-hot",
 }
 # Those that are fitted on sequences here, not read from the model.
-FITTED_KINDS = ("pca", "rd_all")
-CONTENDERS = tuple(kind for kind in KINDS if kind != "one_pass")
+FITTED_KINDS = ("pca", "pca_chain", "rd_all")
+CONTENDERS = tuple(kind for kind in KINDS if kind not in {"one_pass", "pca_chain"})
 EMBEDDINGS = tuple(kind for kind in CONTENDERS if kind != "one_hot")
 POOLINGS = ("mean", "site", "difference")  # attributes of PooledStates
 # ProteinGym's labelled folds, and the splits that are drawn here.
@@ -75,7 +76,7 @@ class EvaluationOptions:
     fit_data: tuple[str, ...] = flag(
         "input",
         (),
-        f" that {FITTED_ON}: FASTA, a table or a Hub dataset; pca and rd_all are fitted on them",
+        f" that {FITTED_ON}: FASTA, a table or a Hub dataset; pca, pca_chain and rd_all are fitted on them",
         former=("--fit-data",),
     )
     fit_sequences: int | None = flag(

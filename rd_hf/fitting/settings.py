@@ -154,6 +154,7 @@ class FitSummary:
 
 # Columns of the tables, and how wide they are.
 _LEVELS = {"level": 8, "width": 6, "components": 12, "R2 fit": 8, "R2 held-out": 12, "residual kept": 14}
+_LEVELS |= {"linear in prefix": 17, "left": 8, "best linear": 12}
 _ONE_PASS = {"one pass": 8, "ridge": 7, "R2 of state": 12, "R2 of block": 12, "R2 of level": 12, "cosine": 7}
 
 
@@ -162,7 +163,10 @@ def _level_cells(report: FitReport) -> tuple[object, ...]:
     if own is None:
         return report.level, report.nested_width, "(copied)"
     used = f"{report.selected_components} of {report.components}"
-    return report.level, report.nested_width, used, own.r2, held and held.r2, (held or own).residual_variance_kept
+    judged = held or own
+    explained = own.r2, held and held.r2, judged.residual_variance_kept
+    decoded = own.block_r2, judged.reconstruction_error, judged.decoder_error
+    return report.level, report.nested_width, used, *explained, *decoded
 
 
 def _table(columns: Mapping[str, int], rows: Sequence[tuple[object, ...]]) -> list[str]:

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from rd_hf.evaluation.dms import probe_assays
     from rd_hf.evaluation.families import draw_fit_sample, fitting_moments, load_families, split_sample
     from rd_hf.evaluation.frame import Evaluation
-    from rd_hf.evaluation.representations import pca_maps, raw_maps
+    from rd_hf.evaluation.representations import pca_chain_maps, pca_maps, raw_maps
     from studies import ablations
     from studies.reports import render_ablations
 
@@ -78,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
         )
         for recipe in variants
     ]
-    references = [raw_maps(family.names, family.widths)[-1], pca_maps(family.names, moments)[-1]]
+    references = [raw_maps(family.names, family.widths)[-1]]
+    references += [fit(family.names, moments)[-1] for fit in (pca_maps, pca_chain_maps)]
     maps = [*references, *(variant.representation for variant in fitted)]
     results = probe_assays(evaluation, [(family, maps)], assays, labels, options)
     evaluation.write_table("results.parquet", results)

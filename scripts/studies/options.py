@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rd_hf.evaluation.options import FITTED_ON, HALF, SCANS, AssayOptions, ResidueOptions
+from rd_hf.evaluation.options import FITTED_ON, HALF, SCANS, AssayOptions, EvaluationOptions, ResidueOptions
 from rd_hf.flags import flag
 from rd_hf.options import option, whole
 
@@ -27,6 +27,20 @@ class AblationOptions(AssayOptions):
     splits: tuple[str, ...] = ("random",)
     low_n: tuple[int, ...] = ()
     control: bool = False
+
+
+@dataclass(frozen=True)
+class AnglesOptions(EvaluationOptions):
+    """Principal angles between levels."""
+
+    model: tuple[str, ...] = flag("model", (), ": folder or Hub id", nargs=1, required=True)
+    fit_data: tuple[str, ...] = flag("input", (), FIT_DATA, required=True)
+    dimensions: tuple[int, ...] = option(
+        (4, 16, 32, 48),
+        "how many of each level's first; as many as the smaller is wide, and more: left out",
+        kind=whole(1),
+    )
+    representations: tuple[str, ...] = ("rd", "pca")
 
 
 @dataclass(frozen=True)

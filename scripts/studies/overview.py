@@ -130,8 +130,9 @@ def _draw_scores(axis: Axes, costs: list[LevelCost], scores: Scores) -> None:
         for at, value, cost in zip(x, points[:, 0], costs, strict=True):
             # The first point is that of both.
             if offset and (kind == "rd" or cost is not costs[0]):
-                style = {"textcoords": "offset points", "color": colour, "fontsize": 9}
-                axis.annotate(cost.level, (at, value), xytext=offset, **style)
+                axis.annotate(
+                    cost.level, (at, value), xytext=offset, textcoords="offset points", color=colour, fontsize=9
+                )
     if ("one_hot", "") in scores:
         axis.axhline(scores["one_hot", ""][0], color=STYLES["one_hot"][0], linestyle=":", label="one-hot letters")
     axis.set_xscale("log")
