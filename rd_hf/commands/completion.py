@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from rd_hf.carried import model_place
 from rd_hf.embedding.options import WHITENED
 from rd_hf.families import NAMED
 
@@ -62,10 +63,10 @@ def looked_at(prefix: str, **_: Any) -> list[str]:
 def levels(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
     """Levels of the model or of the folder of embeddings that was typed already."""
     for name in ("model", "extend", "database", "embeddings"):
-        given = getattr(parsed_args, name, None)
+        given = getattr(parsed_args, name, None) or ""
         for file, keys in (("config.json", ()), ("_manifest.json", ("model",))):
             with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-                found = json.loads((Path(given) / file).read_bytes())
+                found = json.loads((Path(model_place(given)) / file).read_bytes())
                 for key in keys:
                     found = found[key]
                 return list(found["nested_dims"])

@@ -13,7 +13,7 @@ import re
 import sys
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rd_hf.commands._arguments import command_parser, run_with_arguments
 from rd_hf.data.records import InputError
@@ -70,7 +70,7 @@ def level_costs(model: str) -> list[LevelCost]:
 
     config = RDEsmConfig.from_pretrained(model)
     with torch.device("meta"):
-        backbones = RDEsmModel(config, build_backbones=True).backbones
+        backbones: Any = RDEsmModel(config, build_backbones=True).backbones
     raw = [backbone_cost(backbone, backbone.config.num_hidden_layers)[1] for backbone in backbones]
     return [
         LevelCost(facts.level, facts.width, backbone.config.hidden_size, flop, facts.flop_per_residue)
