@@ -40,7 +40,7 @@ from rd_hf.data.records import FastaRecord
 from rd_hf.data.residues import clean_sequence
 from rd_hf.embedding import EmbeddingOptions, JobSettings, run_job
 from rd_hf.embedding.folder import OutputFolder
-from rd_hf.search import SearchSettings, SearchSummary, search
+from rd_hf.search import SearchSettings, SearchSummary, run_search
 from rd_hf.search.database import Database
 
 PART_ROWS = 16384
