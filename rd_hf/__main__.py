@@ -1,11 +1,13 @@
 """Reverse-distilled, nested protein embeddings: fit, embed, search, look, publish.
 
-    rd-hf fit --config rd-esm2-650M --data uniref50.fasta.gz --num-sequences 5000 --output my-model
+    rd-hf fit --config rd-esm2-650M --input uniref50.fasta.gz --num-sequences 5000 --output my-model
     rd-hf embed --model my-model --input proteome.fasta.gz --output embeddings
     rd-hf info my-model
 
 Several GPUs: accelerate launch --num_processes 8 -m rd_hf fit ... (on CPUs: torchrun --nproc_per_node 8 -m rd_hf ...).
-Every command teaches with examples of its own: rd-hf COMMAND --help.
+Every command teaches with examples of its own: rd-hf COMMAND --help. To have the shell complete commands, flags and
+values, such as families and levels: pip install argcomplete, and in bash's or zsh's start-up file the line
+eval "$(register-python-argcomplete rd-hf)".
 """
 # PYTHON_ARGCOMPLETE_OK
 
@@ -91,6 +93,8 @@ def _complete() -> None:
     """Answer the shell's completion; only ever called by it, so that nobody else waits for it."""
     import argcomplete
 
+    from rd_hf.commands.completion import complete
+
     tree = argparse.ArgumentParser(prog="rd-hf")
     branches = {"": tree.add_subparsers()}
     for name, (module, words) in commands().items():
@@ -98,6 +102,7 @@ def _complete() -> None:
         if group not in branches:
             branches[group] = branches[""].add_parser(group).add_subparsers()
         leaf = importlib.import_module(module).build_parser()
+        complete(leaf)
         branches[group].add_parser(last, help=words, parents=[leaf], conflict_handler="resolve")
     tree.add_argument("--version", action="store_true")
     argcomplete.autocomplete(tree)

@@ -78,7 +78,7 @@ def test_every_command_says_it_before_it_reads_or_writes(
     model, output = ("--model", tiny_checkpoint, "--device", device), tmp_path / "out"
     said = [
         run(embed_command.main, *model, "--input", fasta, "--output", output),
-        run(search_command.main, *model, "--queries", fasta, "--database", tmp_path, "--output", f"{output}.tsv"),
+        run(search_command.main, *model, "--input", fasta, tmp_path, "--output", f"{output}.tsv"),
         run(evaluate_dms.main, *model, "--assays", assay(tmp_path), "--output", output),
         run(frontier.main, *model, "--assays", assay(tmp_path), "--output", output),
     ]

@@ -133,7 +133,7 @@ def work(bare: Installed, tmp_path_factory: pytest.TempPathFactory) -> Path:
         records = source.read().split(">")[1:101]
     (folder / "proteins.fasta").write_text("".join(f">{record}" for record in records))
     mini = REPOSITORY / "hub_configs" / "rd-esm2-mini"
-    fitted = bare.run("rd-hf", "fit", "--config", mini, "--data", carried, "--output", "model", *few, cwd=folder)
+    fitted = bare.run("rd-hf", "fit", "--config", mini, "--input", carried, "--output", "model", *few, cwd=folder)
     assert fitted.returncode == 0, fitted.stderr
     # The figure is what an extra brings; the fit itself does without, and says so.
     assert "rd_hf[plots]" in fitted.stderr
@@ -187,7 +187,7 @@ def test_transformers_loads_it_without_the_package(bare: Installed, work: Path) 
 # A command, and enough of arguments for it to reach for what it needs.
 OPTIONAL = {
     "map": (["embeddings", "--output", "map.html"], "map"),
-    "search": (["--queries", "embeddings", "--database", "embeddings", "--output", "hits.tsv"], "search"),
+    "search": (["--input", "embeddings", "embeddings", "--output", "hits.tsv"], "search"),
     "export": (["embeddings", "--output", "e.h5"], "h5"),
     "embed": (["--model", "model", "--input", "proteins.fasta", "--output", "o", "--engine", "ray"], "ray"),
     "evaluate dms": (["--model", "model", "--assays", "x.csv", "--output", "o"], "eval"),
@@ -241,8 +241,8 @@ def test_each_extra_is_enough_for_what_it_names(bare: Installed, wheel: Path, tm
 
 def test_a_search_where_its_extra_is(wheel: Path, work: Path, tmp_path: Path) -> None:
     with_search = install(wheel, tmp_path / "env", ["search"])
-    ends = ["--k", "1", "--output", tmp_path / "hits.tsv"]
-    done = with_search.run("rd-hf", "search", "--queries", "embeddings", "--database", "embeddings", *ends, cwd=work)
+    ends = ["--neighbours", "1", "--output", tmp_path / "hits.tsv"]
+    done = with_search.run("rd-hf", "search", "--input", "embeddings", "embeddings", *ends, cwd=work)
     assert done.returncode == 0, done.stderr
     # Against itself a protein is not its own neighbour.
     rows = [line.split("\t") for line in (tmp_path / "hits.tsv").read_text().splitlines()]

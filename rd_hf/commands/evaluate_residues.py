@@ -2,7 +2,7 @@
 
     rd-hf evaluate residues --model hub_configs/rd-esm2-mini \\
         --secondary-structure tasks/flip_secondary_structure --metal-binding tasks/bindpredict_metal \\
-        --fit-data rd_hf/data/examples/proteins_1000.fasta.gz --output evaluation_residues
+        --input rd_hf/data/examples/proteins_1000.fasta.gz --output evaluation_residues
 
 The same contenders as in rd-hf evaluate dms, on states of residues instead of means over them; one-hot is a window of
 15 residues. A probe is fitted on training chains, its strength chosen on validation chains, and judged on test

@@ -17,11 +17,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rd_hf.commands._arguments import command_parser, run_with_arguments
+from rd_hf.flags import flag
+from rd_hf.options import add_options, option
 
 if TYPE_CHECKING:
     from rd_hf.hub.describe import ModelFacts
@@ -30,14 +32,24 @@ if TYPE_CHECKING:
 MANIFESTS = ("_manifest.json", "manifest.json")
 
 
+@dataclass(frozen=True)
+class InfoSettings:
+    """What is looked at, and how it is told."""
+
+    what: str = option(
+        MISSING,
+        "folder of embeddings, folder or Hub id of a model, or name of a family",
+        flags=("what",),
+        metavar="EMBEDDINGS_OR_MODEL",
+    )
+    revision: str | None = flag("revision", None)
+    json: bool = flag("json", False, " in place of words, with everything that is known")
+    verify: bool = option(False, "read every file of a finished folder and compare it with its checksum")
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser("info", __doc__)
-    parser.add_argument("what", metavar="MODEL_OR_FOLDER", help="model folder, Hub id, named family, embeddings folder")
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub model")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    parser.add_argument(
-        "--verify", action="store_true", help="read every file of a finished folder and compare it with its checksum"
-    )
+    add_options(parser, InfoSettings)
     return parser
 
 
@@ -156,7 +168,7 @@ def _table(rows: list[tuple[str, ...]]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
-    return run_with_arguments(build_parser(), run, argv, prints_result=True)
+    return run_with_arguments(build_parser(), run, argv, prints_result=lambda args: True)
 
 
 if __name__ == "__main__":

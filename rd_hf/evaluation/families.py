@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 from transformers import AutoConfig, PretrainedConfig
 
 from rd_hf.bases.chain import Basis, fit_chain
 from rd_hf.bases.moments import JointMoments, load_tensors, save_tensors
 from rd_hf.data.batching import collate, residue_mask, token_budget_batches
 from rd_hf.data.records import InputError
-from rd_hf.devices import check_device
+from rd_hf.devices import check_device, pick_device
 from rd_hf.evaluation.options import EvaluationOptions
+from rd_hf.evaluation.progress import progress_bar
 from rd_hf.fitting import FitOptions, Sample, draw_sample
 from rd_hf.hub import load_family
 from rd_hf.hub.backbones import family_config
@@ -142,11 +142,12 @@ def load_families(options: EvaluationOptions, one_pass: bool = False) -> list[Fa
     if not options.model and not options.backbones:
         raise InputError("there is nothing to evaluate: give --model or --backbones")
     families = []
+    device = str(pick_device()) if options.device is None else options.device
     for model in options.model:
-        families += [Family.load(model, depth, options.device) for depth in options.depth]
+        families += [Family.load(model, depth, device) for depth in options.depth]
         if one_pass and families[-1].model.config.readout is not None:
-            families.append(Family.load(model, device=options.device, one_pass=True))
-    return families + ([Family.chain(options.backbones, options.device)] if options.backbones else [])
+            families.append(Family.load(model, device=device, one_pass=True))
+    return families + ([Family.chain(options.backbones, device)] if options.backbones else [])
 
 
 @torch.inference_mode()
@@ -218,7 +219,7 @@ def fitting_moments(
             raise InputError(f"{path} holds no whole moments ({error}); delete it to compute them again") from error
     batches = token_budget_batches([len(sequence) for sequence in sequences], batch_tokens)
     saved = time.monotonic()
-    with tqdm(total=len(sequences), desc=f"moments of {family.label}", unit="sequence", disable=None) as progress:
+    with progress_bar(total=len(sequences), desc=f"moments of {family.label}", unit="sequence") as progress:
         for number, batch in enumerate(batches, start=1):
             progress.update(len(batch))
             if number <= done:
@@ -251,7 +252,7 @@ def family_bases(family: Family, moments: JointMoments | None) -> Sequence[Basis
         return model_bases(family)
     if moments is None:
         what = f"--depth {family.depth:g}" if family.fitted else f"{family.label} (--backbones)"
-        raise InputError(f"{what} needs bases of its own; give --fit-data to fit them on")
+        raise InputError(f"{what} needs bases of its own; give --input to fit them on")
     return fit_chain(moments, family.names, family.model.config.residual_directions)[0]
 
 

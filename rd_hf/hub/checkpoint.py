@@ -185,6 +185,12 @@ def read_config(source: str, revision: str | None = None, **hub: Any) -> RDEsmCo
     return RDEsmConfig.from_pretrained(source, revision=revision, **hub)
 
 
+def by_name(source: str | Path) -> RDEsmConfig | None:
+    """Return the config that a family's name stands for, None for a folder or any other name."""
+    # A folder of a family's name that is no model yet is where it is being fitted.
+    return None if (Path(source) / "config.json").is_file() else named_config(str(source))
+
+
 def load_family(
     source: str | Path | RDEsmConfig,
     *,
@@ -219,9 +225,8 @@ def load_family(
     hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     settings: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "sequential": sequential, **hub}
     attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    # A folder of a family's name that is no model yet is where it is being fitted.
-    if not isinstance(source, RDEsmConfig) and not (Path(source) / "config.json").is_file():
-        source = named_config(str(source)) or source
+    if not isinstance(source, RDEsmConfig):
+        source = by_name(source) or source
     if isinstance(source, RDEsmConfig):
         config, place = copy.deepcopy(source), None
     else:

@@ -94,7 +94,7 @@ class Plan:
             )
         return (
             f"even one backbone at a time needs {readable(self.sequential)} of memory and {readable(free)} are free: "
-            f"choose a smaller --level, fewer --batch-tokens and --group-tokens, or a larger machine"
+            f"choose a smaller --config, fewer --batch-tokens and --group-tokens, or a larger machine"
         )
 
     def check(self, sequential: bool, memory: int | None = None) -> None:

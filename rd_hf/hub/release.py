@@ -26,7 +26,7 @@ from rd_hf.families import esm2_config
 from rd_hf.files import write_json
 from rd_hf.fitting import FitSettings, Sample, draw_sample, run_fit
 from rd_hf.fitting.sample import plan_batches
-from rd_hf.hub.checkpoint import REPORT_FILE, read_config
+from rd_hf.hub.checkpoint import REPORT_FILE, by_name, read_config
 from rd_hf.hub.options import ImportSettings
 from rd_hf.hub.plan import make_plan, memory_in_use, memory_of_imports, readable
 from rd_hf.hub.published import Recipe, import_checkpoint
@@ -195,7 +195,6 @@ def _stages(settings: ReleaseSettings, config: RDEsmConfig, release: Release) ->
             settings.data,
             model,
             str(source),
-            resume=True,
             form="bases",
             group_tokens=settings.group_tokens,
             options=settings.fit,
@@ -229,10 +228,10 @@ def _stages(settings: ReleaseSettings, config: RDEsmConfig, release: Release) ->
 
 
 def family_of(level: str | None, folder: str | None) -> RDEsmConfig:
-    """Return the config of ESM-2 up to a level, or of the family that a folder's config.json describes."""
+    """Return the config of ESM-2 up to a level, or of the family that a name or a folder's config.json stands for."""
     if folder is None:
         return esm2_config(level or "")
-    config = read_config(folder)
+    config = by_name(folder) or read_config(folder)
     if config.backbones_in_checkpoint:
         raise InputError(f"{folder} holds its backbones itself: rd-hf push publishes it as it is")
     for entry in config.levels:
@@ -316,7 +315,7 @@ def judge(folder: Path, floor: float) -> dict[str, Any]:
         if not figures["r2"] >= floor:
             raise InputError(
                 f"level {level} explains {figures['r2']:.4f} of the variance of residues kept out of the fit, below "
-                f"--least-r2 {floor}: fit on more sequences (--num-sequences, --data), or --skip judge"
+                f"--least-r2 {floor}: fit on more sequences (--num-sequences, --input), or --skip judge"
             )
     return {"heldout": found}
 

@@ -60,7 +60,7 @@ for name in ("known", "new"):
     run_job(JobSettings(MODEL, (str(OUTPUT / f"{name}.fasta"),), str(OUTPUT / name), options), show_progress=False)
 
 # %% [markdown]
-#     rd-hf search --queries examples_output/new --database examples_output/known --level 2.7M --k 1 \
+#     rd-hf search examples_output/known --input examples_output/new --level 2.7M -k 1 \
 #         --labels examples_output/compartments.tsv --output examples_output/hits_2.7M.tsv
 
 # %%

@@ -1,7 +1,7 @@
 """What each choice in the chain is worth: ablations of one family, on held-out residues and on assays.
 
     python scripts/study.py ablate --model hub_configs/rd-esm2-mini --study chain --assays dms/ \\
-        --fit-data rd_hf/data/examples/proteins_1000.fasta.gz --output ablations
+        --input rd_hf/data/examples/proteins_1000.fasta.gz --output ablations
 
 Studies, one command each (or several, or all):
 
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     chosen = options.study or tuple(ablations.STUDIES)
     training, heldout = split_sample(draw_fit_sample(family, options))
     if not heldout:
-        raise ValueError("no sequence is held out to judge the variants on; give more --fit-data")
+        raise ValueError("no sequence is held out to judge the variants on; give more --input")
     sizes = [size for size in options.sizes if size < len(training)]
     variants = ablations.recipes(len(family.names), sizes, chosen)
     # Moments add up, so the sizes of the study are prefixes of one reading.

@@ -14,7 +14,7 @@ from tests.conftest import REPOSITORY, environment
 
 COMMANDS = {
     "evaluate_dms": ["--model", "m", "--assays", "a.csv", "--output", "o"],
-    "evaluate_homology": ["--model", "m", "--data", "d", "--output", "o"],
+    "evaluate_homology": ["--model", "m", "--domains", "d", "--output", "o"],
     "evaluate_residues": ["--model", "m", "--output", "o"],
 }
 CODE = """

@@ -132,9 +132,9 @@ def test_interrupted_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: 
         raise KeyboardInterrupt
 
     monkeypatch.setattr("rd_hf.commands.fit.run", stop)
-    code, _, err = ended(["fit", "--config", "c", "--data", "d", "--output", "o"], capsys)
+    code, _, err = ended(["fit", "--config", "c", "--input", "d", "--output", "o"], capsys)
     assert code == 130
-    assert err == "rd-hf fit: interrupted; give the same command again with --resume to go on\n"
+    assert err == "rd-hf fit: interrupted; give the same command again to go on\n"
 
 
 def test_verbose_shows_the_error_in_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -270,7 +270,7 @@ def test_accelerate_launches_a_command(tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
     few = ["--num-sequences", "12", "--max-length", "40"]
     done = subprocess.run(
-        [*launch, "-m", "rd_hf", "fit", "--config", model, "--data", EXAMPLE_FASTA, "--output", tmp_path / "m", *few],
+        [*launch, "-m", "rd_hf", "fit", "--config", model, "--input", EXAMPLE_FASTA, "--output", tmp_path / "m", *few],
         capture_output=True,
         text=True,
         check=False,

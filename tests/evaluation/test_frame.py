@@ -83,7 +83,7 @@ def test_what_cannot_be_fitted_is_noted(tiny_family: Family, tmp_path: Path) -> 
     assert evaluation.moments(tiny_family) is None
     assert not evaluation.notes
     assert evaluation.moments(tiny_family, ["pca"]) is None
-    assert evaluation.notes == [f"{tiny_family.label}: no pca, for want of --fit-data."]
+    assert evaluation.notes == [f"{tiny_family.label}: no pca, for want of --input."]
 
 
 def test_a_table_is_computed_once(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def test_the_command_imports_and_says_what_it_found(weights: dict[str, Path], tm
     assert find_recipes(weights["raw"], "150M") == sorted(RECIPES, key=str)
     assert find_recipes(weights["raw"], "650M") == []
     command = [sys.executable, "-m", "rd_hf", "import-published"]
-    command += ["--weights", str(weights["raw"]), "--level", "150M", "--output", str(tmp_path / "out")]
+    command += ["--weights", str(weights["raw"]), "--config", "rd-esm2-150M", "--output", str(tmp_path / "out")]
     environment = {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "PATH": "", "HF_HOME": str(tmp_path)}
     several = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert several.returncode == 1
