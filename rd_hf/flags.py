@@ -74,6 +74,9 @@ FLAGS = {
     "license": Flag("Hub licence id of the bases, for the card", "LICENSE"),
     "json": Flag("print JSON", None),
     "repeats": Flag("repeats of every split that is drawn", "N", ("--repeats",), whole(1)),
+    "assays": Flag("deep mutational scans", "PATH"),
+    "representations": Flag("contenders", "NAME"),
+    "low_n": Flag("training variants of the low-n curves", "N", (), whole(1)),
     "domains": Flag("folder with one FASTA file of SCOP domains", "DIR", ("--domains",)),
 }
 

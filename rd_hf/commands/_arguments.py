@@ -111,6 +111,7 @@ def as_loud_as(args: argparse.Namespace, extra: str | None = None, keep_output: 
     if args.verbose:
         logging.getLogger(_OWN).setLevel("INFO")
         logging.getLogger(_OWN).addHandler(told)
+        logging.getLogger(_OWN).info("%s", _asked(args))
     started = time.monotonic()
     try:
         if args.quiet:
@@ -145,6 +146,12 @@ def _tell_libraries(level: str) -> None:
     for library, variable in _LOUDNESS.items():
         os.environ[variable] = level
         logging.getLogger(library).setLevel(level.upper())
+
+
+def _asked(args: argparse.Namespace) -> str:
+    """The options of a command as they were understood; a token is nobody's business."""
+    said = {name: value for name, value in vars(args).items() if name not in ("token", "quiet", "verbose")}
+    return ", ".join(f"{name} {value}" for name, value in said.items() if value not in (None, False, (), []))
 
 
 def _circumstances() -> str:

@@ -38,7 +38,7 @@ class InfoSettings:
 
     what: str = option(
         MISSING,
-        "folder of embeddings, folder or Hub id of a model, or name of a family",
+        "what is looked at: a folder of embeddings, folder or Hub id of a model, or name of a family",
         flags=("what",),
         metavar="EMBEDDINGS_OR_MODEL",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.files import file_sha256
 from rd_hf.lazy import gc_paused
 from rd_hf.trust import refuse_foreign_code
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import torch
@@ -293,6 +296,14 @@ def load_model(
     model = model.to(device).eval()
     if attn_implementation is None and packing_pays(model):
         model.set_attn_implementation(PACKED_ATTENTION)
+    logger.info(
+        "%s loaded up to level %s: %s on %s, attention %s",
+        name,
+        level or model.config.level_names[-1],
+        dtype,
+        device,
+        model.config._attn_implementation,
+    )
     return model
 
 

@@ -70,9 +70,9 @@ class EmbeddingOptions:
     dtype: str = flag(
         "dtype",
         DTYPE,
-        f", on every device and at every level (default {DTYPE}, or what the folder that is "
-        "gone on with or extended was begun in). bfloat16 is faster on GPUs, and on CPUs that have it in hardware; "
-        "appended columns then differ by a few per cent, see the README. Pooling and projections compute in float32",
+        f", on every device and at every level (default {DTYPE}; a folder that is gone on with or extended keeps its "
+        "own). bfloat16 is faster on GPUs, and on CPUs that have it in hardware; appended columns then differ by a few "
+        "per cent, see the README. Pooling and projections compute in float32",
         choices=MODEL_DTYPES,
     )
     output_dtype: str = flag(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from rd_hf.hub.checkpoint import read_config
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.families_rd_esm import FAMILIES, describe
 from rd_hf.model.modeling_rd_esm import RDEsmModel
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 60.0
 # Bases are stored in float32 and batches differ: the same sequences refit to about 1e-5, others to 1e-2 and more.
@@ -147,7 +150,10 @@ def load_families(options: EvaluationOptions, one_pass: bool = False) -> list[Fa
         families += [Family.load(model, depth, device) for depth in options.depth]
         if one_pass and families[-1].model.config.readout is not None:
             families.append(Family.load(model, device=device, one_pass=True))
-    return families + ([Family.chain(options.backbones, device)] if options.backbones else [])
+    families += [Family.chain(options.backbones, device)] if options.backbones else []
+    for family in families:
+        logger.info("%s loaded: levels %s on %s", family.label, ", ".join(family.names), device)
+    return families
 
 
 @torch.inference_mode()

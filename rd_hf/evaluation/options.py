@@ -46,6 +46,7 @@ FIT = ("fit_data", "fit_sequences", "fit_seed")
 RUN = ("device", "batch_tokens", "cache")
 
 
+SCANS = ": CSV files in ProteinGym's format (mutant, mutated_sequence, DMS_score), or folders of them"
 FITTED_ON = "the model's bases were fitted on"
 
 
@@ -64,9 +65,7 @@ class EvaluationOptions:
         ", as rd-hf fit takes it, for example hub_configs/rd-esm2-mini 8M=my-esm2-8M; its bases are fitted on --input",
     )
     output: Path = flag("output", None, f", a report and its data: {FOLDER}", kind=Path, required=True, metavar="DIR")
-    representations: tuple[str, ...] = option(
-        CONTENDERS, f"contenders (default: {' '.join(CONTENDERS)})", metavar="NAME"
-    )
+    representations: tuple[str, ...] = flag("representations", CONTENDERS, f" (default: {' '.join(CONTENDERS)})")
     depth: tuple[float, ...] = option(
         (1.0,),
         "relative depth of the backbone layer: 1 is the final state (default), 0.5 half-way; other depths than 1 "
@@ -117,18 +116,12 @@ class ProbeOptions:
 class AssayOptions(EvaluationOptions):
     """An evaluation on deep mutational scans."""
 
-    assays: tuple[Path, ...] = option(
-        (),
-        "CSV files in ProteinGym's format (mutant, mutated_sequence, DMS_score), or folders of them",
-        kind=Path,
-        required=True,
-        metavar="PATH",
-    )
+    assays: tuple[Path, ...] = flag("assays", (), SCANS, kind=Path, required=True)
     pooling: tuple[str, ...] = flag(
         "pooling",
         ("mean",),
-        ": mean (default), or of the mutated positions alone their mean (site) or its difference to the wild type's "
-        "(difference)",
+        ": mean, or of the mutated positions alone their mean (site) or its difference to the wild type's "
+        "(difference) (default mean)",
         choices=POOLINGS,
     )
     folds: Path | None = option(
@@ -141,9 +134,7 @@ class AssayOptions(EvaluationOptions):
         choices=SPLITS,
     )
     seeds: int = flag("repeats", 3, former=("--seeds",))
-    low_n: tuple[int, ...] = option(
-        (24, 96, 384), "training variants of the low-n curves (24 96 384)", kind=whole(1), nargs="*"
-    )
+    low_n: tuple[int, ...] = flag("low_n", (24, 96, 384), " (default: 24 96 384)", nargs="*")
     inner_folds: int = option(5, "folds that choose the ridge strength", kind=whole(2))
     control: bool = option(
         True, "leave out the shuffled-score control (kept by default)", flags=("--no-control",), action="store_false"
@@ -190,10 +181,10 @@ class HomologyOptions(EvaluationOptions):
     """An evaluation on remote homologues."""
 
     data: Path = flag("domains", None, kind=Path, required=True, former=("--data",))
-    representations: tuple[str, ...] = option(
+    representations: tuple[str, ...] = flag(
+        "representations",
         EMBEDDINGS,
-        f"contenders (default: {' '.join(EMBEDDINGS)}); blocks of rd and rd_all come with them",
-        metavar="NAME",
+        f" (default: {' '.join(EMBEDDINGS)}); blocks of rd and rd_all come with them",
     )
     levels: tuple[str, ...] = option(
         tuple(MASKED),

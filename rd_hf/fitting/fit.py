@@ -7,6 +7,7 @@ that was killed runs the others alone. No embedding is ever kept.
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,6 +34,8 @@ from rd_hf.memory import bound_kernels, trim_heap
 from rd_hf.model.bases_rd_esm import RDEsmProjection, RDEsmReadout, RDEsmWhitening
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,7 @@ def _accumulate(
     """Run the batches that are not done, and add their states to this process's moments."""
     accelerator, names = progress.accelerator, model.config.level_names
     mine = progress.remaining(len(batches))
+    logger.info("%d of %d batches are to be run by this process", len(mine), len(batches))
     processes = accelerator.num_processes
     label = "fitting" if processes == 1 else f"fitting (process 1 of {processes})"
     total = sum(len(sample.sequences[position]) for index in mine for position in batches[index][1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -34,6 +35,8 @@ from rd_hf.hub.checkpoint import (
 from rd_hf.launch import Processes, leave, processes
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
+
+logger = logging.getLogger(__name__)
 
 # Beside the final state; more of them bring less each.
 DEFAULT_LAYERS = 4
@@ -79,6 +82,10 @@ def run_fit(
     accelerator.wait_for_everyone()
     model, keep = _load(settings)
     model = model.to(accelerator.device)
+    levels = ", ".join(model.config.level_names)
+    logger.info(
+        "fitting levels %s on %s, dtype %s, state in %s", levels, accelerator.device, settings.dtype, workspace.path
+    )
     if warning := warn_of(settings.dtype, str(accelerator.device)):
         report(warning)
     options = _fitted_options(settings, model.config, keep, report)

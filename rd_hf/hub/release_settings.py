@@ -51,7 +51,8 @@ class ReleaseSettings:
     group_tokens: int | None = flag(
         "group_tokens",
         None,
-        ": hold one backbone at a time, loaded anew for every group of batches of N tokens",
+        ": hold one backbone at a time, loaded anew for every group of batches of N tokens (default: hold all "
+        "backbones)",
         former=("--window-tokens",),
     )
     least_r2: float = option(0.0, "held-out R2 below which nothing is pushed", kind=real())

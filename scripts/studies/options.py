@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rd_hf.evaluation.options import FITTED_ON, HALF, AssayOptions, ResidueOptions
+from rd_hf.evaluation.options import FITTED_ON, HALF, SCANS, AssayOptions, ResidueOptions
 from rd_hf.flags import flag
 from rd_hf.options import option, whole
 
@@ -60,14 +60,12 @@ class FrontierOptions(AssayOptions):
 class WidthOptions(AssayOptions):
     """Score against width."""
 
-    assays: tuple[Path, ...] = option(
-        (), "CSV files in ProteinGym's format, or folders of them", kind=Path, metavar="PATH"
-    )
+    assays: tuple[Path, ...] = flag("assays", (), SCANS, kind=Path)
     data: Path | None = flag("domains", None, kind=Path, former=("--data",))
     fit_data: tuple[str, ...] = flag("input", (), FIT_DATA, required=True, former=("--fit-data",))
     widths: tuple[int, ...] = option((), "where to cut (default: where levels end, and below)", kind=whole(1))
     seeds: int = flag("repeats", 1, former=("--seeds",))
-    low_n: tuple[int, ...] = option((96,), "training variants of the low-n panels (96)", kind=whole(1), nargs="*")
+    low_n: tuple[int, ...] = flag("low_n", (96,), " (default: 96)", nargs="*")
     threads: int | None = flag("threads", HALF, " that embed and rank (default: half the cores)")
     representations: tuple[str, ...] = ("raw", "rd", "rd_all")
     splits: tuple[str, ...] = ("random",)
