@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
+from rd_hf.families import ESM2
 from rd_hf.flags import FOLDER, flag
-from rd_hf.options import option
-
-# How the published files are named by the number of sequences that they were fitted on.
-PUBLISHED_NUMBERS = {"500": "0.5k", "1000": "1k", "5000": "5k", "10000": "10k"}
+from rd_hf.options import option, whole
 
 
 def esm2_level(word: str) -> str:
-    """The largest level of the family of ESM-2 that was typed, or a level as it is."""
-    return word.removeprefix("rd-esm2-")
+    """The largest level of the family of ESM-2 that was typed by its name, or by that level."""
+    level = word.removeprefix("rd-esm2-")
+    levels = [member.name for member in ESM2[1:]]
+    if level not in levels:
+        raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(f'rd-esm2-{name}' for name in levels)}")
+    return level
 
 
 def published_number(word: str) -> str:
-    """A number of sequences as the published files write it."""
-    return PUBLISHED_NUMBERS.get(word, word)
+    """A number of sequences as the published files have it in their names: 0.5k for 500."""
+    if re.fullmatch(r"\d+(\.\d+)?k", word):
+        return word
+    return f"{whole(1)(word) / 1000:g}k"
 
 
 @dataclass(frozen=True)

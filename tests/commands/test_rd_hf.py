@@ -156,6 +156,59 @@ def test_quiet_prints_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "_manifest.json").exists()
 
 
+def test_quiet_keeps_a_result_that_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was asked for on standard output comes, and nothing else."""
+    model = str(REPOSITORY / "hub_configs" / "rd-esm2-mini")
+    for words in (["info", model, "--json"], ["info", model], ["push", "-m", model, "--repo-id", "me/x", "--dry-run"]):
+        loud, quiet = ended(words, capsys), ended([*words, "--quiet"], capsys)
+        assert quiet == loud, words
+        assert loud[:2] != (0, ""), words
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rd_hf.hub.plan.measured_flops", lambda *_, **__: 1e12)
+    plan = ["release", "--config", "rd-esm2-35M", "--repo-id", "me/x", "--plan", "--json", "--num-sequences", "20"]
+    code, out, _ = ended([*plan, "--quiet"], capsys)
+    assert (code, json.loads(out)["verdict"]) == (0, "fits")
+
+
+def test_a_quiet_fit_draws_no_bars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(REPOSITORY / "hub_configs" / "rd-esm2-mini")
+    words = ["fit", "--config", model, "-i", str(EXAMPLE_FASTA), "--num-sequences", "12", "--max-length", "40"]
+    assert ended([*words, "-o", str(tmp_path / "quiet"), "--quiet"], capsys) == (0, "", "")
+    assert "fitting: 100%" in ended([*words, "-o", str(tmp_path / "loud")], capsys)[2]
+
+
+def test_a_quiet_evaluation_draws_no_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are drawn on a terminal alone, which a test has none of: what decides it is looked at."""
+    from rd_hf.evaluation.progress import progress_bar
+
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    assert not progress_bar(range(3), leave=False).disable
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    assert progress_bar(range(3)).disable
+
+
+def test_verbose_speaks_of_this_project_and_no_library_does(tmp_path: Path) -> None:
+    fasta = tmp_path / "one.fasta"
+    fasta.write_text(">a\nMKTAYIAKQR\n")
+    model = REPOSITORY / "hub_configs" / "rd-esm2-mini"
+    command = [sys.executable, "-m", "rd_hf", "embed", "--verbose", "-m", model, "-i", fasta, "-o", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
+    assert all(line.startswith("rd-hf: ") for line in done.stderr.splitlines()), done.stderr
+    assert f"model {model}, inputs ['{fasta}']" in done.stderr
+    assert f"{model} loaded up to level 2.7M: float32 on " in done.stderr
+
+
+def test_verbose_says_no_token(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["push", "--verbose", "-m", str(tmp_path), "--repo-id", "me/x", "--token", "hf_secret"]
+    code, out, err = ended(words, capsys)
+    assert code == 1
+    assert "repo_id me/x" in err
+    assert "hf_secret" not in out + err
+
+
 @pytest.mark.parametrize("how", ["--quiet", "--verbose"])
 def test_a_command_called_from_a_program_leaves_it_as_loud_as_it_was(
     how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -203,6 +256,27 @@ def test_the_shell_completes(tmp_path: Path) -> None:
     assert {"embed", "evaluate", "info"} <= answers("rd-hf e") | answers("rd-hf i")
     assert {"dms", "residues", "homology"} <= answers("rd-hf evaluate ")
     assert {"--group-tokens"} == answers("rd-hf embed --gro")
+    assert set() == answers("rd-hf embed --window"), "a former name"
+    # Values: names of families and folders, levels of the model or folder that was typed, choices.
+    mini = "hub_configs/rd-esm2-mini"
+    assert answers("rd-hf fit --config rd-esm2-3B") == {"rd-esm2-3B", "rd-esm2-3B-lossless"}
+    assert mini in answers("rd-hf fit --config hub_configs/rd-esm2-m")
+    assert answers("rd-hf embed --model rd-esm2-m") == {"rd-esm2-mini"}
+    assert answers(f"rd-hf embed -m {mini} --level ") == {"0.3M", "1.2M", "2.7M"}
+    folder = tmp_path / "embeddings"
+    folder.mkdir()
+    (folder / "_manifest.json").write_text('{"model": {"nested_dims": {"S": 1, "L": 2}}}')
+    assert answers(f"rd-hf map {folder} --level ") == {"S", "L"}
+    assert answers(f"rd-hf search {folder} --shortlist-level ") == {"S", "L"}
+    assert answers(f"rd-hf map {tmp_path}/e") == {str(folder)}
+    assert answers("rd-hf embed --pooling m") == {"mean", "max"}
+    assert answers("rd-hf search --device cu") == {"cuda", "cuda:0", "cuda:1"}
+    assert {"model", "none"} <= answers("rd-hf embed --whiten ")
+    assert answers("rd-hf search --whiten ") == {"auto", "database", "model", "none"}
+
+
+def test_how_the_shell_completes_is_said_where_it_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert 'eval "$(register-python-argcomplete rd-hf)"' in ended(["--help"], capsys)[1]
 
 
 def test_one_version_everywhere(tmp_path: Path) -> None:

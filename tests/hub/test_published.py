@@ -205,6 +205,15 @@ def test_the_command_imports_and_says_what_it_found(weights: dict[str, Path], tm
     assert one.returncode == 0, one.stderr
     assert "  150M: fitted on raw" in one.stdout
     assert (tmp_path / "out" / "model.safetensors").exists()
+    # The same command again makes the same; what is another's stays.
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+    command[command.index("rd-esm2-150M")] = "rd-esm2-35M"
+    other = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert other.returncode == 1
+    assert "out holds another model: choose another --output, or delete it" in other.stderr
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
 
 
 class Bomb:

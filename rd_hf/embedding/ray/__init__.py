@@ -30,7 +30,7 @@ class RaySettings:
         None,
         "of a Ray cluster: auto for the one this machine belongs to, or host:port (default: this machine alone, on "
         "which Ray is started and ended)",
-        metavar="A",
+        metavar="HOST:PORT",
     )
     workers: int | None = option(
         None, "most Ray workers at once (default: as many as the cluster holds)", kind=whole(1), metavar="N"
