@@ -184,7 +184,7 @@ def residue_states(family: Family, sequences: Sequence[str]) -> tuple[torch.Tens
 
 
 def draw_fit_sample(family: Family, options: EvaluationOptions) -> Sample:
-    """Draw the sample that a model's config records, or the one that ``--fit-sequences`` and ``--fit-seed`` ask for."""
+    """Draw the sample that a model's config records, or the one that ``--num-sequences`` and ``--seed`` ask for."""
     record, number = family.model.config.bases, options.fit_sequences
     if number is None and record.get("num_sequences"):
         number = record["num_sequences"] + record.get("num_heldout_sequences", 0)
