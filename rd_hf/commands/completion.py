@@ -62,7 +62,7 @@ def looked_at(prefix: str, **_: Any) -> list[str]:
 def levels(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
     """Levels of the model or of the folder of embeddings that was typed already."""
     for name in ("model", "extend", "database", "embeddings"):
-        given = getattr(parsed_args, name, None)
+        given = str(getattr(parsed_args, name, ""))
         for file, keys in (("config.json", ()), ("_manifest.json", ("model",))):
             with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
                 found = json.loads((Path(given) / file).read_bytes())
