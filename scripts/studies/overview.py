@@ -70,7 +70,7 @@ def level_costs(model: str) -> list[LevelCost]:
 
     config = RDEsmConfig.from_pretrained(model)
     with torch.device("meta"):
-        backbones: Any = RDEsmModel(config, build_backbones=True).backbones
+        backbones: list[Any] = list(RDEsmModel(config, build_backbones=True).backbones)
     raw = [backbone_cost(backbone, backbone.config.num_hidden_layers)[1] for backbone in backbones]
     return [
         LevelCost(facts.level, facts.width, backbone.config.hidden_size, flop, facts.flop_per_residue)
@@ -130,9 +130,8 @@ def _draw_scores(axis: Axes, costs: list[LevelCost], scores: Scores) -> None:
         for at, value, cost in zip(x, points[:, 0], costs, strict=True):
             # The first point is that of both.
             if offset and (kind == "rd" or cost is not costs[0]):
-                axis.annotate(
-                    cost.level, (at, value), xytext=offset, textcoords="offset points", color=colour, fontsize=9
-                )
+                style: dict[str, Any] = {"textcoords": "offset points", "color": colour, "fontsize": 9}
+                axis.annotate(cost.level, (at, value), xytext=offset, **style)
     if ("one_hot", "") in scores:
         axis.axhline(scores["one_hot", ""][0], color=STYLES["one_hot"][0], linestyle=":", label="one-hot letters")
     axis.set_xscale("log")
