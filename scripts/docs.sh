@@ -4,5 +4,6 @@
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" docs
 # A family of megabytes is done before a second thread has started, and two notebooks run at a time.
 export OMP_NUM_THREADS=1 NO_MKDOCS_2_WARNING=1
-python -m mkdocs build --strict --config-file scripts/docs/mkdocs.yml --site-dir "${1:-$PWD/build/site}"
-echo "the site: ${1:-build/site}/index.html (to search it: python -m http.server --directory ${1:-build/site})"
+site=$(realpath -m "${1:-build/site}")  # mkdocs reads a relative path from its own folder
+python -m mkdocs build --strict --config-file scripts/docs/mkdocs.yml --site-dir "$site"
+echo "the site: $site/index.html (to search it: python -m http.server --directory $site)"

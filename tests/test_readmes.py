@@ -68,6 +68,8 @@ def name_of(path: Path) -> str:
 NEEDS = {
     "hub_configs/README.md": ("scripts", "hub_configs"),
     "rd_hf/embedding/README.md": ("proteins.csv",),
+    "scripts/docs/pages/finetuning.md": ("scripts",),
+    "scripts/docs/pages/residues.md": ("scripts",),
 }
 # Pages whose printed results are of the carried proteins themselves, of which they embed a few.
 ON_CARRIED = ("rd_hf/search/README.md",)
