@@ -196,6 +196,13 @@ def test_examples_name_nothing_that_only_a_clone_has() -> None:
                 assert found <= set(NEEDS.get(name_of(path), ())), f"{name_of(path)}: {example.code}"
 
 
+@pytest.mark.parametrize("name", commands())
+def test_the_examples_of_a_help_page_name_nothing_that_only_a_clone_has(name: str) -> None:
+    description = importlib.import_module(commands()[name][0]).build_parser().description
+    assert description
+    assert not re.findall(r"\b(?:hub_configs|scripts|tests)/", description)
+
+
 def anchors(path: Path) -> set[str]:
     """As a forge makes them of headings."""
     headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)

@@ -22,7 +22,7 @@ from rd_hf import RDEsmConfig
 from rd_hf.data.fasta import read_fasta
 from rd_hf.embedding import EmbeddingOptions, JobSettings, run_job
 
-from rd_hf.search import SearchSettings, search  # isort: skip
+from rd_hf.search import SearchSettings, run_search  # isort: skip
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -70,7 +70,7 @@ print(f"{len(new)} new proteins, {len(known)} known; calling all {usual}: {chanc
 answers = {}
 for level in LEVELS:
     hits = OUTPUT / f"hits_{level}.tsv"
-    search(SearchSettings(str(OUTPUT / "new"), str(OUTPUT / "known"), str(hits), k=1, level=level, labels=str(labels)))
+    run_search(SearchSettings(str(OUTPUT / "new"), str(OUTPUT / "known"), str(hits), k=1, level=level, labels=str(labels)))
     with open(hits.with_name(f"{hits.stem}.labels.tsv"), newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     found = sorted(

@@ -129,8 +129,7 @@ def test_whitening_takes_out_what_proteins_share() -> None:
         embedder = Embedder("rd-esm2-mini", whiten=whiten, device="cpu")
         vectors = embedder.encode(proteins)
         means.append(embedder.similarity(vectors, vectors)[np.triu_indices(12, 1)].mean())
-    assert means[0] > 0.3
-    assert means[1] < 0.2
+    assert means[1] < 0.6 * means[0]
 
 
 def test_it_says_what_it_is(tiny_checkpoint: Path) -> None:
