@@ -70,7 +70,9 @@ print(f"{len(new)} new proteins, {len(known)} known; calling all {usual}: {chanc
 answers = {}
 for level in LEVELS:
     hits = OUTPUT / f"hits_{level}.tsv"
-    run_search(SearchSettings(str(OUTPUT / "new"), str(OUTPUT / "known"), str(hits), k=1, level=level, labels=str(labels)))
+    run_search(
+        SearchSettings(str(OUTPUT / "new"), str(OUTPUT / "known"), str(hits), k=1, level=level, labels=str(labels))
+    )
     with open(hits.with_name(f"{hits.stem}.labels.tsv"), newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     found = sorted(
