@@ -3,6 +3,10 @@
     rd-hf import-published --weights weights/ --config rd-esm2-650M --output rd-esm2-650M-published
     rd-hf import-published --weights weights/ --config rd-esm2-35M --pca fbpca --num-sequences 1000 --output out
 
+The files are in the repo singhlab/plm_reverse_distillation of the Hub, in its folder weights:
+
+    hf download singhlab/plm_reverse_distillation --include "weights/*" --local-dir .
+
 --weights holds files named rd-scaler-8M-35M-pcr-fbpca-1k.npz, ..., one for each step up to --config's. Nothing in
 them is unpickled; keys, sizes and numbers are checked. --output becomes a bases-only checkpoint: loading it fetches
 ESM-2 from the Hub. The command says of each step, from the file itself, whether it was fitted on the accumulated
