@@ -82,6 +82,8 @@ def argv(command: str, chosen: str, value: Path, output: Path) -> list[str]:
             given = str(value)
         elif action.required:
             given = str(next(iter(action.choices))) if action.choices else "1" if action.type is int else "absent.tsv"
+            # A family by name, where no other is taken.
+            given = "rd-esm2-35M" if action.dest in {"config", "level"} and action.type is not None else given
         else:
             continue
         words += [*action.option_strings[-1:], given]
