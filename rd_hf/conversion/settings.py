@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, fields
 
-from rd_hf.embedding.options import OUTPUT_DTYPES, EmbeddingOptions
+from rd_hf.data.records import InputError
+from rd_hf.embedding.folder import is_folder_of_embeddings
+from rd_hf.embedding.options import LAYOUTS, OUTPUT_DTYPES, PLAIN, EmbeddingOptions
 from rd_hf.embedding.settings import PART_BYTES, PART_RECORDS, JobSettings
 from rd_hf.options import check_options, option, whole
 
@@ -13,13 +15,16 @@ from rd_hf.options import check_options, option, whole
 class ConvertSettings:
     """Which raw embeddings are converted, and how the nested ones are stored."""
 
-    model: str = option(
-        MISSING, "reverse-distilled model: folder, Hub id or rd-esm2-mini", required=True, metavar="ID_OR_DIR"
+    model: str | None = option(
+        None,
+        "reverse-distilled model: folder, Hub id or rd-esm2-mini; of raw embeddings alone",
+        metavar="ID_OR_DIR",
     )
     revision: str | None = option(None, "branch, tag or commit of a Hub model")
     input: tuple[str, ...] = option(
         MISSING,
-        ".parquet, .h5, .npy or .pt files, or folders of .pt files; LEVEL= where two backbones are equally wide",
+        ".parquet, .h5, .npy or .pt files, or folders of .pt files; LEVEL= where two backbones are equally wide. Or "
+        "one finished folder of embeddings, whose --layout is changed",
         required=True,
         nargs="+",
         metavar="[LEVEL=]PATH",
@@ -34,6 +39,11 @@ class ConvertSettings:
     )
     normalize: bool = option(False, "make vectors of length one, each level for itself")
     output_dtype: str = option("float32", "stored as", choices=OUTPUT_DTYPES)
+    layout: str = option(
+        PLAIN,
+        "whole vectors in one column (plain), or what each level adds in a column of its own (blocks)",
+        choices=LAYOUTS,
+    )
     id_column: str | None = option(None, "column of Parquet files with ids (default: id, name, ...)", metavar="NAME")
     ids: str | None = option(None, "ids of .npy files: one per line, or the FASTA file they came from", metavar="FILE")
     strict: bool = option(False, "stop at the first protein that would be rejected")
@@ -44,10 +54,31 @@ class ConvertSettings:
     def __post_init__(self) -> None:
         check_options(self)
 
+    @property
+    def of_folder(self) -> bool:
+        """Whether the layout of a folder of embeddings is changed, and nothing computed."""
+        return any(is_folder_of_embeddings(path) for path in self.input)
+
+    def check_of_folder(self) -> None:
+        """Raise an InputError where choices were made that are of raw embeddings alone."""
+        if len(self.input) > 1:
+            raise InputError(f"{' '.join(self.input)}: one folder of embeddings is converted at a time")
+        for one in fields(self):
+            if one.name not in ("input", "output", "layout") and getattr(self, one.name) not in (None, one.default):
+                raise InputError(
+                    f"{self.input[0]} is a folder of embeddings, whose layout is changed and nothing else: leave "
+                    f"--{one.name.replace('_', '-')} away"
+                )
+
     def job(self) -> JobSettings:
         """Return the settings of the job that writes the folder."""
+        assert self.model is not None
         options = EmbeddingOptions(
-            levels=self.level, pooling=self.pooling, output_dtype=self.output_dtype, normalize=self.normalize
+            levels=self.level,
+            pooling=self.pooling,
+            output_dtype=self.output_dtype,
+            layout=self.layout,
+            normalize=self.normalize,
         )
         same = ("model", "revision", "output", "id_column", "strict", "part_records", "device")
         return JobSettings(

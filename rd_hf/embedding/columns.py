@@ -15,12 +15,12 @@ import pyarrow as pa
 from rd_hf.embedding.options import EmbeddingOptions
 
 
-def finish(values: np.ndarray, width: int, options: EmbeddingOptions) -> np.ndarray:
+def finish(values: np.ndarray, width: int, options: EmbeddingOptions, first: int = 0) -> np.ndarray:
     """Cut an embedding, (..., widest) float32, to what is stored of it: (..., width) of ``options.output_dtype``.
 
-    A zero vector stays zero when normalised.
+    A zero vector stays zero when normalised. ``first`` dimensions are left out, which then are in another column.
     """
-    cut = values[..., :width]
+    cut = values[..., first : first + width]
     if options.normalize:
         length = np.linalg.norm(cut, axis=-1, keepdims=True)
         cut = cut / np.where(length > 0, length, 1)
@@ -45,18 +45,27 @@ def value_type(width: int, options: EmbeddingOptions) -> pa.DataType:
     return vector if options.one_row else pa.list_(vector)
 
 
-def to_arrow(values: Sequence[np.ndarray], width: int, options: EmbeddingOptions) -> pa.Array:
-    """Make one level's column for records whose embeddings are (widest,) or (rows, widest) float32 each."""
-    kind = value_type(width, options)
+def value_column(rows: np.ndarray, offsets: np.ndarray | None = None) -> pa.Array:
+    """Make a column that shares the memory of vectors, (n, width) contiguous: one a record, or those between offsets.
+
+    Args:
+        rows: of all records, in their order.
+        offsets: (records + 1,) where the rows of each record begin and the last ones end.
+    """
+    flat, kind = numbers(rows.reshape(-1)), pa.list_(pa.from_numpy_dtype(rows.dtype), rows.shape[1])
+    vectors = pa.FixedSizeListArray.from_arrays(flat, type=kind)
+    return vectors if offsets is None else pa.ListArray.from_arrays(_offsets(np.diff(offsets)), vectors)
+
+
+def to_arrow(values: Sequence[np.ndarray], width: int, options: EmbeddingOptions, first: int = 0) -> pa.Array:
+    """Make one column for records whose embeddings are (widest,) or (rows, widest) float32 each; see :func:`finish`."""
     if not values:
-        return pa.nulls(0, kind)
+        return pa.nulls(0, value_type(width, options))
     if options.one_row:
-        flat = finish(np.stack(values), width, options).reshape(-1)
-        return pa.FixedSizeListArray.from_arrays(numbers(flat), type=kind)
+        return value_column(finish(np.stack(values), width, options, first))
     # Cut, normalised and cast record by record, so that only one float32 copy of a long protein is about.
-    flat = np.concatenate([finish(rows, width, options).reshape(-1) for rows in values])
-    vectors = pa.FixedSizeListArray.from_arrays(numbers(flat), type=kind.value_type)
-    return pa.ListArray.from_arrays(_offsets([len(rows) for rows in values]), vectors, type=kind)
+    rows = np.concatenate([finish(rows, width, options, first) for rows in values])
+    return value_column(rows, np.cumsum([0, *map(len, values)]))
 
 
 def numbers(values: np.ndarray, valid: np.ndarray | None = None) -> pa.Array:
@@ -78,7 +87,7 @@ def integer_lists(values: Sequence[Sequence[int]]) -> pa.Array:
     return pa.ListArray.from_arrays(_offsets([len(value) for value in values]), numbers(flat))
 
 
-def _offsets(lengths: Sequence[int]) -> pa.Array:
+def _offsets(lengths: Sequence[int] | np.ndarray) -> pa.Array:
     """Where each of n lists begins and the last one ends: (n + 1,) int32, as Arrow has it."""
     ends = np.cumsum([0, *lengths], dtype=np.int64)
     if ends[-1] > np.iinfo(np.int32).max:

@@ -16,6 +16,7 @@ from rd_hf.devices import parse_device, pick_device
 from rd_hf.embedding.checkpoint import is_worker, resolve, threads_of_a_worker
 from rd_hf.embedding.columns import finish, value_type, why_not_stored
 from rd_hf.embedding.options import EmbeddingOptions
+from rd_hf.embedding.storage import columns_of
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -87,6 +88,7 @@ class Embedder:
         self.widths = self.checkpoint.widths(levels, self.options.width)
         if self.options.whiten:
             self.checkpoint.refuse_to_whiten()
+        self.columns = columns_of(self.options, self.widths, self.checkpoint.nested_dims)
         self.sequence_column = sequence_column
         self.positions_column = positions_column
         self.on_reject = on_reject
@@ -109,8 +111,8 @@ class Embedder:
             rank: of this process, as `with_rank=True` gives it.
 
         Returns:
-            A column per level (`embedding`, or `embedding_<level>` for several), each a list of arrays: (width,)
-            with one-row pooling, (rows, width) otherwise.
+            A column per level (`embedding`, or `embedding_<level>` for several; with `layout="blocks"` one per block,
+            `block_<level>`), each a list of arrays: (width,) with one-row pooling, (rows, width) otherwise.
 
         Raises:
             InputError: no such column, or with `on_reject="raise"` a row that cannot be embedded.
@@ -158,7 +160,7 @@ class Embedder:
         import pyarrow as pa
         from datasets import Features
 
-        own = {self.options.column(level): value_type(width, self.options) for level, width in self.widths.items()}
+        own = {column.name: value_type(column.width, self.options) for column in self.columns}
         if self.on_reject == "null":
             own["reject_reason"] = pa.string()
         return Features({**(features or {}), **Features.from_arrow_schema(pa.schema(own))})
@@ -188,9 +190,10 @@ class Embedder:
                 found[row] = result
         self._check(sequences, reasons)
         columns: dict[str, list[Any]] = {}
-        for level, width in self.widths.items():
-            cells = [None if value is None else finish(value, width, self.options) for value in found]
-            columns[self.options.column(level)] = cells
+        for column in self.columns:
+            columns[column.name] = [
+                None if value is None else finish(value, column.width, self.options, column.first) for value in found
+            ]
         if self.on_reject == "null":
             columns["reject_reason"] = reasons
         return columns

@@ -14,6 +14,8 @@ DTYPE = "float32"
 # What versions up to 0.2 had for "whichever is measured to be faster".
 OLD_DTYPE = "auto"
 OUTPUT_DTYPES = ("float32", "float16")
+# How vectors lie in columns: whole, or what each level adds in a column of its own. What is not said is PLAIN.
+PLAIN, BLOCKS = LAYOUTS = ("plain", "blocks")
 
 
 class _ModelDtypes(tuple):
@@ -65,6 +67,12 @@ class EmbeddingOptions:
     output_dtype: str = option(
         "float32", "what is stored; float32 holds bfloat16's values exactly, which Arrow lacks", choices=OUTPUT_DTYPES
     )
+    layout: str = option(
+        PLAIN,
+        "plain: whole vectors in one column; blocks: what each level adds in a column of its own (block_LEVEL), so "
+        "that a smaller level is read without the bytes of larger ones",
+        choices=LAYOUTS,
+    )
     normalize: bool = option(False, "divide each vector by its Euclidean length, each level for itself")
     long: str = option(
         "window",
@@ -107,6 +115,11 @@ class EmbeddingOptions:
             raise ValueError(
                 f"width {self.width} cuts one embedding, and levels {', '.join(self.levels)} are several: give one "
                 "level or none"
+            )
+        if self.layout == BLOCKS and self.normalize:
+            raise ValueError(
+                "normalize scales each level by itself, and in layout 'blocks' levels share their columns: leave one "
+                "of them away"
             )
         if self.positions and not self.takes_positions:
             raise ValueError(f"positions are given, but pooling is {self.pooling!r}: set pooling to 'positions'")
