@@ -223,6 +223,8 @@ class ConvertingWorker(Worker):
                 for index, own in enumerate(flat[1:], start=1)
             ]
             wide = extend(model, flat[0], torch.cat(blocks, dim=-1), self.levels[0].name, level)
+            if options.whiten:
+                wide = model.whiten(wide)
             results = np.split(wide.cpu().numpy(), np.cumsum(lengths)[:-1])
         rows: list[Row] = []
         rejects: list[Reject] = []

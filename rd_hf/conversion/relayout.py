@@ -21,6 +21,7 @@ from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry
 from rd_hf.embedding.job import complete, counted
 from rd_hf.embedding.options import PLAIN, EmbeddingOptions
 from rd_hf.embedding.part_file import write_part
+from rd_hf.embedding.quantization import stored_width
 from rd_hf.embedding.reader import EmbeddingFolder
 from rd_hf.embedding.settings import JobSummary
 from rd_hf.embedding.storage import Column, columns_of, described, format_of
@@ -127,7 +128,8 @@ class _Relayout:
         held = {column.name for column in self.stored.columns}
         columns: dict[str, pa.Array] = {name: batch.column(name) for name in batch.schema.names if name not in held}
         for column in self.columns:
-            rows = np.ascontiguousarray(self.stored.vectors(batch, column.stop)[:, column.first :])
+            rows = self.stored.vectors(batch, column.stop, as_stored=True)
+            rows = np.ascontiguousarray(rows[:, stored_width(column.first, options.output_dtype) :])
             columns[column.name] = value_column(rows, self.stored.offsets(batch))
         # Whose layout it is, the file says anew.
         about = {name: value for name, value in about.items() if name not in ("page_checksums", "layout")}

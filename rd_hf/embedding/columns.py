@@ -13,10 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from rd_hf.embedding.options import EmbeddingOptions
+from rd_hf.embedding.quantization import quantized, stored_type, stored_width
 
 
 def finish(values: np.ndarray, width: int, options: EmbeddingOptions, first: int = 0) -> np.ndarray:
     """Cut an embedding, (..., widest) float32, to what is stored of it: (..., width) of ``options.output_dtype``.
+
+    Of ``binary`` it is (..., width / 8) uint8.
 
     A zero vector stays zero when normalised. ``first`` dimensions are left out, which then are in another column.
     """
@@ -24,7 +27,7 @@ def finish(values: np.ndarray, width: int, options: EmbeddingOptions, first: int
     if options.normalize:
         length = np.linalg.norm(cut, axis=-1, keepdims=True)
         cut = cut / np.where(length > 0, length, 1)
-    return np.ascontiguousarray(cut, dtype=options.output_dtype)
+    return quantized(cut, options.output_dtype)
 
 
 def why_not_stored(values: np.ndarray, widths: Mapping[str, int], options: EmbeddingOptions) -> str | None:
@@ -41,7 +44,8 @@ def why_not_stored(values: np.ndarray, widths: Mapping[str, int], options: Embed
 
 def value_type(width: int, options: EmbeddingOptions) -> pa.DataType:
     """Return the Arrow type of one record's embedding: a fixed-size list, or a list of them for several rows."""
-    vector = pa.list_(pa.from_numpy_dtype(np.dtype(options.output_dtype)), width)
+    dtype = options.output_dtype
+    vector = pa.list_(pa.from_numpy_dtype(stored_type(dtype)), stored_width(width, dtype))
     return vector if options.one_row else pa.list_(vector)
 
 

@@ -86,8 +86,7 @@ class Embedder:
         self.checkpoint = resolve(model, revision, one_pass, backbones)
         self.options = self.checkpoint.within(self.options)
         self.widths = self.checkpoint.widths(levels, self.options.width)
-        if self.options.whiten:
-            self.checkpoint.refuse_to_whiten()
+        self.checkpoint.refuse_to_store(self.options)
         self.columns = columns_of(self.options, self.widths, self.checkpoint.nested_dims)
         self.sequence_column = sequence_column
         self.positions_column = positions_column

@@ -8,7 +8,7 @@ from typing import Any
 from rd_hf.data.records import InputError
 from rd_hf.embedding.fields import unfinished
 from rd_hf.embedding.folder import JobError, OutputFolder
-from rd_hf.embedding.options import LAYOUTS, EmbeddingOptions
+from rd_hf.embedding.options import LAYOUTS, OUTPUT_DTYPES, EmbeddingOptions
 from rd_hf.embedding.storage import FORMATS, format_of
 from rd_hf.options import options_from
 
@@ -35,6 +35,11 @@ def finished_manifest(folder: OutputFolder) -> dict[str, Any]:
     if layout not in LAYOUTS:
         raise InputError(
             f"{path} is in layout {layout!r}, and this version of rd_hf knows {' and '.join(LAYOUTS)}: update rd_hf"
+        )
+    dtype = manifest["job"].get("output_dtype", OUTPUT_DTYPES[0])
+    if dtype not in OUTPUT_DTYPES:
+        raise InputError(
+            f"{path} is stored in {dtype!r}, and this version of rd_hf knows {', '.join(OUTPUT_DTYPES)}: update rd_hf"
         )
     if manifest["format"] not in FORMATS:
         raise InputError(f"{path} was written by another version of rd_hf: embed its input again")

@@ -49,8 +49,7 @@ def open_job(
         try:
             noted = (folder.manifest() or {}).get("model", {}).get("backbones") or settings.backbones
             checkpoint = resolve(settings.model, settings.revision, settings.one_pass, noted)
-            if settings.options.whiten:
-                checkpoint.refuse_to_whiten()
+            checkpoint.refuse_to_store(settings.options)
             job = {**_describe(settings, checkpoint.widths(settings.options.levels, settings.options.width)), **about}
             for check in checks:
                 check(checkpoint)

@@ -13,7 +13,9 @@ from rd_hf.options import check_options, option, whole
 DTYPE = "float32"
 # What versions up to 0.2 had for "whichever is measured to be faster".
 OLD_DTYPE = "auto"
-OUTPUT_DTYPES = ("float32", "float16")
+# What is stored; of binary the sign of each whitened dimension, eight in a byte.
+BINARY = "binary"
+OUTPUT_DTYPES = ("float32", "float16", BINARY)
 # How vectors lie in columns: whole, or what each level adds in a column of its own. What is not said is PLAIN.
 PLAIN, BLOCKS = LAYOUTS = ("plain", "blocks")
 
@@ -65,7 +67,10 @@ class EmbeddingOptions:
         choices=MODEL_DTYPES,
     )
     output_dtype: str = option(
-        "float32", "what is stored; float32 holds bfloat16's values exactly, which Arrow lacks", choices=OUTPUT_DTYPES
+        "float32",
+        "what is stored; float32 holds bfloat16's values exactly, which Arrow lacks; binary: the sign of each whitened "
+        "dimension, eight in a byte (whitens by itself)",
+        choices=OUTPUT_DTYPES,
     )
     layout: str = option(
         PLAIN,
@@ -116,6 +121,16 @@ class EmbeddingOptions:
                 f"width {self.width} cuts one embedding, and levels {', '.join(self.levels)} are several: give one "
                 "level or none"
             )
+        if self.output_dtype == BINARY:
+            if self.normalize:
+                raise ValueError("binary keeps signs, which have no length to normalize: leave one of them away")
+            if self.pooling == "max":
+                raise ValueError(
+                    "binary keeps signs, and the largest of many residues is above zero nearly everywhere: choose "
+                    "pooling 'mean', or store float16"
+                )
+            # About zero, and each as likely as the other: signs of plain dimensions say little.
+            object.__setattr__(self, "whiten", True)
         if self.layout == BLOCKS and self.normalize:
             raise ValueError(
                 "normalize scales each level by itself, and in layout 'blocks' levels share their columns: leave one "

@@ -10,7 +10,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rd_hf.embedding.options import BLOCKS, EmbeddingOptions
+from rd_hf.embedding.options import BINARY, BLOCKS, EmbeddingOptions
 from rd_hf.embedding.storage import Column
 
 # Rows are read back in groups of about this size.
@@ -42,7 +42,14 @@ def write_part(
     table = pa.table(dict(columns)).replace_schema_metadata({"rd_hf": json.dumps(noted)})
     # Embeddings are as good as noise to a compressor: only text is worth its time.
     codecs = dict.fromkeys(("source", "id", "description"), "zstd")
-    how: dict[str, Any] = {"compression": codecs, "use_dictionary": ["source"], "write_page_checksum": True}
+    repeated = ["source"]
+    if options.output_dtype == BINARY:
+        # Parquet has no numbers of one byte: as places in a list of all 256 they take one. How the vectors are cut is
+        # noted for each number, and is what a compressor finds.
+        leaves = [column.name + ".list.element" * (1 if options.one_row else 2) for column in vectors]
+        codecs |= dict.fromkeys(leaves, "zstd")
+        repeated += leaves
+    how: dict[str, Any] = {"compression": codecs, "use_dictionary": repeated, "write_page_checksum": True}
     group_rows = _rows_of(_ROW_GROUP_BYTES, table.nbytes, table.num_rows)
     if blocks:
         # Beside a narrow block, eight bytes a number would count.

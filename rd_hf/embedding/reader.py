@@ -22,7 +22,9 @@ from rd_hf.data.records import FastaRecord, InputError, readable
 from rd_hf.embedding.checkpoint import Checkpoint
 from rd_hf.embedding.finished import finished_manifest, stored_options
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry
+from rd_hf.embedding.options import BINARY
 from rd_hf.embedding.parts import cut_parts, read_all
+from rd_hf.embedding.quantization import dequantize, stored_width
 from rd_hf.embedding.settings import COLUMNS, LIMITS, JobSettings
 from rd_hf.embedding.storage import covering, read_columns
 from rd_hf.files import file_sha256
@@ -118,21 +120,28 @@ class EmbeddingFolder:
         """Return the columns that hold the first dimensions of all embeddings, by default all dimensions."""
         return [column.name for column in covering(self.columns, width or self.width)]
 
-    def vectors(self, batch: Any, width: int | None = None) -> np.ndarray:
+    def vectors(self, batch: Any, width: int | None = None, as_stored: bool = False) -> np.ndarray:
         """Join the columns of a batch of rows, read by :meth:`columns_for` with the same width.
 
+        Args:
+            batch: with those columns.
+            width: a number of dimensions, by default all.
+            as_stored: not as floats, where signs are stored.
+
         Returns:
-            (rows, width), or with several rows a record all of them below each other; of the stored dtype. A view where
-            one column holds them.
+            (rows, width), or with several rows a record all of them below each other; of the stored dtype, which is a
+            float. A view where one column holds them.
         """
+        dtype = self.options.output_dtype
         width = width or self.width
         pieces = []
         for column in covering(self.columns, width):
             values = batch.column(column.name)
             values = values if self.options.one_row else values.flatten()
             rows = np.asarray(values.flatten()).reshape(len(values), values.type.list_size)
-            pieces.append(rows[:, : width - column.first])
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
+            pieces.append(rows[:, : stored_width(width - column.first, dtype)])
+        joined = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
+        return joined if as_stored else dequantize(joined)
 
     def check_files(self, columns: Iterable[str]) -> None:
         """Raise an InputError unless every file is as large as it was written, of as many rows, with these columns."""
@@ -306,8 +315,10 @@ class EmbeddingFolder:
                 return str(kind).removeprefix("large_") in _KINDS[name]
             if not self.options.one_row:
                 kind = kind.value_type if pa.types.is_list(kind) else pa.null()
-            vector = pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type)
-            return vector and kind.list_size == self.manifest["columns"][name]["width"]
+            dtype, width = self.options.output_dtype, self.manifest["columns"][name]["width"]
+            if not pa.types.is_fixed_size_list(kind) or kind.list_size != stored_width(width, dtype):
+                return False
+            return kind.value_type == pa.uint8() if dtype == BINARY else pa.types.is_floating(kind.value_type)
 
         return all(map(holds, {*columns, *self.manifest["columns"]}))
 
