@@ -27,20 +27,23 @@ if TYPE_CHECKING:
     )
     from rd_hf.hub import load_family, push_folder, push_model, save_checkpoint
     from rd_hf.model.configuration_rd_esm import RDEsmConfig
+    from rd_hf.model.heads_rd_esm import RDEsmForSequenceClassification, RDEsmForTokenClassification
     from rd_hf.model.modeling_rd_esm import RDEsmModel
-    from rd_hf.search import SearchSettings, SearchSummary, search
+    from rd_hf.search import SearchSettings, SearchSummary, run_search
 
 _HOMES = {
     "checkpoint": "rd_hf.carried",
     "RDEsmConfig": "rd_hf.model.configuration_rd_esm",
+    "RDEsmForSequenceClassification": "rd_hf.model.heads_rd_esm",
+    "RDEsmForTokenClassification": "rd_hf.model.heads_rd_esm",
     "RDEsmModel": "rd_hf.model.modeling_rd_esm",
     "dequantize": "rd_hf.embedding.quantization",
     "esm2_config": "rd_hf.families",
     **dict.fromkeys(("Embedder", "EmbeddingOptions", "JobSettings", "JobSummary", "run_job"), "rd_hf.embedding"),
     **dict.fromkeys(("FitOptions", "FitResult", "FitSettings", "FitSummary"), "rd_hf.fitting"),
     **dict.fromkeys(("draw_sample", "fit_bases", "install_bases", "run_fit"), "rd_hf.fitting"),
-    # The last is the room itself, which can be called as the function in it.
-    **dict.fromkeys(("SearchSettings", "SearchSummary", "search"), "rd_hf.search"),
+    # The last is the room itself, however it is imported.
+    **dict.fromkeys(("SearchSettings", "SearchSummary", "run_search", "search"), "rd_hf.search"),
     **dict.fromkeys(("load_family", "push_folder", "push_model", "save_checkpoint"), "rd_hf.hub"),
 }
 
@@ -54,6 +57,8 @@ __all__ = [
     "JobSettings",
     "JobSummary",
     "RDEsmConfig",
+    "RDEsmForSequenceClassification",
+    "RDEsmForTokenClassification",
     "RDEsmModel",
     "SearchSettings",
     "SearchSummary",
@@ -69,8 +74,8 @@ __all__ = [
     "push_model",
     "run_fit",
     "run_job",
+    "run_search",
     "save_checkpoint",
-    "search",
 ]
 
 __getattr__ = lazy_names(__name__, _HOMES)

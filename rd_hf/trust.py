@@ -20,7 +20,12 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-OWN_CLASSES = {"AutoConfig": "configuration_rd_esm.RDEsmConfig", "AutoModel": "modeling_rd_esm.RDEsmModel"}
+OWN_CLASSES = {
+    "AutoConfig": "configuration_rd_esm.RDEsmConfig",
+    "AutoModel": "modeling_rd_esm.RDEsmModel",
+    "AutoModelForSequenceClassification": "heads_rd_esm.RDEsmForSequenceClassification",
+    "AutoModelForTokenClassification": "heads_rd_esm.RDEsmForTokenClassification",
+}
 # What sentence-transformers may put together: its own modules, and this project's.
 OWN_MODULE = re.compile(r"sentence_transformers(\.\w+)+|modeling_rd_esm\.ResiduePooling")
 # The files of a model's folder that the libraries read settings from.

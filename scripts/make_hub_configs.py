@@ -6,7 +6,8 @@
 
 All come from one description of the families, rd_hf/families.py. Each holds a config.json alone: the backbones
 are fetched by rd-hf fit, which adds bases, code, tokenizer and card. The shipped mini family, which is a
-complete repo, gets the remote code, the tokenizer and what sentence-transformers reads of this version.
+complete repo, gets the remote code, its entries in config.json, the tokenizer and what sentence-transformers reads of
+this version.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ def main() -> None:
     from rd_hf.files import write_json
     from rd_hf.hub.checkpoint import SENTENCE_TRANSFORMERS_FILES
     from rd_hf.hub.tokenizer import save_tokenizer
+    from rd_hf.trust import OWN_CLASSES
 
     stale = []
     wanted = {args.output / name / "config.json": config_text(name) for name in NAMED}
@@ -63,6 +65,11 @@ def main() -> None:
             write_json(Path(scratch) / name, content, indent=2)
         for path in sorted(Path(scratch).iterdir()):
             wanted[args.output / "rd-esm2-mini" / path.name] = path.read_text(encoding="utf-8")
+    # Which of the code's classes transformers is to load; what else it says is a fit's.
+    mini = args.output / "rd-esm2-mini" / "config.json"
+    if mini.is_file():
+        fields = json.loads(mini.read_text(encoding="utf-8")) | {"auto_map": OWN_CLASSES}
+        wanted[mini] = json.dumps(fields, indent=2, sort_keys=True) + "\n"
     # Code of this project under names that it no longer has.
     for path in sorted((args.output / "rd-esm2-mini").glob("*_rd_esm.py")):
         if path in wanted:

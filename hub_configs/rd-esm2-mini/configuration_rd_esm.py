@@ -24,6 +24,8 @@ from .families_rd_esm import (
     family_of,
     is_whole,
     longest_input,
+    stored_entries,
+    whole_entries,
     wrong,
 )
 from .files_rd_esm import LEVEL_NAME
@@ -39,6 +41,10 @@ _DERIVED_FIELDS = (
     *("nested_dims", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
     *("is_matryoshka", "matryoshka_dimensions"),
 )
+# transformers' names of what a head predicts: numbers, one class of several, or each class by itself.
+PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
+# What a head answers of.
+HEADS = ("sequences", "residues")
 # What git allows in the name of a branch or tag, and no absolute path.
 _REVISION = re.compile(r"[^\x00-\x20\x7f~^:?*\[\\/][^\x00-\x20\x7f~^:?*\[\\]*")
 # Beyond any classifier's, and still made in no time.
@@ -109,6 +115,10 @@ class RDEsmConfig(PretrainedConfig):
             merges them. `"whole"`: it is run as it is. Given when loading; `forward` takes it too.
         max_residues (`int`):
             Longest sequence that the model sees at once, in residues; by default that of ESM-2's training, 1,022.
+        heads (`dict`, *optional*):
+            Of a checkpoint with heads (`heads_rd_esm.py`): whether they are `of` "sequences" or "residues", the
+            `levels` that have one, the `level` that answers where none is asked for (by default the largest), and a
+            record of the `bases` that each was made for.
         rd_hf_version (`str`, *optional*):
             The version that wrote the checkpoint; `None` before 0.2.0.
 
@@ -144,6 +154,7 @@ class RDEsmConfig(PretrainedConfig):
         one_pass: bool = False,
         long_input: str = "error",
         max_residues: int = MAX_RESIDUES,
+        heads: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         for derived in _DERIVED_FIELDS:
@@ -196,6 +207,8 @@ class RDEsmConfig(PretrainedConfig):
         check_common(kwargs)
         if readout is not None:
             check_readout(readout, self.levels)
+        check_heads(heads, self.level_names)
+        self.heads = heads or None
         super().__init__(**kwargs)
 
     @staticmethod
@@ -380,6 +393,8 @@ class RDEsmConfig(PretrainedConfig):
             cut.readout = None
         if cut.whitening:
             cut.whitening["weights"] = cut.whitening["weights"][: index + 1]
+        if cut.heads:
+            cut.heads = heads_among(cut.heads, cut.level_names)
         cut.level = None
         return cut
 
@@ -453,7 +468,7 @@ class RDEsmConfig(PretrainedConfig):
         """The fields of `config.json`, derived ones included."""
         output = super().to_dict()
         output["levels"] = stored_entries(output["levels"])
-        for name in ("readout", "one_pass", "whitening", "exact_activation"):
+        for name in ("readout", "one_pass", "whitening", "exact_activation", "heads"):
             # Absent where there is none, as in every config.json of before there were any.
             if not output.get(name):
                 output.pop(name, None)
@@ -463,34 +478,6 @@ class RDEsmConfig(PretrainedConfig):
         return output | {name: getattr(self, name) for name in _DERIVED_FIELDS}
 
 
-def stored_entries(levels: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`levels` as config.json has them: a level that shares or cuts a backbone keeps its number of layers outside.
-
-    Versions that do not know layers would take the whole backbone for the level, and say nothing; without that number
-    they refuse it.
-    """
-    stored = []
-    for entry in levels:
-        if "layer" in entry or "layers_of" in entry:
-            backbone = {key: value for key, value in entry["backbone"].items() if key != "num_hidden_layers"}
-            entry = {**entry, "backbone": backbone, "backbone_layers": entry["backbone"]["num_hidden_layers"]}
-        stored.append(entry)
-    return stored
-
-
-def whole_entries(levels: Any) -> Any:
-    """The inverse of `stored_entries`; what is no list of levels stays as it is."""
-    if not isinstance(levels, list):
-        return levels
-    whole = []
-    for entry in levels:
-        if isinstance(entry, dict) and "backbone_layers" in entry and isinstance(entry.get("backbone"), dict):
-            entry = dict(entry)
-            entry["backbone"] = {"num_hidden_layers": entry.pop("backbone_layers"), **entry["backbone"]}
-        whole.append(entry)
-    return whole
-
-
 def check_whitening(whitening: Any, levels: int) -> None:
     """Raise unless this says how blocks are whitened, or is none."""
     expect("whitening", whitening, dict, "an object with the weights of the levels")
@@ -498,6 +485,30 @@ def check_whitening(whitening: Any, levels: int) -> None:
     numbers = isinstance(weights, list) and all(is_whole(one) or isinstance(one, float) for one in weights)
     if whitening and not (numbers and len(weights) == levels and all(0 <= one < math.inf for one in weights)):
         raise wrong("whitening.weights", f"{levels} finite numbers not below 0, one per level", weights)
+
+
+def check_heads(heads: Any, names: list[str]) -> None:
+    """Raise unless this says which heads there are, of a family with levels of these names, or is none."""
+    expect("heads", heads, dict, "an object")
+    if not heads:
+        return
+    if heads.get("of") not in HEADS:
+        raise wrong("heads.of", " or ".join(HEADS), heads.get("of"))
+    levels, answering = heads.get("levels"), heads.get("level")
+    if not isinstance(levels, list) or any(level not in names for level in levels):
+        raise wrong("heads.levels", f"a list of levels, of {', '.join(names)}", levels)
+    if answering is not None and answering not in levels:
+        raise wrong("heads.level", f"one of heads.levels, {', '.join(levels)}", answering)
+    expect("heads.bases", heads.get("bases"), dict, "an object")
+
+
+def heads_among(heads: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """What is left of `heads` in a family that ends at the last of these levels."""
+    kept = {key: value for key, value in heads.items() if key != "level" or value in names}
+    kept["levels"] = [level for level in heads["levels"] if level in names]
+    if "bases" in heads:
+        kept["bases"] = {level: digest for level, digest in heads["bases"].items() if level in names}
+    return kept
 
 
 def is_private(field: str) -> bool:
@@ -525,6 +536,9 @@ def check_common(fields: Mapping[str, Any]) -> None:
     labels = fields.get("num_labels")
     if labels is not None and not (is_whole(labels) and 0 <= labels <= _MOST_LABELS):
         raise wrong("num_labels", f"a whole number up to {_MOST_LABELS:,}", labels)
+    problem = fields.get("problem_type")
+    if problem is not None and problem not in PROBLEMS:
+        raise wrong("problem_type", " or ".join(PROBLEMS), problem)
     pad = fields.get("pad_token_id", 1)
     if not is_whole(pad) or pad != 1:
         raise wrong("pad_token_id", "1, that of ESM-2's vocabulary", pad)

@@ -195,6 +195,34 @@ def longest_input(backbone: Mapping[str, Any]) -> int | None:
     return int(backbone.get("max_position_embeddings", 1026)) - first if first else None
 
 
+def stored_entries(levels: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`levels` as config.json has them: a level that shares or cuts a backbone keeps its number of layers outside.
+
+    Versions that do not know layers would take the whole backbone for the level, and say nothing; without that number
+    they refuse it.
+    """
+    stored = []
+    for entry in levels:
+        if "layer" in entry or "layers_of" in entry:
+            backbone = {key: value for key, value in entry["backbone"].items() if key != "num_hidden_layers"}
+            entry = {**entry, "backbone": backbone, "backbone_layers": entry["backbone"]["num_hidden_layers"]}
+        stored.append(entry)
+    return stored
+
+
+def whole_entries(levels: Any) -> Any:
+    """The inverse of `stored_entries`; what is no list of levels stays as it is."""
+    if not isinstance(levels, list):
+        return levels
+    whole = []
+    for entry in levels:
+        if isinstance(entry, dict) and "backbone_layers" in entry and isinstance(entry.get("backbone"), dict):
+            entry = dict(entry)
+            entry["backbone"] = {"num_hidden_layers": entry.pop("backbone_layers"), **entry["backbone"]}
+        whole.append(entry)
+    return whole
+
+
 def check_backbone(where: str, level: str, backbone: Mapping[str, Any]) -> None:
     """Raise `ValueError` unless a level's `backbone`, at a place in config.json, is one that this version can build."""
     found = backbone.get("model_type", "esm")

@@ -18,6 +18,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, logging
 
+from .bases_rd_esm import Float32Module
 from .families_rd_esm import FAMILIES
 from .files_rd_esm import WeightFiles, former_files, refuse_foreign, without_bars, write_index
 from .layers_rd_esm import encoder_class, rotary_modules, stack_of
@@ -115,9 +116,10 @@ def _name(key: str | tuple[Any, ...]) -> str:
 
 
 def cast_head(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Give a head the backbones' dtype, as all of a model has one in transformers."""
-    for _, tensor in head_tensors(model):
-        if tensor.is_floating_point():
+    """Give a head the backbones' dtype, as all of a model has one in transformers; one of float32 keeps its own."""
+    float32 = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Float32Module))
+    for name, tensor in head_tensors(model):
+        if tensor.is_floating_point() and not name.startswith(float32):
             tensor.data = tensor.data.to(dtype)
 
 
@@ -170,6 +172,8 @@ class RDEsmSaving(PreTrainedModel):
     """Saves and pushes a reverse-distilled model, in place of the library's own ways."""
 
     _companions: tuple[str, ...] = _COMPANIONS
+    # Whose code is saved with a model, and is named in its config.json.
+    _saved_classes: Callable[[], tuple[Any, ...]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -243,6 +247,10 @@ class RDEsmSaving(PreTrainedModel):
 
     def _write(self, folder: str, parts: dict[str | None, dict[str, torch.Tensor]], max_shard_size: int | str) -> None:
         """Write files of all parts, and take away those of an earlier save."""
+        # Whichever of them is saved; of a model that came from a repo, the entries name that.
+        classes = [(kind, kind.__module__.split(".")[-1]) for kind in (type(self.config), *self._saved_classes())]
+        own = {kind._auto_class: f"{file}.{kind.__name__}" for kind, file in classes}
+        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **own}
         # Written beside the old files and moved over them: these may be what the model's tensors map.
         with staging(folder) as fresh_folder, without_bars():
             for kind in type(self).__mro__[1:]:

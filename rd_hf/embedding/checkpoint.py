@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -19,7 +20,11 @@ from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.quantization import refuse_odd_widths
 from rd_hf.files import file_sha256
 from rd_hf.lazy import gc_paused
+from rd_hf.model_names import check_model_name
+from rd_hf.network import asks_hub, one_answer
 from rd_hf.trust import refuse_foreign_code
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import torch
@@ -117,6 +122,7 @@ class Checkpoint:
         return replace(options, max_length=longest, overlap=min(options.overlap, longest // 4))
 
 
+@one_answer()
 def resolve(
     name: str | os.PathLike,
     revision: str | None = None,
@@ -133,6 +139,7 @@ def resolve(
     Raises:
         InputError: no such model, it is no reverse-distilled one, or ``one_pass`` and it has no readout.
     """
+    check_model_name(name)
     place, name = Path(model_place(name)), os.fspath(name)
     is_here = place.is_dir()
     folder = place.resolve() if is_here else _fetch_config(name, revision).parent
@@ -183,6 +190,7 @@ def _commit_now(level: Mapping[str, Any]) -> str | None:
         return None
 
 
+@asks_hub
 def _fetch_config(name: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -248,6 +256,7 @@ def _pinned(place: str, revision: str | None, backbones: Mapping[str, str]) -> R
 
 # Two: a process that compares two models does not load either again.
 @functools.lru_cache(maxsize=2)
+@asks_hub
 def load_model(
     name: str,
     revision: str | None,
@@ -303,6 +312,14 @@ def load_model(
     model = model.to(device).eval()
     if attn_implementation is None and packing_pays(model):
         model.set_attn_implementation(PACKED_ATTENTION)
+    logger.info(
+        "%s loaded up to level %s: %s on %s, attention %s",
+        name,
+        level or model.config.level_names[-1],
+        dtype,
+        device,
+        model.config._attn_implementation,
+    )
     return model
 
 

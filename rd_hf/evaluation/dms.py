@@ -21,7 +21,6 @@ from matplotlib.figure import Figure
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import r2_score
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from rd_hf.evaluation import plots, statistics
 from rd_hf.evaluation.assays import (
@@ -40,6 +39,7 @@ from rd_hf.evaluation.families import Family, load_families
 from rd_hf.evaluation.frame import Evaluated, Evaluation, stored_table
 from rd_hf.evaluation.options import FITTED_KINDS, AssayOptions, ProbeOptions
 from rd_hf.evaluation.probe import Features, nested_ridge
+from rd_hf.evaluation.progress import progress_bar
 from rd_hf.evaluation.report import condition, main_split, read_published, render
 from rd_hf.evaluation.representations import Representation, family_maps
 
@@ -192,7 +192,7 @@ def plan_units(
         store = StateCache(cache, family.fingerprint)
         variants = sum(len(assay.mutants) for assay in ordered)
         largest = [how for how in maps if how.level == family.names[-1]][:1] if options.control else []
-        with tqdm(total=variants, desc=f"embedding with {family.label}", unit="variant", disable=None) as progress:
+        with progress_bar(total=variants, desc=f"embedding with {family.label}", unit="variant") as progress:
             for assay in ordered:
                 states = embed_assay(family, assay, store, options.batch_tokens, progress)
                 for pooling in options.pooling:
@@ -216,7 +216,7 @@ def run_units(units: Iterable[Unit], folder: Path, jobs: int, total: int | None 
     pending: dict[Future[None], Unit] = {}
     # Spawned, not forked: a fork of a process whose torch threads run may hang.
     pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) if jobs > 1 else None
-    progress = tqdm(total=total, desc="probes", unit="probe", disable=None)
+    progress = progress_bar(total=total, desc="probes", unit="probe")
 
     def collect(done: Iterable[Future[None]]) -> None:
         for future in done:

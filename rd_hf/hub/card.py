@@ -68,6 +68,7 @@ def render_card(
         "title": repo_id.rsplit("/", 1)[-1],
         "bases_license": license,
         "names": config.level_names,
+        "pipeline_tag": _pipeline_tag(config),
         "widths": list(config.nested_dims.values()),
         "by_level": {entry["level"]: entry for entry in report or ()},
         "heldout": any(figures.get("residual_variance_kept") is not None for figures in judged),
@@ -90,12 +91,19 @@ def _metadata(config: RDEsmConfig, license: str, judged: bool) -> ModelCardData:
         license=license,
         license_name="mixed" if license == "other" else None,
         library_name="transformers",
-        pipeline_tag="feature-extraction",
+        pipeline_tag=_pipeline_tag(config),
         tags=[*TAGS, *sorted(title.lower().replace("-", "") for title in _titles(config).values())],
         base_model=list(dict.fromkeys(e["repo_id"] for e in config.levels if is_hub_id(e["repo_id"]))) or None,
         datasets=sorted({name for name in sources if is_hub_id(name)}) or None,
         metrics=["r_squared"] if judged else None,
     )
+
+
+def _pipeline_tag(config: RDEsmConfig) -> str:
+    """What transformers calls the use of the model; the Hub finds it by that."""
+    if not config.heads:
+        return "feature-extraction"
+    return "token-classification" if config.heads["of"] == "residues" else "text-classification"
 
 
 def _about_backbones(config: RDEsmConfig) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.families_rd_esm import FAMILIES
 from rd_hf.model.layers_rd_esm import stack_of
 from rd_hf.model.modeling_rd_esm import RDEsmModel
+from rd_hf.model_names import check_model_name
+from rd_hf.network import asks_hub
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class ModelFacts:
         lossless: all directions of every backbone are kept.
         one_pass: ``layers`` of the largest backbone that all levels can be read out of, and of each level the held-out
             ``r2``, where the fit report has it; None for no readout.
+        heads: what they are ``of`` ("sequences" or "residues"), the ``levels`` that have one, the ``level`` that
+            answers, names of the ``labels`` and the ``problem_type``; None for no heads.
     """
 
     name: str
@@ -74,8 +78,10 @@ class ModelFacts:
     lossless: bool = False
     whitening: dict[str, Any] | None = None
     one_pass: dict[str, Any] | None = None
+    heads: dict[str, Any] | None = None
 
 
+@asks_hub
 def describe_model(source: str, revision: str | None = None) -> ModelFacts:
     """Describe a checkpoint folder, a carried checkpoint, a named family, or a Hub model.
 
@@ -84,6 +90,7 @@ def describe_model(source: str, revision: str | None = None) -> ModelFacts:
     Raises:
         ValueError, OSError: there is no such model, or it is not of this kind.
     """
+    check_model_name(source, fitted=False)
     place = Path(model_place(source))
     folder = place if place.is_dir() else None
     named = None if folder else named_config(source)
@@ -103,7 +110,20 @@ def describe_model(source: str, revision: str | None = None) -> ModelFacts:
         lossless=config.is_lossless and len(config.levels) > 1,
         whitening=config.whitening,
         one_pass=_one_pass(config, report),
+        heads=_heads(config),
     )
+
+
+def _heads(config: RDEsmConfig) -> dict[str, Any] | None:
+    if not config.heads:
+        return None
+    return {
+        "of": config.heads["of"],
+        "levels": list(config.heads["levels"]),
+        "level": config.heads.get("level") or config.level_names[-1],
+        "labels": [config.id2label[index] for index in sorted(config.id2label)],
+        "problem_type": config.problem_type,
+    }
 
 
 def _one_pass(config: RDEsmConfig, report: dict[str, dict[str, Any]]) -> dict[str, Any] | None:

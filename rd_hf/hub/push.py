@@ -18,8 +18,11 @@ from rd_hf.hub.checkpoint import CARD_FILE, FIGURE_FILE, REPORT_FILE, make_card,
 from rd_hf.hub.options import PushOptions
 from rd_hf.hub.sources import can_be_fetched, check_hub_id
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
+from rd_hf.model.heads_rd_esm import RDEsmForSequenceClassification, RDEsmForTokenClassification
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from rd_hf.model.saving_rd_esm import decide_form
+from rd_hf.model_names import check_model_name
+from rd_hf.network import hub_asked_once
 from rd_hf.trust import missing_code, refuse_foreign_code, strange_code
 
 WEIGHTS = ("model.safetensors", "model.*.safetensors", "model.safetensors.index*.json")
@@ -84,8 +87,9 @@ def plan_push(folder: str | Path, repo_id: str, *, license: str = "mit") -> Push
             settings fetch from elsewhere, a link out of the folder, a card that is no text, or bases whose backbones
             nobody else can fetch.
     """
-    folder = Path(model_place(folder))
     check_hub_id(repo_id)
+    check_model_name(folder)
+    folder = Path(model_place(folder))
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no checkpoint (no config.json); rd-hf fit makes one")
     _check_code(folder)
@@ -145,10 +149,12 @@ def push_folder(folder: str | Path, repo_id: str, **options: Any) -> PushResult:
         PushedModelDiffersError: what arrived is another model.
         huggingface_hub.errors.HfHubHTTPError: the Hub refused.
     """
+    check_model_name(folder)
     folder, asked = Path(model_place(folder)), PushOptions(**options)
     plan = plan_push(folder, repo_id, license=asked.license)
     api = HfApi(token=asked.token)
-    repo_id = api.create_repo(repo_id, private=asked.private, exist_ok=True).repo_id
+    with hub_asked_once(repo_id, instead=None):
+        repo_id = api.create_repo(repo_id, private=asked.private, exist_ok=True).repo_id
     if asked.private is not None and bool(api.model_info(repo_id).private) != asked.private:
         raise ValueError(
             f"{repo_id} is there already and is {'public' if asked.private else 'private'}: change that in its "
@@ -216,7 +222,29 @@ def compare_with_hub(
             f"{repo_id} at {revision} does not compute what {folder} does (largest difference {difference:.3g}); the "
             f"push is there, but should not be used"
         )
+    _compare_heads(folder, repo_id, revision, token)
     return list(local.nested_dims)
+
+
+def _compare_heads(folder: Path, repo_id: str, revision: str, token: str | bool | None) -> None:
+    """Raise a PushedModelDiffersError unless the heads of all levels arrived as they are in the folder."""
+    heads = RDEsmConfig.from_pretrained(folder).heads
+    if not heads:
+        return
+    kinds = (RDEsmForSequenceClassification, RDEsmForTokenClassification)
+    kind = next(kind for kind in kinds if kind.heads_of == heads["of"])
+    level = heads["levels"][-1]
+    found = []
+    for source, where in ((str(folder), {}), (repo_id, {"revision": revision, "token": token})):
+        # The bases alone, without a backbone.
+        model = kind.from_pretrained(source, level=level, above=level, **where)
+        found.append(model.classifier.state_dict())
+    local, remote = found
+    if differing := [name for name, tensor in local.items() if not torch.equal(tensor, remote[name])]:
+        raise PushedModelDiffersError(
+            f"the heads of {repo_id} at {revision} are not those of {folder} ({differing[0]}); the push is there, but "
+            f"should not be used"
+        )
 
 
 def push_model(

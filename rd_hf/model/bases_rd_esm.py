@@ -6,11 +6,19 @@ mean is a hundred times their deviation, and bfloat16 would round away what is l
 This file travels to the Hub beside ``modeling_rd_esm.py``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+
+
+def check_finite(parts: Iterable[tuple[str, nn.Module]]) -> None:
+    """Raise `ValueError` if any number of these, each with its name, is NaN or infinite."""
+    for name, part in parts:
+        for key, value in part.state_dict().items():
+            if value.device.type != "meta" and not torch.isfinite(value).all():
+                raise ValueError(f"{name} holds NaN or infinite numbers ({key}): fit it again, or fetch it again")
 
 
 def keep_float32(module: nn.Module, name: str, before: torch.Tensor | None) -> None:
@@ -20,22 +28,34 @@ def keep_float32(module: nn.Module, name: str, before: torch.Tensor | None) -> N
         module._buffers[name] = before.to(device=now.device, dtype=torch.float32)
 
 
-class _Float32Buffers(nn.Module):
-    """A module whose buffers keep their values in float32, and follow the device only."""
+class Float32Module(nn.Module):
+    """A module whose buffers and parameters keep their values in float32, and follow the device only."""
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         # .to(bfloat16) and .half() reach buffers too.
         before = dict(self._buffers)
+        weights = [
+            (name, weight.data, None if weight.grad is None else weight.grad.data)
+            for name, weight in self._parameters.items()
+            if weight is not None
+        ]
         super()._apply(fn, recurse)
         for name, buffer in before.items():
             keep_float32(self, name, buffer)
+        for name, data, grad in weights:
+            now = self._parameters[name]
+            if now is not None and now.dtype.itemsize < torch.float32.itemsize:
+                # A gradient has its tensor's dtype at any time.
+                now.grad = None
+                now.data = data.to(device=now.device, dtype=torch.float32)
+                now.grad = None if grad is None else grad.to(now.device)
         return self
 
     def _zeros(self, name: str, *shape: int) -> None:
         self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
 
 
-class RDEsmProjection(_Float32Buffers):
+class RDEsmProjection(Float32Module):
     """One step of the chain: appends the residual block of backbone i to the embedding of level i-1.
 
     Args:
@@ -108,7 +128,11 @@ class RDEsmProjection(_Float32Buffers):
             return torch.cat((prefix, contribution - known), dim=-1)
 
     def reconstruct(self, embedding: torch.Tensor) -> torch.Tensor:
-        """Best reconstruction of h_i from e_i (Theorem 1), `(..., k)`: mean + (e_(i-1) - mean) W_i + (r_i V_i) V_i^T.
+        """The paper's reconstruction of h_i from e_i, `(..., k)`: mean + (e_(i-1) - mean) W_i + (r_i V_i) V_i^T.
+
+        With bases fitted by ordinary least squares it is the best linear one (Theorem 1). Principal component
+        regression and ridge leave a part of the block that is linear in the prefix; there a linear decoder that is
+        fitted on e_i does better, by as much as the fit's report says (`decoder_error`).
 
         Args:
             embedding (`torch.Tensor` of shape `(..., p + d)`): nested embedding of this level.
@@ -117,7 +141,7 @@ class RDEsmProjection(_Float32Buffers):
         return self.predict(prefix) + block @ self.directions.transpose(0, 1)
 
 
-class RDEsmReadout(_Float32Buffers):
+class RDEsmReadout(Float32Module):
     """The nested embedding of the largest backbone's layers alone: an approximation for the cost of one backbone.
 
     An affine map from its states to e_(m-1), and the last step of the chain, fitted on it:
@@ -165,7 +189,7 @@ class RDEsmReadout(_Float32Buffers):
         return embedding
 
 
-class RDEsmBlockWhitening(_Float32Buffers):
+class RDEsmBlockWhitening(Float32Module):
     """(b - mean) map of one block.
 
     Args:

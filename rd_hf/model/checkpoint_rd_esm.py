@@ -18,7 +18,8 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, find_adapter_config_file, is_peft_available
 
-from .configuration_rd_esm import RDEsmConfig
+from .bases_rd_esm import check_finite
+from .configuration_rd_esm import HEADS, RDEsmConfig
 from .families_rd_esm import FAMILIES, check_alphabet
 from .files_rd_esm import (
     HUB_ARGUMENTS,
@@ -78,8 +79,10 @@ class RDEsmPreTrainedModel(RDEsmSaving):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # A smaller level leaves the projections of the larger ones alone.
-    _keys_to_ignore_on_load_unexpected = [r"^(backbones|projections|whitening)\.\d+\.", r"^readout\."]
+    # A smaller level leaves the projections and heads of the larger ones alone, and a model without heads all heads.
+    _keys_to_ignore_on_load_unexpected = [
+        *(r"^(backbones|projections|whitening)\.\d+\.", r"^readout\.", rf"^classifier\.({'|'.join(HEADS)})\.\d+\."),
+    ]
     # Loads a backbone by position, where they are held one at a time only.
     _fetch: Callable[..., PreTrainedModel] | None = None
     # Position of the smallest backbone that is held (or fetched in turn).
@@ -158,6 +161,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
                 path if config is None else config, return_unused_kwargs=True, **kwargs
             )
             kwargs = dict(kwargs) | hub | own
+        cls._choose_level(config)
         config.up_to(config.level).check_release()
         if not os.path.isdir(path):
             _refuse_local_paths(path, config)
@@ -173,7 +177,8 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         build = partial(cls, config, *args, **{name: kwargs[name] for name in mine})
         model, info = cls._load_bases(path, config, full, build, *args, **kwargs)
         check_loaded(f"the bases of {path}", adopt_head(model, info, path, ignore_mismatched_sizes, build))
-        _check_finite(model)
+        check_finite(model._named_parts())
+        model._check_heads(path)
         dtype = weights.pop("torch_dtype", None)
         dtype = weights.pop("dtype", None) or dtype or "auto"
         if dtype == "auto":
@@ -187,6 +192,13 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         if adapter is not None:
             put_adapter(model, *adapter)
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _choose_level(cls, config: RDEsmConfig) -> None:
+        """Note in a config that is to be loaded which level answers; without heads it says that already."""
+
+    def _check_heads(self, path: str) -> None:
+        """Raise `ValueError` unless the heads of the checkpoint at `path` belong to its bases."""
 
     @classmethod
     def _load_bases(
@@ -451,20 +463,6 @@ def _refuse_local_paths(path: str, config: RDEsmConfig) -> None:
                 f"{path} on the Hub takes the backbone of level {entry['name']} from {entry['repo_id']!r}, which is no "
                 f"Hub id (owner/name): it is not looked for"
             )
-
-
-def _check_finite(model: RDEsmPreTrainedModel) -> None:
-    """Raise `ValueError` if any number of the bases is NaN or infinite."""
-    names = [f"the basis of level {name}" for name in model.config.level_names[1:]]
-    parts: list[tuple[str, nn.Module]] = list(zip(names, model.projections))
-    if model.config.readout is not None:
-        parts.append(("the one-pass readout", model.readout))
-    whitened = [f"what level {name} is whitened by" for name in model.config.level_names]
-    parts += list(zip(whitened, model.whitening or ()))
-    for name, part in parts:
-        for key, buffer in part.named_buffers():
-            if buffer.device.type != "meta" and not torch.isfinite(buffer).all():
-                raise ValueError(f"{name} holds NaN or infinite numbers ({key}): fit it again, or fetch it again")
 
 
 class Placement:

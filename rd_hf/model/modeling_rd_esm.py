@@ -41,7 +41,7 @@ from .layers_rd_esm import (
     rotary_modules,
     run_backbone,
 )
-from .pooling_rd_esm import FIRST_RESIDUE, LAST_RESIDUE, TOKENS, cut_long, is_tracing, mean_over_residues
+from .pooling_rd_esm import TOKENS, cut_long, is_tracing, mean_over_residues, residue_mask
 from .saving_rd_esm import RDEsmSaving  # noqa: F401
 from .staging_rd_esm import staging  # noqa: F401
 
@@ -183,13 +183,13 @@ class BackbonePass:
         self.attentions += tuple(output.attentions or ())
         return states
 
-    def output(self, dims: dict[str, int]) -> RDEsmModelOutput:
-        """What the model returns of it, at the largest of the levels in `dims`."""
+    def output(self, dims: dict[str, int], dtype: torch.dtype | None = None) -> RDEsmModelOutput:
+        """What the model returns of it, at the largest of the levels in `dims`; by default in the backbones' dtype."""
         assert self.embedding is not None
         # In one pass all levels are there, whichever is wanted.
         embedding = self.embedding[..., : max(dims.values())]
         return output_class(dims)(
-            last_hidden_state=embedding.to(self.dtype),
+            last_hidden_state=embedding.to(dtype or self.dtype),
             hidden_states=self.hidden_states or None,
             attentions=self.attentions or None,
             backbone_states=self.states or None,
@@ -218,11 +218,17 @@ class RDEsmModel(RDEsmPreTrainedModel):
 
     # `forward` takes arguments by any name for packed rows; without this, Trainer would pass what a loss needs.
     accepts_loss_kwargs = False
+    # Of what is returned; None for that of the backbones.
+    embedding_dtype: torch.dtype | None = None
+    # What its heads are of; those of another kind are no part of the model.
+    heads_of: str | None = None
 
     def __init__(self, config: RDEsmConfig, build_backbones: bool | None = None) -> None:
         config = config.as_loaded()
         if not config.levels:
             raise ValueError("an RDEsmConfig without levels describes no model; give it `levels`")
+        if config.heads and config.heads["of"] != self.heads_of:
+            config.heads = None
         super().__init__(config)
         if build_backbones is None:
             build_backbones = config.backbones_in_checkpoint
@@ -248,6 +254,22 @@ class RDEsmModel(RDEsmPreTrainedModel):
             sizes = [wide - narrow for narrow, wide in zip([0, *widths], widths)]
             self.whitening = RDEsmWhitening(sizes, config.whitening["weights"])
         self.post_init()
+
+    @staticmethod
+    def _saved_classes() -> tuple[Any, ...]:
+        # Not above: that file imports this one.
+        from .heads_rd_esm import RDEsmForSequenceClassification, RDEsmForTokenClassification
+
+        return RDEsmModel, RDEsmForSequenceClassification, RDEsmForTokenClassification
+
+    def _named_parts(self) -> list[tuple[str, nn.Module]]:
+        """What was fitted, each part with what messages call it."""
+        names = self.config.level_names
+        parts = [(f"the basis of level {name}", step) for name, step in zip(names[1:], self.projections)]
+        if self.config.readout is not None:
+            parts.append(("the one-pass readout", self.readout))
+        whitened = zip(names, self.whitening or ())
+        return parts + [(f"what level {name} is whitened by", block) for name, block in whitened]
 
     def _build(self, index: int) -> PreTrainedModel:
         """A backbone with random weights."""
@@ -426,7 +448,10 @@ class RDEsmModel(RDEsmPreTrainedModel):
                 "methods, those that learn a prompt cannot be used)"
             )
         if "labels" in packing:
-            raise ValueError("this model returns embeddings and no loss: leave out labels, or add a head in a subclass")
+            raise ValueError(
+                "this model returns embeddings and no loss: leave out labels, or load it with a head "
+                "(AutoModelForSequenceClassification, AutoModelForTokenClassification)"
+            )
         if not self.training:
             # Training may replace residues by tokens at random.
             refuse_unknown(input_ids)
@@ -480,7 +505,7 @@ class RDEsmModel(RDEsmPreTrainedModel):
         else:
             self.visit_backbones(advance, last)
         dims = dict(list(self.config.nested_dims.items())[: last + 1])
-        found = iter([one.output(dims) for one in passes])
+        found = iter([one.output(dims, self.embedding_dtype) for one in passes])
         outputs = [cut.join([next(found) for _ in cut.batches]) if cut else next(found) for cut in long]
         if self.whitening is not None:
             for output in outputs:
@@ -552,13 +577,7 @@ class ResiduePooling(nn.Module):
         """
         embeddings, ids = features["token_embeddings"], features["input_ids"]
         refuse_unknown(ids)
-        keep = ids.ge(FIRST_RESIDUE) & ids.le(LAST_RESIDUE)
-        if not is_tracing() and not keep.any(dim=1).all():
-            raise ValueError(
-                "one of the sequences has no residues to take a mean over: leave out those that are empty, or gaps and "
-                "stops alone"
-            )
-        features["sentence_embedding"] = mean_over_residues(embeddings, keep).to(embeddings.dtype)
+        features["sentence_embedding"] = mean_over_residues(embeddings, residue_mask(ids)).to(embeddings.dtype)
         return features
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:

@@ -44,6 +44,21 @@ def is_tracing() -> bool:
     return bool(torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined]
 
 
+def residue_mask(input_ids: torch.Tensor) -> torch.Tensor:
+    """Which tokens are residues: not cls, eos, padding or mask. `(batch, length)`, bool.
+
+    Raises:
+        ValueError: a row has none.
+    """
+    keep = input_ids.ge(FIRST_RESIDUE) & input_ids.le(LAST_RESIDUE)
+    if not is_tracing() and not keep.any(dim=1).all():
+        raise ValueError(
+            "one of the sequences has no residues to take a mean over: leave out those that are empty, or gaps and "
+            "stops alone"
+        )
+    return keep
+
+
 def mean_over_residues(states: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     """Mean of each row over the positions kept, the same bits for a channel whatever stands beside it.
 

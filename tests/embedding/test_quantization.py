@@ -111,6 +111,19 @@ def test_every_prefix_of_every_level_is_that_levels_own(job: Callable[..., Path]
     assert torch.equal(torch.from_numpy(joined), whole)
 
 
+def test_an_embedder_gives_whole_vectors_as_an_array(model: Path) -> None:
+    sequences = ["MKTAYIAKQR", "GSHMASMTGGQQMG", "MKTAYIAKQR"]
+    floats = Embedder(model, whiten=True).encode(sequences)
+    for layout in ("plain", "blocks"):
+        embedder = Embedder(model, output_dtype="binary", layout=layout)
+        signs = embedder.encode(sequences)
+        np.testing.assert_array_equal(dequantize(signs), np.where(np.asarray(floats) > 0, 1, -1))
+        assert embedder.encode([]).shape == (0, 8)
+        similar = embedder.similarity(signs, signs)
+        np.testing.assert_allclose(similar, dequantize(signs) @ dequantize(signs).T / 64, atol=1e-6)
+    assert np.array_equal(Embedder(model, whiten=True, layout="blocks").encode(sequences), floats)
+
+
 def test_two_jobs_and_two_processes_write_the_same_bytes(job: Callable[..., Path], model: Path, tmp_path: Path) -> None:
     words = (*SIGNS, "--layout", "blocks")
     one, other = job("one", *words), job("other", *words)
