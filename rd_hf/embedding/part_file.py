@@ -83,13 +83,3 @@ def read_footer(path: str | Path) -> pq.FileMetaData:
 def open_part(path: str | Path, metadata: pq.FileMetaData) -> pq.ParquetFile:
     """Open a file whose footer is known; its pages are verified as they are read."""
     return pq.ParquetFile(path, metadata=metadata, memory_map=True, page_checksum_verification=True)
-
-
-def chunk_bytes(metadata: pq.FileMetaData, groups: Sequence[int], columns: Sequence[str]) -> int:
-    """Return the bytes of these columns in these row groups."""
-    leaves = [
-        leaf
-        for leaf in range(metadata.num_columns)
-        if any(f"{metadata.schema.column(leaf).path}.".startswith(f"{name}.") for name in columns)
-    ]
-    return sum(metadata.row_group(group).column(leaf).total_compressed_size for group in groups for leaf in leaves)

@@ -52,7 +52,6 @@ class EmbeddingFolder:
         level, width: the widest that it holds.
         levels: width of each level that its rows hold, smallest first; the largest may be cut.
         columns: of embeddings, in either layout.
-        bytes_read: of its files' columns and footers, so far.
 
     Raises:
         InputError: no such folder, its job is not finished, or its manifest is not as a job writes it. What reads
@@ -75,7 +74,6 @@ class EmbeddingFolder:
         widest = max(self.columns, key=lambda column: column.stop)
         self.level, self.width = widest.level, widest.stop
         self.levels = self.model.held(self.width)
-        self.bytes_read = 0
         self._footers: OrderedDict[Path, Any] = OrderedDict()
         self._with_journal = with_journal
         self._verified: set[int] = set()
@@ -178,7 +176,7 @@ class EmbeddingFolder:
         """
         import pyarrow as pa
 
-        from rd_hf.embedding.part_file import chunk_bytes, open_part
+        from rd_hf.embedding.part_file import open_part
 
         for index, part in enumerate(self.parts):
             path = self.path / part["file"]
@@ -186,12 +184,9 @@ class EmbeddingFolder:
             if not part["written"] or (wanted is not None and not _holds(wanted, first, beyond - 1)):
                 continue
             try:
-                metadata = self._footer(path)
-                with open_part(path, metadata) as file:
+                with open_part(path, self._footer(path)) as file:
                     self._verify(index, file.schema_arrow, columns, wanted is None)
-                    groups = _row_groups(file, wanted)
-                    self.bytes_read += chunk_bytes(metadata, groups, columns)
-                    for batch in file.iter_batches(size, row_groups=groups, columns=columns):
+                    for batch in file.iter_batches(size, row_groups=_row_groups(file, wanted), columns=columns):
                         if any(batch[name].null_count for name in {"record", *self.manifest["columns"]} & {*columns}):
                             raise _damaged(path)
                         if batch.num_rows:
@@ -345,7 +340,6 @@ class EmbeddingFolder:
 
         if path not in self._footers:
             self._footers[path] = read_footer(path)
-            self.bytes_read += self._footers[path].serialized_size
             if len(self._footers) > _FOOTERS:
                 self._footers.popitem(last=False)
         return self._footers[path]
