@@ -13,6 +13,7 @@ from rd_hf.version import __version__ as __version__
 if TYPE_CHECKING:
     from rd_hf.carried import checkpoint
     from rd_hf.embedding import Embedder, EmbeddingOptions, JobSettings, JobSummary, run_job
+    from rd_hf.embedding.quantization import dequantize
     from rd_hf.families import esm2_config
     from rd_hf.fitting import (
         FitOptions,
@@ -36,6 +37,7 @@ _HOMES = {
     "RDEsmForSequenceClassification": "rd_hf.model.heads_rd_esm",
     "RDEsmForTokenClassification": "rd_hf.model.heads_rd_esm",
     "RDEsmModel": "rd_hf.model.modeling_rd_esm",
+    "dequantize": "rd_hf.embedding.quantization",
     "esm2_config": "rd_hf.families",
     **dict.fromkeys(("Embedder", "EmbeddingOptions", "JobSettings", "JobSummary", "run_job"), "rd_hf.embedding"),
     **dict.fromkeys(("FitOptions", "FitResult", "FitSettings", "FitSummary"), "rd_hf.fitting"),
@@ -62,6 +64,7 @@ __all__ = [
     "SearchSummary",
     "__version__",
     "checkpoint",
+    "dequantize",
     "draw_sample",
     "esm2_config",
     "fit_bases",

@@ -58,6 +58,9 @@ FLAGS = {
     "normalize": Flag("divide each vector by its Euclidean length, each level for itself", None),
     "dtype": Flag("what the backbones compute in", None),
     "output_dtype": Flag("what is stored", None),
+    "layout": Flag(
+        "whole vectors in one column (plain), or what each level adds in a column of its own (blocks)", None
+    ),
     "num_sequences": Flag("sequences drawn at random", "N", ("--num-sequences",), whole(1)),
     "seed": Flag("seed of what is drawn at random", "N", ("--seed",)),
     "max_length": Flag("residues that a model sees at once", "N", (), whole(1)),

@@ -148,7 +148,7 @@ def embeddings_text(folder: str, manifest: dict[str, Any]) -> str:
     held = manifest.get("columns", {})
     columns = [f"{name}: {one.get('level')}, {one.get('width', 0):,} wide" for name, one in held.items()]
     size = sum(file.stat().st_size for file in Path(folder).glob("*.parquet"))
-    options = ("pooling", "dtype", "output_dtype", "normalize", "long", "max_length", "width", "whiten")
+    options = ("pooling", "dtype", "output_dtype", "normalize", "long", "max_length", "width", "whiten", "layout")
     lines = [
         f"{folder}: {manifest.get('status')}, {_bytes(size)} of Parquet",
         f"model: {model.get('name')}{revision}{one_pass}, fingerprint {str(model.get('fingerprint'))[:19]}",

@@ -20,6 +20,7 @@ import torch
 
 from rd_hf.carried import model_place
 from rd_hf.conversion.raw import Raw, open_raw
+from rd_hf.conversion.relayout import change_layout
 from rd_hf.conversion.settings import ConvertSettings
 from rd_hf.data.records import FastaRecord, InputError
 from rd_hf.embedding.algebra import extend, projection
@@ -222,6 +223,8 @@ class ConvertingWorker(Worker):
                 for index, own in enumerate(flat[1:], start=1)
             ]
             wide = extend(model, flat[0], torch.cat(blocks, dim=-1), self.levels[0].name, level)
+            if options.whiten:
+                wide = model.whiten(wide)
             results = np.split(wide.cpu().numpy(), np.cumsum(lengths)[:-1])
         rows: list[Row] = []
         rejects: list[Reject] = []
@@ -263,7 +266,7 @@ def convert(
     report: Callable[[str], None] | None = None,
     show_progress: bool = True,
 ) -> JobSummary:
-    """Convert raw embeddings to nested ones, or go on where an earlier run stopped.
+    """Convert raw embeddings to nested ones, or a folder to another layout, or go on where an earlier run stopped.
 
     Of the model, the bases are enough; the other arguments are those of :func:`rd_hf.embedding.job.run_job`.
 
@@ -271,6 +274,11 @@ def convert(
         InputError: an input or the model cannot be used; :func:`open_levels` says which.
         JobError: the folder cannot be used, belongs to another job, or is full.
     """
+    if settings.of_folder:
+        settings.check_of_folder()
+        return change_layout(settings.input[0], settings.layout, settings.output, report, show_progress)
+    if settings.model is None:
+        raise InputError("raw embeddings are converted by a model's bases: name it with --model")
     checkpoint = resolve(settings.model, settings.revision)
     checkpoint.widths(settings.level)
     config = RDEsmConfig.from_pretrained(model_place(checkpoint.name), revision=checkpoint.revision)

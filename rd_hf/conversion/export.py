@@ -57,12 +57,12 @@ def export_h5(settings: ExportSettings, on_record: Callable[[int], None] = lambd
         InputError: the folder is not finished or not as it was written, or an input cannot be read.
     """
     stored = EmbeddingFolder(settings.embeddings, with_journal=True)
-    column, width, level = stored.column_of(settings.level)
+    width, level = stored.width_of(settings.level)
     trouble = None if settings.key == "hash" else _trouble(settings.embeddings, stored)
     if trouble and settings.key == "id":
         raise JobError(f"{trouble}: choose --key hash")
     by_hash = bool(trouble) or settings.key == "hash"
-    rows = _with_sequences(stored, column, settings.input) if by_hash else stored.all_rows(column)
+    rows = _with_sequences(stored, width, settings.input) if by_hash else stored.all_rows(width)
     written = 0
     # Of names that several records share: the ids of all of them.
     shared: dict[str, list[str]] = {}
@@ -78,7 +78,7 @@ def export_h5(settings: ExportSettings, on_record: Callable[[int], None] = lambd
             if name in file:  # the same sequence once more, which has the same embedding
                 shared.setdefault(name, [file[name].attrs["original_id"]]).append(row["id"])
             else:
-                file.create_dataset(name, data=value[..., :width]).attrs["original_id"] = row["id"]
+                file.create_dataset(name, data=value).attrs["original_id"] = row["id"]
                 written += 1
             check()
             on_record(1)
@@ -103,10 +103,10 @@ def _trouble(folder: str, stored: EmbeddingFolder) -> str | None:
 
 
 def _with_sequences(
-    stored: EmbeddingFolder, column: str, inputs: tuple[str, ...]
+    stored: EmbeddingFolder, width: int, inputs: tuple[str, ...]
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """Rows with their cleaned sequences, which are those that were embedded."""
-    rows = stored.all_rows(column)
+    rows = stored.all_rows(width)
     pending = next(rows, None)
     for number, (_, record) in enumerate(stored.records(inputs), start=1):
         if pending is None or pending[0]["record"] != number:

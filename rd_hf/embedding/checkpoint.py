@@ -17,6 +17,7 @@ from rd_hf.carried import model_place
 from rd_hf.data.records import InputError
 from rd_hf.devices import check_device
 from rd_hf.embedding.options import EmbeddingOptions
+from rd_hf.embedding.quantization import refuse_odd_widths
 from rd_hf.files import file_sha256
 from rd_hf.lazy import gc_paused
 from rd_hf.model_names import check_model_name
@@ -94,6 +95,13 @@ class Checkpoint:
             from rd_hf.model.modeling_rd_esm import NO_WHITENING
 
             raise InputError(f"{self.name}: {NO_WHITENING}")
+
+    def refuse_to_store(self, options: EmbeddingOptions) -> None:
+        """Raise an InputError where embeddings of this model cannot be stored as asked."""
+        if options.whiten:
+            self.refuse_to_whiten()
+        widest = max(self.widths(options.levels, options.width).values())
+        refuse_odd_widths(options.output_dtype, self.held(widest), self.name)
 
     def held(self, widest: int) -> dict[str, int]:
         """Return the width of each level that the first ``widest`` dimensions hold, the last perhaps cut."""

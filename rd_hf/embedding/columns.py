@@ -13,18 +13,21 @@ import numpy as np
 import pyarrow as pa
 
 from rd_hf.embedding.options import EmbeddingOptions
+from rd_hf.embedding.quantization import quantized, stored_type, stored_width
 
 
-def finish(values: np.ndarray, width: int, options: EmbeddingOptions) -> np.ndarray:
+def finish(values: np.ndarray, width: int, options: EmbeddingOptions, first: int = 0) -> np.ndarray:
     """Cut an embedding, (..., widest) float32, to what is stored of it: (..., width) of ``options.output_dtype``.
 
-    A zero vector stays zero when normalised.
+    Of ``binary`` it is (..., width / 8) uint8.
+
+    A zero vector stays zero when normalised. ``first`` dimensions are left out, which then are in another column.
     """
-    cut = values[..., :width]
+    cut = values[..., first : first + width]
     if options.normalize:
         length = np.linalg.norm(cut, axis=-1, keepdims=True)
         cut = cut / np.where(length > 0, length, 1)
-    return np.ascontiguousarray(cut, dtype=options.output_dtype)
+    return quantized(cut, options.output_dtype)
 
 
 def why_not_stored(values: np.ndarray, widths: Mapping[str, int], options: EmbeddingOptions) -> str | None:
@@ -41,22 +44,32 @@ def why_not_stored(values: np.ndarray, widths: Mapping[str, int], options: Embed
 
 def value_type(width: int, options: EmbeddingOptions) -> pa.DataType:
     """Return the Arrow type of one record's embedding: a fixed-size list, or a list of them for several rows."""
-    vector = pa.list_(pa.from_numpy_dtype(np.dtype(options.output_dtype)), width)
+    dtype = options.output_dtype
+    vector = pa.list_(pa.from_numpy_dtype(stored_type(dtype)), stored_width(width, dtype))
     return vector if options.one_row else pa.list_(vector)
 
 
-def to_arrow(values: Sequence[np.ndarray], width: int, options: EmbeddingOptions) -> pa.Array:
-    """Make one level's column for records whose embeddings are (widest,) or (rows, widest) float32 each."""
-    kind = value_type(width, options)
+def value_column(rows: np.ndarray, offsets: np.ndarray | None = None) -> pa.Array:
+    """Make a column that shares the memory of vectors, (n, width) contiguous: one a record, or those between offsets.
+
+    Args:
+        rows: of all records, in their order.
+        offsets: (records + 1,) where the rows of each record begin and the last ones end.
+    """
+    flat, kind = numbers(rows.reshape(-1)), pa.list_(pa.from_numpy_dtype(rows.dtype), rows.shape[1])
+    vectors = pa.FixedSizeListArray.from_arrays(flat, type=kind)
+    return vectors if offsets is None else pa.ListArray.from_arrays(_offsets(np.diff(offsets)), vectors)
+
+
+def to_arrow(values: Sequence[np.ndarray], width: int, options: EmbeddingOptions, first: int = 0) -> pa.Array:
+    """Make one column for records whose embeddings are (widest,) or (rows, widest) float32 each; see :func:`finish`."""
     if not values:
-        return pa.nulls(0, kind)
+        return pa.nulls(0, value_type(width, options))
     if options.one_row:
-        flat = finish(np.stack(values), width, options).reshape(-1)
-        return pa.FixedSizeListArray.from_arrays(numbers(flat), type=kind)
+        return value_column(finish(np.stack(values), width, options, first))
     # Cut, normalised and cast record by record, so that only one float32 copy of a long protein is about.
-    flat = np.concatenate([finish(rows, width, options).reshape(-1) for rows in values])
-    vectors = pa.FixedSizeListArray.from_arrays(numbers(flat), type=kind.value_type)
-    return pa.ListArray.from_arrays(_offsets([len(rows) for rows in values]), vectors, type=kind)
+    rows = np.concatenate([finish(rows, width, options, first) for rows in values])
+    return value_column(rows, np.cumsum([0, *map(len, values)]))
 
 
 def numbers(values: np.ndarray, valid: np.ndarray | None = None) -> pa.Array:
@@ -78,7 +91,7 @@ def integer_lists(values: Sequence[Sequence[int]]) -> pa.Array:
     return pa.ListArray.from_arrays(_offsets([len(value) for value in values]), numbers(flat))
 
 
-def _offsets(lengths: Sequence[int]) -> pa.Array:
+def _offsets(lengths: Sequence[int] | np.ndarray) -> pa.Array:
     """Where each of n lists begins and the last one ends: (n + 1,) int32, as Arrow has it."""
     ends = np.cumsum([0, *lengths], dtype=np.int64)
     if ends[-1] > np.iinfo(np.int32).max:

@@ -16,7 +16,9 @@ from rd_hf.data.values import as_list, column_names, position_numbers, sequence_
 from rd_hf.devices import check_device_is_there, pick_device
 from rd_hf.embedding.checkpoint import is_worker, resolve, threads_of_a_worker
 from rd_hf.embedding.columns import finish, value_type, why_not_stored
-from rd_hf.embedding.options import EmbeddingOptions
+from rd_hf.embedding.options import BINARY, EmbeddingOptions
+from rd_hf.embedding.quantization import dequantize, stored_type, stored_width
+from rd_hf.embedding.storage import columns_of
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -93,8 +95,8 @@ class Embedder:
         self.checkpoint = resolve(model, revision, one_pass, backbones)
         self.options = self.checkpoint.within(self.options)
         self.widths = self.checkpoint.widths(levels, self.options.width)
-        if self.options.whiten:
-            self.checkpoint.refuse_to_whiten()
+        self.checkpoint.refuse_to_store(self.options)
+        self.columns = columns_of(self.options, self.widths, self.checkpoint.nested_dims)
         self.sequence_column = sequence_column
         self.positions_column = positions_column
         self.on_reject = on_reject
@@ -124,8 +126,8 @@ class Embedder:
             rank: of this process, as `with_rank=True` gives it.
 
         Returns:
-            A column per level (`embedding`, or `embedding_<level>` for several), each a list of arrays: (width,)
-            with one-row pooling, (rows, width) otherwise.
+            A column per level (`embedding`, or `embedding_<level>` for several; with `layout="blocks"` one per block,
+            `block_<level>`), each a list of arrays: (width,) with one-row pooling, (rows, width) otherwise.
 
         Raises:
             InputError: no such column, or with `on_reject="raise"` a row that cannot be embedded.
@@ -201,11 +203,13 @@ class Embedder:
             columns = self._embed(sequences, positions, None, on_batch)
         reasons = columns.pop("reject_reason", [])
         _refuse_rejected(as_list(sequences), reasons, ", or take embed(), which keeps its place with a null")
-        ((level, width),) = self.widths.items()
-        values = columns[self.options.column(level)]
+        held = [columns[column.name] for column in self.columns]
+        # Whole vectors, in whichever columns they would be stored.
+        values = held[0] if len(held) == 1 else [np.concatenate(own, axis=-1) for own in zip(*held, strict=True)]
         if not self.options.one_row:
             return values
-        return np.stack(values) if values else np.empty((0, width), self.options.output_dtype)
+        (width,), dtype = self.widths.values(), self.options.output_dtype
+        return np.stack(values) if values else np.empty((0, stored_width(width, dtype)), stored_type(dtype))
 
     @staticmethod
     def similarity(a: Any, b: Any) -> np.ndarray:
@@ -217,7 +221,7 @@ class Embedder:
         whitens by the database itself.
 
         Args:
-            a: (n, width), or one vector (width,); numpy, torch on the CPU, or lists.
+            a: (n, width), or one vector (width,); numpy, torch on the CPU, or lists. Signs as bytes are unpacked.
             b: (m, width), or one vector (width,), of the same level.
 
         Returns:
@@ -226,7 +230,10 @@ class Embedder:
         Raises:
             InputError: vectors of different widths, or no vectors.
         """
-        one, other = (np.atleast_2d(np.asarray(vectors, dtype=np.float32)) for vectors in (a, b))
+        given = (np.atleast_2d(np.asarray(vectors)) for vectors in (a, b))
+        one, other = (
+            dequantize(rows) if rows.dtype == stored_type(BINARY) else rows.astype(np.float32) for rows in given
+        )
         if one.ndim != 2 or other.ndim != 2 or one.shape[1] != other.shape[1]:
             raise InputError(
                 f"similarity() takes vectors of one width, (n, width) and (m, width), not {one.shape} and "
@@ -245,7 +252,7 @@ class Embedder:
         import pyarrow as pa
         from datasets import Features
 
-        own = {self.options.column(level): value_type(width, self.options) for level, width in self.widths.items()}
+        own = {column.name: value_type(column.width, self.options) for column in self.columns}
         if self.on_reject == "null":
             own["reject_reason"] = pa.string()
         return Features({**(features or {}), **Features.from_arrow_schema(pa.schema(own))})
@@ -289,9 +296,10 @@ class Embedder:
                 found[row] = result
         self._check(sequences, reasons)
         columns: dict[str, list[Any]] = {}
-        for level, width in self.widths.items():
-            cells = [None if value is None else finish(value, width, self.options) for value in found]
-            columns[self.options.column(level)] = cells
+        for column in self.columns:
+            columns[column.name] = [
+                None if value is None else finish(value, column.width, self.options, column.first) for value in found
+            ]
         if self.on_reject == "null":
             columns["reject_reason"] = reasons
         return columns

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import Field, dataclass
 from typing import Any
 
-from rd_hf.embedding.options import EmbeddingOptions
+from rd_hf.embedding.options import BLOCKS, EmbeddingOptions
 from rd_hf.embedding.settings import JobSettings
+from rd_hf.embedding.storage import read_columns
 from rd_hf.options import Bounds, option_fields
 
 # Far beyond what a job counts, and within what every library here takes for a number.
@@ -147,6 +148,11 @@ def unfinished(manifest: dict[str, Any]) -> str | None:
         level, width = column.get("level"), column.get("width")
         if level not in dims or width is None or width > dims[level]:
             return f"columns.{name} is {_short(column)}, which is no level of the model"
+    if manifest["job"].get("layout") == BLOCKS:
+        held = read_columns(columns, BLOCKS)
+        ends = [*list(dims.items())[: len(held) - 1], (held[-1].level, held[-1].stop)]
+        if [(column.level, column.stop) for column in held] != ends or held[-1].stop > dims[held[-1].level]:
+            return f"columns is {_short(columns)}, and not what one level after the other adds"
     following = 1
     for index, part in enumerate(manifest["parts"]):
         if absent := [name for name in _PART if name not in part]:

@@ -238,6 +238,11 @@ class OutputFolder:
             return file_sha256(temporary), temporary.stat().st_size
 
 
+def is_folder_of_embeddings(path: str | os.PathLike) -> bool:
+    """Whether a job's manifest lies in a folder."""
+    return OutputFolder(path).manifest_path.is_file()
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Sequence[str]:
     """What differs between two descriptions of a job, one phrase each."""
     return [

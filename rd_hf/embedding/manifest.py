@@ -14,14 +14,16 @@ from rd_hf.data.records import InputError, readable
 from rd_hf.data.sources import is_hub_dataset, source_size
 from rd_hf.embedding.checkpoint import Checkpoint, resolve
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry, differences
-from rd_hf.embedding.options import DTYPE
+from rd_hf.embedding.options import DTYPE, PLAIN
 from rd_hf.embedding.settings import COLUMNS, LIMITS, JobSettings
+from rd_hf.embedding.storage import FORMATS, columns_of, described, format_of
 from rd_hf.launch import Processes
 from rd_hf.version import __version__
 
-MANIFEST_FORMAT = 2
 # Settings that decide what is written, beside the embedding's options.
 DECIDING = (*COLUMNS, *LIMITS, "attn_implementation")
+# What options are where a manifest does not name them.
+_UNSAID = {"width": None, "whiten": False, "layout": PLAIN}
 
 
 def open_job(
@@ -47,8 +49,7 @@ def open_job(
         try:
             noted = (folder.manifest() or {}).get("model", {}).get("backbones") or settings.backbones
             checkpoint = resolve(settings.model, settings.revision, settings.one_pass, noted)
-            if settings.options.whiten:
-                checkpoint.refuse_to_whiten()
+            checkpoint.refuse_to_store(settings.options)
             job = {**_describe(settings, checkpoint.widths(settings.options.levels, settings.options.width)), **about}
             for check in checks:
                 check(checkpoint)
@@ -74,7 +75,8 @@ def dtype_of(output: str) -> str:
 def _describe(settings: JobSettings, widths: dict[str, int]) -> dict[str, Any]:
     """Describe everything that decides what is written, apart from the weights."""
     # Those that are not there in manifests of earlier versions are named where they are asked for alone.
-    options = {name: one for name, one in asdict(settings.options).items() if one or name not in ("width", "whiten")}
+    chosen = asdict(settings.options).items()
+    options = {name: one for name, one in chosen if name not in _UNSAID or one != _UNSAID[name]}
     job = {**options, **{name: getattr(settings, name) for name in DECIDING}}
     job |= {"inputs": settings.names, "levels": tuple(widths)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in job.items()}
@@ -143,13 +145,14 @@ def _compare(folder: OutputFolder, checkpoint: Checkpoint, job: dict[str, Any]) 
     before = folder.manifest()
     if before is None or not folder.holds_work():
         return None
-    if before.get("format") != MANIFEST_FORMAT:
+    if before.get("format") not in FORMATS:
         raise JobError(f"{folder.path} was written by another version of rd_hf: choose another --output")
     then = before.get("job", {})
     if job.get("extends_sha256") is not None and job["extends_sha256"] == then.get("extends_sha256"):
         # The same folder, wherever it lies or however its path is written.
         job = {**job, "extends": then.get("extends")}
-    changed = list(differences(then, job))
+    layout = {"layout": PLAIN}
+    changed = list(differences(layout | then, layout | job))
     old = before.get("model", {})
     if checkpoint.backbones and "backbones" not in old and before.get("status") != "complete":
         raise JobError(
@@ -176,12 +179,12 @@ def _begin(settings: JobSettings, folder: OutputFolder, checkpoint: Checkpoint, 
     if before is None:
         widths = checkpoint.widths(settings.options.levels, settings.options.width)
         content = {
-            "format": MANIFEST_FORMAT,
+            "format": format_of(settings.options),
             "status": "running",
             "model": asdict(checkpoint),
             "job": job,
             "files": _files(settings),
-            "columns": {settings.options.column(level): {"level": level, "width": w} for level, w in widths.items()},
+            "columns": described(columns_of(settings.options, widths, checkpoint.nested_dims)),
             "versions": installed_versions(),
         }
         folder.write_manifest(content)

@@ -15,7 +15,11 @@ from rd_hf.options import check_options, option, whole
 DTYPE = "float32"
 # What versions up to 0.2 had for "whichever is measured to be faster".
 OLD_DTYPE = "auto"
-OUTPUT_DTYPES = ("float32", "float16")
+# What is stored; of binary the sign of each whitened dimension, eight in a byte.
+BINARY = "binary"
+OUTPUT_DTYPES = ("float32", "float16", BINARY)
+# How vectors lie in columns: whole, or what each level adds in a column of its own. What is not said is PLAIN.
+PLAIN, BLOCKS = LAYOUTS = ("plain", "blocks")
 # As rd-hf search has them; it also whitens by the database, which an embedding job has none of.
 WHITENED = {"model": True, "none": False}
 
@@ -76,7 +80,14 @@ class EmbeddingOptions:
         choices=MODEL_DTYPES,
     )
     output_dtype: str = flag(
-        "output_dtype", "float32", "; float32 holds bfloat16's values exactly, which Arrow lacks", choices=OUTPUT_DTYPES
+        "output_dtype",
+        "float32",
+        "; float32 holds bfloat16's values exactly, which Arrow lacks; binary is the sign of each whitened dimension, "
+        "eight in a byte (it whitens by itself)",
+        choices=OUTPUT_DTYPES,
+    )
+    layout: str = flag(
+        "layout", PLAIN, ", so that a smaller level is read without the bytes of larger ones", choices=LAYOUTS
     )
     normalize: bool = flag("normalize", False)
     long: str = option(
@@ -124,6 +135,21 @@ class EmbeddingOptions:
             raise ValueError(
                 f"width {self.width} cuts one embedding, and levels {', '.join(self.levels)} are several: give one "
                 "level or none"
+            )
+        if self.output_dtype == BINARY:
+            if self.normalize:
+                raise ValueError("binary keeps signs, which have no length to normalize: leave one of them away")
+            if self.pooling == "max":
+                raise ValueError(
+                    "binary keeps signs, and the largest of many residues is above zero nearly everywhere: choose "
+                    "pooling 'mean', or store float16"
+                )
+            # About zero, and each as likely as the other: signs of plain dimensions say little.
+            object.__setattr__(self, "whiten", True)
+        if self.layout == BLOCKS and self.normalize:
+            raise ValueError(
+                "normalize scales each level by itself, and in layout 'blocks' levels share their columns: leave one "
+                "of them away"
             )
         if self.positions and not self.takes_positions:
             raise ValueError(f"positions are given, but pooling is {self.pooling!r}: set pooling to 'positions'")

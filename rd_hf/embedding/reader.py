@@ -7,9 +7,9 @@ carry checksums; files of versions without them are hashed where all of their ro
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from argparse import Namespace
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from itertools import pairwise
@@ -20,17 +20,19 @@ import numpy as np
 
 from rd_hf.data.records import FastaRecord, InputError, readable
 from rd_hf.embedding.checkpoint import Checkpoint
-from rd_hf.embedding.fields import unfinished
-from rd_hf.embedding.folder import JobError, OutputFolder
-from rd_hf.embedding.manifest import MANIFEST_FORMAT
-from rd_hf.embedding.options import EmbeddingOptions
+from rd_hf.embedding.finished import finished_manifest, stored_options
+from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry
+from rd_hf.embedding.options import BINARY
 from rd_hf.embedding.parts import cut_parts, read_all
+from rd_hf.embedding.quantization import dequantize, stored_width
 from rd_hf.embedding.settings import COLUMNS, LIMITS, JobSettings
+from rd_hf.embedding.storage import covering, read_columns
 from rd_hf.files import file_sha256
-from rd_hf.options import options_from
 
 # Rows that are read together.
 _ROWS = 4096
+# Footers that are kept: some kilobytes each.
+_FOOTERS = 1024
 _TEXT, _WHOLE = ("string",), ("int64", "int32")
 _KINDS = {"record": _WHOLE, "length": _WHOLE, "source": _TEXT, "id": _TEXT, "description": _TEXT}
 
@@ -47,7 +49,9 @@ class EmbeddingFolder:
         model, options: that made it; what the manifest does not say is as by default.
         parts: of the manifest, one object per file.
         rows: number of rows.
-        level, width, column: the widest that it holds.
+        level, width: the widest that it holds.
+        levels: width of each level that its rows hold, smallest first; the largest may be cut.
+        columns: of embeddings, in either layout.
 
     Raises:
         InputError: no such folder, its job is not finished, or its manifest is not as a job writes it. What reads
@@ -57,7 +61,7 @@ class EmbeddingFolder:
 
     def __init__(self, path: str | os.PathLike, with_journal: bool = False) -> None:
         self.path, self._folder = Path(path), OutputFolder(path)
-        self.manifest = _finished_manifest(self._folder)
+        self.manifest = finished_manifest(self._folder)
         job, columns = self.manifest["job"], self.manifest["columns"]
         model = self.manifest["model"]
         self.model = Checkpoint(**{one.name: model[one.name] for one in fields(Checkpoint) if one.name in model})
@@ -66,8 +70,11 @@ class EmbeddingFolder:
         self.rows = sum(part["written"] for part in self.parts)
         self.inputs = tuple(job["inputs"])
         self.input_columns = tuple(job[name] for name in COLUMNS)
-        self.column = max(columns, key=lambda name: columns[name]["width"])
-        self.level, self.width = (columns[self.column][name] for name in ("level", "width"))
+        self.columns = read_columns(columns, self.options.layout)
+        widest = max(self.columns, key=lambda column: column.stop)
+        self.level, self.width = widest.level, widest.stop
+        self.levels = self.model.held(self.width)
+        self._footers: OrderedDict[Path, Any] = OrderedDict()
         self._with_journal = with_journal
         self._verified: set[int] = set()
         if with_journal and not self._folder.noted_parts():
@@ -90,13 +97,13 @@ class EmbeddingFolder:
         """File of the records that were not embedded."""
         return self._folder.rejects_path
 
-    def column_of(self, level: str | None = None) -> tuple[str, int, str]:
-        """Return the column that begins with a level, the level's width and its name; a JobError where none does."""
+    def width_of(self, level: str | None = None) -> tuple[int, str]:
+        """Return how many dimensions a level has here, and its name, by default the widest; a JobError without it."""
         if level is None:
-            return self.column, self.width, self.level
-        for column, held in self.manifest["columns"].items():
-            if held["level"] == level:
-                return column, held["width"], level
+            return self.width, self.level
+        for column in self.columns:
+            if column.level == level:
+                return column.stop, level
         width = self.model.nested_dims.get(level)
         if width is None or width > self.width:
             raise JobError(f"{self.path} holds level {self.level}, which does not have level {level} within it")
@@ -105,17 +112,43 @@ class EmbeddingFolder:
                 f"{self.path} holds level {self.level} normalised: embed with --level {level} {self.level} to "
                 f"have level {level} normalised for itself"
             )
-        return self.column, width, level
+        return width, level
+
+    def columns_for(self, width: int | None = None) -> list[str]:
+        """Return the columns that hold the first dimensions of all embeddings, by default all dimensions."""
+        return [column.name for column in covering(self.columns, width or self.width)]
+
+    def vectors(self, batch: Any, width: int | None = None, as_stored: bool = False) -> np.ndarray:
+        """Join the columns of a batch of rows, read by :meth:`columns_for` with the same width.
+
+        Args:
+            batch: with those columns.
+            width: a number of dimensions, by default all.
+            as_stored: not as floats, where signs are stored.
+
+        Returns:
+            (rows, width), or with several rows a record all of them below each other; of the stored dtype, which is a
+            float. A view where one column holds them.
+        """
+        dtype = self.options.output_dtype
+        width = width or self.width
+        pieces = []
+        for column in covering(self.columns, width):
+            values = batch.column(column.name)
+            values = values if self.options.one_row else values.flatten()
+            rows = np.asarray(values.flatten()).reshape(len(values), values.type.list_size)
+            pieces.append(rows[:, : stored_width(width - column.first, dtype)])
+        joined = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
+        return joined if as_stored else dequantize(joined)
 
     def check_files(self, columns: Iterable[str]) -> None:
         """Raise an InputError unless every file is as large as it was written, of as many rows, with these columns."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         for part in self.parts:
             path = self.path / part["file"]
             try:
-                metadata = pq.read_metadata(path)
+                metadata = self._footer(path)
                 as_written = path.stat().st_size == part["bytes"] and metadata.num_rows == part["written"]
                 as_written = as_written and self._is_part(metadata.schema.to_arrow_schema(), columns)
             except (pa.ArrowException, OSError):
@@ -142,7 +175,8 @@ class EmbeddingFolder:
             wanted: ascending records; what cannot hold any of them is not read. Batches still hold others too.
         """
         import pyarrow as pa
-        import pyarrow.parquet as pq
+
+        from rd_hf.embedding.part_file import open_part
 
         for index, part in enumerate(self.parts):
             path = self.path / part["file"]
@@ -150,7 +184,7 @@ class EmbeddingFolder:
             if not part["written"] or (wanted is not None and not _holds(wanted, first, beyond - 1)):
                 continue
             try:
-                with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
+                with open_part(path, self._footer(path)) as file:
                     self._verify(index, file.schema_arrow, columns, wanted is None)
                     for batch in file.iter_batches(size, row_groups=_row_groups(file, wanted), columns=columns):
                         if any(batch[name].null_count for name in {"record", *self.manifest["columns"]} & {*columns}):
@@ -160,15 +194,48 @@ class EmbeddingFolder:
             except (pa.ArrowException, OSError) as error:
                 raise _damaged(path) from error
 
-    def all_rows(self, column: str, wanted: np.ndarray | None = None) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-        """Yield ``record`` and ``id`` of every row, in order, with its embedding in a column; see :meth:`batches`."""
-        for _, batch in self.batches(["record", "id", column], wanted=wanted):
-            yield from zip(batch.select(["record", "id"]).to_pylist(), self._arrays(batch[column]), strict=True)
+    def all_rows(
+        self, width: int | None = None, wanted: np.ndarray | None = None
+    ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+        """Yield ``record`` and ``id`` of every row, in order, with the first dimensions; see :meth:`batches`."""
+        for _, batch in self.batches(["record", "id", *self.columns_for(width)], wanted=wanted):
+            vectors = self.vectors(batch, width)
+            offsets = self.offsets(batch)
+            arrays = vectors if offsets is None else [vectors[start:stop] for start, stop in pairwise(offsets)]
+            yield from zip(batch.select(["record", "id"]).to_pylist(), arrays, strict=True)
+
+    def offsets(self, batch: Any) -> np.ndarray | None:
+        """Where the vectors of each record of a batch begin and the last ones end, from 0; None for one a record."""
+        if self.options.one_row:
+            return None
+        held = next(column.name for column in self.columns if column.name in batch.schema.names)
+        offsets: np.ndarray = batch.column(held).offsets.to_numpy()
+        return offsets - offsets[0]
+
+    def whole_part(self, index: int) -> tuple[PartEntry, Any, dict[str, Any]]:
+        """Read all of a part: its journal's entry, its rows as one batch, and what its file says of itself."""
+        import pyarrow as pa
+
+        from rd_hf.embedding.part_file import open_part
+
+        path = self.path / self.parts[index]["file"]
+        entry = self._folder.entry(index)
+        try:
+            with open_part(path, self._footer(path)) as file:
+                self._verify(index, file.schema_arrow, [], whole=True)
+                table = file.read().combine_chunks()
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(path) from error
+        if entry is None or table.num_rows != entry.written:
+            raise _damaged(path)
+        arrays = [column.chunk(0) if column.num_chunks else pa.nulls(0, column.type) for column in table.columns]
+        batch = pa.RecordBatch.from_arrays(arrays, schema=table.schema)
+        return entry, batch, json.loads((table.schema.metadata or {}).get(b"rd_hf", b"{}"))
 
     def rows_of(self, first: int, count: int) -> dict[int, np.ndarray]:
         """Return the widest embeddings of those of ``count`` records from ``first`` on that were written, by number."""
         wanted = range(first, first + count)
-        rows = self.all_rows(self.column, np.asarray(wanted))
+        rows = self.all_rows(wanted=np.asarray(wanted))
         return {row["record"]: value for row, value in rows if row["record"] in wanted}
 
     def ids(self) -> Iterator[str]:
@@ -243,8 +310,10 @@ class EmbeddingFolder:
                 return str(kind).removeprefix("large_") in _KINDS[name]
             if not self.options.one_row:
                 kind = kind.value_type if pa.types.is_list(kind) else pa.null()
-            vector = pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type)
-            return vector and kind.list_size == self.manifest["columns"][name]["width"]
+            dtype, width = self.options.output_dtype, self.manifest["columns"][name]["width"]
+            if not pa.types.is_fixed_size_list(kind) or kind.list_size != stored_width(width, dtype):
+                return False
+            return kind.value_type == pa.uint8() if dtype == BINARY else pa.types.is_floating(kind.value_type)
 
         return all(map(holds, {*columns, *self.manifest["columns"]}))
 
@@ -265,46 +334,15 @@ class EmbeddingFolder:
                 raise _damaged(path)
             self._verified.add(index)
 
-    def _arrays(self, column: Any) -> list[np.ndarray]:
-        """An Arrow column as one array per record, each a view."""
-        if self.options.one_row:
-            return list(np.asarray(column.flatten()).reshape(len(column), column.type.list_size))
-        vectors = column.flatten()
-        values = np.asarray(vectors.flatten()).reshape(len(vectors), vectors.type.list_size)
-        offsets = column.offsets.to_numpy()
-        return [values[start:stop] for start, stop in pairwise(offsets - offsets[0])]
+    def _footer(self, path: Path) -> Any:
+        """What a file says of its columns, read once while few others are."""
+        from rd_hf.embedding.part_file import read_footer
 
-
-def stored_options(job: dict[str, Any]) -> EmbeddingOptions:
-    """Return how a manifest's job embedded; raises a ValueError where no options are so."""
-    args = Namespace()
-    vars(args).update(job)
-    return options_from(EmbeddingOptions, args)
-
-
-def _finished_manifest(folder: OutputFolder) -> dict[str, Any]:
-    path = folder.path
-    if not folder.manifest_path.is_file():
-        raise InputError(
-            f"{path} is no folder of embeddings (it holds no {folder.manifest_path.name}): make one with rd-hf embed"
-        )
-    try:
-        manifest = folder.manifest() or {}
-    except JobError as error:
-        raise InputError(str(error)) from error
-    if manifest["format"] != MANIFEST_FORMAT:
-        raise InputError(f"{path} was written by another version of rd_hf: embed its input again")
-    if manifest.get("status") != "complete":
-        raise InputError(f"{path} is not finished: give its embed command again, then this one")
-    wrong = unfinished(manifest)
-    try:
-        if wrong is None:
-            stored_options(manifest["job"])
-    except ValueError as error:
-        wrong = str(error)
-    if wrong is not None:
-        raise InputError(folder.not_as_written(wrong))
-    return manifest
+        if path not in self._footers:
+            self._footers[path] = read_footer(path)
+            if len(self._footers) > _FOOTERS:
+                self._footers.popitem(last=False)
+        return self._footers[path]
 
 
 def _damaged(path: Path) -> InputError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,15 +20,13 @@ from rd_hf.embedding.manifest import check_digest, check_known, known_parts
 from rd_hf.embedding.parts import Part, cut_parts, read_all
 from rd_hf.embedding.progress import Progress
 from rd_hf.embedding.settings import JobSettings
+from rd_hf.embedding.storage import columns_of
 from rd_hf.launch import Processes
 from rd_hf.lazy import gc_paused
 from rd_hf.memory import trim_heap
 
 if TYPE_CHECKING:
     from rd_hf.embedding.engine import Engine, Request
-
-# Rows are read back in groups of about this size.
-_ROW_GROUP_BYTES = 16 << 20
 
 
 class StageTimer:
@@ -207,9 +204,9 @@ class Worker:
         """The part's Parquet file, then its journal entry."""
         with gc_paused():
             import pyarrow as pa
-            import pyarrow.parquet as pq
 
             from rd_hf.embedding.columns import integer_lists, numbers, texts, to_arrow
+            from rd_hf.embedding.part_file import write_part
 
         options = self.settings.options
         records = [part.records[row.place] for row in rows]
@@ -226,8 +223,9 @@ class Worker:
         if options.takes_positions:
             columns["positions"] = integer_lists([row.positions for row in rows])
         values = [row.value for row in rows]
-        for level, width in self.widths.items():
-            columns[options.column(level)] = to_arrow(values, width, options)
+        vectors = columns_of(options, self.widths, self.checkpoint.nested_dims)
+        for one in vectors:
+            columns[one.name] = to_arrow(values, one.width, options, one.first)
         about = {
             "model": self.checkpoint.name,
             "revision": self.checkpoint.revision,
@@ -235,19 +233,10 @@ class Worker:
             "levels": list(self.widths),
             "nested_dims": self.checkpoint.held(max(self.widths.values())),
             **{name: getattr(options, name) for name in ("pooling", "dtype", "output_dtype", "normalize", "long")},
-            "page_checksums": True,
         }
-        table = pa.table(columns).replace_schema_metadata({"rd_hf": json.dumps(about)})
-        rows_per_group = max(1, _ROW_GROUP_BYTES * len(rows) // max(1, table.nbytes))
-        # Embeddings are as good as noise to a compressor: only text is worth its time.
-        codecs = dict.fromkeys(("source", "id", "description"), "zstd")
 
         def fill(handle: IO[bytes]) -> None:
-            how = {"compression": codecs, "use_dictionary": ["source"], "write_page_checksum": True}
-            with pq.ParquetWriter(handle, table.schema, **how) as writer:
-                # A group without rows stops datasets, which reads in batches of its length.
-                if rows:
-                    writer.write_table(table, row_group_size=rows_per_group)
+            write_part(handle, columns, vectors, options, about)
 
         self.folder.refuse_foreign_part(part.index)
         path = self.folder.part_path(part.index)

@@ -90,7 +90,7 @@ def read_proteins(
             f"{folder.path} holds a row a residue (pooling {folder.options.pooling}), and a map draws one point a "
             "protein: embed with --pooling mean, max or cls"
         )
-    held = folder.model.held(folder.width)
+    held = folder.levels
     for level in levels:
         if level not in held:
             raise InputError(f"{path} holds no level {level!r}: it holds {', '.join(held)}")
@@ -127,11 +127,10 @@ def _read(
     vectors = np.empty((len(chosen), width), dtype=np.float32)
     text: dict[str, list[Any]] = {name: [] for name in _TEXT}
     start = filled = 0
-    for _, batch in folder.batches([*_TEXT, folder.column]):
+    for _, batch in folder.batches([*_TEXT, *folder.columns_for(width)]):
         wanted = chosen[filled : np.searchsorted(chosen, start + batch.num_rows)] - start
         start += batch.num_rows
-        values = batch.column(folder.column).flatten().to_numpy().reshape(batch.num_rows, -1)
-        vectors[filled : filled + len(wanted)] = values[wanted, :width]
+        vectors[filled : filled + len(wanted)] = folder.vectors(batch, width)[wanted]
         for name in _TEXT:
             text[name] += batch.column(name).take(pa.array(wanted)).to_pylist()
         filled += len(wanted)

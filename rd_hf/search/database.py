@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rd_hf.data.records import InputError
+from rd_hf.embedding.options import PLAIN, EmbeddingOptions
 from rd_hf.embedding.reader import EmbeddingFolder
+from rd_hf.embedding.storage import covering
 
 if TYPE_CHECKING:
     from rd_hf.search.whitening import RowWhitening
@@ -46,7 +48,6 @@ class Database(EmbeddingFolder):
 
     Attributes:
         options: with which it was made, but for the size of batches.
-        levels: width of each level that its rows hold, smallest first; the largest may be cut.
         whitening: applied to rows of any level as they are read, where it is set.
 
     Raises:
@@ -62,7 +63,6 @@ class Database(EmbeddingFolder):
                 f"{path} holds embeddings with pooling {self.options.pooling!r}, many rows a protein: a search needs "
                 "one a protein, so embed with --pooling mean, max or cls"
             )
-        self.levels = self.model.held(self.width)
         self.check_files(("record", "id", "length"))
 
     @property
@@ -82,17 +82,16 @@ class Database(EmbeddingFolder):
             InputError: a file is not as it was written.
         """
         width = self.levels[level]
-        columns = self.manifest["columns"]
-        column = min((name for name in columns if columns[name]["width"] >= width), key=lambda n: columns[n]["width"])
-        stored = columns[column]["width"]
+        columns = covering(self.columns, width)
+        size = max(1, CHUNK_BYTES // (4 * columns[-1].stop))
         last = 0
-        for file, batch in _read_ahead(self.batches(["record", column], max(1, CHUNK_BYTES // (4 * stored)), wanted)):
-            records, values = batch.column("record").to_numpy(), batch.column(column)
+        for file, batch in _read_ahead(self.batches(["record", *self.columns_for(width)], size, wanted)):
+            records = batch.column("record").to_numpy()
             if records[0] <= last or (np.diff(records) <= 0).any():
                 raise InputError(f"{file}: its records are not in order: embed again")
             last = int(records[-1])
-            vectors = np.asarray(values.flatten()).reshape(-1, stored)[:, :width].astype(np.float32, copy=False)
-            if self.options.normalize and columns[column]["level"] != level:
+            vectors = self.vectors(batch, width).astype(np.float32, copy=False)
+            if self.options.normalize and columns[-1].level != level:
                 # Each level was normalised for itself: the first dimensions of a larger one are a scaled copy.
                 vectors = unit(vectors)
             vectors = np.ascontiguousarray(vectors)
@@ -108,6 +107,11 @@ class Database(EmbeddingFolder):
         """Ids of ascending records."""
         found = [ids.filter(pa.array(np.isin(numbers, records))) for numbers, ids, _ in self.names(records)]
         return pa.concat_arrays(found) if found else pa.array([], pa.string())
+
+
+def plain(options: EmbeddingOptions, **others: Any) -> EmbeddingOptions:
+    """Options with which vectors are embedded to be compared at once: whole, in float32; the others as they were."""
+    return replace(options, output_dtype="float32", layout=PLAIN, **others)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from rd_hf.data.records import InputError
+from rd_hf.embedding.options import BINARY
 from rd_hf.search.database import Chunk, Database, joined
 from rd_hf.search.labels import Tally
 from rd_hf.search.neighbours import NOBODY, Hits
@@ -65,6 +66,11 @@ def plan_search(settings: SearchSettings, database: Database, queries_hold: dict
     small = settings.shortlist_level
     if progressive:
         small = small or both[-1]
+        if database.options.output_dtype == BINARY:
+            raise InputError(
+                f"{holds}, as signs alone, which do not tell whether sequences are those that it was made of: to have "
+                f"level {level} computed for a shortlist, embed the database in float32 or float16"
+            )
         if settings.shortlist is None:
             raise InputError(
                 f"{holds}, not {level}: give --shortlist N to compute {level} for the N nearest of each query, or a "

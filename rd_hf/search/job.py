@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from rd_hf.embedding.columns import finish
 from rd_hf.embedding.folder import OutputFolder
 from rd_hf.files import explain_errors
 from rd_hf.search.approximate import ApproximateIndex, open_index
-from rd_hf.search.database import Chunk, Database, OnRows, only, regrouped
+from rd_hf.search.database import Chunk, Database, OnRows, only, plain, regrouped
 from rd_hf.search.funnel import RecallSample, SearchPlan, ShortQueries, plan_search
 from rd_hf.search.labels import labelled, predictions_table, transfer
 from rd_hf.search.neighbours import NOBODY, Hits, nearest, need_faiss, score
@@ -102,7 +102,7 @@ def _open_queries(
             model=checkpoint.name,
             inputs=(settings.queries,),
             output=folder,
-            options=replace(database.options, levels=(plan.level,), width=width, output_dtype="float32"),
+            options=plain(database.options, levels=(plan.level,), width=width),
             revision=checkpoint.revision,
             device=settings.device,
             one_pass=checkpoint.one_pass,
@@ -255,7 +255,7 @@ class _Search:
             return self._exact(queries, "search")
         with self._bar("shortlist") as on_rows:
             # The first dimensions, as the database holds them.
-            options = replace(self.database.options, output_dtype="float32")
+            options = plain(self.database.options)
             cut = finish(queries.vectors, self.database.levels[plan.shortlist_level], options)
             candidates = self._candidates(cut, self._own(queries), on_rows)
         wanted = np.unique(candidates[candidates != NOBODY])

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from rd_hf.embedding import Embedder, EmbeddingOptions
 from rd_hf.embedding.checkpoint import Checkpoint
 from rd_hf.embedding.columns import finish
 from rd_hf.files import FolderError, replacing
-from rd_hf.search.database import UNKNOWN, Chunk, Database
+from rd_hf.search.database import UNKNOWN, Chunk, Database, plain
 
 # Residues of a chunk: a minute or so of a large backbone on a GPU, and what a kill costs at most.
 CHUNK_RESIDUES = 1 << 18
@@ -65,7 +65,7 @@ class CandidateEmbedder:
     @property
     def options(self) -> EmbeddingOptions:
         """As the database was made, at the larger level."""
-        return replace(self.database.options, levels=(self.level,), width=None, output_dtype="float32")
+        return plain(self.database.options, levels=(self.level,), width=None)
 
     @property
     def folder(self) -> Path:

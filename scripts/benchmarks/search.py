@@ -39,7 +39,10 @@ from rd_hf.data.fasta import read_fasta
 from rd_hf.data.records import FastaRecord
 from rd_hf.data.residues import clean_sequence
 from rd_hf.embedding import EmbeddingOptions, JobSettings, run_job
+from rd_hf.embedding.columns import to_arrow
 from rd_hf.embedding.folder import OutputFolder
+from rd_hf.embedding.part_file import write_part
+from rd_hf.embedding.storage import columns_of, described, format_of
 from rd_hf.search import SearchSettings, SearchSummary, run_search
 from rd_hf.search.database import Database
 
@@ -73,23 +76,21 @@ def write_folder(
     width = nested_dims[level]
     parts: list[dict[str, object]] = []
     done = 0
+    stored = EmbeddingOptions(layout=str(options.get("layout", "plain")))
+    held = columns_of(stored, {level: width}, nested_dims)
     for index, values in enumerate(vectors):
         rows = len(values)
         names = [f"r{done + row + 1}" for row in range(rows)] if ids is None else ids[done : done + rows]
-        table = pa.table(
-            {
-                "source": pa.array(["synthetic"] * rows).dictionary_encode(),
-                "record": pa.array(np.arange(done + 1, done + rows + 1), pa.int64()),
-                "id": pa.array(names, pa.string()),
-                "length": pa.array(np.full(rows, 100), pa.int32()),
-                "embedding": pa.FixedSizeListArray.from_arrays(values.reshape(-1), width),
-            }
-        )
+        columns = {
+            "source": pa.array(["synthetic"] * rows),
+            "record": pa.array(np.arange(done + 1, done + rows + 1), pa.int64()),
+            "id": pa.array(names, pa.string()),
+            "length": pa.array(np.full(rows, 100), pa.int32()),
+            **{one.name: to_arrow(list(values), one.width, stored, one.first) for one in held},
+        }
         file = folder.part_path(index)
-        group = max(1, (16 << 20) // (4 * width))
-        table = table.replace_schema_metadata({"rd_hf": '{"page_checksums": true}'})
-        how = {"compression": "none", "use_dictionary": ["source"], "write_page_checksum": True}
-        pq.write_table(table, file, row_group_size=group, **how)
+        with file.open("wb") as handle:
+            write_part(handle, columns, held, stored, {})
         sizes = {"first_record": done + 1, "records": rows, "written": rows, "rejected": 0}
         # Not the file's content but enough of a name for it: nothing here is damaged on purpose.
         sha256 = f"{path.name}-{index}"
@@ -100,11 +101,11 @@ def write_folder(
     model = {"name": "synthetic", "revision": None, "fingerprint": fingerprint, "nested_dims": nested_dims}
     folder.write_manifest(
         {
-            "format": 2,
+            "format": format_of(stored),
             "status": "complete",
             "model": model,
             "job": job | columns,
-            "columns": {"embedding": {"level": level, "width": width}},
+            "columns": described(held),
             "parts": parts,
         }
     )

@@ -35,6 +35,7 @@ pytest.importorskip("ray")
 from rd_hf.embedding.ray import RaySettings
 from rd_hf.embedding.ray.cluster import joined
 from tests.embedding.ray_cluster import RayCluster, two_nodes
+from tests.embedding.test_quantization import whitened_model
 
 Embed = Callable[..., Outcome]
 FULL = bool(os.environ.get("RD_HF_FULL"))
@@ -114,6 +115,16 @@ def test_the_folder_is_that_of_the_local_job(
     assert {path.name for path in (tmp_path / "out" / ".job").iterdir()} == {
         path.name for path in (local / ".job").iterdir()
     }, "staged files and signs are cleared away"
+
+
+def test_signs_in_blocks_are_those_of_the_local_job(connected: RayCluster, tmp_path: Path) -> None:
+    model = whitened_model(tmp_path / "model")
+    fasta = random_fasta(tmp_path / "p.fasta", 20, longest=40)
+    words = ["--model", model, "--input", fasta, "--part-records", 7, "--output-dtype", "binary", "--layout", "blocks"]
+    assert run_process(*words, "--output", tmp_path / "local").status == 0
+    outcome = run_process(*words, "--output", tmp_path / "ray", *on_one(connected))
+    assert outcome.status == 0, outcome.stderr
+    assert content_hashes(tmp_path / "ray") == content_hashes(tmp_path / "local")
 
 
 def test_its_default_is_that_of_every_other_entry_point_and_its_inputs_are_known_by_place(

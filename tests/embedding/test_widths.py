@@ -154,7 +154,7 @@ def test_a_cut_folder_is_searched_at_its_width_and_not_extended(
         status, said = job("more", "--extend", tmp_path / folder, "--level", "L2")
         assert status == 1
         assert reason in said
-    assert EmbeddingFolder(tmp_path / "cut").column_of() == ("embedding", 50, "L1")
+    assert EmbeddingFolder(tmp_path / "cut").width_of() == (50, "L1")
 
 
 def test_extending_takes_a_width_but_does_not_whiten(job: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
