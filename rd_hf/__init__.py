@@ -11,6 +11,7 @@ from rd_hf.lazy import lazy_names
 from rd_hf.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from rd_hf.carried import checkpoint
     from rd_hf.embedding import Embedder, EmbeddingOptions, JobSettings, JobSummary, run_job
     from rd_hf.families import esm2_config
     from rd_hf.fitting import (
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from rd_hf.search import SearchSettings, SearchSummary, search
 
 _HOMES = {
+    "checkpoint": "rd_hf.carried",
     "RDEsmConfig": "rd_hf.model.configuration_rd_esm",
     "RDEsmModel": "rd_hf.model.modeling_rd_esm",
     "esm2_config": "rd_hf.families",
@@ -54,6 +56,7 @@ __all__ = [
     "SearchSettings",
     "SearchSummary",
     "__version__",
+    "checkpoint",
     "draw_sample",
     "esm2_config",
     "fit_bases",

@@ -14,6 +14,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
@@ -93,13 +95,27 @@ def link(distributions: Sequence[Distribution], site_packages: Path) -> None:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy, so that nothing is left in the repository."""
     copy, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(REPOSITORY / name, copy / name)
-    shutil.copytree(REPOSITORY / "rd_hf", copy / "rd_hf", ignore=shutil.ignore_patterns("__pycache__"))
+    copy_source(copy)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "--wheel-dir", built, copy], check=True)
     (wheel,) = built.glob("*.whl")
     return wheel
+
+
+def copy_source(folder: Path) -> None:
+    """Copy what a wheel is built from."""
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, folder / name)
+    for name in ("rd_hf", "hub_configs"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def build(what: str, source: Path, target: Path) -> Path:
+    """Call a hook of the build backend, as installers do: ``build_sdist`` or ``build_editable``."""
+    code = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
+    subprocess.run([sys.executable, "-c", code, what, target], cwd=source, check=True, capture_output=True)
+    (built,) = target.iterdir()
+    return built
 
 
 def install(wheel: Path, folder: Path, extras: Sequence[str] = ()) -> Installed:
@@ -126,14 +142,13 @@ def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
 def work(bare: Installed, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty folder in which a user of the wheel has fitted a model and embedded the proteins that it carries."""
     folder = tmp_path_factory.mktemp("work")
-    carried = bare.site_packages / "rd_hf" / "data" / "examples" / EXAMPLE_FASTA.name
-    assert carried.exists()
     few = ["--num-sequences", "40", "--max-length", "64"]
-    with gzip.open(carried, "rt") as source:
+    with gzip.open(EXAMPLE_FASTA, "rt") as source:
         records = source.read().split(">")[1:101]
     (folder / "proteins.fasta").write_text("".join(f">{record}" for record in records))
-    mini = REPOSITORY / "hub_configs" / "rd-esm2-mini"
-    fitted = bare.run("rd-hf", "fit", "--config", mini, "--data", carried, "--output", "model", *few, cwd=folder)
+    fitted = bare.run(
+        *("rd-hf", "fit", "--config", "rd-esm2-mini", "--data", "example", "--output", "model", *few), cwd=folder
+    )
     assert fitted.returncode == 0, fitted.stderr
     # The figure is what an extra brings; the fit itself does without, and says so.
     assert "rd_hf[plots]" in fitted.stderr
@@ -148,14 +163,40 @@ def work(bare: Installed, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_holds_the_package_and_nothing_else(wheel: Path) -> None:
-    import zipfile
-
     names = zipfile.ZipFile(wheel).namelist()
     assert wheel.name.startswith(f"rd_hf-{__version__}-")
     assert {name.partition("/")[0] for name in names} == {"rd_hf", f"rd_hf-{__version__}.dist-info"}
     ours = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "rd_hf").rglob("*") if path.is_file()}
     ours = {name for name in ours if "__pycache__" not in name and not name.endswith((".md", ".png"))}
+    carried = REPOSITORY / "hub_configs" / "rd-esm2-mini"
+    ours |= {f"rd_hf/hub_configs/rd-esm2-mini/{path.name}" for path in carried.iterdir() if path.is_file()}
     assert ours <= set(names), f"not in the wheel: {ours - set(names)}"
+    # The other families are named in the package itself.
+    assert {name.split("/")[2] for name in names if name.startswith("rd_hf/hub_configs/")} == {"rd-esm2-mini"}
+    assert not [name for name in names if name.endswith(".pyc")]
+
+
+def test_a_wheel_of_a_source_distribution_is_the_same(wheel: Path, tmp_path: Path) -> None:
+    copy, unpacked, built = (tmp_path / name for name in ("copy", "unpacked", "built"))
+    for folder in (copy, built, tmp_path / "sdist"):
+        folder.mkdir()
+    copy_source(copy)
+    with tarfile.open(build("build_sdist", copy, tmp_path / "sdist")) as archive:
+        archive.extractall(unpacked, filter="data")
+    (source,) = unpacked.iterdir()
+    again = build("build_wheel", source, built)
+    assert sorted(zipfile.ZipFile(again).namelist()) == sorted(zipfile.ZipFile(wheel).namelist())
+
+
+def test_an_editable_installation_finds_what_it_carries(tmp_path: Path) -> None:
+    copy, built = tmp_path / "copy", tmp_path / "built"
+    for folder in (copy, built):
+        folder.mkdir()
+    copy_source(copy)
+    environment = install(build("build_editable", copy, built), tmp_path / "env")
+    done = environment.run("python", "-c", "import rd_hf; print(rd_hf.checkpoint('rd-esm2-mini'))", cwd=tmp_path)
+    assert done.stdout == f"{copy / 'hub_configs' / 'rd-esm2-mini'}\n", done.stderr
+    assert "full, float32" in environment.run("rd-hf", "info", "rd-esm2-mini", cwd=tmp_path).stdout
 
 
 def test_the_command_is_there(bare: Installed, tmp_path: Path) -> None:
@@ -182,6 +223,23 @@ def test_transformers_loads_it_without_the_package(bare: Installed, work: Path) 
     )
     done = bare.run("python", "-c", code, cwd=work)
     assert done.stdout == "(1, 12, 192) False\n", done.stderr
+
+
+def test_the_carried_checkpoint_loads_as_from_the_hub(bare: Installed, tmp_path: Path) -> None:
+    """From the installed package, by transformers and the code that lies in its folder."""
+    code = (
+        "import rd_hf, sys; from transformers import AutoModel, AutoTokenizer\n"
+        "name = rd_hf.checkpoint('rd-esm2-mini')\n"
+        "model = AutoModel.from_pretrained(name, trust_remote_code=True)\n"
+        "tokens = AutoTokenizer.from_pretrained(name, trust_remote_code=True)(['MKTAYIAKQR'], return_tensors='pt')\n"
+        "print(name, tuple(model(**tokens).last_hidden_state.shape), 'rd_hf.model' in sys.modules)"
+    )
+    folder = bare.site_packages / "rd_hf" / "hub_configs" / "rd-esm2-mini"
+    before = sorted(folder.rglob("*"))
+    done = bare.run("python", "-c", code, cwd=tmp_path)
+    assert done.stdout == f"{folder} (1, 12, 192) False\n", done.stderr
+    # Nothing was imported from where it lies, and nothing written there.
+    assert sorted(folder.rglob("*")) == before
 
 
 # A command, and enough of arguments for it to reach for what it needs.

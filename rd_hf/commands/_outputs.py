@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from rd_hf.carried import CHECKPOINTS, input_place, model_place, refuse_writing
 from rd_hf.files import FolderError
 
 OUTPUTS = frozenset({"output"})
@@ -67,6 +68,7 @@ def refuse_replacing(outputs: Mapping[str, str | os.PathLike], inputs: Mapping[s
     for words, place in list(read):
         read += [(f"{one}, which {words} was made of", Path(one)) for one in _sources(place) if _is_there(one)]
     for output, where in outputs.items():
+        refuse_writing(where)
         place = Path(os.path.realpath(where))
         for words, one in read:
             if _same(place, one) and not _is_family(words, one):
@@ -94,7 +96,7 @@ def _given(
 
 def _places(value: str | os.PathLike) -> Iterator[Path]:
     """The file or folder that a value names, if any is there."""
-    text = os.fspath(value)
+    text = model_place(input_place(value))
     for name in dict.fromkeys((text, text.partition("=")[2])):
         while name and not _is_there(name):
             name = name[: max(name.rfind(end) for end in _ENDS)] if set(name) & set(_ENDS) else ""
@@ -123,7 +125,7 @@ def _is_family(words: str, place: Path) -> bool:
         return False
     from rd_hf.families import NAMED
 
-    return str(place) in NAMED
+    return str(place) in {*NAMED, *CHECKPOINTS}
 
 
 def _manifest(folder: Path) -> dict | None:

@@ -21,6 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rd_hf.carried import model_place
 from rd_hf.commands._arguments import command_parser, run_with_arguments
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ MANIFESTS = ("_manifest.json", "manifest.json")
 
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser("info", __doc__)
-    parser.add_argument("what", metavar="MODEL_OR_FOLDER", help="model folder, Hub id, named family, embeddings folder")
+    parser.add_argument(
+        "what", metavar="MODEL_OR_FOLDER", help="model folder, Hub id, rd-esm2-mini, named family, embeddings folder"
+    )
     parser.add_argument("--revision", help="branch, tag or commit of a Hub model")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument(
@@ -51,7 +54,8 @@ def run(args: argparse.Namespace) -> None:
             verify(args.what, show_progress=not args.quiet)
         print(json.dumps(content, indent=1) if args.json else embeddings_text(args.what, content))
         return
-    if Path(args.what).is_dir() and not (Path(args.what) / "config.json").is_file():
+    place = Path(model_place(args.what))
+    if place.is_dir() and not (place / "config.json").is_file():
         raise ValueError(f"{args.what} holds neither a model (config.json) nor embeddings ({MANIFESTS[0]})")
     from rd_hf.hub.describe import describe_model
 

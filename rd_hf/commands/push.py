@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from rd_hf.commands._arguments import command_parser, run_with_arguments
 from rd_hf.hub.options import PushOptions
@@ -24,7 +23,7 @@ from rd_hf.options import add_options, options_from
 
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser("push", __doc__)
-    parser.add_argument("--model", required=True, type=Path, help="checkpoint folder (output of rd-hf fit)")
+    parser.add_argument("--model", required=True, help="checkpoint folder (output of rd-hf fit), or rd-esm2-mini")
     parser.add_argument("--repo-id", required=True, help="owner/name on the Hub; made where it does not exist")
     parser.add_argument("--dry-run", action="store_true", help="list the files and print the card; push nothing")
     add_options(parser, PushOptions)

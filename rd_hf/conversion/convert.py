@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from rd_hf.carried import model_place
 from rd_hf.conversion.raw import Raw, open_raw
 from rd_hf.conversion.settings import ConvertSettings
 from rd_hf.data.records import FastaRecord, InputError
@@ -272,7 +273,7 @@ def convert(
     """
     checkpoint = resolve(settings.model, settings.revision)
     checkpoint.widths(settings.level)
-    config = RDEsmConfig.from_pretrained(checkpoint.name, revision=checkpoint.revision)
+    config = RDEsmConfig.from_pretrained(model_place(checkpoint.name), revision=checkpoint.revision)
     levels = open_levels(settings, config)
     top = levels[-1].name
     about: Mapping[str, Any] = {"converted": [level.name for level in levels], "ids": settings.ids}

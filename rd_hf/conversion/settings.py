@@ -13,7 +13,9 @@ from rd_hf.options import check_options, option, whole
 class ConvertSettings:
     """Which raw embeddings are converted, and how the nested ones are stored."""
 
-    model: str = option(MISSING, "reverse-distilled model: folder or Hub id", required=True, metavar="ID_OR_DIR")
+    model: str = option(
+        MISSING, "reverse-distilled model: folder, Hub id or rd-esm2-mini", required=True, metavar="ID_OR_DIR"
+    )
     revision: str | None = option(None, "branch, tag or commit of a Hub model")
     input: tuple[str, ...] = option(
         MISSING,

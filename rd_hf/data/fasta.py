@@ -12,6 +12,7 @@ from pathlib import Path
 
 from Bio.SeqIO.FastaIO import SimpleFastaParser
 
+from rd_hf.carried import input_place
 from rd_hf.data.records import FastaRecord, InputError, not_encodable, readable
 from rd_hf.data.streams import DAMAGED, damaged, open_text
 
@@ -51,7 +52,7 @@ def read_fasta(
     say: Callable[[str], None] | None = None,
     strict: bool = False,
 ) -> Iterator[FastaRecord]:
-    """Stream the records of a FASTA file (compressed or not, "-" for standard input).
+    """Stream the records of a FASTA file (compressed or not, "-" for standard input, "example" for carried proteins).
 
     Lines that start with ``;`` are comments (Pearson), so are those with ``#`` before the first record; blank lines
     and blanks inside sequence lines are ignored; a line of words before the first record is left out and reported.
@@ -68,7 +69,7 @@ def read_fasta(
     """
     number, escaped = 0, False
     say = say or (lambda sentence: None)
-    with open_text(path, on_read) as handle:
+    with open_text(input_place(path), on_read) as handle:
         try:
             for header, lines in SimpleFastaParser(_lines(path, handle, say, strict)):
                 number += 1

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rd_hf.carried import input_place
 from rd_hf.data.columns import ID_COLUMNS, SEQUENCE_COLUMNS, check_sequences, holds_sequences, pick
 from rd_hf.data.fasta import read_fasta
 from rd_hf.data.nucleotides import watch_nucleotides
@@ -24,7 +25,7 @@ from rd_hf.data.streams import SUFFIXES
 from rd_hf.data.tables import FORMATS, BadRow, Row, Table, of_rows
 from rd_hf.data.values import id_text, position_numbers, sequence_text
 
-_HUB_DATASET = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+_HUB_DATASET = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?")
 
 
 def table_format(source: str | Path) -> str | None:
@@ -41,9 +42,14 @@ def is_hub_dataset(source: str | Path) -> bool:
     return bool(_HUB_DATASET.fullmatch(text)) and not Path(text).suffix and not Path(text).exists()
 
 
+def is_there(source: str | Path) -> bool:
+    """Whether there is an input of this name: a file, carried proteins, or what reads as a Hub dataset."""
+    return Path(input_place(source)).exists() or is_hub_dataset(source)
+
+
 def source_size(source: str | Path) -> int | None:
     """Bytes of a file, None where they are not known before the end (standard input, the Hub)."""
-    path = Path(source)
+    path = Path(input_place(source))
     return path.stat().st_size if str(source) != "-" and path.is_file() else None
 
 
@@ -59,7 +65,8 @@ def read_records(
     """Stream the raw records of one source, numbered from 1.
 
     Args:
-        source: path, ``-``, or Hub dataset id with an optional ``:split`` (default ``train``).
+        source: path, ``-``, ``example`` (carried proteins), or Hub dataset id with an optional ``:split`` (default
+            ``train``).
         sequence_column: column of a table that holds sequences; by default the first of
             :data:`rd_hf.data.columns.SEQUENCE_COLUMNS` that exists, which must not hold names.
         id_column: column that holds ids; by default the first of :data:`rd_hf.data.columns.ID_COLUMNS`, else the row

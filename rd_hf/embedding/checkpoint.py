@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rd_hf.carried import model_place
 from rd_hf.data.records import InputError
 from rd_hf.devices import check_device
 from rd_hf.embedding.options import EmbeddingOptions
@@ -35,7 +36,7 @@ _AT = "+at:"
 class Checkpoint:
     """A model that can be loaded, as a manifest names it."""
 
-    name: str  # Hub id or folder, as the user gave it
+    name: str  # Hub id, folder or name of a carried one, as the user gave it
     revision: str | None  # commit of a Hub model
     fingerprint: str  # changes whenever config or weights do
     nested_dims: dict[str, int]  # width of each level, smallest first
@@ -124,9 +125,9 @@ def resolve(
     Raises:
         InputError: no such model, it is no reverse-distilled one, or ``one_pass`` and it has no readout.
     """
-    name = os.fspath(name)
-    is_here = Path(name).is_dir()
-    folder = Path(name).resolve() if is_here else _fetch_config(name, revision).parent
+    place, name = Path(model_place(name)), os.fspath(name)
+    is_here = place.is_dir()
+    folder = place.resolve() if is_here else _fetch_config(name, revision).parent
     # The Hub's cache keeps each commit in a folder of its name.
     commit = None if is_here else folder.name
     family = _read_config(name, folder)
@@ -227,11 +228,11 @@ def _file_sha256(path: str, size: int, modified: int) -> str:
     return file_sha256(path)
 
 
-def _pinned(name: str, revision: str | None, backbones: Mapping[str, str]) -> RDEsmConfig:
+def _pinned(place: str, revision: str | None, backbones: Mapping[str, str]) -> RDEsmConfig:
     """A model's config with the commits of its backbones where it leaves them open."""
     from rd_hf.model.configuration_rd_esm import RDEsmConfig
 
-    config: RDEsmConfig = RDEsmConfig.from_pretrained(name, **({} if revision is None else {"revision": revision}))
+    config: RDEsmConfig = RDEsmConfig.from_pretrained(place, **({} if revision is None else {"revision": revision}))
     for level in config.levels:
         level["revision"] = backbones.get(_open_revision(level) or "", level["revision"])
     return config
@@ -275,12 +276,13 @@ def load_model(
     from rd_hf.model.modeling_rd_esm import RDEsmModel
 
     chosen: dict[str, Any] = {"attn_implementation": attn_implementation, "revision": revision}
+    place = model_place(name)
     try:
         if backbones:
-            chosen["config"] = _pinned(name, revision, dict(backbones))
+            chosen["config"] = _pinned(place, revision, dict(backbones))
         chosen = {key: value for key, value in chosen.items() if value is not None}
         chosen |= {"level": level, "sequential": sequential, "above": above, "one_pass": one_pass}
-        model = RDEsmModel.from_pretrained(name, dtype=getattr(torch, dtype), **chosen)
+        model = RDEsmModel.from_pretrained(place, dtype=getattr(torch, dtype), **chosen)
     except (OSError, ValueError) as error:
         raise InputError(" ".join(str(error).split())) from error
     except ImportError as error:

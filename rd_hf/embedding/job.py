@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rd_hf.data.records import InputError
-from rd_hf.data.sources import is_hub_dataset, source_size
+from rd_hf.data.sources import is_there, source_size
 from rd_hf.devices import check_device
 from rd_hf.embedding.checkpoint import Checkpoint
 from rd_hf.embedding.extension import ExtendingWorker, check, open_extendable, with_stored
@@ -154,7 +154,7 @@ def check_inputs(settings: JobSettings, group: Processes) -> None:
         if source == "-":
             if group.world > 1:
                 raise InputError("standard input cannot be shared by several processes: write it to a file first")
-        elif not Path(source).exists() and not is_hub_dataset(source):
+        elif not is_there(source):
             raise InputError(f"{source}: no such file; check the path (relative to {Path.cwd()})")
     if settings.inputs.count("-") > 1:
         raise InputError("standard input ('-') can be read once only")

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rd_hf.carried import is_carried_input
 from rd_hf.data.records import InputError, readable
 from rd_hf.data.sources import is_hub_dataset, source_size
 from rd_hf.embedding.checkpoint import Checkpoint, resolve
@@ -100,7 +101,8 @@ def _files_then(manifest: Mapping[str, Any]) -> list[dict[str, Any] | None]:
 
 
 def _place(path: str) -> str:
-    return readable(str(Path(path).resolve()))
+    # Carried proteins are the same wherever the package is installed.
+    return path if is_carried_input(path) else readable(str(Path(path).resolve()))
 
 
 def with_stored_settings(settings: JobSettings, folder: OutputFolder) -> JobSettings:

@@ -36,11 +36,16 @@ class JobSettings:
         ValueError: settings that do not fit together.
     """
 
-    model: str = option(MISSING, "reverse-distilled model: folder or Hub id", metavar="ID_OR_DIR")
+    model: str = option(
+        MISSING,
+        "reverse-distilled model: folder, Hub id, or rd-esm2-mini, which the package carries",
+        metavar="ID_OR_DIR",
+    )
     inputs: tuple[str, ...] = option(
         MISSING,
         "FASTA, CSV, TSV, JSON lines (each also as .gz, .bz2, .xz, .zst, .lz4) or Parquet files, a Hub dataset "
-        "owner/name[:split], or - for FASTA on standard input; several are read one after the other",
+        "owner/name[:split], example (the 1,000 proteins that the package carries), or - for FASTA on standard input; "
+        "several are read one after the other",
         flags=("--input",),
         nargs="+",
         metavar="FILE_OR_DATASET",

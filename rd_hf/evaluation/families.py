@@ -14,6 +14,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from rd_hf.bases.chain import Basis, fit_chain
 from rd_hf.bases.moments import JointMoments, load_tensors, save_tensors
+from rd_hf.carried import model_place
 from rd_hf.data.batching import collate, residue_mask, token_budget_batches
 from rd_hf.data.records import InputError
 from rd_hf.devices import check_device
@@ -100,6 +101,7 @@ class Family:
 
 
 def _load_model(source: str, dtype: torch.dtype, one_pass: bool) -> RDEsmModel:
+    source = model_place(source)
     fields, _ = PretrainedConfig.get_config_dict(source)
     found = fields.get("model_type")
     if found == RDEsmConfig.model_type:

@@ -53,7 +53,9 @@ class EvaluationOptions:
         ValueError: a value that is not allowed.
     """
 
-    model: tuple[str, ...] = option((), "reverse-distilled families or plain ESM-2 models: folders or Hub ids")
+    model: tuple[str, ...] = option(
+        (), "reverse-distilled families or plain ESM-2 models: folders, Hub ids, rd-esm2-mini"
+    )
     backbones: tuple[str, ...] = option(
         (),
         "a chain of any models, as rd-hf fit --backbones takes it, for example hub_configs/rd-esm2-mini "
@@ -146,7 +148,7 @@ class AssayOptions(EvaluationOptions):
 class ResidueOptions(EvaluationOptions):
     """An evaluation on single residues."""
 
-    model: tuple[str, ...] = option((), "families or plain backbones: folders or Hub ids", required=True)
+    model: tuple[str, ...] = option((), "families or plain backbones: folders, Hub ids, rd-esm2-mini", required=True)
     secondary_structure: Path | None = option(None, "folder of FLIP's splits.zip", kind=Path)
     metal_binding: Path | None = option(None, "folder of bindPredict's development and independent sets", kind=Path)
     train_chains: int = option(400, "training chains drawn", kind=whole(1))

@@ -62,15 +62,16 @@ class FitSettings:
 
     data: tuple[str, ...] = option(
         MISSING,
-        "FASTA (- for stdin), CSV, TSV, JSON lines (compressed or not), Parquet, or a Hub dataset (owner/name[:split])",
+        "FASTA (- for stdin), CSV, TSV, JSON lines (compressed or not), Parquet, a Hub dataset (owner/name[:split]), "
+        "or example (the 1,000 proteins that the package carries)",
         nargs="+",
         required=True,
     )
     output: str | Path = option(MISSING, "folder for the fitted model", kind=Path, required=True)
     config: str | None = option(
         None,
-        "the family: rd-esm2-35M, -150M, -650M, -3B or -15B, rd-esmc-600M or -6B, rd-esm2-650M-esmc-600M, a folder or "
-        "a Hub id",
+        "the family: rd-esm2-35M, -150M, -650M, -3B or -15B, rd-esmc-600M or -6B, rd-esm2-650M-esmc-600M, the "
+        "carried rd-esm2-mini, a folder or a Hub id",
     )
     backbones: tuple[str, ...] = option(
         (),

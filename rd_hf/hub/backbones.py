@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from transformers import PretrainedConfig
 
+from rd_hf.carried import model_place
 from rd_hf.data.records import InputError
 from rd_hf.hub.checkpoint import read_config
 from rd_hf.hub.sources import is_hub_id, resolve_commit
@@ -23,7 +24,7 @@ from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.families_rd_esm import FAMILIES, check_alphabet, describe, family_of
 from rd_hf.model.files_rd_esm import LEVEL_NAME
 
-_SYNTAX = "NAME=REPO[@REVISION][:LEVEL][#LAYER], REPO being a Hub id or a folder"
+_SYNTAX = "NAME=REPO[@REVISION][:LEVEL][#LAYER], REPO being a Hub id, a folder or rd-esm2-mini"
 # What tells whether two levels are of one backbone.
 _PLACE = ("repo_id", "revision", "level_of_repo", "backbone")
 
@@ -54,8 +55,8 @@ def parse_source(word: str) -> BackboneSource:
     name, equals, where = word.partition("=")
     if not equals or Path(word).is_dir():
         name, where = "", word
-    if where and Path(where).is_dir():
-        return BackboneSource(name or None, where)
+    if where and Path(place := model_place(where)).is_dir():
+        return BackboneSource(name or None, place)
     before, sharp, layer = where.rpartition("#")
     if sharp:
         if not layer.isdecimal() or not layer.isascii() or int(layer) < 1:

@@ -29,6 +29,7 @@ import torch
 from jinja2 import TemplateError
 
 from rd_hf.bases.chain import FitReport
+from rd_hf.carried import model_place, refuse_writing
 from rd_hf.families import named_config
 from rd_hf.files import explain_errors, replacing, write_json, write_text
 from rd_hf.hub.card import GENERATED, PLACEHOLDER_OWNER, is_generated, read_card, renamed, render_card
@@ -66,9 +67,12 @@ def is_checkpoint(folder: str | Path) -> bool:
 def refuse_foreign(folder: str | Path) -> None:
     """Raise a ValueError if saving a checkpoint would replace a file of others, or take their card for its own.
 
+    So would saving into the installed package.
+
     A folder whose ``config.json`` is a reverse-distilled model's is an earlier checkpoint, card and tokenizer too.
     """
     folder = Path(folder)
+    refuse_writing(folder)
     if is_checkpoint(folder):
         return
     for name in ("config.json", *SENTENCE_TRANSFORMERS_FILES, *TOKENIZER_FILES, REPORT_FILE, FIGURE_FILE, CARD_FILE):
@@ -173,11 +177,12 @@ def write_card(folder: Path, *, repo_id: str | None = None, license: str = "mit"
     return text
 
 
-def read_config(source: str, revision: str | None = None, **hub: Any) -> RDEsmConfig:
+def read_config(source: str | Path, revision: str | None = None, **hub: Any) -> RDEsmConfig:
     """Return the config of a folder or a Hub model; ValueError if its settings name code of others.
 
     Arguments as in :func:`rd_hf.hub.sources.find_file`.
     """
+    source = model_place(source)
     path = find_file(source, "config.json", revision, **hub)
     if path is not None:
         read_json(path)
@@ -206,7 +211,8 @@ def load_family(
 
     Args:
         source: folder or Hub id with a ``config.json`` (``hub_configs/rd-esm2-650M`` has nothing else), the name of a
-            family (``rd-esm2-650M``), or a config whose backbones lie in repos of their own.
+            family (``rd-esm2-650M``) or of a carried checkpoint (``rd-esm2-mini``), or a config whose backbones lie in
+            repos of their own.
         level: largest level to load; by default all.
         revision: of ``source``.
         revisions: by level, of backbones in repos of their own, over those that the config pins.
@@ -225,7 +231,7 @@ def load_family(
     if isinstance(source, RDEsmConfig):
         config, place = copy.deepcopy(source), None
     else:
-        config, place = read_config(str(source), revision, **hub), str(source)
+        config, place = read_config(model_place(source), revision, **hub), model_place(source)
     config.level_index(level)
     config.level = level
     for name, commit in (revisions or {}).items():

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from rd_hf.carried import model_place
 from rd_hf.families import named_config
 from rd_hf.hub.checkpoint import REPORT_FILE, read_config
 from rd_hf.hub.sources import find_file, read_json, resolve_commit
@@ -79,12 +80,15 @@ class ModelFacts:
 
 
 def describe_model(source: str, revision: str | None = None) -> ModelFacts:
-    """Describe a checkpoint folder, a Hub model (its config and fit report are fetched) or a named family.
+    """Describe a checkpoint folder, a carried checkpoint, a named family, or a Hub model.
+
+    Of one on the Hub config and fit report are fetched.
 
     Raises:
         ValueError, OSError: there is no such model, or it is not of this kind.
     """
-    folder = Path(source) if Path(source).is_dir() else None
+    place = Path(model_place(source))
+    folder = place if place.is_dir() else None
     named = None if folder else named_config(source)
     config = named or read_config(source, revision)
     report = {} if named else _report(source, revision)

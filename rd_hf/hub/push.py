@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
 
+from rd_hf.carried import model_place
 from rd_hf.data.batching import collate
 from rd_hf.hub.checkpoint import CARD_FILE, FIGURE_FILE, REPORT_FILE, make_card, save_checkpoint
 from rd_hf.hub.options import PushOptions
@@ -84,7 +85,7 @@ def plan_push(folder: str | Path, repo_id: str, *, license: str = "mit") -> Push
             settings fetch from elsewhere, a link out of the folder, a card that is no text, or bases whose backbones
             nobody else can fetch.
     """
-    folder = Path(folder)
+    folder = Path(model_place(folder))
     check_hub_id(repo_id)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no checkpoint (no config.json); rd-hf fit makes one")
@@ -145,7 +146,7 @@ def push_folder(folder: str | Path, repo_id: str, **options: Any) -> PushResult:
         PushedModelDiffersError: what arrived is another model.
         huggingface_hub.errors.HfHubHTTPError: the Hub refused.
     """
-    folder, asked = Path(folder), PushOptions(**options)
+    folder, asked = Path(model_place(folder)), PushOptions(**options)
     plan = plan_push(folder, repo_id, license=asked.license)
     api = HfApi(token=asked.token)
     repo_id = api.create_repo(repo_id, private=asked.private, exist_ok=True).repo_id

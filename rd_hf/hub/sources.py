@@ -11,6 +11,7 @@ from huggingface_hub import hf_hub_download, metadata_load
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from yaml import YAMLError
 
+from rd_hf.carried import model_place
 from rd_hf.model.files_rd_esm import fetch_again
 
 
@@ -34,14 +35,15 @@ def find_file(source: str | Path, name: str, revision: str | None = None, **hub:
     """Return the path of a file of a model, fetched if need be; None if the model has none of that name.
 
     Args:
-        source, revision: folder, or Hub id and its revision.
+        source, revision: folder or name of a carried checkpoint, or Hub id and its revision.
         hub: ``token``, ``cache_dir``, ``local_files_only``.
 
     Raises:
         huggingface_hub.errors.HfHubHTTPError, OSError: the repo cannot be had, or without a network not the file.
     """
-    if Path(source).is_dir():
-        path = Path(source) / name
+    place = Path(model_place(source))
+    if place.is_dir():
+        path = place / name
         return path if path.is_file() else None
     try:
         return Path(hf_hub_download(str(source), name, revision=revision, **hub))
@@ -56,7 +58,7 @@ def resolve_commit(repo_id: str, revision: str | None = None, **hub: Any) -> str
 
     Raises and takes what :func:`find_file` does.
     """
-    if Path(repo_id).is_dir():
+    if Path(model_place(repo_id)).is_dir():
         return None
     if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision

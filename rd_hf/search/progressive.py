@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from rd_hf.data.records import InputError
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
-from rd_hf.data.sources import is_hub_dataset, read_records
+from rd_hf.data.sources import is_there, read_records
 from rd_hf.embedding import Embedder, EmbeddingOptions
 from rd_hf.embedding.checkpoint import Checkpoint
 from rd_hf.embedding.columns import finish
@@ -120,7 +120,7 @@ class CandidateEmbedder:
         for source in self.sources:
             if source == "-":
                 raise InputError(self._unlike("standard input cannot be read again"))
-            if not Path(source).exists() and not is_hub_dataset(source):
+            if not is_there(source):
                 raise InputError(self._unlike(f"{source} is not there"))
             for record in read_records(source, *self.database.input_columns):
                 number += 1

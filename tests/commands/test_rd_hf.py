@@ -214,8 +214,8 @@ def test_one_version_everywhere(tmp_path: Path) -> None:
     assert f"version: {rd_hf.__version__}" in (REPOSITORY / "CITATION.cff").read_text()
 
 
-def test_what_is_written_says_which_version_wrote_it(tmp_path: Path, mini_checkpoint: Path) -> None:
-    before = RDEsmConfig.from_pretrained(mini_checkpoint)
+def test_what_is_written_says_which_version_wrote_it(tmp_path: Path) -> None:
+    before = RDEsmConfig.from_pretrained(REPOSITORY / "tests" / "model" / "data" / "version_0_1_0")
     assert before.rd_hf_version is None, "written before versions were recorded, and read all the same"
     before.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["rd_hf_version"] == rd_hf.__version__

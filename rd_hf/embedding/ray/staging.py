@@ -28,6 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rd_hf.carried import input_place
 from rd_hf.data.records import FastaRecord, InputError
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
 from rd_hf.data.sources import source_size
@@ -79,12 +80,13 @@ class StagingFolder:
         source, settings = self._settings.inputs[index], self._settings
         if source_size(source) is None:
             return None
-        status = os.stat(source)
+        place = Path(input_place(source)).resolve()
+        status = os.stat(place)
         columns = (settings.sequence_column, settings.id_column, settings.positions_column)
         # With other poolings a record counts for other numbers of rows.
         rows = [settings.options.pooling, list(settings.options.positions)]
         asked = [*columns, settings.strict, *rows, self._keys, _FORMAT]
-        return {"source": str(Path(source).resolve()), "bytes": status.st_size, "time": status.st_mtime_ns, "as": asked}
+        return {"source": str(place), "bytes": status.st_size, "time": status.st_mtime_ns, "as": asked}
 
     def find(self, index: int) -> dict[str, Any] | None:
         """The note of an input that an earlier run read, None if it was not, or may have changed since."""

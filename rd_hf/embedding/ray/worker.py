@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from rd_hf.carried import input_place, model_place
 from rd_hf.data.records import InputError
 from rd_hf.data.sources import source_size
 from rd_hf.embedding.checkpoint import Checkpoint
@@ -231,5 +232,5 @@ def look_around(assignment: Assignment) -> dict[str, bool]:
     record = OutputFolder(settings.output).workspace.record()
     named = [source for source in settings.inputs if source_size(source) is not None or Path(source).suffix]
     named += [settings.model] if assignment.checkpoint.revision is None else []
-    seen = {path: Path(path).exists() for path in named if path != "-"}
+    seen = {name: Path(model_place(input_place(name))).exists() for name in named if name != "-"}
     return {"": record is not None and record["token"] == assignment.token} | seen
