@@ -14,7 +14,8 @@ from functools import lru_cache
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap, false_discovery_control, wilcoxon
+from scipy.stats import bootstrap, false_discovery_control, pearsonr, spearmanr, wilcoxon
+from sklearn.metrics import r2_score
 
 from rd_hf.evaluation.assays import LOW_N
 from rd_hf.evaluation.tables import CONTENDER
@@ -74,6 +75,20 @@ def wide(scores: pd.DataFrame) -> pd.DataFrame:
     if len(scores[CONDITION].drop_duplicates()) > 1:
         raise ValueError("scores of several splits, sizes or numbers of mutations cannot be compared in one table")
     return scores.pivot(index="assay", columns=CONTENDER, values="score").dropna()
+
+
+def agreement(truth: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+    """Spearman, Pearson and R^2 of (n,) predictions; all NaN where the truth is constant, for it cannot be ranked.
+
+    A constant prediction ranks nothing and scores 0: left out, it would flatter the contender that gave up.
+    """
+    if np.all(truth == truth[0]):
+        return {"spearman": np.nan, "pearson": np.nan, "r2": np.nan}
+    r2 = float(r2_score(truth, predictions))
+    if np.ptp(predictions) <= 1e-12 * max(1.0, float(np.abs(predictions).max())):
+        return {"spearman": 0.0, "pearson": 0.0, "r2": r2}
+    spearman, pearson = spearmanr(truth, predictions).statistic, pearsonr(truth, predictions).statistic
+    return {"spearman": float(spearman), "pearson": float(pearson), "r2": r2}
 
 
 def win_rate(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -1,0 +1,132 @@
+"""What a training leaves in its folder: a checkpoint with heads, a report with figures, predictions out of fold.
+
+The README of this room says what each file holds.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from rd_hf.carried import model_place
+from rd_hf.embedding import Embedder
+from rd_hf.embedding.checkpoint import pinned_config
+from rd_hf.files import Workspace, replacing, write_json, write_text
+from rd_hf.hub.checkpoint import FIGURE_FILE, REPORT_FILE, TRAINING_FILE, save_checkpoint, write_card
+from rd_hf.hub.sources import find_file
+from rd_hf.model import saving_rd_esm
+from rd_hf.model.heads_rd_esm import RDEsmForSequenceClassification
+from rd_hf.training import figures
+from rd_hf.training.probes import probabilities
+from rd_hf.training.report import CURVE_FIGURE, LEVELS_FIGURE, PREDICTIONS_FIGURE, Findings, render
+from rd_hf.version import __version__
+
+PREDICTIONS_FILE, LEFT_OUT_FILE = "out_of_fold.parquet", "left_out.tsv"
+
+
+def save_model(findings: Findings, embedder: Embedder) -> None:
+    """Write the checkpoint: the model up to the largest level that was judged, with a head for each level."""
+    checkpoint, examples = embedder.checkpoint, findings.examples
+    place = model_place(checkpoint.name)
+    config = pinned_config(place, checkpoint.revision, checkpoint.backbones)
+    config.heads, config.level = None, findings.results[-1].level
+    config.num_labels = max(1, len(examples.classes))
+    config.problem_type = "single_label_classification" if examples.classes else "regression"
+    names = examples.classes or (findings.settings.target,)
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: number for number, name in enumerate(names)}
+    revision = {} if checkpoint.revision is None else {"revision": checkpoint.revision}
+    with _heads_unsaid():
+        model = RDEsmForSequenceClassification.from_pretrained(place, config=config, **revision)
+    for level, probe in findings.probes.items():
+        tensors = (
+            torch.from_numpy(np.ascontiguousarray(t)) for t in (probe.weight, probe.bias, probe.mean, probe.scale)
+        )
+        model.set_head(level, *tensors, bases=model.bases_fingerprint(level))
+    model.choose_level(findings.chosen.level)
+    output = Path(findings.settings.output)
+    save_checkpoint(model, output, backbones=None)
+    for name in (REPORT_FILE, FIGURE_FILE):
+        if (found := find_file(place, name, checkpoint.revision)) is not None:
+            with replacing(output / name) as fresh:
+                shutil.copyfile(found, fresh)
+
+
+@contextmanager
+def _heads_unsaid() -> Iterator[None]:
+    """Load without the news that heads start afresh: each is given what was trained."""
+    logger = logging.getLogger(saving_rd_esm.__name__)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def write_results(findings: Findings) -> None:
+    """Write the report, its figures, the predictions, and the rows that were left out."""
+    output, chosen = Path(findings.settings.output), findings.chosen
+    drawn = {
+        LEVELS_FIGURE: figures.levels_figure(findings.results, chosen.level, findings.score),
+        PREDICTIONS_FIGURE: figures.predictions_figure(findings.examples, chosen.outputs, findings.settings.target),
+    }
+    if len(findings.curve) > 1:
+        drawn[CURVE_FIGURE] = figures.curve_figure(findings.curve, findings.score)
+    for name, figure in drawn.items():
+        with replacing(output / name) as path:
+            figure.savefig(path, dpi=110, format="png")
+    with replacing(output / PREDICTIONS_FILE) as path:
+        pq.write_table(predictions_table(findings), path)
+    if findings.examples.left_out:
+        lines = ["where\tid\treason", *(f"{o.where}\t{o.id}\t{o.reason}" for o in findings.examples.left_out)]
+        write_text(output / LEFT_OUT_FILE, "\n".join(" ".join(line.splitlines()) for line in lines) + "\n")
+    write_text(output / "report.md", render(findings))
+
+
+def predictions_table(findings: Findings) -> pa.Table:
+    """One row for each row of the table that was used and tested, in its order.
+
+    Columns: record (from 1), id, sequence, target, fold, ``prediction_<level>`` for each level; of classes also
+    ``probability_<class>`` at the level that answers.
+    """
+    examples = findings.examples
+    fold_of = np.full(len(examples.sequences), -1)
+    for number, fold in enumerate(findings.folds):
+        fold_of[fold.test] = number
+    kept = [place for place, example in enumerate(examples.example_of.tolist()) if fold_of[example] >= 0]
+    rows, which = [examples.rows[place] for place in kept], examples.example_of[kept]
+    classes = np.array(examples.classes)
+    columns: dict[str, object] = {
+        "record": pa.array([row.number for row in rows], pa.int64()),
+        "id": [row.id for row in rows],
+        "sequence": [row.sequence for row in rows],
+        "target": [row.target for row in rows] if len(classes) else pa.array([float(row.target) for row in rows]),
+        "fold": pa.array(fold_of[which], pa.int64()),
+    }
+    for result in findings.results:
+        outputs = result.outputs[which]
+        predicted = classes[outputs.argmax(axis=1)] if len(classes) else outputs[:, 0]
+        columns[f"prediction_{result.level}"] = pa.array(predicted.tolist())
+    if len(classes):
+        chances = probabilities(findings.chosen.outputs[which])
+        columns |= {f"probability_{name}": pa.array(chances[:, c]) for c, name in enumerate(examples.classes)}
+    return pa.table(columns)
+
+
+def finish(findings: Findings, digest: str, text: str, workspace: Workspace) -> None:
+    """Write ``training.json`` and the card made of it, and remove what was kept for going on."""
+    output = Path(findings.settings.output)
+    found = {"rd_hf_version": __version__, "training": digest, **findings.to_dict(), "summary": text}
+    write_json(output / TRAINING_FILE, found)
+    write_card(output)
+    # Goes last: while it is there, the training counts as unfinished.
+    workspace.remove("embeddings-*.safetensors")
