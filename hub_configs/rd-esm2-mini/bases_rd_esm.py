@@ -34,13 +34,18 @@ class Float32Module(nn.Module):
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         # .to(bfloat16) and .half() reach buffers too.
         before = dict(self._buffers)
-        weights = [(name, weight.data, weight.grad) for name, weight in self._parameters.items() if weight is not None]
+        weights = [
+            (name, weight.data, None if weight.grad is None else weight.grad.data)
+            for name, weight in self._parameters.items()
+            if weight is not None
+        ]
         super()._apply(fn, recurse)
         for name, buffer in before.items():
             keep_float32(self, name, buffer)
         for name, data, grad in weights:
             now = self._parameters[name]
             if now is not None and now.dtype.itemsize < torch.float32.itemsize:
+                # A gradient has its tensor's dtype at any time.
                 now.grad = None
                 now.data = data.to(device=now.device, dtype=torch.float32)
                 now.grad = None if grad is None else grad.to(now.device)

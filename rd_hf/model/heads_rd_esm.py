@@ -102,7 +102,7 @@ class _WithHeads(RDEsmModel):
         self.config.heads = {**(self.config.heads or {"of": self.heads_of, "levels": []})}
         held = self.config.heads["levels"]
         self.config.heads["levels"] = [
-            name for name in self.config.level_names if name in held or name == self.answering_level
+            name for name in self.config.nested_dims if name in held or name == self.answering_level
         ]
         assert self.heads_of is not None
         self.classifier = RDEsmHeads(self.heads_of)

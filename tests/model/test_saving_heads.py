@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import safe_open
 from transformers import AutoModel
 from transformers.modeling_outputs import TokenClassifierOutput
 
@@ -24,6 +21,7 @@ from rd_hf.model.modeling_rd_esm import RDEsmModel
 from rd_hf.trust import OWN_CLASSES
 from tests.conftest import random_model, trainer_class
 from tests.hub.conftest import published_family
+from tests.model.heads import names_in
 from tests.model.test_earlier_versions import with_old_code
 
 IDS = torch.tensor([[0, 20, 15, 11, 5, 19, 12, 5, 15, 2]])
@@ -52,18 +50,6 @@ HEAD = {"norm.weight", "norm.bias", "norm.running_mean", "norm.running_var", "no
 HEAD |= {"classifier.weight", "classifier.bias", "temperature"}
 
 
-@pytest.fixture
-def heard() -> Iterator[list[str]]:
-    """Warnings of the model's code, whichever release of transformers sends them where."""
-    found: list[str] = []
-    ear = logging.Handler()
-    ear.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("rd_hf.model.saving_rd_esm")
-    logger.addHandler(ear)
-    yield found
-    logger.removeHandler(ear)
-
-
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
     """A family without a head, in both forms."""
@@ -81,14 +67,6 @@ def with_head(source: Path, **settings: Any) -> Classifier:
             tensor = model.state_dict()[name]
             tensor.copy_(torch.rand(tensor.shape) + 0.5)
     return model
-
-
-def names_in(folder: Path) -> set[str]:
-    found: set[str] = set()
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, "pt") as file:
-            found |= set(file.keys())
-    return found
 
 
 @torch.no_grad()
