@@ -26,7 +26,7 @@ from rd_hf.training.settings import TrainingSettings
 GROUPS = {
     "what is learnt": ("task", "sequence_column", "id_column"),
     "variants of one protein": ("mutant", "wild_type", "features", "scheme"),
-    "how it is judged": ("split_column", "group", "folds", "inner_folds", "seed", "score"),
+    "how it is judged": ("split_column", "group", "folds", "inner_folds", "seed", "score", "interval"),
     "the level that answers": ("rule", "level", "up_to"),
     "the run": ("revision", "device", "batch_tokens"),
 }

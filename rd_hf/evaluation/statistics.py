@@ -77,18 +77,24 @@ def wide(scores: pd.DataFrame) -> pd.DataFrame:
     return scores.pivot(index="assay", columns=CONTENDER, values="score").dropna()
 
 
-def agreement(truth: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+def agreement(
+    truth: np.ndarray, predictions: np.ndarray, figures: Sequence[str] = ("spearman", "pearson", "r2")
+) -> dict[str, float]:
     """Spearman, Pearson and R^2 of (n,) predictions; all NaN where the truth is constant, for it cannot be ranked.
 
     A constant prediction ranks nothing and scores 0: left out, it would flatter the contender that gave up.
     """
     if np.all(truth == truth[0]):
-        return {"spearman": np.nan, "pearson": np.nan, "r2": np.nan}
-    r2 = float(r2_score(truth, predictions))
-    if np.ptp(predictions) <= 1e-12 * max(1.0, float(np.abs(predictions).max())):
-        return {"spearman": 0.0, "pearson": 0.0, "r2": r2}
-    spearman, pearson = spearmanr(truth, predictions).statistic, pearsonr(truth, predictions).statistic
-    return {"spearman": float(spearman), "pearson": float(pearson), "r2": r2}
+        return dict.fromkeys(figures, np.nan)
+    constant = np.ptp(predictions) <= 1e-12 * max(1.0, float(np.abs(predictions).max()))
+    found = {}
+    for figure in figures:
+        if figure == "r2":
+            found[figure] = float(r2_score(truth, predictions))
+        else:
+            correlation = {"spearman": spearmanr, "pearson": pearsonr}[figure]
+            found[figure] = 0.0 if constant else float(correlation(truth, predictions).statistic)
+    return found
 
 
 def win_rate(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -208,17 +208,17 @@ def _counted(rows: Sequence[LabelledRow], members: dict[str, list[int]], left_ou
     differ = sum(len({rows[place].target for place in places}) > 1 for places in members.values())
     if differ:
         notes.append(
-            f"{differ:,} sequences stand in several rows with different targets: numbers are averaged, of classes the "
-            "most frequent counts."
+            f"Sequences with different targets in several rows: {differ:,}; numbers are averaged, of classes the most "
+            "frequent counts."
         )
     empty = sum(one.reason == "no target" for one in left_out)
     if empty:
-        notes.append(f"{empty:,} rows have no target and are left out.")
+        notes.append(f"Rows without a target, left out: {empty:,}.")
     others = [one for one in left_out if one.reason != "no target"]
     if others:
         first = others[0]
         notes.append(
-            f"{len(others):,} rows cannot be used and are left out; the first is {first.where} ({first.id}): "
+            f"Rows that cannot be used, left out: {len(others):,}, the first {first.where} ({first.id}): "
             f"{first.reason}."
         )
     return notes

@@ -21,13 +21,14 @@ from rd_hf.hub.checkpoint import TRAINING_FILE, refuse_foreign
 from rd_hf.hub.describe import describe_model
 from rd_hf.training.data import Examples, make_examples
 from rd_hf.training.features import Features, embed, with_substitutions
-from rd_hf.training.levels import LevelResult, choose, judge_levels, learning_curve
+from rd_hf.training.levels import LevelResult, choose, judge_levels, learning_curve, out_of_fold
 from rd_hf.training.probes import Linear, fit
 from rd_hf.training.report import Findings, summary_text
 from rd_hf.training.save import finish, save_model, write_results
 from rd_hf.training.settings import FEATURES, SCORES, TrainingSettings, TrainingSummary
 from rd_hf.training.splits import Fold, inner_folds, make_folds
 from rd_hf.training.table import read_rows
+from rd_hf.training.uncertainty import certainty_of
 from rd_hf.training.variants import read_wild_type
 
 AUGMENTED, EMBEDDING, ONE_HOT = FEATURES
@@ -149,8 +150,25 @@ def _find(
             return ((train, folds[0].inner[0][1]),)
         return inner_folds(examples, train, settings)
 
+    certainty = {
+        result.level: certainty_of(
+            examples, folds, result.outputs, settings.interval,
+            partial(_inside, features.cut(result.width), examples, folds[0]),
+        )
+        for result in results
+    }  # fmt: skip
     curve = learning_curve(features.cut(chosen.width), examples, folds, score, settings.seed, inner_of)
-    return Findings(settings, examples, folds, score, results, chosen, probes, curve, features.columns, baseline)
+    return Findings(
+        settings, examples, folds, score, results, chosen, probes, curve, certainty, features.columns, baseline
+    )
+
+
+def _inside(features: Features, examples: Examples, fold: Fold) -> tuple[np.ndarray, np.ndarray]:
+    """Examples that judge inside of a split's training set (or its validation set), and what was predicted of them."""
+    inner = [Fold(fitting, judging, ((fitting, judging),)) for fitting, judging in fold.inner]
+    outputs, _ = out_of_fold(features, examples, inner)
+    rows = np.concatenate([own.test for own in inner])
+    return rows, outputs[rows]
 
 
 def _chosen(results: Sequence[LevelResult], settings: TrainingSettings) -> LevelResult:

@@ -208,7 +208,7 @@ def _auroc(truth: np.ndarray, logits: np.ndarray) -> float:
 
 
 def _agreement(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
-    return lambda truth, outputs: agreement(truth, outputs[:, 0])[name]
+    return lambda truth, outputs: agreement(truth, outputs[:, 0], (name,))[name]
 
 
 SCORERS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {

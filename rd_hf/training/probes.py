@@ -96,11 +96,12 @@ def _fit_blocks(features: Features, targets: np.ndarray, train: np.ndarray, inne
     for fitting, judging in inner:
         truth = np.broadcast_to(targets[judging][:, None], (len(judging), len(STRENGTHS)))
         standard, paths = _block_paths(features, targets, fitting, SUBSTITUTION_STRENGTHS)
-        dense, sparse = standard.transform(features.embedding[judging]), features.substitutions[judging]
+        dense, substituted = standard.transform(features.embedding[judging]), features.substitutions[judging]
         for place, (intercepts, weights, columns) in enumerate(paths):
-            predicted = intercepts + dense @ weights + sparse @ columns
+            predicted = intercepts + dense @ weights + substituted @ columns
             scores[place] += r2_score(truth, predicted, multioutput="raw_values") / len(inner)
-    place, best = np.unravel_index(np.argmax(scores), scores.shape)
+    first, second = np.unravel_index(np.argmax(scores), scores.shape)
+    place, best = int(first), int(second)
     chosen = SUBSTITUTION_STRENGTHS[place]
     scaler, paths = _block_paths(features, targets, train, (chosen,))
     ((intercepts, weights, columns),) = paths

@@ -14,6 +14,7 @@ from rd_hf.training.levels import SCORERS, LevelResult, best_of, score_of, stand
 from rd_hf.training.probes import Linear, probabilities
 from rd_hf.training.settings import SCORES, TrainingSettings
 from rd_hf.training.splits import Fold
+from rd_hf.training.uncertainty import Certainty
 
 LEVELS_FIGURE, PREDICTIONS_FIGURE, CURVE_FIGURE = (
     "training_levels.png",
@@ -38,6 +39,7 @@ class Findings:
         chosen: the level that answers.
         probes: of each level, fitted on all examples that may be learnt from.
         curve: as :func:`rd_hf.training.levels.learning_curve` gives it.
+        certainty: of each level.
         columns: position and residue of each substitution that probes know.
         baseline: substitutions alone, on the same folds, where probes are fitted on them beside the embedding.
     """
@@ -50,6 +52,7 @@ class Findings:
     chosen: LevelResult
     probes: Mapping[str, Linear]
     curve: Sequence[tuple[int, np.ndarray]]
+    certainty: Mapping[str, Certainty]
     columns: Sequence[tuple[int, str]] = ()
     baseline: LevelResult | None = None
 
@@ -63,7 +66,8 @@ class Findings:
             strength = self.probes[result.level].strength
             own = {name: _known(value) for name, value in figures.items()}
             levels[result.level] = {
-                "width": result.width, "flop_per_residue": result.flop, **own, "strength": strength
+                "width": result.width, "flop_per_residue": result.flop, **own, "strength": strength,
+                **self.certainty[result.level].to_dict(),
             }  # fmt: skip
         return {
             "task": self.examples.task,
@@ -73,6 +77,7 @@ class Findings:
             "rows": len(self.examples.rows),
             "sequences": len(self.examples.sequences),
             "substitutions": bool(self.columns),
+            "interval": self.settings.interval,
             "folds": len(self.folds),
             "score": self.score,
             "rule": None if self.settings.level else self.settings.rule,
@@ -95,7 +100,8 @@ class Findings:
         }
         tested = np.concatenate([fold.test for fold in self.folds])
         if self.examples.classes:
-            chances = probabilities(outputs[tested])[np.arange(len(tested)), truth[tested]]
+            calibrated = self.certainty[self.chosen.level].outputs
+            chances = probabilities(calibrated[tested])[np.arange(len(tested)), truth[tested]]
             return found | {"log_loss": float(-np.log(np.maximum(chances, 1e-300)).mean())}
         return found | {"rmse": float(np.sqrt(np.mean((outputs[tested, 0] - truth[tested]) ** 2)))}
 
@@ -154,6 +160,22 @@ def chosen_words(findings: Findings) -> str:
     return words
 
 
+def certainty_words(findings: Findings) -> str:
+    """How wide intervals are and what they cover, or how well probabilities are calibrated."""
+    found, asked = findings.certainty[findings.chosen.level], findings.settings.interval
+    if findings.examples.classes:
+        return (
+            f"Logits are divided by a temperature of {found.temperature:.2f}: the calibration error out of fold is "
+            f"{number(found.after or 0.0)}, and {number(found.before or 0.0)} without."
+        )
+    if found.half_width is None or not np.isfinite(found.half_width):
+        return f"There are too few sequences for intervals that cover {asked:.0%}."
+    return (
+        f"Intervals of ± {found.half_width:.3g} are to cover {asked:.0%} of new sequences; out of fold they covered "
+        f"{found.measured:.1%}."
+    )
+
+
 def curve_words(findings: Findings) -> str:
     """Whether more labels would help, as far as the learning curve says."""
     if len(findings.curve) < 2:
@@ -181,7 +203,8 @@ def summary_text(findings: Findings) -> str:
         task += f", of variants of a wild type of {len(wild_type)} residues, from "
         task += "the embedding and the substitutions" if findings.baseline else "the substitutions alone"
     parts = [" ".join([f"{task}.", *findings.examples.notes]), what_is_judged(findings), levels_table(findings)]
-    return "\n\n".join([*parts, f"{chosen_words(findings)} {curve_words(findings)}"])
+    said = (chosen_words(findings), certainty_words(findings), curve_words(findings))
+    return "\n\n".join([*parts, " ".join(said)])
 
 
 def render(findings: Findings) -> str:
@@ -196,6 +219,7 @@ def render(findings: Findings) -> str:
         f"## Level {findings.chosen.level}, out of fold",
         markdown_table(["figure", "value"], rows),
         f"![Predictions]({PREDICTIONS_FIGURE})",
+        certainty_words(findings),
         "## Would more labels help?",
         curve_words(findings),
         *([f"![Learning curve]({CURVE_FIGURE})"] if len(findings.curve) > 1 else []),

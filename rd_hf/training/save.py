@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,8 +24,9 @@ from rd_hf.hub.checkpoint import FIGURE_FILE, REPORT_FILE, TRAINING_FILE, save_c
 from rd_hf.hub.sources import find_file
 from rd_hf.model import saving_rd_esm
 from rd_hf.model.heads_rd_esm import RDEsmForSequenceClassification
+from rd_hf.model.pooling_rd_esm import VOCABULARY
 from rd_hf.training import figures
-from rd_hf.training.probes import probabilities
+from rd_hf.training.probes import Linear, probabilities
 from rd_hf.training.report import CURVE_FIGURE, LEVELS_FIGURE, PREDICTIONS_FIGURE, Findings, render
 from rd_hf.version import __version__
 
@@ -38,6 +39,8 @@ def save_model(findings: Findings, embedder: Embedder) -> None:
     place = model_place(checkpoint.name)
     config = pinned_config(place, checkpoint.revision, checkpoint.backbones)
     config.heads, config.level = None, findings.results[-1].level
+    if findings.columns:
+        config.heads = {"of": "sequences", "levels": [], "wild_type": examples.wild_type}
     config.num_labels = max(1, len(examples.classes))
     config.problem_type = "single_label_classification" if examples.classes else "regression"
     names = examples.classes or (findings.settings.target,)
@@ -45,12 +48,13 @@ def save_model(findings: Findings, embedder: Embedder) -> None:
     config.label2id = {name: number for number, name in enumerate(names)}
     revision = {} if checkpoint.revision is None else {"revision": checkpoint.revision}
     with _heads_unsaid():
-        model = RDEsmForSequenceClassification.from_pretrained(place, config=config, **revision)
+        model = RDEsmForSequenceClassification.from_pretrained(
+            # A checkpoint that was trained before has heads of other sizes.
+            place, config=config, ignore_mismatched_sizes=True, **revision
+        )  # fmt: skip
     for level, probe in findings.probes.items():
-        tensors = (
-            torch.from_numpy(np.ascontiguousarray(t)) for t in (probe.weight, probe.bias, probe.mean, probe.scale)
-        )
-        model.set_head(level, *tensors, bases=model.bases_fingerprint(level))
+        tensors = head_tensors(findings, probe, config.nested_dims[level], findings.certainty[level].temperature)
+        model.set_head(level, **tensors, bases=model.bases_fingerprint(level))
     model.choose_level(findings.chosen.level)
     output = Path(findings.settings.output)
     save_checkpoint(model, output, backbones=None)
@@ -58,6 +62,46 @@ def save_model(findings: Findings, embedder: Embedder) -> None:
         if (found := find_file(place, name, checkpoint.revision)) is not None:
             with replacing(output / name) as fresh:
                 shutil.copyfile(found, fresh)
+
+
+def head_tensors(findings: Findings, probe: Linear, width: int, temperature: float) -> dict[str, torch.Tensor]:
+    """What a head of a level of this width computes as the probe does, logits divided by a temperature.
+
+    Returns:
+        Arguments of ``set_head``.
+    """
+    missing = width - len(probe.mean)  # all of it, where substitutions are all that was fitted on
+    arrays = {
+        "weight": np.pad(probe.weight, ((0, 0), (0, missing))),
+        "bias": probe.bias,
+        "mean": np.pad(probe.mean, (0, missing)),
+        "scale": np.pad(probe.scale, (0, missing), constant_values=1.0),
+    }
+    # Probabilities are then calibrated, without a number of its own for the temperature.
+    arrays["weight"], arrays["bias"] = arrays["weight"] / temperature, arrays["bias"] / temperature
+    if probe.substitutions is not None:
+        table = substitution_table(findings.examples.wild_type, findings.columns, probe.substitutions)
+        arrays["substitutions"] = table[None]
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+
+
+def substitution_table(wild_type: str, columns: Sequence[tuple[int, str]], values: np.ndarray) -> np.ndarray:
+    """What each token adds at each position of a variant: (residues, tokens) float64, 0 for the wild type's own.
+
+    A residue that was seen nowhere there adds what the loss of the wild type's costs.
+
+    Args:
+        wild_type: its sequence.
+        columns, values: position and residue of each substitution's column, and its coefficient.
+    """
+    found = np.zeros((len(wild_type), len(VOCABULARY)))
+    for (position, residue), value in zip(columns, values.tolist(), strict=True):
+        if residue == wild_type[position]:
+            found[position] -= value
+        else:
+            found[position, VOCABULARY.index(residue)] += value
+    found[np.arange(len(wild_type)), [VOCABULARY.index(residue) for residue in wild_type]] = 0.0
+    return found
 
 
 @contextmanager
@@ -95,8 +139,8 @@ def write_results(findings: Findings) -> None:
 def predictions_table(findings: Findings) -> pa.Table:
     """One row for each row of the table that was used and tested, in its order.
 
-    Columns: record (from 1), id, sequence, target, fold, ``prediction_<level>`` for each level; of classes also
-    ``probability_<class>`` at the level that answers.
+    Columns: record (from 1), id, sequence, target, fold, ``prediction_<level>`` for each level; and at the level
+    that answers of numbers lower and upper, the ends of the interval, of classes ``probability_<class>``.
     """
     examples = findings.examples
     fold_of = np.full(len(examples.sequences), -1)
@@ -116,8 +160,12 @@ def predictions_table(findings: Findings) -> pa.Table:
         outputs = result.outputs[which]
         predicted = classes[outputs.argmax(axis=1)] if len(classes) else outputs[:, 0]
         columns[f"prediction_{result.level}"] = pa.array(predicted.tolist())
+    certainty = findings.certainty[findings.chosen.level]
+    if certainty.widths is not None:
+        predicted, widths = findings.chosen.outputs[which, 0], certainty.widths[which]
+        columns |= {"lower": pa.array(predicted - widths), "upper": pa.array(predicted + widths)}
     if len(classes):
-        chances = probabilities(findings.chosen.outputs[which])
+        chances = probabilities(certainty.outputs[which])
         columns |= {f"probability_{name}": pa.array(chances[:, c]) for c, name in enumerate(examples.classes)}
     return pa.table(columns)
 

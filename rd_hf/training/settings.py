@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from rd_hf.options import check_options, option, whole
+from rd_hf.options import check_options, option, real, whole
 
 TASKS = ("regression", "classification")
 FEATURES = ("augmented", "embedding", "one-hot")
@@ -94,6 +94,7 @@ class TrainingSettings:
         "balanced_accuracy, macro_f1 or auroc of classes",
         choices=tuple(name for names in SCORES.values() for name in names),
     )
+    interval: float = option(0.9, "share of new numbers that intervals are to cover", kind=real(above=0, below=1))
     device: str | None = option(None, "torch device (default: a GPU where there is one)", metavar="D")
     batch_tokens: int | None = option(None, "tokens per batch (default: as the device takes them)", kind=whole(1))
 

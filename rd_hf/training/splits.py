@@ -70,6 +70,8 @@ def inner_folds(
         count = max(2, min(count, len(np.unique(examples.groups[train]))))
     _check_enough(examples, train, count, "--inner-folds", settings)
     found = tuple(_split(examples, train, count, settings.seed, settings.scheme))
+    # R^2 of one number is none.
+    found = tuple((fitting, judging) for fitting, judging in found if len(judging) > 1)
     if len(found) < 2:
         raise InputError(
             f"{settings.input}: variants to learn from are substituted at too few positions to choose a strength by "
@@ -111,8 +113,8 @@ def _check_enough(examples: Examples, chosen: np.ndarray, count: int, flag: str,
         rarest = int(members.argmin())
         if members[rarest] < count:
             raise InputError(
-                f"{source}: class {examples.classes[rarest]!r} of {settings.target} has {members[rarest]} different "
-                f"sequences, fewer than the {count} folds: give more of it, empty its cells, or lower {flag}"
+                f"{source}: class {examples.classes[rarest]!r} of {settings.target} has too few different sequences "
+                f"({members[rarest]}) for {count} folds: give more of it, empty its cells, or lower {flag}"
             )
     elif len(chosen) < 2 * count:
         raise InputError(

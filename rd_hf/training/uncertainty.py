@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 
+from rd_hf.training.data import Examples
 from rd_hf.training.probes import probabilities
+from rd_hf.training.splits import Fold
 
 # Temperatures that are looked at, as powers of e.
 _RANGE = (-3.0, 3.0)
@@ -29,12 +32,6 @@ def half_width(truth: np.ndarray, predicted: np.ndarray, coverage: float) -> flo
     """
     rank = math.ceil((len(truth) + 1) * coverage)
     return float(np.sort(np.abs(truth - predicted))[rank - 1]) if rank <= len(truth) else math.inf
-
-
-def covered(truth: np.ndarray, predicted: np.ndarray, width: float) -> np.ndarray:
-    """Which numbers lie within their interval: (n,) bool."""
-    found: np.ndarray = np.abs(truth - predicted) <= width
-    return found
 
 
 def temperature(truth: np.ndarray, logits: np.ndarray) -> float:
@@ -59,20 +56,72 @@ def calibration_error(truth: np.ndarray, logits: np.ndarray) -> float:
     return float(sum(apart))
 
 
-def across(
-    folds: Sequence[np.ndarray],
-    fitted: Callable[[np.ndarray], float],
-    applied: Callable[[np.ndarray, float], np.ndarray],
-) -> list[np.ndarray]:
-    """For each fold of rows what comes of a number that was fitted on the rows of all others.
+@dataclass(frozen=True)
+class Certainty:
+    """What is known of how far a level's predictions are off; what is of the other task is None.
+
+    Attributes:
+        outputs: (n, outputs) float64 out of fold, logits divided by a temperature that their fold had no part in.
+        half_width: of intervals around numbers.
+        widths: (n,) half widths that the fold of each example had no part in; NaN where it was tested nowhere.
+        measured: share of numbers within these.
+        temperature: that logits are divided by.
+        before, after: calibration error of the probabilities without and with one.
+    """
+
+    outputs: np.ndarray = field(repr=False)
+    half_width: float | None = None
+    widths: np.ndarray | None = field(default=None, repr=False)
+    measured: float | None = None
+    temperature: float = 1.0
+    before: float | None = None
+    after: float | None = None
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Figures for ``training.json``."""
+        if self.half_width is not None:
+            width = self.half_width if math.isfinite(self.half_width) else None
+            return {"interval_half_width": width, "interval_measured": self.measured}
+        errors = {"calibration_error": self.after, "calibration_error_before": self.before}
+        return {"temperature": self.temperature, **errors}
+
+
+def certainty_of(
+    examples: Examples, folds: Sequence[Fold], outputs: np.ndarray, coverage: float,
+    inside: Callable[[], tuple[np.ndarray, np.ndarray]],
+) -> Certainty:  # fmt: skip
+    """Learn intervals or a temperature from what was predicted out of fold, and measure what they are worth.
+
+    In cross-validation all folds teach what is kept, and each is measured by what the others teach. A split of the
+    table's own is measured on its test set, and taught by the rest.
 
     Args:
-        folds: numbers of rows.
-        fitted: the number, of rows.
-        applied: what it makes of rows.
+        outputs: (n, outputs), out of fold.
+        coverage: of intervals.
+        inside: gives numbers of examples of the training and validation set of a single split, and outputs of probes
+            that had not seen these.
     """
-    found = []
-    for place, rows in enumerate(folds):
-        others = np.concatenate([other for position, other in enumerate(folds) if position != place])
-        found.append(applied(rows, fitted(others)))
-    return found
+    truth = examples.targets
+    if len(folds) > 1:
+        tested = [fold.test for fold in folds]
+        teachers = [np.concatenate([o for p, o in enumerate(tested) if p != place]) for place in range(len(tested))]
+        taught = [(truth[rows], outputs[rows]) for rows in teachers]
+        every = np.concatenate(tested)
+        everything = truth[every], outputs[every]
+    else:
+        tested = [folds[0].test]
+        rows, own = inside()
+        everything = truth[rows], own
+        taught = [everything]
+    measured = np.concatenate(tested)
+    if examples.classes:
+        kept, found = temperature(*everything), np.array(outputs)
+        for rows, given in zip(tested, taught, strict=True):
+            found[rows] /= temperature(*given)
+        before, after = (calibration_error(truth[measured], values[measured]) for values in (outputs, found))
+        return Certainty(found, temperature=kept, before=before, after=after)
+    widths = np.full(len(truth), np.nan)
+    for rows, (known, predicted) in zip(tested, taught, strict=True):
+        widths[rows] = half_width(known, predicted[:, 0], coverage)
+    share = float((np.abs(truth - outputs[:, 0]) <= widths)[measured].mean())
+    return Certainty(outputs, half_width(everything[0], everything[1][:, 0], coverage), widths, share)

@@ -31,7 +31,7 @@ from rd_hf.training.probes import fit
 from rd_hf.training.settings import RULES, TrainingSettings
 from rd_hf.training.splits import inner_folds, make_folds
 from rd_hf.training.table import LabelledRow
-from rd_hf.training.uncertainty import covered, half_width
+from rd_hf.training.uncertainty import half_width
 
 FIELDS = ("assay", "figure", "level", "draw", "value", "other")
 Row = tuple[str, str, int, float, float]
@@ -64,9 +64,9 @@ def same_folds(
     for level, width in widths.items():
         features = Features(embedding[:, :width])
         predicted = fit(features, examples.targets, 0, few.train, inner)(features, few.test)[:, 0]
-        theirs = _evaluated(features.embedding, assay, few.train, few.test)
+        evaluated = _evaluated(features.embedding, assay, few.train, few.test)
         truth = assay.scores[few.test]
-        yield "96 variants", level, 0, spearmanr(truth, predicted).statistic, spearmanr(truth, theirs).statistic
+        yield "96 variants", level, 0, spearmanr(truth, predicted).statistic, spearmanr(truth, evaluated).statistic
 
 
 def _evaluated(embedding: np.ndarray, assay: Assay, train: np.ndarray, test: np.ndarray) -> np.ndarray:
@@ -102,8 +102,8 @@ def draws(
         yield "one-hot", "", draw, spearmanr(truth, found).statistic, float("nan")
         yield from _choices(results, truth, {level: predicted["augmented", level] for level in widths}, draw)
         for result in results:
-            width = half_width(own.targets, result.outputs[:, 0], 0.9)
-            share = covered(truth, predicted["augmented", result.level], width).mean()
+            half = half_width(own.targets, result.outputs[:, 0], 0.9)
+            share = (np.abs(truth - predicted["augmented", result.level]) <= half).mean()
             yield "coverage", result.level, draw, float(share), float(len(test))
 
 

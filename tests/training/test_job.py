@@ -211,7 +211,7 @@ def test_the_card_tells_the_hub_the_metrics(numbers: Trained) -> None:
     ("words", "says"),
     [
         (("--target", "dream"), "has no column 'dream'; its columns are id, sequence, score, kind, family"),
-        (("--target", "id"), "class 'p0' of id has 1 different sequences, fewer than the 5 folds"),
+        (("--target", "id"), "class 'p0' of id has too few different sequences (1) for 5 folds"),
         (("--group", "clan"), "has no column 'clan'"),
         (("--level", "15B"), "level '15B' is none that is judged (L0, L1, L2): give --level one of them"),
         (("--score", "accuracy"), "--score accuracy is not for regression, which score is taken as"),
@@ -245,7 +245,7 @@ def test_rows_that_cannot_be_used_are_counted_and_listed(table: WriteTable, sett
     rows[3]["sequence"], rows[7]["score"], rows[9]["sequence"] = "MK*T", "", ""
     run(settings(table(rows)))
     report = (tmp_path / "out" / "report.md").read_text()
-    assert "1 rows have no target and are left out" in report
-    assert "2 rows cannot be used and are left out; the first is row 5 (p3): stop codon" in report
+    assert "Rows without a target, left out: 1." in report
+    assert "left out: 2, the first row 5 (p3): stop codon" in report
     listed = (tmp_path / "out" / "left_out.tsv").read_text().splitlines()
     assert [line.split("\t")[:2] for line in listed[1:]] == [["row 5", "p3"], ["row 9", "p7"], ["row 11", "p9"]]
