@@ -26,12 +26,15 @@ if TYPE_CHECKING:
     )
     from rd_hf.hub import load_family, push_folder, push_model, save_checkpoint
     from rd_hf.model.configuration_rd_esm import RDEsmConfig
+    from rd_hf.model.heads_rd_esm import RDEsmForSequenceClassification, RDEsmForTokenClassification
     from rd_hf.model.modeling_rd_esm import RDEsmModel
     from rd_hf.search import SearchSettings, SearchSummary, search
 
 _HOMES = {
     "checkpoint": "rd_hf.carried",
     "RDEsmConfig": "rd_hf.model.configuration_rd_esm",
+    "RDEsmForSequenceClassification": "rd_hf.model.heads_rd_esm",
+    "RDEsmForTokenClassification": "rd_hf.model.heads_rd_esm",
     "RDEsmModel": "rd_hf.model.modeling_rd_esm",
     "esm2_config": "rd_hf.families",
     **dict.fromkeys(("Embedder", "EmbeddingOptions", "JobSettings", "JobSummary", "run_job"), "rd_hf.embedding"),
@@ -52,6 +55,8 @@ __all__ = [
     "JobSettings",
     "JobSummary",
     "RDEsmConfig",
+    "RDEsmForSequenceClassification",
+    "RDEsmForTokenClassification",
     "RDEsmModel",
     "SearchSettings",
     "SearchSummary",

@@ -56,6 +56,7 @@ for name in "${names[@]}"; do
         # sentence-transformers and PEFT are those of the newest release, and are tested with it.
         python -m pytest -q tests/model --ignore tests/model/test_sequential.py tests/hub/test_tokenizer.py \
             tests/hub/test_checkpoints.py tests/hub/test_push.py tests/hub/test_load.py tests/hub/test_bin.py \
+            tests/hub/test_heads.py \
             -p no:cacheprovider -n 2 --dist loadfile || failed=1
     fi
     python scripts/version_matrix.py write "$work/$name"

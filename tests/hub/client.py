@@ -438,6 +438,62 @@ def upgrade() -> dict[str, Any]:
     return found
 
 
+def push_heads() -> dict[str, Any]:
+    """Give the published family a head a level, of sequences and of residues, and push both with the command."""
+    import contextlib
+    import io
+
+    from rd_hf.commands import info
+    from rd_hf.commands.push import main as push_command
+    from rd_hf.hub import save_checkpoint
+    from rd_hf.model.heads_rd_esm import RDEsmForSequenceClassification, RDEsmForTokenClassification
+
+    work, found, expected = Path(ARGUMENTS["work"]), {}, {}
+    for kind in (RDEsmForSequenceClassification, RDEsmForTokenClassification):
+        labels = {0: "out", 1: "in"}
+        model = kind.from_pretrained("me/nested", id2label=labels, label2id={"out": 0, "in": 1})
+        model.config.problem_type = "single_label_classification"
+        torch.manual_seed(0)
+        for level, width in model.config.nested_dims.items():
+            model.set_head(level, torch.randn(2, width), torch.randn(2), torch.randn(width), torch.rand(width) + 0.5)
+        for level in model.config.nested_dims:
+            with torch.inference_mode():
+                expected[f"{kind.heads_of}-{level}"] = model.eval()(IDS, level=level).logits
+        model.choose_level("L1")
+        folder = save_checkpoint(model, work / kind.heads_of, backbones=False)
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            assert push_command(["--model", str(folder), "--repo-id", f"me/{kind.heads_of}"]) == 0
+            assert info.main([str(folder)]) == 0
+        found[kind.heads_of] = said.getvalue()
+    save_file(expected, ARGUMENTS["result"])
+    return found
+
+
+def use_heads() -> dict[str, Any]:
+    """A new user, without the package: the level that was chosen, each level, and a pipeline."""
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, pipeline
+
+    expected, found = load_file(ARGUMENTS["result"]), {}
+    classes = {"sequences": AutoModelForSequenceClassification, "residues": AutoModelForTokenClassification}
+    for of, auto in classes.items():
+        for level in ("chosen", *ARGUMENTS["widths"]):
+            mark(f"{of}-{level}")
+            model = auto.from_pretrained(
+                f"me/{of}",
+                trust_remote_code=True,
+                cache_dir=os.path.join(ARGUMENTS["work"], f"cache-{of}-{level}"),
+                **({} if level == "chosen" else {"level": level}),
+            )
+            mark(f"{of}-{level}-loaded")
+            with torch.inference_mode():
+                answer = model(IDS).logits
+            found[f"{of}-{level}"] = torch.equal(answer, expected[f"{of}-{'L1' if level == 'chosen' else level}"])
+    task = pipeline("text-classification", model="me/sequences", trust_remote_code=True)
+    found["pipeline"] = [sorted(one["label"] for one in task("MKTAYIAKQR", top_k=None)), len(task.model.backbones)]
+    return found
+
+
 if __name__ == "__main__":
     result = globals()[STEP]()
     print("\nRESULT " + json.dumps(result))
