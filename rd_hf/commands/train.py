@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> None:
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    summary = run_training(options_from(TrainingSettings, args), show_progress=not args.quiet)
+    silent = {"report": lambda _: None, "show_progress": False} if args.quiet else {}
+    summary = run_training(options_from(TrainingSettings, args), **silent)
     if summary.finished_before:
         print(f"{summary.output} holds this training already:\n")
     print(f"{summary}\n\nwritten to {summary.output}; report.md there tells more")

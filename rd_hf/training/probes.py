@@ -139,7 +139,12 @@ def _block_paths(
     own = features.embedding[rows]
     fitted = StandardScaler().fit(own) if own.shape[1] else None
     scaler = _Scaler(fitted.mean_, fitted.scale_) if fitted else _Scaler(np.zeros(0), np.ones(0))
-    z = np.column_stack((np.ones(len(rows)), scaler.transform(own)))
+    dense, back = scaler.transform(own), None
+    if dense.shape[1] > len(rows):
+        # Turned, what is wider than it has rows is as wide as these; a penalty is the same in any turn.
+        u, lengths, back = linalg.svd(dense, full_matrices=False)
+        dense = u * lengths
+    z = np.column_stack((np.ones(len(rows)), dense))
     sparse_part, y = features.substitutions[rows], targets[rows]
     right = sparse_part.T @ np.column_stack((z, y))
     gram = (sparse_part.T @ sparse_part).tocsc()
@@ -158,7 +163,7 @@ def _block_paths(
             weights = vectors @ (turned[:, None] / (np.maximum(values, 0.0)[:, None] + np.asarray(STRENGTHS)))
             intercepts = r[0] / s[0, 0] - along @ weights
             columns = solved[:, -1:] - solved[:, :-1] @ np.vstack((intercepts, weights))
-            yield intercepts, weights, columns
+            yield intercepts, weights if back is None else back.T @ weights, columns
 
     return scaler, paths()
 

@@ -181,10 +181,11 @@ def curve_words(findings: Findings) -> str:
     if len(findings.curve) < 2:
         return "There are too few sequences for a learning curve."
     (fewer, before), (most, now) = findings.curve[-2:]
-    gain, error = float(np.nanmean(now - before)), standard_error(now - before, now - before)
+    gain = float(np.nanmean(now - before))
     words = f"From {fewer:,} to {most:,} sequences that are learnt from, the score changes by {gain:+.3f}"
     if len(now) < 2:
         return f"{words}."
+    error = standard_error(now - before, now - before)
     if gain > 2 * error:
         return f"{words} (± {error:.3f}): more labels would help."
     return f"{words} (± {error:.3f}), within the noise: more labels of this kind may not help."

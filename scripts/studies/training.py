@@ -23,6 +23,7 @@ from rd_hf.embedding import Embedder
 from rd_hf.evaluation.assays import Assay, folds, low_n_folds, read_assay
 from rd_hf.evaluation.options import ProbeOptions
 from rd_hf.evaluation.probe import nested_ridge
+from rd_hf.evaluation.tables import markdown_table
 from rd_hf.hub.describe import describe_model
 from rd_hf.training.data import Examples, make_examples
 from rd_hf.training.features import Features, with_substitutions
@@ -125,6 +126,43 @@ def _choices(results: Sequence, truth: np.ndarray, predicted: dict[str, np.ndarr
         yield f"within one error by {rule}", chosen.level, draw, float(within), scores[best]
 
 
+def summary(figures: pd.DataFrame) -> str:
+    """Tables of all assays, in Markdown."""
+    figures = figures.assign(level=figures["level"].fillna(""))  # substitutions alone have none
+    count = figures["assay"].nunique()
+    parts = [f"{count} assays, {figures['draw'].nunique()} draws each."]
+    same = figures[figures["figure"].isin(("random folds", "96 variants"))]
+    apart = (same["value"] - same["other"]).abs().groupby([same["figure"], same["level"]]).max()
+    rows = [[*key, f"{value:.1e}"] for key, value in apart.items()]
+    parts.append(markdown_table(["folds", "level", "furthest from rd-hf evaluate dms"], rows))
+    means = figures.groupby(["assay", "figure", "level"])["value"].mean().unstack("assay")
+    levels = list(dict.fromkeys(figures.loc[figures["figure"] == "augmented", "level"]))
+    alone = means.loc["one-hot"].iloc[0]
+    rows = []
+    for level in levels:
+        embedding, both = means.loc[("embedding", level)], means.loc[("augmented", level)]
+        gain = both - alone
+        cells = [f"{values.mean():.3f}" for values in (embedding, alone, both)]
+        rows.append([level, *cells, f"{gain.mean():+.3f}", f"{(gain > 0).mean():.0%}"])
+    header = ["level", "embedding", "one-hot", "both", "both less one-hot", "both better on"]
+    parts.append(markdown_table(header, rows))
+    rows = []
+    for rule in RULES:
+        chosen = figures[figures["figure"] == f"chosen by {rule}"]
+        within = figures[figures["figure"] == f"within one error by {rule}"]
+        taken = " ".join(f"{level} {share:.0%}" for level, share in chosen["level"].value_counts(True).items())
+        figure = [f"{chosen['value'].mean():.3f}", f"{within['other'].mean():.3f}", f"{chosen['other'].mean():.2f}"]
+        rows.append([rule, *figure, f"{within['value'].mean():.0%}", taken])
+    parts.append(markdown_table(["rule", "score", "best level's", "of the FLOP", "within one error", "chosen"], rows))
+    rows = []
+    for level in levels:
+        own = figures[(figures["figure"] == "coverage") & (figures["level"] == level)]
+        together = np.average(own["value"], weights=own["other"])
+        rows.append([level, f"{together:.1%}", f"{own['value'].min():.1%} to {own['value'].max():.1%}"])
+    parts.append(markdown_table(["level", "covered by 90 % intervals, all together", "assays"], rows))
+    return "\n\n".join(parts)
+
+
 def main() -> None:
     """Do the assays that the output lacks, smallest first, and print the summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -155,6 +193,7 @@ def main() -> None:
             writer.writerows([FIELDS] if fresh else [])
             writer.writerows([assay.name, *row] for row in rows)
         print(f"{assay.name}: {len(rows)} figures", flush=True)
+    print(summary(pd.read_csv(args.output)))
 
 
 def _embedded(embedder: Embedder, assay: Assay, folder: Path) -> np.ndarray:

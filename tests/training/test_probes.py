@@ -78,10 +78,10 @@ def filled(features: Features, rows: np.ndarray, others: np.ndarray, strengths: 
     return np.hstack((dense / strengths[0] ** 0.5, features.substitutions[others].toarray() / strengths[1] ** 0.5))
 
 
-@pytest.mark.parametrize("width", [5, 0])
+@pytest.mark.parametrize("width", [5, 0, 70])
 def test_two_blocks_are_ridge_on_both_at_once(width: int) -> None:
     """By scikit-learn on filled-in features; and no other pair of strengths has a larger inner R2."""
-    features, targets = scan()
+    features, targets = scan(width=max(width, 5))
     features = features.cut(width)
     train, test = np.arange(45), np.arange(45, 60)
     inner = list(KFold(3, shuffle=True, random_state=0).split(train))
