@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rd_hf.data.records import InputError
-from rd_hf.training.table import TEST, TRAIN, VALIDATION, LabelledRow, LeftOut
+from rd_hf.training.residues import is_of_residues, residue_targets
+from rd_hf.training.rows import TEST, TRAIN, VALIDATION, LabelledRow, LeftOut
 
 # What stands for a number that is missing.
 _NO_NUMBER = frozenset({"na", "n/a", "nan", "null", "none", "-"})
@@ -29,7 +30,8 @@ class Examples:
 
     Attributes:
         sequences: cleaned.
-        targets: (n,) float64 numbers, or (n,) int64 positions in ``classes``.
+        targets: (n,) float64 numbers, or (n,) int64 positions in ``classes``; of residues (all residues,), one
+            sequence after the other, -1 where the class is not known.
         classes: in alphabetical order; empty for numbers.
         rows: of the table that are used.
         example_of: of each row the number of its example, (rows,) int64.
@@ -37,6 +39,8 @@ class Examples:
         parts: (n,) text, "train", "val" or "test"; None for cross-validation.
         left_out: rows that are not used.
         wild_type: of which all sequences are variants of equal length; empty where they are whole proteins.
+        units: of each sequence which residues are known, as rows of the targets, (known,) int64 each; None where a
+            target is one of the sequence.
         notes: sentences on what was merged or left out.
     """
 
@@ -49,12 +53,21 @@ class Examples:
     parts: np.ndarray | None = None
     left_out: tuple[LeftOut, ...] = ()
     wild_type: str = ""
+    units: tuple[np.ndarray, ...] | None = None
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def task(self) -> str:
         """Key of :data:`rd_hf.training.settings.SCORES`."""
+        if self.units is not None:
+            return "residues"
         return "classification" if self.classes else "regression"
+
+    def rows_of(self, examples: np.ndarray) -> np.ndarray:
+        """Rows of targets and features that belong to examples: their own numbers, or those of known residues."""
+        if self.units is None:
+            return examples
+        return np.concatenate([self.units[example] for example in examples.tolist()])
 
     @property
     def digest(self) -> str:
@@ -71,6 +84,7 @@ def make_examples(
     left_out: Sequence[LeftOut],
     task: str | None,
     wild_type: str = "",
+    unknown: str | None = None,
 ) -> Examples:
     """Examples of the rows of a table.
 
@@ -78,11 +92,13 @@ def make_examples(
         source, column: names of the table and of the target, for messages.
         rows, left_out: as :func:`rd_hf.training.table.read_rows` gives them.
         task: "regression" or "classification"; None for what the column holds: numbers, other than just two whole
-            ones such as 0 and 1, are numbers.
+            ones such as 0 and 1, are numbers; strings as long as the sequences are classes of residues.
         wild_type: of which the sequences are variants, if they are.
+        unknown: letter of residues whose class is not known.
 
     Raises:
-        InputError: text in a column of numbers, no target, or one that is constant.
+        InputError: text in a column of numbers, no target, one that is constant, or labels of residues of another
+            length than their sequence.
     """
     left_out = list(left_out)
     numbers = {row.number: _number(row.target) for row in rows}
@@ -100,13 +116,17 @@ def make_examples(
     if not members:
         raise InputError(f"{source}: column {column!r} holds no target in any row: give --target another column")
     classes: tuple[str, ...] = ()
-    if task == "regression":
+    units = None
+    if task == "residues":
+        kept = [rows[places[0]] for places in members.values()]
+        classes, targets, units = residue_targets(source, column, kept, unknown)
+    elif task == "regression":
         targets = np.array([np.mean([numbers[rows[p].number] for p in places]) for places in members.values()])
     else:
         classes = tuple(sorted({row.target for row in rows}))
         code = {name: number for number, name in enumerate(classes)}
         targets = np.array([code[_most_frequent([rows[p].target for p in places])] for places in members.values()])
-    if len(np.unique(targets)) < 2:
+    if len(np.unique(targets[targets >= 0] if classes else targets)) < 2:
         shown = rows[0].target
         raise InputError(f"{source}: column {column!r} is {shown!r} in all rows, so there is nothing to learn from it")
     example_of = np.empty(len(rows), dtype=np.int64)
@@ -123,6 +143,7 @@ def make_examples(
         parts=np.array([row.part for row in first]) if rows[0].part else None,
         left_out=tuple(sorted(left_out, key=lambda one: one.number)),
         wild_type=wild_type,
+        units=units,
         notes=tuple(_counted(rows, members, left_out)),
     )
 
@@ -143,6 +164,8 @@ def _isnan(number: float | None) -> bool:
 
 def _task_of(source: str, column: str, rows: Sequence[LabelledRow], numbers: Mapping[int, float | None]) -> str:
     """The task that a column says; InputError where it is numbers but for a few cells."""
+    if is_of_residues(rows):
+        return "residues"
     text = [row for row in rows if numbers[row.number] is None]
     there = {number for number in numbers.values() if number is not None and not math.isnan(number)}
     if text and 2 * len(text) < len(rows) and len(there) > 2:
@@ -209,7 +232,7 @@ def _counted(rows: Sequence[LabelledRow], members: dict[str, list[int]], left_ou
     if differ:
         notes.append(
             f"Sequences with different targets in several rows: {differ:,}; numbers are averaged, of classes the most "
-            "frequent counts."
+            "frequent counts, of residues the first row."
         )
     empty = sum(one.reason == "no target" for one in left_out)
     if empty:

@@ -28,7 +28,7 @@ class Features:
     """What probes are fitted on, of n examples.
 
     Attributes:
-        embedding: (n, width) float64; none wide where substitutions are all there is.
+        embedding: (n, width) floats; none wide where substitutions are all there is.
         substitutions: (n, columns) CSR of -1, 0 and 1, see :func:`rd_hf.evaluation.assays.substitutions`; or None.
         columns: position (from 0) and residue that each of these columns stands for.
     """
@@ -56,10 +56,10 @@ CHUNK = 1024
 
 
 def embed(embedder: Embedder, sequences: Sequence[str], workspace: Workspace, show_progress: bool = True) -> np.ndarray:
-    """Mean embeddings at the embedder's level: (n, width) float32, in order.
+    """Embeddings at the embedder's level, float32 and in order: (n, width) means, or (all residues, width).
 
     Args:
-        embedder: with one level.
+        embedder: with one level, and pooling mean or residue.
         sequences: cleaned, all different.
         workspace: where they are kept, in files that are whole or not there.
 
@@ -74,13 +74,11 @@ def embed(embedder: Embedder, sequences: Sequence[str], workspace: Workspace, sh
             found = _read(path)
             if found is None:
                 (column,) = embedder.embed(chunk).values()
-                found = np.stack(column).astype(np.float32)
+                join = np.stack if embedder.options.one_row else np.concatenate
+                found = join(column).astype(np.float32)
                 wrong = np.flatnonzero(~np.isfinite(found).all(axis=1))
                 if len(wrong):
-                    shown = f"{chunk[wrong[0]][:30]}..."
-                    raise InputError(
-                        f"{embedder.checkpoint.name} returned NaN or infinity for the sequence {shown}: check it"
-                    )
+                    raise InputError(f"{embedder.checkpoint.name} returned NaN or infinity: check its weights")
                 save_tensors(path, {"embeddings": torch.from_numpy(found)})
             parts.append(found)
             bar.update(len(chunk))

@@ -21,8 +21,8 @@ from rd_hf.hub.checkpoint import TRAINING_FILE, refuse_foreign
 from rd_hf.hub.describe import describe_model
 from rd_hf.training.data import Examples, make_examples
 from rd_hf.training.features import Features, embed, with_substitutions
-from rd_hf.training.levels import LevelResult, choose, judge_levels, learning_curve, out_of_fold
-from rd_hf.training.probes import Linear, fit
+from rd_hf.training.levels import LevelResult, choose, fit_examples, judge_levels, learning_curve, out_of_fold
+from rd_hf.training.probes import Linear
 from rd_hf.training.report import Findings, summary_text
 from rd_hf.training.save import finish, save_model, write_results
 from rd_hf.training.settings import FEATURES, SCORES, TrainingSettings, TrainingSummary
@@ -54,7 +54,7 @@ def run_training(
     report = report or partial(tqdm.write, file=sys.stderr)
     output = Path(settings.output)
     workspace = Workspace(output / ".train", "a training")
-    embedder = _embedder(settings)
+    embedder = _embedder(settings, "mean")
     digest = _digest(settings, embedder.checkpoint.fingerprint)
     if (before := _finished(output, workspace, digest)) is not None:
         return before
@@ -62,13 +62,14 @@ def run_training(
     refuse_foreign(output)
     rows, left_out = read_rows(settings, report)
     wild_type = "" if settings.wild_type is None else read_wild_type(settings.wild_type)
-    examples = make_examples(settings.input, settings.target, rows, left_out, settings.task, wild_type)
+    told = (settings.task, wild_type, settings.unknown)
+    examples = make_examples(settings.input, settings.target, rows, left_out, *told)
     score, kind = _score(settings, examples), _kind_of_features(settings, examples)
     folds = make_folds(examples, settings)
     workspace.claim()
     embedding = np.zeros((len(examples.sequences), 0))
     if kind != ONE_HOT:
-        embedding = embed(embedder, examples.sequences, workspace, show_progress).astype(np.float64)
+        embedding = _embedded(settings, embedder, examples, workspace, show_progress)
     features = Features(embedding) if kind == EMBEDDING else with_substitutions(embedding, examples)
     with threadpool_limits(limits=None if len(examples.sequences) > 2000 else 1):
         findings = _find(settings, examples, folds, score, features, embedder, show_progress)
@@ -79,17 +80,25 @@ def run_training(
     return _summary(settings, text, findings.to_dict())
 
 
-def _embedder(settings: TrainingSettings) -> Embedder:
+def _embedder(settings: TrainingSettings, pooling: str) -> Embedder:
     """What embeds at the largest level that is judged."""
-    embedder = Embedder(
-        settings.model, settings.up_to, settings.revision, device=settings.device, batch_tokens=settings.batch_tokens
-    )
+    run = {"device": settings.device, "batch_tokens": settings.batch_tokens}
+    embedder = Embedder(settings.model, settings.up_to, settings.revision, pooling=pooling, **run)
     if settings.level is not None and settings.level not in _widths(embedder):
         raise InputError(
             f"level {settings.level!r} is none that is judged ({', '.join(_widths(embedder))}): give --level one of "
             "them"
         )
     return embedder
+
+
+def _embedded(
+    settings: TrainingSettings, embedder: Embedder, examples: Examples, workspace: Workspace, show_progress: bool
+) -> np.ndarray:
+    """Means in float64, or residues, of which there are many, in float32."""
+    if examples.task == "residues":
+        return embed(_embedder(settings, "residue"), examples.sequences, workspace, show_progress)
+    return embed(embedder, examples.sequences, workspace, show_progress).astype(np.float64)
 
 
 def _widths(embedder: Embedder) -> dict[str, int]:
@@ -111,7 +120,7 @@ def _score(settings: TrainingSettings, examples: Examples) -> str:
 
 def _kind_of_features(settings: TrainingSettings, examples: Examples) -> str:
     """What probes are fitted on."""
-    if not examples.wild_type:
+    if not examples.wild_type or examples.task == "residues":
         return EMBEDDING
     if examples.classes:
         if settings.features not in (None, EMBEDDING):
@@ -139,11 +148,11 @@ def _find(
         alone, nothing = features.cut(0), {ONE_HOT: 0}
         (baseline,) = judge_levels(alone, nothing, nothing, examples, folds, score, settings.seed)
     chosen = _chosen(results, settings)
-    learnt = folds[0].train if examples.parts is not None else np.arange(len(features))
+    learnt = folds[0].train if examples.parts is not None else np.arange(len(examples.sequences))
     inner = folds[0].inner if examples.parts is not None else inner_folds(examples, learnt, settings)
     probes: dict[str, Linear] = {}
     for level, width in widths.items():
-        probes[level] = fit(features.cut(width), examples.targets, len(examples.classes), learnt, inner)
+        probes[level] = fit_examples(features.cut(width), examples, learnt, inner)
 
     def inner_of(train: np.ndarray) -> Sequence[tuple[np.ndarray, np.ndarray]]:
         if examples.parts is not None and len(folds[0].inner) == 1:
@@ -164,10 +173,10 @@ def _find(
 
 
 def _inside(features: Features, examples: Examples, fold: Fold) -> tuple[np.ndarray, np.ndarray]:
-    """Examples that judge inside of a split's training set (or its validation set), and what was predicted of them."""
+    """Rows that judge inside of a split's training set (or its validation set), and what was predicted of them."""
     inner = [Fold(fitting, judging, ((fitting, judging),)) for fitting, judging in fold.inner]
     outputs, _ = out_of_fold(features, examples, inner)
-    rows = np.concatenate([own.test for own in inner])
+    rows = np.concatenate([examples.rows_of(own.test) for own in inner])
     return rows, outputs[rows]
 
 

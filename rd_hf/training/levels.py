@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from sklearn import metrics
@@ -15,7 +16,7 @@ from sklearn import metrics
 from rd_hf.evaluation.statistics import agreement
 from rd_hf.training.data import Examples
 from rd_hf.training.features import Features
-from rd_hf.training.probes import fit, probabilities
+from rd_hf.training.probes import Linear, fit, probabilities
 from rd_hf.training.splits import Fold
 
 RESAMPLES = 200
@@ -124,15 +125,17 @@ def judge_levels(
     found = []
     for level, width in widths.items():
         outputs, strengths = out_of_fold(features.cut(width), examples, folds, on_fit=on_fit)
-        values = np.array([score_of(score, examples.targets[f.test], outputs[f.test]) for f in folds])
-        draws = np.array(
-            [
-                _mean(np.array([score_of(score, examples.targets[rows], outputs[rows]) for rows in draw]))
-                for draw in resamples
-            ]
-        )
+        judge = partial(_score_of_examples, score, examples, outputs)
+        values = np.array([judge(fold.test) for fold in folds])
+        draws = np.array([_mean(np.array([judge(drawn) for drawn in draw])) for draw in resamples])
         found.append(LevelResult(level, width, flop[level], values, draws, outputs, tuple(strengths)))
     return found
+
+
+def _score_of_examples(score: str, examples: Examples, outputs: np.ndarray, chosen: np.ndarray) -> float:
+    """Score of some examples, of residues of all that are known together."""
+    rows = examples.rows_of(chosen)
+    return score_of(score, examples.targets[rows], outputs[rows])
 
 
 def out_of_fold(
@@ -142,11 +145,21 @@ def out_of_fold(
     outputs = np.full((len(features), max(1, len(examples.classes))), np.nan)
     strengths = []
     for fold in folds:
-        probe = fit(features, examples.targets, len(examples.classes), fold.train, fold.inner)
-        outputs[fold.test] = probe(features, fold.test)
+        probe = fit_examples(features, examples, fold.train, fold.inner)
+        tested = examples.rows_of(fold.test)
+        outputs[tested] = probe(features, tested)
         strengths.append(probe.strength)
         on_fit()
     return outputs, strengths
+
+
+def fit_examples(
+    features: Features, examples: Examples, train: np.ndarray, inner: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> Linear:
+    """:func:`rd_hf.training.probes.fit` on the rows of examples."""
+    rows = examples.rows_of
+    pairs = [(rows(fitting), rows(judging)) for fitting, judging in inner]
+    return fit(features, examples.targets, len(examples.classes), rows(train), pairs)
 
 
 def _resamples(examples: Examples, folds: Sequence[Fold], seed: int) -> Iterator[list[np.ndarray]]:
@@ -188,7 +201,7 @@ def learning_curve(
         except ValueError:
             continue
         outputs, _ = out_of_fold(features, examples, cut)
-        scores = np.array([score_of(score, examples.targets[fold.test], outputs[fold.test]) for fold in cut])
+        scores = np.array([_score_of_examples(score, examples, outputs, fold.test) for fold in cut])
         found.append((round(float(np.mean([len(fold.train) for fold in cut]))), scores))
     return found
 

@@ -195,7 +195,7 @@ class _LogisticPath:
         scaler = StandardScaler().fit(features[fitting])
         self._fitted = scaler.transform(features[fitting]), targets[fitting]
         self._judged = scaler.transform(features[validation]), targets[validation]
-        self._classes = np.unique(targets)
+        self._classes = np.unique(targets[targets >= 0])  # of residues -1 is not known
         self._model = LogisticRegression(warm_start=True, max_iter=_ITERATIONS)
 
     def loss(self, strength: float) -> float:
@@ -204,6 +204,7 @@ class _LogisticPath:
         features, targets = self._judged
         probabilities = np.zeros((len(targets), len(self._classes)))
         probabilities[:, np.searchsorted(self._classes, self._model.classes_)] = self._model.predict_proba(features)
+        probabilities /= probabilities.sum(axis=1, keepdims=True)  # those of float32 add up to one in float32 only
         return float(log_loss(targets, probabilities, labels=self._classes))
 
 

@@ -93,17 +93,18 @@ class Findings:
     def metrics(self) -> dict[str, float]:
         """Of the level that answers: every score, mean over folds, and the error (of classes the log loss)."""
         truth, outputs = self.examples.targets, self.chosen.outputs
+        tested = [self.examples.rows_of(fold.test) for fold in self.folds]
         found = {
-            name: float(np.nanmean([score_of(name, truth[fold.test], outputs[fold.test]) for fold in self.folds]))
+            name: float(np.nanmean([score_of(name, truth[rows], outputs[rows]) for rows in tested]))
             for name in SCORES[self.examples.task]
             if name in SCORERS
         }
-        tested = np.concatenate([fold.test for fold in self.folds])
+        every = np.concatenate(tested)
         if self.examples.classes:
             calibrated = self.certainty[self.chosen.level].outputs
-            chances = probabilities(calibrated[tested])[np.arange(len(tested)), truth[tested]]
+            chances = probabilities(calibrated[every])[np.arange(len(every)), truth[every]]
             return found | {"log_loss": float(-np.log(np.maximum(chances, 1e-300)).mean())}
-        return found | {"rmse": float(np.sqrt(np.mean((outputs[tested, 0] - truth[tested]) ** 2)))}
+        return found | {"rmse": float(np.sqrt(np.mean((outputs[every, 0] - truth[every]) ** 2)))}
 
 
 def _known(value: float) -> float | None:
@@ -196,7 +197,8 @@ def summary_text(findings: Findings) -> str:
     task = f"{findings.settings.target} is taken as "
     if findings.examples.classes:
         names = ", ".join(findings.examples.classes[:8]) + (", ..." if len(findings.examples.classes) > 8 else "")
-        task += f"one of {len(findings.examples.classes)} classes ({names})"
+        of_residues = findings.examples.task == "residues"
+        task += f"{'a class of each residue, ' * of_residues}one of {len(findings.examples.classes)} ({names})"
     else:
         task += "a number"
     if findings.columns:
@@ -234,11 +236,11 @@ def render(findings: Findings) -> str:
 def _method(findings: Findings) -> str:
     judged = "mean log loss" if findings.examples.classes else "mean R²"
     probe = "Multinomial logistic regression" if findings.examples.classes else "Ridge regression"
-    beside = ""
+    beside, what = "", "embeddings of residues" if findings.examples.task == "residues" else "mean embeddings"
     if findings.columns:
         beside = ", and on the substitutions themselves, each block with a strength of its own (Hsu et al. 2022)"
     return (
-        f"{probe} on standardised mean embeddings{beside}, its strength chosen by {judged} inside of the training "
+        f"{probe} on standardised {what}{beside}, its strength chosen by {judged} inside of the training "
         "folds. All "
         "levels are cut from one embedding of the largest, and judged on the same folds; a score is the mean over "
         "folds. Intervals resample the tested sequences (groups, where there are any); the ± beside a difference to "

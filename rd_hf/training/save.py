@@ -23,9 +23,10 @@ from rd_hf.files import Workspace, replacing, write_json, write_text
 from rd_hf.hub.checkpoint import FIGURE_FILE, REPORT_FILE, TRAINING_FILE, save_checkpoint, write_card
 from rd_hf.hub.sources import find_file
 from rd_hf.model import saving_rd_esm
-from rd_hf.model.heads_rd_esm import RDEsmForSequenceClassification
+from rd_hf.model.heads_rd_esm import RDEsmForSequenceClassification, RDEsmForTokenClassification
 from rd_hf.model.pooling_rd_esm import VOCABULARY
 from rd_hf.training import figures
+from rd_hf.training.data import Examples
 from rd_hf.training.probes import Linear, probabilities
 from rd_hf.training.report import CURVE_FIGURE, LEVELS_FIGURE, PREDICTIONS_FIGURE, Findings, render
 from rd_hf.version import __version__
@@ -47,8 +48,9 @@ def save_model(findings: Findings, embedder: Embedder) -> None:
     config.id2label = dict(enumerate(names))
     config.label2id = {name: number for number, name in enumerate(names)}
     revision = {} if checkpoint.revision is None else {"revision": checkpoint.revision}
+    kind = RDEsmForTokenClassification if examples.task == "residues" else RDEsmForSequenceClassification
     with _heads_unsaid():
-        model = RDEsmForSequenceClassification.from_pretrained(
+        model = kind.from_pretrained(
             # A checkpoint that was trained before has heads of other sizes.
             place, config=config, ignore_mismatched_sizes=True, **revision
         )  # fmt: skip
@@ -141,6 +143,7 @@ def predictions_table(findings: Findings) -> pa.Table:
 
     Columns: record (from 1), id, sequence, target, fold, ``prediction_<level>`` for each level; and at the level
     that answers of numbers lower and upper, the ends of the interval, of classes ``probability_<class>``.
+    Predictions of residues are strings, see :func:`residue_strings`.
     """
     examples = findings.examples
     fold_of = np.full(len(examples.sequences), -1)
@@ -156,6 +159,11 @@ def predictions_table(findings: Findings) -> pa.Table:
         "target": [row.target for row in rows] if len(classes) else pa.array([float(row.target) for row in rows]),
         "fold": pa.array(fold_of[which], pa.int64()),
     }
+    if examples.units is not None:
+        for result in findings.results:
+            strings = residue_strings(examples, result.outputs)
+            columns[f"prediction_{result.level}"] = [strings[example] for example in which.tolist()]
+        return pa.table(columns)
     for result in findings.results:
         outputs = result.outputs[which]
         predicted = classes[outputs.argmax(axis=1)] if len(classes) else outputs[:, 0]
@@ -168,6 +176,15 @@ def predictions_table(findings: Findings) -> pa.Table:
         chances = probabilities(certainty.outputs[which])
         columns |= {f"probability_{name}": pa.array(chances[:, c]) for c, name in enumerate(examples.classes)}
     return pa.table(columns)
+
+
+def residue_strings(examples: Examples, outputs: np.ndarray) -> list[str]:
+    """Predicted classes of each sequence's residues; ``-`` where a class is not known, or was not tested."""
+    letters = np.full(len(outputs), "-")
+    tested = (examples.targets >= 0) & ~np.isnan(outputs[:, 0])
+    letters[tested] = np.array(examples.classes)[outputs[tested].argmax(axis=1)]
+    ends = np.cumsum([len(sequence) for sequence in examples.sequences])
+    return ["".join(own) for own in np.split(letters, ends[:-1])]
 
 
 def finish(findings: Findings, digest: str, text: str, workspace: Workspace) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rd_hf.options import check_options, option, real, whole
 
-TASKS = ("regression", "classification")
+TASKS = ("regression", "classification", "residues")
 FEATURES = ("augmented", "embedding", "one-hot")
 # ProteinGym's ways to split variants by position.
 SCHEMES = ("random", "modulo", "contiguous")
@@ -16,6 +16,7 @@ RULES = ("paired", "breiman", "best")
 SCORES = {
     "regression": ("spearman", "pearson", "r2"),
     "classification": ("accuracy", "balanced_accuracy", "macro_f1", "auroc"),
+    "residues": ("accuracy", "balanced_accuracy", "macro_f1", "auroc"),
 }
 
 
@@ -30,17 +31,27 @@ class TrainingSettings:
     model: str = option(MISSING, "reverse-distilled model: a folder, a Hub id, or rd-esm2-mini", required=True)
     input: str = option(
         MISSING,
-        "labelled sequences: CSV, TSV, JSON lines (compressed or not), Parquet, or a Hub dataset (owner/name[:split])",
+        "labelled sequences: CSV, TSV, JSON lines (compressed or not), Parquet, or a Hub dataset (owner/name[:split]); "
+        "FASTA where --target is a FASTA file of labels",
         required=True,
         metavar="FILE",
     )
-    target: str = option(MISSING, "column with what is to be predicted", required=True, metavar="COLUMN")
+    target: str = option(
+        MISSING,
+        "column with what is to be predicted: a number, a class, or a string of classes of residues as long as the "
+        "sequence; beside a FASTA file of sequences a FASTA file of such strings",
+        required=True,
+        metavar="COLUMN",
+    )
     output: str | Path = option(MISSING, "folder for the trained checkpoint", kind=Path, required=True)
     task: str | None = option(
         None,
-        "what the target is: a number (regression) or one of several classes (classification); by default it follows "
-        "from the column, and is said",
+        "what the target is: a number (regression), one of several classes (classification), or a class for each "
+        "residue (residues); by default it follows from the column, and is said",
         choices=TASKS,
+    )
+    unknown: str | None = option(
+        None, "letter of residues whose class is not known, which are not learnt from", metavar="LETTER"
     )
     revision: str | None = option(None, "branch, tag or commit of a Hub model")
     sequence_column: str | None = option(None, "column with the sequences (default: the first usual name)")
@@ -100,6 +111,8 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.unknown is not None and len(self.unknown) != 1:
+            raise ValueError(f"--unknown {self.unknown!r} must be one letter")
         if (self.mutant is None) != (self.wild_type is None):
             raise ValueError("--mutant names substitutions of the sequence in --wild-type: give both, or neither")
         for name in ("features", "scheme"):

@@ -10,8 +10,8 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, Str
 
 from rd_hf.data.records import InputError
 from rd_hf.training.data import Examples
+from rd_hf.training.rows import TEST, TRAIN, VALIDATION
 from rd_hf.training.settings import TrainingSettings
-from rd_hf.training.table import TEST, TRAIN, VALIDATION
 from rd_hf.training.variants import position_folds, positions_of
 
 
@@ -63,7 +63,7 @@ def inner_folds(
 ) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     """Folds of training examples, by which strengths are chosen."""
     count = settings.inner_folds
-    if examples.classes:
+    if examples.task == "classification":
         # Of a rare class there may be fewer members left than inner folds: two are enough to judge by.
         count = max(2, min(count, int(np.bincount(examples.targets[train]).min())))
     if examples.groups is not None:
@@ -86,9 +86,9 @@ def _split(
     """So many folds of the chosen examples."""
     if scheme != "random":
         return position_folds(positions_of(examples.wild_type, examples.sequences), chosen, count, scheme)
-    targets = examples.targets[chosen]
+    stratified = examples.task == "classification"
+    targets = examples.targets[chosen] if stratified else None
     groups = None if examples.groups is None else examples.groups[chosen]
-    stratified = bool(examples.classes)
     if groups is None:
         kind = (StratifiedKFold if stratified else KFold)(count, shuffle=True, random_state=seed)
     elif stratified:
@@ -108,7 +108,7 @@ def _check_enough(examples: Examples, chosen: np.ndarray, count: int, flag: str,
             f"{source}: column {settings.group!r} has {groups} groups with different sequences, fewer than the {count} "
             f"folds: lower {flag}, or leave --group out"
         )
-    if examples.classes:
+    if examples.task == "classification":
         members = np.bincount(examples.targets[chosen], minlength=len(examples.classes))
         rarest = int(members.argmin())
         if members[rarest] < count:
@@ -127,9 +127,10 @@ def _check_classes(examples: Examples, train: np.ndarray, settings: TrainingSett
     """Raise where what is fitted on lacks a class, of which nothing could be learnt."""
     if not examples.classes:
         return
-    absent = np.flatnonzero(np.bincount(examples.targets[train], minlength=len(examples.classes)) == 0)
+    learnt = examples.targets[examples.rows_of(train)]
+    absent = np.flatnonzero(np.bincount(learnt, minlength=len(examples.classes)) == 0)
     if len(absent):
         raise InputError(
-            f"{settings.input}: class {examples.classes[absent[0]]!r} of {settings.target} has no sequence to learn "
+            f"{settings.input}: class {examples.classes[absent[0]]!r} of {settings.target} has nothing to learn "
             "from where it is tested: empty its cells, or split the rows otherwise"
         )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Number
+from pathlib import Path
 from typing import Any
 
 from rd_hf.data.columns import ID_COLUMNS, SEQUENCE_COLUMNS, check_sequences, column_key, pick
@@ -14,51 +15,13 @@ from rd_hf.data.residues import RejectedSequenceError, clean_sequence
 from rd_hf.data.sources import is_hub_dataset, open_table, table_format
 from rd_hf.data.tables import BadRow, Table
 from rd_hf.data.values import id_text, sequence_text
+from rd_hf.training.residues import read_fasta_pair
+from rd_hf.training.rows import PARTS, TEST, TRAIN, VALIDATION, YES, LabelledRow, LeftOut
 from rd_hf.training.settings import TrainingSettings
 from rd_hf.training.variants import MisfitError, read_wild_type, variant
 
-TRAIN, VALIDATION, TEST = "train", "val", "test"
-PARTS = {
-    **dict.fromkeys(("train", "training"), TRAIN),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), VALIDATION),
-    **dict.fromkeys(("test", "testing"), TEST),
-}
 # What a split column is called, and the one beside it that says which of its training rows validate (FLIP's files).
 _SPLIT_COLUMNS, _VALIDATES = ("set", "split"), "validation"
-_YES = ("true", "1", "yes")
-
-
-@dataclass(frozen=True, slots=True)
-class LabelledRow:
-    """One row that can be used.
-
-    Attributes:
-        number: of the record in its table, from 1.
-        where: how a message calls it: "row 8" of a text, as an editor counts lines, or "record 7".
-        id: its id, or the number.
-        sequence: cleaned.
-        target: cell of the target, not empty.
-        group: cell of the group; empty without groups.
-        part: "train", "val", "test"; empty for cross-validation.
-    """
-
-    number: int
-    where: str
-    id: str
-    sequence: str
-    target: str
-    group: str = ""
-    part: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A row that is not used, and why."""
-
-    number: int
-    where: str
-    id: str
-    reason: str
 
 
 def cell_text(value: Any) -> str:
@@ -86,10 +49,13 @@ def read_rows(settings: TrainingSettings, say: Callable[[str], None]) -> tuple[l
     """
     source = settings.input
     kind = table_format(source)
+    if kind is None and not is_hub_dataset(source) and Path(settings.target).is_file():
+        return read_fasta_pair(source, settings.target, say)
     if kind is None and not is_hub_dataset(source):
         raise InputError(
             f"{source} is no table, which has a column {settings.target!r} beside the sequences: give a file whose "
-            "name ends in .csv, .tsv, .jsonl or .parquet, or the name of a Hub dataset"
+            "name ends in .csv, .tsv, .jsonl or .parquet, the name of a Hub dataset, or for classes of residues a "
+            "FASTA file as --target too"
         )
     with open_table(source, kind, lambda columns: settings.target in columns, say=say) as table:
         columns = _Columns.of(settings, table)
@@ -172,7 +138,7 @@ class _Columns:
         if self.group is not None and not group:
             raise RejectedSequenceError("no group")
         part = "" if self.split is None else cell_text(row.get(self.split))
-        if self.validates is not None and cell_text(row.get(self.validates)).lower() in _YES:
+        if self.validates is not None and cell_text(row.get(self.validates)).lower() in YES:
             part = VALIDATION if PARTS.get(part.lower()) == TRAIN else part
         return LabelledRow(number, where, name, sequence, target, group, part)
 

@@ -98,18 +98,18 @@ def certainty_of(
     Args:
         outputs: (n, outputs), out of fold.
         coverage: of intervals.
-        inside: gives numbers of examples of the training and validation set of a single split, and outputs of probes
-            that had not seen these.
+        inside: gives rows of the training and validation set of a single split, and outputs of probes that had not
+            seen these.
     """
     truth = examples.targets
     if len(folds) > 1:
-        tested = [fold.test for fold in folds]
+        tested = [examples.rows_of(fold.test) for fold in folds]
         teachers = [np.concatenate([o for p, o in enumerate(tested) if p != place]) for place in range(len(tested))]
         taught = [(truth[rows], outputs[rows]) for rows in teachers]
         every = np.concatenate(tested)
         everything = truth[every], outputs[every]
     else:
-        tested = [folds[0].test]
+        tested = [examples.rows_of(folds[0].test)]
         rows, own = inside()
         everything = truth[rows], own
         taught = [everything]

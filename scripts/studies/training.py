@@ -29,9 +29,9 @@ from rd_hf.training.data import Examples, make_examples
 from rd_hf.training.features import Features, with_substitutions
 from rd_hf.training.levels import RESAMPLES, choose, judge_levels
 from rd_hf.training.probes import fit
+from rd_hf.training.rows import LabelledRow
 from rd_hf.training.settings import RULES, TrainingSettings
 from rd_hf.training.splits import inner_folds, make_folds
-from rd_hf.training.table import LabelledRow
 from rd_hf.training.uncertainty import half_width
 
 FIELDS = ("assay", "figure", "level", "draw", "value", "other")

@@ -33,7 +33,7 @@ WORDS = {
     ),
     *("representations", "revision", "revision_of", "sequence_column", "shortlist_level", "splits", "study", "title"),
     *("commit_message", "token"),
-    *("group", "split_column", "mutant", "target", "up_to"),
+    *("group", "split_column", "mutant", "target", "unknown", "up_to"),
 }
 
 

@@ -10,9 +10,9 @@ from sklearn.model_selection import KFold
 
 from rd_hf.data.records import InputError, RejectedSequenceError
 from rd_hf.training.data import Examples, make_examples
+from rd_hf.training.rows import LabelledRow
 from rd_hf.training.settings import TrainingSettings
 from rd_hf.training.splits import make_folds
-from rd_hf.training.table import LabelledRow
 from rd_hf.training.variants import MisfitError, position_folds, positions_of, variant
 
 SETTINGS = TrainingSettings(model="m", input="t.csv", target="score", output="o")

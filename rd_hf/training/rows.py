@@ -1,0 +1,46 @@
+"""One row of labelled sequences, as every reader gives it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TRAIN, VALIDATION, TEST = "train", "val", "test"
+PARTS = {
+    **dict.fromkeys(("train", "training"), TRAIN),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), VALIDATION),
+    **dict.fromkeys(("test", "testing"), TEST),
+}
+YES = ("true", "1", "yes")
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledRow:
+    """One row that can be used.
+
+    Attributes:
+        number: of the record in its table, from 1.
+        where: how a message calls it: "row 8" of a text, as an editor counts lines, or "record 7".
+        id: its id, or the number.
+        sequence: cleaned.
+        target: cell of the target, not empty.
+        group: cell of the group; empty without groups.
+        part: "train", "val", "test"; empty for cross-validation.
+    """
+
+    number: int
+    where: str
+    id: str
+    sequence: str
+    target: str
+    group: str = ""
+    part: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A row that is not used, and why."""
+
+    number: int
+    where: str
+    id: str
+    reason: str
