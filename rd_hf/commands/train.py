@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> None:
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    silent = {"report": lambda _: None, "show_progress": False} if args.quiet else {}
-    summary = run_training(options_from(TrainingSettings, args), **silent)
+    report = (lambda _: None) if args.quiet else None
+    summary = run_training(options_from(TrainingSettings, args), report, show_progress=not args.quiet)
     if summary.finished_before:
         print(f"{summary.output} holds this training already:\n")
     print(f"{summary}\n\nwritten to {summary.output}; report.md there tells more")

@@ -82,8 +82,14 @@ def run_training(
 
 def _embedder(settings: TrainingSettings, pooling: str) -> Embedder:
     """What embeds at the largest level that is judged."""
-    run = {"device": settings.device, "batch_tokens": settings.batch_tokens}
-    embedder = Embedder(settings.model, settings.up_to, settings.revision, pooling=pooling, **run)
+    embedder = Embedder(
+        settings.model,
+        settings.up_to,
+        settings.revision,
+        device=settings.device,
+        pooling=pooling,
+        batch_tokens=settings.batch_tokens,
+    )
     if settings.level is not None and settings.level not in _widths(embedder):
         raise InputError(
             f"level {settings.level!r} is none that is judged ({', '.join(_widths(embedder))}): give --level one of "

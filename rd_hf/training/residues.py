@@ -10,7 +10,7 @@ import numpy as np
 from rd_hf.data.fasta import read_fasta
 from rd_hf.data.records import InputError
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
-from rd_hf.training.rows import PARTS, TRAIN, VALIDATION, YES, LabelledRow, LeftOut
+from rd_hf.training.rows import PARTS, TRAIN, VALIDATION, YES, LabelledRow, LeftOut, of_parts
 
 # A shorter string may be a class of the whole sequence, and shorter digits a number.
 _SHORT, _NUMBER = 4, 16
@@ -89,6 +89,8 @@ def read_fasta_pair(sequences: str, labels: str, say: Callable[[str], None]) -> 
         used.append(LabelledRow(record.number, where, record.id, cleaned, letters, "", part))
     if not used:
         raise InputError(f"{labels} has labels for no sequence of {sequences}: give both the same ids")
+    if any(row.part for row in used):
+        used = of_parts(f"{labels}: SET= in its headers", "remove it from all for cross-validation", used, left_out)
     return used, left_out
 
 

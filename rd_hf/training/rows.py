@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from rd_hf.data.records import InputError
 
 TRAIN, VALIDATION, TEST = "train", "val", "test"
 PARTS = {
@@ -44,3 +47,20 @@ class LeftOut:
     where: str
     id: str
     reason: str
+
+
+def of_parts(where: str, mend: str, rows: Sequence[LabelledRow], left_out: list[LeftOut]) -> list[LabelledRow]:
+    """Rows that have a part, of which there must be train and test; those that have none are left out.
+
+    Args:
+        where: what names the parts, for messages.
+        mend: how to do without them.
+
+    Raises:
+        InputError: no row of the train or test set.
+    """
+    for part in (TRAIN, TEST):
+        if not any(row.part == part for row in rows):
+            raise InputError(f"{where} names no row of the {part} set: mend it, or {mend}")
+    left_out += [LeftOut(row.number, row.where, row.id, "neither train, val nor test") for row in rows if not row.part]
+    return [row for row in rows if row.part]

@@ -16,7 +16,7 @@ from rd_hf.data.sources import is_hub_dataset, open_table, table_format
 from rd_hf.data.tables import BadRow, Table
 from rd_hf.data.values import id_text, sequence_text
 from rd_hf.training.residues import read_fasta_pair
-from rd_hf.training.rows import PARTS, TEST, TRAIN, VALIDATION, YES, LabelledRow, LeftOut
+from rd_hf.training.rows import PARTS, TRAIN, VALIDATION, YES, LabelledRow, LeftOut, of_parts
 from rd_hf.training.settings import TrainingSettings
 from rd_hf.training.variants import MisfitError, read_wild_type, variant
 
@@ -50,6 +50,10 @@ def read_rows(settings: TrainingSettings, say: Callable[[str], None]) -> tuple[l
     source = settings.input
     kind = table_format(source)
     if kind is None and not is_hub_dataset(source) and Path(settings.target).is_file():
+        for name in ("group", "split_column", "sequence_column", "id_column", "mutant"):
+            if getattr(settings, name) is not None:
+                flag = "--" + name.replace("_", "-")
+                raise InputError(f"{source} is FASTA, which has no columns: leave {flag} out, or give a table")
         return read_fasta_pair(source, settings.target, say)
     if kind is None and not is_hub_dataset(source):
         raise InputError(
@@ -154,15 +158,10 @@ class _Columns:
             )
         if other is not None:
             return [_with_part(row, "") for row in rows]
-        found = [_with_part(row, PARTS[row.part.lower()]) for row in rows if row.part]
-        for part in (TRAIN, TEST):
-            if not any(row.part == part for row in found):
-                raise InputError(
-                    f"{source}: column {self.split!r} names no row of the {part} set: mend it, or give --split-column "
-                    "none for cross-validation"
-                )
-        left_out += [LeftOut(row.number, row.where, row.id, f"no {self.split}") for row in rows if not row.part]
-        return found
+        found = [_with_part(row, PARTS.get(row.part.lower(), "")) for row in rows]
+        return of_parts(
+            f"{source}: column {self.split!r}", "give --split-column none for cross-validation", found, left_out
+        )
 
 
 def _with_part(row: LabelledRow, part: str) -> LabelledRow:

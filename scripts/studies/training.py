@@ -146,20 +146,33 @@ def summary(figures: pd.DataFrame) -> str:
         rows.append([level, *cells, f"{gain.mean():+.3f}", f"{(gain > 0).mean():.0%}"])
     header = ["level", "embedding", "one-hot", "both", "both less one-hot", "both better on"]
     parts.append(markdown_table(header, rows))
+    tested = figures[figures["figure"] == "coverage"].groupby("assay")["other"].first()
     rows = []
     for rule in RULES:
         chosen = figures[figures["figure"] == f"chosen by {rule}"]
         within = figures[figures["figure"] == f"within one error by {rule}"]
         taken = " ".join(f"{level} {share:.0%}" for level, share in chosen["level"].value_counts(True).items())
+        best, count = within["other"].to_numpy(), tested[within["assay"]].to_numpy()
+        # Of Spearman's coefficient (Bonett and Wright 2000), of as many variants as judge.
+        error = (1 - best**2) * np.sqrt((1 + best**2 / 2) / (count - 3))
+        near = (best - chosen["value"].to_numpy() <= error).mean()
         figure = [f"{chosen['value'].mean():.3f}", f"{within['other'].mean():.3f}", f"{chosen['other'].mean():.2f}"]
-        rows.append([rule, *figure, f"{within['value'].mean():.0%}", taken])
-    parts.append(markdown_table(["rule", "score", "best level's", "of the FLOP", "within one error", "chosen"], rows))
+        rows.append([rule, *figure, f"{near:.0%}", f"{within['value'].mean():.0%}", taken])
+    header = ["rule", "score", "best level's", "of the FLOP", "within an error of the best's score"]
+    parts.append(markdown_table([*header, "of the difference", "chosen"], rows))
     rows = []
     for level in levels:
         own = figures[(figures["figure"] == "coverage") & (figures["level"] == level)]
         together = np.average(own["value"], weights=own["other"])
         rows.append([level, f"{together:.1%}", f"{own['value'].min():.1%} to {own['value'].max():.1%}"])
     parts.append(markdown_table(["level", "covered by 90 % intervals, all together", "assays"], rows))
+    paired = figures[figures["figure"] == "chosen by paired"].set_index(["assay", "draw"])
+    judged = figures[figures["figure"] == "within one error by paired"].set_index(["assay", "draw"])["other"]
+    rows = [
+        [assay, row["level"], f"{row['value']:.3f}", f"{judged[assay, draw]:.3f}", f"{1 - row['other']:.0%}"]
+        for (assay, draw), row in paired.iterrows()
+    ]
+    parts.append(markdown_table(["assay", "chosen", "its score", "best level's", "FLOP saved"], rows))
     return "\n\n".join(parts)
 
 

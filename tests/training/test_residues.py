@@ -61,16 +61,16 @@ def test_labels_of_another_length_are_a_sentence() -> None:
 
 
 def test_a_pair_of_fasta_files(tmp_path: Path) -> None:
-    (tmp_path / "s.fasta").write_text(">a\nMKTAY\n>b\nMKCAYG\n>c\nMKDAYG\n>d\nMK\n")
+    (tmp_path / "s.fasta").write_text(">a\nMKTAY\n>b\nMKCAYG\n>c\nMKDAYG\n>d\nMK\n>e\nMKKKK\n")
     (tmp_path / "l.fasta").write_text(
         ">c SET=train VALIDATION=True\nHHHEEE\n>a SET=test VALIDATION=False\nHHHEE\n"
-        ">b SET=train VALIDATION=False\nEEEHHH\n"
+        ">b SET=train VALIDATION=False\nEEEHHH\n>e\nHHHHH\n"
     )
     rows, left_out = read_fasta_pair(str(tmp_path / "s.fasta"), str(tmp_path / "l.fasta"), lambda _: None)
     assert [(row.id, row.target, row.part) for row in rows] == [
         ("a", "HHHEE", "test"), ("b", "EEEHHH", "train"), ("c", "HHHEEE", "val")
     ]  # fmt: skip
-    assert [(one.id, one.reason) for one in left_out] == [("d", "no target")]
+    assert [(one.id, one.reason) for one in left_out] == [("d", "no target"), ("e", "neither train, val nor test")]
 
 
 def test_a_training_on_residues(table: WriteTable, settings: Make, tiny_checkpoint: Path, tmp_path: Path) -> None:
