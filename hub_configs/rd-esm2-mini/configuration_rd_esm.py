@@ -117,8 +117,8 @@ class RDEsmConfig(PretrainedConfig):
             Longest sequence that the model sees at once, in residues; by default that of ESM-2's training, 1,022.
         heads (`dict`, *optional*):
             Of a checkpoint with heads (`heads_rd_esm.py`): whether they are `of` "sequences" or "residues", the
-            `levels` that have one, the `level` that answers where none is asked for (by default the largest), and a
-            record of the `bases` that each was made for.
+            `levels` that have one, the `level` that answers where none is asked for (by default the largest), a
+            record of the `bases` that each was made for, and the `wild_type` whose variants they know, if they do.
         rd_hf_version (`str`, *optional*):
             The version that wrote the checkpoint; `None` before 0.2.0.
 
@@ -500,6 +500,10 @@ def check_heads(heads: Any, names: list[str]) -> None:
     if answering is not None and answering not in levels:
         raise wrong("heads.level", f"one of heads.levels, {', '.join(levels)}", answering)
     expect("heads.bases", heads.get("bases"), dict, "an object")
+    wild_type = heads.get("wild_type")
+    letters = isinstance(wild_type, str) and wild_type.isascii() and wild_type.isupper() and wild_type.isalpha()
+    if wild_type is not None and not (letters and heads["of"] == "sequences"):
+        raise wrong("heads.wild_type", "a sequence, where heads are of sequences", wild_type)
 
 
 def heads_among(heads: dict[str, Any], names: list[str]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ INPUTS = frozenset(
             "reference",
             "secondary_structure",
             "sequences",
+            "wild_type",
         ),
         *("sequences", "weights", "what"),
     }

@@ -127,12 +127,7 @@ def _read_table(
     def wanted(columns: Sequence[str]) -> bool:
         return holds_sequences(columns) if sequence_column is None else sequence_column in columns
 
-    opened: AbstractContextManager[Table]
-    if kind is None:
-        opened = nullcontext(of_rows(source, _hub_rows(str(source))))
-    else:
-        opened = FORMATS[kind](source, wanted=wanted, on_read=on_read, say=say)
-    with opened as table:
+    with open_table(source, kind, wanted, on_read, say) as table:
         sequences = pick(source, table, sequence_column, SEQUENCE_COLUMNS, "sequence")
         if sequences is None:
             raise InputError(
@@ -155,6 +150,22 @@ def _read_table(
             yield record
         if number == 0:
             raise InputError(f"{source} holds no rows")
+
+
+def open_table(
+    source: str | Path,
+    kind: str | None,
+    wanted: Callable[[Sequence[str]], bool],
+    on_read: Callable[[int], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> AbstractContextManager[Table]:
+    """Open a file of a format of tables (see :func:`table_format`), or, where that is None, a Hub dataset.
+
+    Args and errors are those of :func:`rd_hf.data.tables.delimited`.
+    """
+    if kind is None:
+        return nullcontext(of_rows(source, _hub_rows(str(source))))
+    return FORMATS[kind](source, wanted=wanted, on_read=on_read, say=say)
 
 
 def _record(number: int, row: Row, sequences: str, ids: str | None, positions: str | None) -> FastaRecord:

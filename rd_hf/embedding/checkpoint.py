@@ -244,7 +244,7 @@ def _file_sha256(path: str, size: int, modified: int) -> str:
     return file_sha256(path)
 
 
-def _pinned(place: str, revision: str | None, backbones: Mapping[str, str]) -> RDEsmConfig:
+def pinned_config(place: str, revision: str | None, backbones: Mapping[str, str]) -> RDEsmConfig:
     """A model's config with the commits of its backbones where it leaves them open."""
     from rd_hf.model.configuration_rd_esm import RDEsmConfig
 
@@ -296,7 +296,7 @@ def load_model(
     place = model_place(name)
     try:
         if backbones:
-            chosen["config"] = _pinned(place, revision, dict(backbones))
+            chosen["config"] = pinned_config(place, revision, dict(backbones))
         chosen = {key: value for key, value in chosen.items() if value is not None}
         chosen |= {"level": level, "sequential": sequential, "above": above, "one_pass": one_pass}
         model = RDEsmModel.from_pretrained(place, dtype=getattr(torch, dtype), **chosen)

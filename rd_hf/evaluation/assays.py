@@ -215,15 +215,25 @@ def one_hot(assay: Assay) -> sparse.csr_array:
     to the wild type shifts each column by a constant, which standardising takes off again, and leaves two entries
     for each substitution.
     """
+    return substitutions(assay.sequences, assay.positions, assay.wild_type)[0]
+
+
+def substitutions(
+    sequences: Sequence[str], positions: Sequence[Sequence[int]], wild_type: str
+) -> tuple[sparse.csr_array, list[tuple[int, str]]]:
+    """:func:`one_hot` of variants, (n, columns), and the position (from 0) and residue that each column stands for.
+
+    Sequences are as long as the wild type, and differ from it at their positions alone.
+    """
     columns: dict[tuple[int, str], int] = {}
     rows, places, values = [], [], []
-    for row, (sequence, positions) in enumerate(zip(assay.sequences, assay.positions, strict=True)):
-        for position in positions:
-            for residue, value in ((assay.wild_type[position], -1.0), (sequence[position], 1.0)):
+    for row, (sequence, substituted) in enumerate(zip(sequences, positions, strict=True)):
+        for position in substituted:
+            for residue, value in ((wild_type[position], -1.0), (sequence[position], 1.0)):
                 rows.append(row)
                 places.append(columns.setdefault((position, residue), len(columns)))
                 values.append(value)
-    return sparse.csr_array((values, (rows, places)), shape=(len(assay.mutants), len(columns)))
+    return sparse.csr_array((values, (rows, places)), shape=(len(sequences), len(columns))), list(columns)
 
 
 class Fold(NamedTuple):

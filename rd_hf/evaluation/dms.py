@@ -18,8 +18,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import r2_score
 from threadpoolctl import threadpool_limits
 
 from rd_hf.evaluation import plots, statistics
@@ -292,20 +290,6 @@ def evaluate_unit(unit: Unit) -> pd.DataFrame:
         place |= {"split": fold.split, "repeat": fold.repeat, "fold": fold.fold}
         for mutations, chosen in groups.items():
             row = {"mutations": mutations, "n_train": len(fold.train), "n_test": int(chosen.sum())}
-            figures = _scores(scores[fold.test][chosen], result.predictions[chosen])
+            figures = statistics.agreement(scores[fold.test][chosen], result.predictions[chosen])
             rows.append({**place, **row, "strength": result.strength, **figures})
     return pd.DataFrame(rows)
-
-
-def _scores(truth: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
-    """Spearman, Pearson and R^2; all NaN where the truth is constant, for it cannot be ranked.
-
-    A constant prediction ranks nothing and scores 0: left out, it would flatter the contender that gave up.
-    """
-    if np.all(truth == truth[0]):
-        return {"spearman": np.nan, "pearson": np.nan, "r2": np.nan}
-    r2 = float(r2_score(truth, predictions))
-    if np.ptp(predictions) <= 1e-12 * max(1.0, float(np.abs(predictions).max())):
-        return {"spearman": 0.0, "pearson": 0.0, "r2": r2}
-    spearman, pearson = spearmanr(truth, predictions).statistic, pearsonr(truth, predictions).statistic
-    return {"spearman": float(spearman), "pearson": float(pearson), "r2": r2}

@@ -13,6 +13,7 @@ scikit-learn's ``GridSearchCV(Pipeline(StandardScaler, Ridge))``; tests hold the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -26,6 +27,16 @@ from rd_hf.evaluation.options import ProbeOptions
 
 # np.ndarray or scipy.sparse.csr_array, (n, p); scipy carries no annotations.
 Features: TypeAlias = Any
+# Rows that are fitted on, and rows that judge.
+Split: TypeAlias = tuple[np.ndarray, np.ndarray]
+
+
+# How splu factors what is symmetric and positive definite: a symmetric ordering and no pivoting keep it sparse.
+SYMMETRIC: dict[str, Any] = {
+    "permc_spec": "MMD_AT_PLUS_A",
+    "diag_pivot_thresh": 0.0,
+    "options": {"SymmetricMode": True},
+}
 
 
 class ProbeResult(NamedTuple):
@@ -81,11 +92,9 @@ def _sparse_ridge(
     u = means[varies] / np.sqrt(variances[varies])
     gram, projected = (x.T @ x).tocsc(), x.T @ y  # y sums to zero, so that the means drop out of X^T y
     identity = sparse.eye_array(gram.shape[0], format="csc")
-    # Symmetric and positive definite: a symmetric ordering and no pivoting keep the factors sparse.
-    how = {"permc_spec": "MMD_AT_PLUS_A", "diag_pivot_thresh": 0.0, "options": {"SymmetricMode": True}}
     predictions = np.empty((test.shape[0], len(penalties)))
     for column, penalty in enumerate(penalties):
-        solved, along = splu(gram + penalty * identity, **how).solve(np.stack((projected, u), axis=1)).T
+        solved, along = splu(gram + penalty * identity, **SYMMETRIC).solve(np.stack((projected, u), axis=1)).T
         coefficients = solved + along * (rows * (u @ solved) / (1.0 - rows * (u @ along)))
         predictions[:, column] = test @ coefficients - u @ coefficients
     return predictions
@@ -102,11 +111,22 @@ def nested_ridge(
     if len(train) < 2 * options.inner_folds:
         raise ValueError(f"{len(train)} training variants are too few for {options.inner_folds} inner folds")
     x, y = features[train], scores[train]
-    inner = KFold(options.inner_folds, shuffle=True, random_state=options.seed)
-    inner_scores = np.zeros(len(options.strengths))
-    for fitting, validation in inner.split(y):
-        predictions = ridge_predictions(x[fitting], y[fitting], x[validation], options.strengths)
-        truth = np.broadcast_to(y[validation][:, None], predictions.shape)
-        inner_scores += r2_score(truth, predictions, multioutput="raw_values") / options.inner_folds
+    inner = list(KFold(options.inner_folds, shuffle=True, random_state=options.seed).split(y))
+    inner_scores = strength_scores(x, y, inner, options.strengths)
     best = options.strengths[int(np.argmax(inner_scores))]
     return ProbeResult(ridge_predictions(x, y, features[test], (best,))[:, 0], best, inner_scores)
+
+
+def strength_scores(
+    features: Features, scores: np.ndarray, inner: Sequence[Split], strengths: tuple[float, ...]
+) -> np.ndarray:
+    """Mean R^2 of each strength over inner folds: (strengths,) float64.
+
+    Features are (n, p), scores (n,); a fold is the numbers of the rows that are fitted on, and of those that judge.
+    """
+    found = np.zeros(len(strengths))
+    for fitting, validation in inner:
+        predictions = ridge_predictions(features[fitting], scores[fitting], features[validation], strengths)
+        truth = np.broadcast_to(scores[validation][:, None], predictions.shape)
+        found += r2_score(truth, predictions, multioutput="raw_values") / len(inner)
+    return found

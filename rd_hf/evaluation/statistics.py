@@ -14,7 +14,8 @@ from functools import lru_cache
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap, false_discovery_control, wilcoxon
+from scipy.stats import bootstrap, false_discovery_control, pearsonr, spearmanr, wilcoxon
+from sklearn.metrics import r2_score
 
 from rd_hf.evaluation.assays import LOW_N
 from rd_hf.evaluation.tables import CONTENDER
@@ -74,6 +75,26 @@ def wide(scores: pd.DataFrame) -> pd.DataFrame:
     if len(scores[CONDITION].drop_duplicates()) > 1:
         raise ValueError("scores of several splits, sizes or numbers of mutations cannot be compared in one table")
     return scores.pivot(index="assay", columns=CONTENDER, values="score").dropna()
+
+
+def agreement(
+    truth: np.ndarray, predictions: np.ndarray, figures: Sequence[str] = ("spearman", "pearson", "r2")
+) -> dict[str, float]:
+    """Spearman, Pearson and R^2 of (n,) predictions; all NaN where the truth is constant, for it cannot be ranked.
+
+    A constant prediction ranks nothing and scores 0: left out, it would flatter the contender that gave up.
+    """
+    if np.all(truth == truth[0]):
+        return dict.fromkeys(figures, np.nan)
+    constant = np.ptp(predictions) <= 1e-12 * max(1.0, float(np.abs(predictions).max()))
+    found = {}
+    for figure in figures:
+        if figure == "r2":
+            found[figure] = float(r2_score(truth, predictions))
+        else:
+            correlation = {"spearman": spearmanr, "pearson": pearsonr}[figure]
+            found[figure] = 0.0 if constant else float(correlation(truth, predictions).statistic)
+    return found
 
 
 def win_rate(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData, metadata_load
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
 from yaml import YAMLError
 
 from rd_hf.families import FAMILIES
@@ -48,6 +48,7 @@ def render_card(
     figure: str | None = None,
     weights_bytes: int | None = None,
     license: str = "mit",
+    training: dict[str, Any] | None = None,
 ) -> str:
     """Return the text of ``README.md``.
 
@@ -59,6 +60,7 @@ def render_card(
         figure: file name of the fit's figure beside the card.
         weights_bytes: size of the bases.
         license: Hub licence id of the bases.
+        training: of its heads, as in ``training.json``.
     """
     judged = [entry["heldout"] for entry in report or () if entry.get("heldout")]
     context: dict[str, Any] = {
@@ -67,6 +69,7 @@ def render_card(
         **{"config": config, "repo_id": repo_id, "full": full, "figure": figure, "weights_bytes": weights_bytes},
         "title": repo_id.rsplit("/", 1)[-1],
         "bases_license": license,
+        "training": training,
         "names": config.level_names,
         "pipeline_tag": _pipeline_tag(config),
         "widths": list(config.nested_dims.values()),
@@ -79,13 +82,27 @@ def render_card(
         },
     }
     template = files("rd_hf").joinpath("templates/model_card.md.jinja").read_text(encoding="utf-8")
-    data = _metadata(config, _license_of_repo(config, full, license), bool(report))
+    data = _metadata(config, _license_of_repo(config, full, license), bool(report), repo_id, training)
     text = str(ModelCard.from_template(data, template_str=template, **context))
     return _STAMP.sub(rf"\g<1>{_digest(text)}\g<3>", text, count=1)
 
 
-def _metadata(config: RDEsmConfig, license: str, judged: bool) -> ModelCardData:
-    """The front matter, with the licence of the repo."""
+# What the Hub calls the figures of ``training.json``.
+_METRICS = {"spearman": "spearmanr", "pearson": "pearsonr", "auroc": "roc_auc", "macro_f1": "f1"}
+
+
+def _metadata(
+    config: RDEsmConfig, license: str, judged: bool, repo_id: str, training: dict[str, Any] | None
+) -> ModelCardData:
+    """The front matter, with the licence of the repo, and what heads scored out of fold."""
+    results = None
+    if training is not None:
+        task, data = _pipeline_tag(config), {"dataset_type": "labelled-sequences", "dataset_name": training["data"]}
+        results = [
+            EvalResult(task_type=task, **data, metric_type=_METRICS.get(name, name), metric_value=round(value, 4))
+            for name, value in training["metrics"].items()
+            if value is not None
+        ]
     sources = (str(source).partition(":")[0] for source in config.bases.get("data", []))
     return ModelCardData(
         license=license,
@@ -96,6 +113,8 @@ def _metadata(config: RDEsmConfig, license: str, judged: bool) -> ModelCardData:
         base_model=list(dict.fromkeys(e["repo_id"] for e in config.levels if is_hub_id(e["repo_id"]))) or None,
         datasets=sorted({name for name in sources if is_hub_id(name)}) or None,
         metrics=["r_squared"] if judged else None,
+        model_name=repo_id if results else None,
+        eval_results=results or None,
     )
 
 

@@ -9,6 +9,7 @@
 ``tokenizer.json``, ``tokenizer_config.json`` the tokenizer, which cleans sequences as the jobs do
 ``vocab.txt``                                 its vocabulary, for ``EsmTokenizer``
 ``fit_report.json``, ``fit_report.png``       how the fit went, where there was one
+``training.json``                             how heads were trained, where they were (``rd-hf train``)
 ``README.md``                                 the card
 ============================================  ==========================================================
 """
@@ -56,6 +57,7 @@ SENTENCE_TRANSFORMERS_FILES = {
 }
 REPORT_FILE = "fit_report.json"
 FIGURE_FILE = "fit_report.png"
+TRAINING_FILE = "training.json"
 CARD_FILE = "README.md"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILES = ("vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -160,6 +162,7 @@ def make_card(folder: Path, *, repo_id: str | None = None, license: str = "mit")
             figure=FIGURE_FILE if (folder / FIGURE_FILE).exists() else None,
             weights_bytes=bases.stat().st_size if bases.exists() else None,
             license=license,
+            training=read_json(folder / TRAINING_FILE) if (folder / TRAINING_FILE).exists() else None,
         )
     except (ValueError, TypeError, KeyError, AttributeError, TemplateError) as error:
         raise ValueError(

@@ -14,7 +14,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, sn
 
 from rd_hf.carried import model_place
 from rd_hf.data.batching import collate
-from rd_hf.hub.checkpoint import CARD_FILE, FIGURE_FILE, REPORT_FILE, make_card, save_checkpoint
+from rd_hf.hub.checkpoint import CARD_FILE, FIGURE_FILE, REPORT_FILE, TRAINING_FILE, make_card, save_checkpoint
 from rd_hf.hub.options import PushOptions
 from rd_hf.hub.sources import can_be_fetched, check_hub_id
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
@@ -32,7 +32,8 @@ COMPARED = (
     *("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
 # What a repo of this project is made of; anything else in the folder is left out.
-PUSHED = (*COMPARED, *WEIGHTS, REPORT_FILE, FIGURE_FILE, "LICENSE*", "*.md")
+TRAINED = (TRAINING_FILE, "training_*.png", "out_of_fold.parquet", "left_out.tsv")
+PUSHED = (*COMPARED, *WEIGHTS, REPORT_FILE, FIGURE_FILE, *TRAINED, "LICENSE*", "*.md")
 # Two proteins of different length, so that padding is checked too.
 CHECK_SEQUENCES = ("MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQFEVV", "GSHMASMTGGQQMGRXBZUO")
 

@@ -2,7 +2,12 @@
 
     y = ((x - mean) / scale) W^T + b
 
-with x the mean of the embedding over residues, or the embedding of one. A checkpoint keeps a head for each level that
+with x the mean of the embedding over residues, or the embedding of one. Heads of variants of one protein add a number
+for the residue at each position, which is 0 for the wild type's own:
+
+    y = ((x - mean) / scale) W^T + b + sum over positions p of table[:, p, residue at p]
+
+A checkpoint keeps a head for each level that
 has one, so that a smaller level answers from the backbones that it needs. Heads are float32, whichever dtype the
 backbones have.
 
@@ -28,7 +33,7 @@ from .files_rd_esm import WeightFiles  # noqa: F401
 from .fused_rd_esm import fuse_layers  # noqa: F401
 from .layers_rd_esm import encoder_class  # noqa: F401
 from .modeling_rd_esm import RDEsmModel
-from .pooling_rd_esm import TOKENS, is_tracing, mean_over_residues, residue_mask
+from .pooling_rd_esm import TOKENS, VOCABULARY, is_tracing, mean_over_residues, residue_mask
 from .saving_rd_esm import RDEsmSaving  # noqa: F401
 from .staging_rd_esm import staging  # noqa: F401
 
@@ -45,24 +50,35 @@ class RDEsmHead(Float32Module):
         width (`int`): of the level's embedding.
         num_labels (`int`): numbers that it returns.
         deviation (`float`): of the weights that it starts with.
+        positions (`int`): residues of the wild type whose variants it knows; 0 for heads of any protein.
     """
 
     mean: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, width: int, num_labels: int, deviation: float) -> None:
+    def __init__(self, width: int, num_labels: int, deviation: float, positions: int = 0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(num_labels, width, dtype=torch.float32) * deviation)
         self.bias = nn.Parameter(torch.zeros(num_labels, dtype=torch.float32))
         self._zeros("mean", width)
         self.register_buffer("scale", torch.ones(width, dtype=torch.float32))
+        if positions:
+            table = torch.zeros(num_labels, positions, len(VOCABULARY), dtype=torch.float32)
+            self.substitutions = nn.Parameter(table)
 
-    def forward(self, embedding: torch.Tensor) -> torch.Tensor:
-        """`(..., width)` of any float dtype to `(..., num_labels)`, float32, on the head's device."""
+    def forward(self, embedding: torch.Tensor, residues: torch.Tensor | None = None) -> torch.Tensor:
+        """`(..., width)` of any float dtype to `(..., num_labels)`, float32, on the head's device.
+
+        Of variants also their `residues`, token ids of shape `(batch, positions)`.
+        """
         device = self.weight.device
         with torch.autocast(device_type=device.type, enabled=False):
             standard = (embedding.to(device=device, dtype=self.mean.dtype) - self.mean) / self.scale
-            return functional.linear(standard, self.weight, self.bias)
+            found = functional.linear(standard, self.weight, self.bias)
+            if residues is None:
+                return found
+            places = torch.arange(residues.shape[1], device=device)
+            return found + self.substitutions[:, places, residues.to(device)].sum(dim=-1).t()
 
 
 class RDEsmHeads(nn.Module):
@@ -83,9 +99,9 @@ class RDEsmHeads(nn.Module):
     def __setitem__(self, level: int, head: RDEsmHead) -> None:
         self.get_submodule(self.of).add_module(str(level), head)
 
-    def forward(self, embedding: torch.Tensor, level: int) -> torch.Tensor:
+    def forward(self, embedding: torch.Tensor, level: int, residues: torch.Tensor | None = None) -> torch.Tensor:
         """What the head of the level at a position makes of embeddings, `(..., num_labels)` float32."""
-        predicted: torch.Tensor = self[level](embedding)
+        predicted: torch.Tensor = self[level](embedding, residues)
         return predicted
 
 
@@ -112,7 +128,8 @@ class _WithHeads(RDEsmModel):
 
     def _new_head(self, level: str) -> RDEsmHead:
         config = self.config
-        return RDEsmHead(config.nested_dims[level], config.num_labels, config.initializer_range)
+        positions = len(config.heads.get("wild_type") or "")
+        return RDEsmHead(config.nested_dims[level], config.num_labels, config.initializer_range, positions)
 
     @property
     def answering_level(self) -> str:
@@ -149,6 +166,7 @@ class _WithHeads(RDEsmModel):
         mean: torch.Tensor | None = None,
         scale: torch.Tensor | None = None,
         bases: str | None = None,
+        substitutions: torch.Tensor | None = None,
     ) -> None:
         """Give a level a head that was fitted elsewhere, in place of the one that it has, if any.
 
@@ -159,6 +177,9 @@ class _WithHeads(RDEsmModel):
             mean, scale (`torch.Tensor` of shape `(width of the level,)`, *optional*): what embeddings are centred and
                 divided by first; by default 0 and 1.
             bases (`str`, *optional*): `bases_fingerprint(level)` of the model whose embeddings it was fitted on.
+            substitutions (`torch.Tensor` of shape `(num_labels, residues of the wild type, size of the vocabulary)`,
+                *optional*): of a model with a `wild_type` in `config.heads`, what each token adds at each position; by
+                default 0.
 
         Raises:
             ValueError: unknown level, other shapes than this model's, numbers that are not finite, a scale that is not
@@ -172,6 +193,10 @@ class _WithHeads(RDEsmModel):
         scale = torch.ones(width) if scale is None else scale
         given = {"weight": weight, "bias": bias, "mean": mean, "scale": scale}
         shapes = {"weight": (labels, width), "bias": (labels,), "mean": (width,), "scale": (width,)}
+        positions = len(self.config.heads.get("wild_type") or "")
+        if positions or substitutions is not None:
+            shapes["substitutions"] = (labels, positions, len(VOCABULARY))
+            given["substitutions"] = torch.zeros(shapes["substitutions"]) if substitutions is None else substitutions
         for name, tensor in given.items():
             if tuple(tensor.shape) != shapes[name]:
                 raise ValueError(
@@ -308,6 +333,31 @@ class RDEsmForSequenceClassification(_WithHeads):
 
     heads_of = "sequences"
 
+    def _residues(self, ids: torch.Tensor, keep: torch.Tensor) -> torch.Tensor | None:
+        """Of heads of variants the residues of each sequence, `(batch, residues of the wild type)`; else None.
+
+        Raises:
+            ValueError: a sequence has another length, or less than half of the wild type's residues.
+        """
+        wild_type = self.config.heads.get("wild_type")
+        if not wild_type:
+            return None
+        count = len(wild_type)
+        residues = ids[:, 1 : count + 1]
+        if not is_tracing():
+            fits = keep[:, 1 : count + 1].all(dim=1) & keep.sum(dim=1).eq(count).to(keep.device)
+            own = torch.tensor([TOKENS.get(letter, TOKENS["<unk>"]) for letter in wild_type], device=ids.device)
+            alike = residues.eq(own).sum(dim=1) if residues.shape[1] == count else torch.zeros_like(residues[:, 0])
+            wrong = ~(fits.to(ids.device) & (2 * alike >= count))
+            if wrong.any():
+                row = int(wrong.nonzero()[0])
+                raise ValueError(
+                    f"these heads know variants of one protein of {count} residues, and sequence {row + 1} of the "
+                    f"batch ({int(keep[row].sum())} residues, {int(alike[row])} of them the wild type's) is none: give "
+                    "variants of equal length and without gaps"
+                )
+        return residues
+
     def forward(  # type: ignore[override]
         self,
         input_ids: torch.LongTensor | None = None,
@@ -348,7 +398,7 @@ class RDEsmForSequenceClassification(_WithHeads):
         keep = residue_mask(ids).to(states.device)
         if attention_mask is not None and attention_mask.shape == keep.shape:
             keep = keep & attention_mask.to(states.device).bool()
-        logits = self.classifier(mean_over_residues(states, keep), index)
+        logits = self.classifier(mean_over_residues(states, keep), index, self._residues(ids, keep))
         loss = None if labels is None else self.loss(logits, labels)
         return self._result(SequenceClassifierOutput, output, logits, loss, return_dict)
 

@@ -17,6 +17,7 @@ from rd_hf.commands import (
     evaluate_residues,
     fit,
     import_published,
+    train,
 )
 from tests.conftest import EXAMPLE_FASTA, REPOSITORY
 from tests.embedding.test_folder import snapshot
@@ -32,6 +33,7 @@ COMMANDS: dict[str, tuple[Main, Sequence[str]]] = {
     "evaluate_dms": (evaluate_dms.main, ["--model", "MODEL", "--assays", str(ASSAY)]),
     "frontier": (frontier.main, ["--model", "MODEL", "--assays", str(ASSAY)]),
     "evaluate_residues": (evaluate_residues.main, ["--model", "MODEL", "--secondary-structure", "NOWHERE"]),
+    "train": (train.main, ["--model", "MODEL", "--input", str(ASSAY), "--target", "DMS_score"]),
     "ablate": (ablate.main, ["--model", "MODEL", "--assays", str(ASSAY), "--input", str(EXAMPLE_FASTA)]),
     "blocks": (
         blocks.main,
@@ -44,6 +46,7 @@ TELLING = (
     *("manifest.json", "_manifest.json", "rejects.tsv", "embeddings-000000.parquet", "report.md", "results.parquet"),
     *(".job/lock", ".job/000000.json", ".job/rd_hf.json", ".fit/settings.json", ".fit/moments-0000-0000.safetensors"),
     *(".rd_hf/rd_hf.json", "cache/states-0.safetensors", "runs/0.parquet", "notes.tmp", ".notes.tmp", "cache.tmp/x"),
+    *("training.json", "out_of_fold.parquet", "training_levels.png", ".train/rd_hf.json", ".train/lock"),
     *("modeling_rd_esm.py", "win_rates.png", "frontier.parquet", "blocks.parquet", "spectra.png", "proteins.tmp"),
 )
 NAMES = st.sampled_from(TELLING) | st.text(

@@ -13,6 +13,7 @@ from rd_hf.commands.optional import OPTIONAL, what_to_install
 from tests.conftest import REPOSITORY, environment
 
 COMMANDS = {
+    "train": ["--model", "m", "--input", "i.csv", "--target", "t", "--output", "o"],
     "evaluate_dms": ["--model", "m", "--assays", "a.csv", "--output", "o"],
     "evaluate_homology": ["--model", "m", "--domains", "d", "--output", "o"],
     "evaluate_residues": ["--model", "m", "--output", "o"],
@@ -30,7 +31,7 @@ print(json.dumps(found))
 """
 
 
-def test_every_evaluation_command_says_what_to_install() -> None:
+def test_every_command_with_an_extra_says_what_to_install() -> None:
     done = subprocess.run(
         [sys.executable, "-c", CODE, json.dumps(list(OPTIONAL)), json.dumps(COMMANDS)],
         cwd=REPOSITORY,
@@ -41,8 +42,9 @@ def test_every_evaluation_command_says_what_to_install() -> None:
     )
     assert done.returncode == 0, done.stderr
     for command, said in json.loads(done.stdout.splitlines()[-1]).items():
-        assert re.match(r"1 rd-hf evaluate \w+: error: this needs ", said), f"{command}: {said}"
-        assert said.endswith('which is not installed: pip install "rd_hf[eval]"\n'), f"{command}: {said}"
+        assert re.match(r"1 rd-hf (evaluate )?\w+: error: this needs ", said), f"{command}: {said}"
+        extra = "train" if command == "train" else "eval"
+        assert said.endswith(f'which is not installed: pip install "rd_hf[{extra}]"\n'), f"{command}: {said}"
 
 
 def test_what_is_to_be_typed_looks_for_no_rd_hf_on_an_index() -> None:

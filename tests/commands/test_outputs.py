@@ -32,6 +32,7 @@ WORDS = {
         "repo_id",
     ),
     *("representations", "revision", "revision_of", "sequence_column", "shortlist_level", "splits", "study", "title"),
+    *("group", "split_column", "mutant", "target", "unknown", "up_to"),
     *("categories", "commit_message", "token"),
 }
 

@@ -185,7 +185,7 @@ def test_two_flags_do_not_mean_the_same() -> None:
 def test_values_are_called_in_capitals_and_numbers_n() -> None:
     for name, found in USES.items():
         for use in found:
-            assert re.fullmatch(r"[A-Z_=/@:#\[\]]*|\{[\w,.]+\}", use.value), f"{use.command} {name} {use.value}"
+            assert re.fullmatch(r"[A-Z_=/@:#\[\]]*|\{[\w,.-]+\}", use.value), f"{use.command} {name} {use.value}"
             numeric = use.action.type is int or type(use.action.type).__name__ == "Bounds"
             assert not numeric or use.value in ("N", "LAYER"), f"{use.command} {name} {use.value}"
             takes = use.action.nargs != 0

@@ -470,6 +470,29 @@ def push_heads() -> dict[str, Any]:
     return found
 
 
+def train_heads() -> dict[str, Any]:
+    """Train on the published family with the command, up to its second level, and push what comes out."""
+    import contextlib
+    import io
+
+    from rd_hf.commands.push import main as push_command
+    from rd_hf.commands.train import main as train_command
+
+    work = Path(ARGUMENTS["work"])
+    generator = np.random.default_rng(0)
+    lines = ["sequence,score"]
+    for _ in range(40):
+        letters = "".join(generator.choice(list("ACDEFGHIKLMNPQRSTVWY"), size=30))
+        lines.append(f"{letters},{letters.count('A') + letters.count('L') + generator.normal():.4f}")
+    (work / "labelled.csv").write_text("\n".join(lines) + "\n")
+    words = ["train", "--model", "me/nested", "--input", str(work / "labelled.csv"), "--target", "score"]
+    assert train_command([*words[1:], "--up-to", "L1", "--output", str(work / "trained"), "--quiet"]) == 0
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert push_command(["--model", str(work / "trained"), "--repo-id", "me/trained"]) == 0
+    return {"files": sorted(path.name for path in (work / "trained").iterdir()), "pushed": said.getvalue()}
+
+
 def use_heads() -> dict[str, Any]:
     """A new user, without the package: the level that was chosen, each level, and a pipeline."""
     from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, pipeline

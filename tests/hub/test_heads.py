@@ -76,3 +76,13 @@ def test_a_push_that_brings_other_heads_is_noticed(
     other.save_pretrained(folder / "there")
     with pytest.raises(PushedModelDiffersError, match=r"the heads of .* are not those of .*sequences\.0\.bias"):
         compare_with_hub(folder / "here", str(folder / "there"), "main")
+
+
+def test_what_is_trained_on_a_published_family_holds_its_bases_alone(world: World) -> None:
+    done = world.run("train_heads", "home-train", package=True)
+    assert not [name for name in done["files"] if name.startswith("model.backbone")]
+    assert {"model.safetensors", "training.json", "report.md"} <= set(done["files"])
+    for name in ("training.json", "out_of_fold.parquet", "training_levels.png", "report.md"):
+        assert f"  {name}\n" in done["pushed"]
+    # Pushing loads both, with their heads, and compares.
+    assert "loaded back and equal bit for bit: L0, L1" in done["pushed"]

@@ -1,0 +1,25 @@
+"""Training: labelled sequences in, a checkpoint with a head for each level out, and the level that is enough.
+
+``run_training(TrainingSettings(...))`` is what ``rd-hf train`` runs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rd_hf.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from rd_hf.training.job import run_training
+    from rd_hf.training.settings import TrainingSettings, TrainingSummary
+
+__all__ = ["TrainingSettings", "TrainingSummary", "run_training"]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "TrainingSettings": "rd_hf.training.settings",
+        "TrainingSummary": "rd_hf.training.settings",
+        "run_training": "rd_hf.training.job",
+    },
+)
