@@ -275,7 +275,7 @@ def test_a_missing_extra_is_a_sentence(bare: Installed, work: Path) -> None:
 PURPOSES = {
     "plots": ("matplotlib", "rd_hf.bases.figure"),
     "eval": ("sklearn scipy threadpoolctl matplotlib", "rd_hf.evaluation.residues rd_hf.evaluation.plots"),
-    "train": ("sklearn scipy threadpoolctl matplotlib", "rd_hf.training.job"),
+    "train": ("sklearn scipy threadpoolctl matplotlib", "rd_hf.training.job rd_hf.sklearn"),
     "map": ("plotly scipy", "rd_hf.maps.page rd_hf.maps.projection"),
     "umap": ("umap", "rd_hf.maps.projection"),
     "search": ("faiss", "rd_hf.search.approximate rd_hf.search.job"),

@@ -377,6 +377,13 @@ def test_a_level_without_a_head_is_said(family: dict[bool, Path], tmp_path: Path
     assert "sequences.0" not in heard[0]
 
 
+def test_a_config_that_ends_at_a_smaller_level_keeps_the_heads_up_to_it(headed: dict[str, Path]) -> None:
+    config = RDEsmConfig.from_pretrained(headed["sequences"])
+    for level, kept, answering in (("L2", LEVELS, "L1"), ("L1", LEVELS[:2], "L1"), ("L0", LEVELS[:1], None)):
+        heads = config.up_to(level).heads
+        assert (heads["levels"], list(heads["bases"]), heads.get("level")) == (kept, kept, answering)
+
+
 # What is refused
 
 
