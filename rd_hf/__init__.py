@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rd_hf.model.configuration_rd_esm import RDEsmConfig
     from rd_hf.model.heads_rd_esm import RDEsmForSequenceClassification, RDEsmForTokenClassification
     from rd_hf.model.modeling_rd_esm import RDEsmModel
-    from rd_hf.search import SearchSettings, SearchSummary, search
+    from rd_hf.search import SearchSettings, SearchSummary, run_search
 
 _HOMES = {
     "checkpoint": "rd_hf.carried",
@@ -40,8 +40,8 @@ _HOMES = {
     **dict.fromkeys(("Embedder", "EmbeddingOptions", "JobSettings", "JobSummary", "run_job"), "rd_hf.embedding"),
     **dict.fromkeys(("FitOptions", "FitResult", "FitSettings", "FitSummary"), "rd_hf.fitting"),
     **dict.fromkeys(("draw_sample", "fit_bases", "install_bases", "run_fit"), "rd_hf.fitting"),
-    # The last is the room itself, which can be called as the function in it.
-    **dict.fromkeys(("SearchSettings", "SearchSummary", "search"), "rd_hf.search"),
+    # The last is the room itself, however it is imported.
+    **dict.fromkeys(("SearchSettings", "SearchSummary", "run_search", "search"), "rd_hf.search"),
     **dict.fromkeys(("load_family", "push_folder", "push_model", "save_checkpoint"), "rd_hf.hub"),
 }
 
@@ -71,8 +71,8 @@ __all__ = [
     "push_model",
     "run_fit",
     "run_job",
+    "run_search",
     "save_checkpoint",
-    "search",
 ]
 
 __getattr__ = lazy_names(__name__, _HOMES)

@@ -1,11 +1,13 @@
 """Reverse-distilled, nested protein embeddings: fit, embed, search, look, publish.
 
-    rd-hf fit --config rd-esm2-650M --data uniref50.fasta.gz --num-sequences 5000 --output my-model
+    rd-hf fit --config rd-esm2-650M --input uniref50.fasta.gz --num-sequences 5000 --output my-model
     rd-hf embed --model my-model --input proteome.fasta.gz --output embeddings
     rd-hf info my-model
 
 Several GPUs: accelerate launch --num_processes 8 -m rd_hf fit ... (on CPUs: torchrun --nproc_per_node 8 -m rd_hf ...).
-Every command teaches with examples of its own: rd-hf COMMAND --help.
+Every command teaches with examples of its own: rd-hf COMMAND --help. To have the shell complete commands, flags and
+values, such as families and levels: pip install argcomplete, and in bash's or zsh's start-up file the line
+eval "$(register-python-argcomplete rd-hf)".
 """
 # PYTHON_ARGCOMPLETE_OK
 
@@ -17,6 +19,7 @@ import importlib.util
 import os
 import sys
 
+from rd_hf.commands._parser import Parser, nearest
 from rd_hf.version import __version__
 
 # Imported one at a time, when its command is given: the list itself costs nothing.
@@ -39,6 +42,14 @@ COMMANDS = {
 
 # Studies of the method run from a clone; their names as commands of version 0.2.0 are still understood.
 STUDIES = ("ablate", "blocks", "frontier", "width")
+# What other programs call them.
+SYNONYMS = {
+    **dict.fromkeys(("encode", "extract", "run"), "embed"),
+    **dict.fromkeys(("neighbours", "neighbors", "query"), "search"),
+    **dict.fromkeys(("plot", "umap", "draw"), "map"),
+    **dict.fromkeys(("describe", "show", "version"), "info"),
+    **dict.fromkeys(("upload", "publish"), "push"),
+}
 
 
 def commands() -> dict[str, tuple[str, str]]:
@@ -52,14 +63,14 @@ def build_parser(group: str | None = None) -> argparse.ArgumentParser:
     here = {name.removeprefix(prefix): words for name, (_, words) in commands().items() if name.startswith(prefix)}
     width = max(map(len, here)) + 2
     listed = "\n".join(f"  {name:<{width}}{words}" for name, words in here.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"rd-hf {prefix}".strip(),
         usage=f"rd-hf {prefix}COMMAND ...",
         description=f"What `rd-hf {group}` can do." if group else __doc__,
         epilog=f"commands:\n{listed}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=list(here), metavar="COMMAND", help=argparse.SUPPRESS)
+    parser.add_argument("command", metavar="COMMAND", help=argparse.SUPPRESS)
     if not group:
         parser.add_argument("--version", action="version", version=f"rd-hf {__version__}")
     return parser
@@ -68,6 +79,8 @@ def build_parser(group: str | None = None) -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Hand the arguments after a command's name to it; its exit code, or 2 where there is no such command."""
     given = sys.argv[1:] if argv is None else list(argv)
+    if given[:1] == ["help"]:
+        given = [*given[1:], "--help"]
     if "_ARGCOMPLETE" in os.environ:
         _complete()
     for words in (1, 2):
@@ -83,14 +96,40 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     groups = {name.partition(" ")[0] for name in COMMANDS if " " in name}
     in_group = bool(given) and given[0] in groups
+    parser = build_parser(given[0] if in_group else None)
+    here = given[in_group:]
+    if not here:
+        parser.error(f"name a command: {_listed(given[0] if in_group else None)}")
+    if not here[0].startswith("-"):
+        parser.error(_no_such_command(given[0] if in_group else None, here[0]))
     # Ends the process: with the help that was asked for, or with what is wrong.
-    build_parser(given[0] if in_group else None).parse_args(given[in_group:])
+    parser.parse_args(here)
     return 2
+
+
+def _no_such_command(group: str | None, word: str) -> str:
+    """What is said of a command that is not there; also of a group's that was named without the group."""
+    names = list(commands())
+    here = [name.removeprefix(f"{group} ") for name in names if name.startswith(f"{group} ")] if group else names
+    meant = SYNONYMS.get(word) or nearest(word, here)
+    if meant is None:
+        last = {name.rpartition(" ")[2]: name for name in names}
+        meant = last.get(nearest(word, last) or "")
+    full = f"{group} {meant}" if group and meant in here else meant
+    return f"there is no command {word!r}" + (f": did you mean rd-hf {full}?" if full else f": name {_listed(group)}")
+
+
+def _listed(group: str | None) -> str:
+    """The commands of a group, or all."""
+    prefix = f"{group} " if group else ""
+    return ", ".join(name.removeprefix(prefix) for name in commands() if name.startswith(prefix))
 
 
 def _complete() -> None:
     """Answer the shell's completion; only ever called by it, so that nobody else waits for it."""
     import argcomplete
+
+    from rd_hf.commands.completion import complete
 
     tree = argparse.ArgumentParser(prog="rd-hf")
     branches = {"": tree.add_subparsers()}
@@ -99,6 +138,7 @@ def _complete() -> None:
         if group not in branches:
             branches[group] = branches[""].add_parser(group).add_subparsers()
         leaf = importlib.import_module(module).build_parser()
+        complete(leaf)
         branches[group].add_parser(last, help=words, parents=[leaf], conflict_handler="resolve")
     tree.add_argument("--version", action="store_true")
     argcomplete.autocomplete(tree)

@@ -40,13 +40,31 @@ def check_device(device: str) -> torch.device:
         # A build without a backend says so by whichever of these.
         except (AssertionError, NotImplementedError, RuntimeError, ImportError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
-            raise InputError(
-                f"device {device} cannot be used here ({reason[:200]}): this machine has "
-                f"{', '.join(['cpu', *(f'cuda:{index}' for index in gpus)])}; leave the device away for the best of "
-                "them"
-            ) from error
+            raise _absent(device, reason[:200]) from error
     return found
+
+
+def check_device_is_there(device: str) -> torch.device:
+    """As :func:`check_device`, but a GPU is counted and not used: a process that used one must not be forked."""
+    import torch
+
+    found = parse_device(device)
+    if found.type != "cuda":
+        return check_device(device)
+    count = torch.cuda.device_count()
+    if (found.index or 0) >= count:
+        raise _absent(device, "there is no such GPU" if count else "torch sees no GPU")
+    return found
+
+
+def _absent(device: str, reason: str) -> InputError:
+    import torch
+
+    gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    return InputError(
+        f"device {device} cannot be used here ({reason}): this machine has "
+        f"{', '.join(['cpu', *(f'cuda:{index}' for index in gpus)])}; leave the device away for the best of them"
+    )
 
 
 def pick_device(rank: int | None = None) -> torch.device:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -11,15 +12,20 @@ from types import ModuleType
 from typing import Any
 
 
-def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+def lazy_names(package: str, homes: Mapping[str, str], former: Mapping[str, str] | None = None) -> Callable[[str], Any]:
     """A module's ``__getattr__`` (PEP 562).
 
     Args:
         package: its ``__name__``.
         homes: module that each public name lives in; a name that is the module's own stands for the module.
+        former: names of earlier versions, and what is called so now: understood, with a FutureWarning.
     """
+    renamed = former or {}
 
     def look_up(name: str) -> Any:
+        if name in renamed:
+            warnings.warn(f"{package}.{name} is called {renamed[name]} now", FutureWarning, stacklevel=2)
+            name = renamed[name]
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         with gc_paused():

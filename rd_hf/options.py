@@ -74,6 +74,7 @@ def option(
     kind: Any = None,
     flags: Sequence[str] = (),
     former: Sequence[str] = (),
+    hidden: bool = False,
     **argument: Any,
 ) -> Any:
     """A field of a dataclass that a command takes as an argument.
@@ -85,9 +86,10 @@ def option(
         kind: :class:`Bounds` or another type of argparse, for each value.
         flags: how it is typed; ``--`` and its name by default. The name alone makes it a positional argument.
         former: how it was typed in earlier versions: understood, and not listed.
-        argument: more for ``add_argument``: ``choices``, ``metavar``, ``nargs``.
+        hidden: it is understood as a whole, and not listed.
+        argument: more for ``add_argument``: ``action``, ``choices``, ``metavar``, ``nargs``.
     """
-    own = {"help": help, "kind": kind, "flags": tuple(flags), "former": tuple(former)}
+    own = {"help": help, "kind": kind, "flags": tuple(flags), "former": tuple(former), "hidden": hidden}
     return field(default=default, metadata=own | argument)
 
 
@@ -123,12 +125,13 @@ def add_options(parser: Any, options: type, *names: str) -> None:
     for one in (found[name] for name in names) if names else found.values():
         argument = dict(one.metadata)
         flags, former = argument.pop("flags") or ("--" + one.name.replace("_", "-"),), argument.pop("former")
-        kind, help = argument.pop("kind"), argument.pop("help")
+        kind, help, hidden = argument.pop("kind"), argument.pop("help"), argument.pop("hidden")
         default = None if one.default is MISSING else one.default
-        if flags != (one.name,):
+        positional = flags == (one.name,)
+        if not positional:
             argument["dest"] = one.name
-        if isinstance(default, bool):
-            argument["action"] = "store_false" if default else "store_true"
+        if isinstance(default, bool) and "nargs" not in argument:
+            argument.setdefault("action", "store_false" if default else "store_true")
         elif kind is not None:
             argument["type"] = kind
         if isinstance(kind, Bounds):
@@ -137,10 +140,27 @@ def add_options(parser: Any, options: type, *names: str) -> None:
             argument.setdefault("nargs", "+")
         elif default is not None and not isinstance(default, bool) and "default" not in help:
             help += f" (default {default:,})" if isinstance(default, int) else f" (default {default})"
-        parser.add_argument(*flags, default=default, help=help.replace("%", "%%"), **argument)
-        if former:
-            hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
-            parser.add_argument(*former, **argument | hidden)
+        help = argparse.SUPPRESS if hidden else help.replace("%", "%%")
+        # Not set unless it is there, so that it leaves alone what its former flag sets.
+        default = argparse.SUPPRESS if positional and former else default
+        if positional:
+            _add_former(parser, parser.add_argument(*flags, default=default, help=help, **argument), former)
+        else:
+            # Known by all names, listed under those of today.
+            parser.add_argument(*flags, *former, default=default, help=help, **argument).option_strings = list(flags)
+
+
+def _add_former(parser: Any, positional: argparse.Action, former: Sequence[str]) -> None:
+    """Let flags of earlier versions stand for a positional argument."""
+
+    class Former(argparse.Action):
+        def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+            setattr(namespace, self.dest, values)
+            positional.required = False
+
+    if former:
+        hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+        parser.add_argument(*former, action=Former, dest=positional.dest, nargs=positional.nargs, **hidden)
 
 
 def options_from(options: type[Options], args: argparse.Namespace, /, **others: Any) -> Options:

@@ -7,7 +7,7 @@ output=quickstart_output
 sequences=rd_hf/data/examples/proteins_1000.fasta.gz
 rm -rf "$output"
 echo "== 1. fit bases (accelerate) =="
-rd-hf fit --config hub_configs/rd-esm2-mini --data "$sequences" --output "$output/model"
+rd-hf fit --config hub_configs/rd-esm2-mini --input "$sequences" --output "$output/model"
 echo "== 2. embed a FASTA file into Parquet =="
 rd-hf embed --model "$output/model" --input "$sequences" --output "$output/embeddings"
 echo "== 3. load as a user does, and check =="

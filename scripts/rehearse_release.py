@@ -159,8 +159,8 @@ def rehearse(args: argparse.Namespace) -> str:
             "PYTHONPATH": str(ROOT),
         }
         repo = f"me/rd-esm2-{args.level}"
-        command = [sys.executable, "-m", "rd_hf", "release", "--repo-id", repo, "--data", str(sequences)]
-        command += ["--level", args.level] if args.shrink == 1 else ["--config", str(config)]
+        command = [sys.executable, "-m", "rd_hf", "release", "--repo-id", repo, "--input", str(sequences)]
+        command += ["--config", f"rd-esm2-{args.level}"] if args.shrink == 1 else ["--config", str(config)]
         command += ["--batch-tokens", str(args.batch_tokens), "--output", str(args.folder / "work"), "--least-r2", "-9"]
         if args.group_tokens is not None:
             command += ["--group-tokens", str(args.group_tokens)]

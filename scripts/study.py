@@ -1,8 +1,10 @@
 """Studies of the method: what each choice in it is worth. For who works on it, from a clone.
 
 python scripts/study.py ablate --help       what each choice in the chain is worth
+python scripts/study.py angles --help       whether levels agree on what comes first
 python scripts/study.py blocks --help       what each level's block alone predicts
 python scripts/study.py frontier --help     what an embedding is worth for what it costs
+python scripts/study.py overview --help     the picture of what a nested family is for, from its report and config
 python scripts/study.py width --help        what an embedding is worth at any number of dimensions
 """
 
@@ -12,7 +14,7 @@ import argparse
 import importlib
 import sys
 
-STUDIES = ("ablate", "blocks", "frontier", "width")
+STUDIES = ("ablate", "angles", "blocks", "frontier", "overview", "width")
 
 
 def main() -> int:

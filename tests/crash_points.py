@@ -46,13 +46,11 @@ class Command:
     Attributes:
         words: its arguments; {out} is the folder that it writes to.
         prepare: makes what must be there before each run.
-        go_on: arguments added where the same command alone says so.
         counted: folder whose file operations count, its output by default.
     """
 
     words: list[str]
     prepare: Callable[[], None] = lambda: None
-    go_on: tuple[str, ...] = ()
     counted: Path | None = None
 
 
@@ -208,11 +206,6 @@ def try_points(name: str, command: Command, root: Path, hub: FakeHub, most: int)
         found.tried.append(point)
         where = f"{point} (before {operations[point - 1]})"
         status, _, said = run(words, 0, out)
-        if status and command.go_on:
-            if not any(hint in said for hint in (*command.go_on, "finished fit")):
-                found.wrong.append(f"{where}: {said[-300:]}")
-                continue
-            status, _, said = run([*words, *command.go_on], 0, out)
         if status:
             found.wrong.append(f"{where}: {said[-300:]}")
             continue
@@ -276,7 +269,7 @@ def commands(work: Path, root: Path, hub: FakeHub) -> dict[str, Command]:
     embed = ["embed", "--model", str(model), "--input", str(fasta), "--part-records", "8", "--quiet"]
     small = work / "small"
     assert _call([*embed, "--level", "L0", "--dtype", "float32", "--output", str(small)]) == 0
-    fit = ["fit", "--data", str(fasta), "--batch-tokens", "500", "--checkpoint-seconds", "0", "--quiet"]
+    fit = ["fit", "--input", str(fasta), "--batch-tokens", "500", "--checkpoint-seconds", "0", "--quiet"]
     fitted = work / "fitted"
     assert _call([*fit, "--config", str(family), "--output", str(fitted)]) == 0
     raw = [str(work / f"{name}.npy") for name in WIDTHS]
@@ -290,11 +283,11 @@ def commands(work: Path, root: Path, hub: FakeHub) -> dict[str, Command]:
                 *("--input", *raw, "--output", "{out}"),
             ]
         ),
-        "fit": Command([*fit, "--config", str(model), "--output", "{out}"], go_on=("--resume",)),
+        "fit": Command([*fit, "--config", str(model), "--output", "{out}"]),
         "train": Command(
             [
                 *("train", "--model", str(model), "--input", str(work / "labelled.csv"), "--target", "score"),
-                *("--folds", "2", "--inner-folds", "2", "--device", "cpu", "--quiet", "--output", "{out}"),
+                *("--cv-folds", "2", "--inner-folds", "2", "--device", "cpu", "--quiet", "--output", "{out}"),
             ]
         ),
         "push": Command(
@@ -304,7 +297,7 @@ def commands(work: Path, root: Path, hub: FakeHub) -> dict[str, Command]:
         ),
         "release": Command(
             [
-                *("release", "--config", str(family), "--repo-id", "me/released", "--data", str(fasta)),
+                *("release", "--config", str(family), "--repo-id", "me/released", "--input", str(fasta)),
                 *("--batch-tokens", "2000", "--least-r2=-9", "--output", "{out}", "--quiet"),
             ]
         ),

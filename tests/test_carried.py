@@ -131,11 +131,11 @@ def test_fit_takes_both_names(elsewhere: Path, capsys: pytest.CaptureFixture[str
 
 def test_a_search_takes_example_as_queries_and_reads_the_database_again(elsewhere: Path) -> None:
     from rd_hf.embedding.options import EmbeddingOptions
-    from rd_hf.search import SearchSettings, search
+    from rd_hf.search import SearchSettings, run_search
 
     few = EmbeddingOptions(levels=("0.3M",), max_length=16, long="truncate")
     run_job(JobSettings(model=MINI, inputs=("example",), output="database", options=few), show_progress=False)
-    found = search(
+    found = run_search(
         SearchSettings(queries="example", database="database", output="hits.tsv", k=1, level="1.2M", shortlist=1),
         report=lambda text: None,
         show_progress=False,
@@ -180,9 +180,9 @@ class TestWhichOneWins:
 
     @pytest.mark.parametrize("path", [f"./{MINI}", Path(MINI)])
     def test_a_path_is_the_folder(self, path: str | Path) -> None:
-        with pytest.raises(InputError, match="is neither a folder here nor a model"):
+        with pytest.raises(InputError, match=f"{MINI}: no such folder"):
             resolve(path)
-        with pytest.raises(ValueError, match=f"{MINI} holds no checkpoint"):
+        with pytest.raises(ValueError, match=f"{MINI}: no such folder"):
             plan_push(path, "me/mini")
 
 

@@ -13,7 +13,7 @@ from rd_hf.commands import embed as embed_command
 from rd_hf.commands import evaluate_dms
 from rd_hf.commands import search as search_command
 from rd_hf.data.records import InputError
-from rd_hf.devices import check_device, parse_device
+from rd_hf.devices import check_device, check_device_is_there, parse_device
 from rd_hf.embedding import Embedder, EmbeddingOptions, JobSettings, run_job
 from rd_hf.evaluation.families import Family
 
@@ -71,6 +71,22 @@ def test_a_device_that_is_there_is_one() -> None:
     assert parse_device("cuda:3") == torch.device("cuda", 3)
 
 
+def test_an_embedder_counts_gpus_and_leaves_them_alone(monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path) -> None:
+    """A process that used one could not be forked, as datasets' map does."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: pytest.fail("a GPU was used"))
+    assert check_device_is_there("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(
+        InputError, match=r"device cuda:2 cannot be used here \(there is no such GPU\): this machine has"
+    ):
+        Embedder(tiny_checkpoint, device="cuda:2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(
+        InputError, match=r"device cuda cannot be used here \(torch sees no GPU\): this machine has cpu"
+    ):
+        Embedder(tiny_checkpoint, device="cuda")
+
+
 @pytest.mark.parametrize("device", ["gpu", ABSENT])
 def test_every_command_says_it_before_it_reads_or_writes(
     run: Callable[..., str], tiny_checkpoint: Path, fasta: Path, tmp_path: Path, device: str
@@ -78,14 +94,15 @@ def test_every_command_says_it_before_it_reads_or_writes(
     model, output = ("--model", tiny_checkpoint, "--device", device), tmp_path / "out"
     said = [
         run(embed_command.main, *model, "--input", fasta, "--output", output),
-        run(search_command.main, *model, "--queries", fasta, "--database", tmp_path, "--output", f"{output}.tsv"),
+        run(search_command.main, *model, "--input", fasta, tmp_path, "--output", f"{output}.tsv"),
         run(evaluate_dms.main, *model, "--assays", assay(tmp_path), "--output", output),
         run(frontier.main, *model, "--assays", assay(tmp_path), "--output", output),
     ]
     assert all(f"{device!r} names no device" in line or f"device {device}" in line for line in said), said
     assert not (output / ".job").exists()
+    # At once, not at first use.
     with pytest.raises(InputError, match="device"):
-        Embedder(tiny_checkpoint, device=device).embed(["MKT"])
+        Embedder(tiny_checkpoint, device=device)
     with pytest.raises(InputError, match="device"):
         Family.load(str(tiny_checkpoint), device=device)
     with pytest.raises(InputError, match="device"):

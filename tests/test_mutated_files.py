@@ -41,8 +41,8 @@ CASES, BLOCKS = 300, 10
 SECONDS, BYTES = 60, 4 << 30
 MODEL = ("--model", "model")
 EMBED = (*MODEL, "--input", "p.fasta", "--part-records", "4")
-FIT = ("--config", "model", "--heldout-fraction", "0", "--data")
-SEARCH = ("--queries", "emb", "--database", "emb", "--k", "3", "--whiten", "none", "--output", "hits.tsv")
+FIT = ("--config", "model", "--heldout-fraction", "0", "--input")
+SEARCH = ("--input", "emb", "emb", "--neighbours", "3", "--whiten", "none", "--output", "hits.tsv")
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ KINDS = {
     "state of a fit": Kind(
         1,
         ("fit/.fit/settings.json", "fit/.fit/rd_hf.json", "fit/.fit/MOMENTS"),
-        (("fit", *FIT, "p.fasta", "--output", "fit", "--resume"),) * 3 + (("fit", *FIT, "p.fasta", "--output", "fit"),),
+        (("fit", *FIT, "p.fasta", "--output", "fit"),) * 4,
     ),
     "kept index": Kind(1, ("emb/.search/INDEX",), (("search", *SEARCH, "--index", "ivf", "--shortlist", "5"),)),
 }

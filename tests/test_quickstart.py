@@ -22,7 +22,7 @@ def test_fit_embed_and_check(mini_checkpoint: Path, tmp_path: Path) -> None:
     few = tmp_path / "few.fasta"
     with gzip.open(EXAMPLE_FASTA, "rt") as source:
         few.write_text("".join(line for line, _ in zip(source, range(400), strict=False)))
-    fitted = step("-m", "rd_hf", "fit", "--config", mini_checkpoint, "--data", few, "--output", model)
+    fitted = step("-m", "rd_hf", "fit", "--config", mini_checkpoint, "--input", few, "--output", model)
     assert "192" in fitted
     embedded = step("-m", "rd_hf", "embed", "--model", model, "--input", few, "--output", embeddings)
     printed = step(REPOSITORY / "scripts" / "quickstart_check.py", model, few, embeddings)

@@ -1,7 +1,11 @@
 """Every example in every README runs, every link in them leads somewhere, and the front page is short.
 
+They run as a user of the wheel would type them, in a folder with no file of the repository. The only difference is a
+short file `example`, which goes before the 1,000 proteins of that name, so that a page takes seconds; pages in `NEEDS`
+have what they name beside it. tests/test_wheel.py types the front page's first minute with an installed wheel.
+
 An example that cannot run here stands below a comment, `<!-- not run: why; where it is checked -->`; its commands are
-still read by the parsers that they are for, and its Python is compiled.
+still read by the parsers that they are for, and its Python is compiled. An output below one is compared there.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ READMES = sorted(
     and "rd-esm2-mini" not in path.parts
     and "quickstart_output" not in path.parts
 )
+PAGES = REPOSITORY / "scripts" / "docs" / "pages"
 FENCE = re.compile(
     r"(?:^<!-- not run: (?P<why>[^>]*) -->\n)?^```(?P<kind>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )
@@ -58,24 +63,39 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(REPOSITORY))
 
 
+# What a page names that neither the package nor an earlier command of the page brings: files of the reader's own, and
+# of a clone alone.
+NEEDS = {
+    "hub_configs/README.md": ("scripts", "hub_configs"),
+    "rd_hf/embedding/README.md": ("proteins.csv",),
+    "scripts/docs/pages/finetuning.md": ("scripts",),
+    "scripts/docs/pages/residues.md": ("scripts",),
+}
+# Pages whose printed results are of the carried proteins themselves, of which they embed a few.
+ON_CARRIED = ("rd_hf/search/README.md",)
+PROTEINS = ("MKTAYIAKQR", "MKTAYIAKQK", "GAVLIMFWPS", "CDEFGHIKLM", "NPQRSTVWYA", "mktayiakqr*")
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """What the examples speak of: the repository's own folders, a few proteins in several forms, a scan."""
-    for name in ("scripts", "hub_configs", "tests", "rd_hf"):
-        (tmp_path / name).symlink_to(REPOSITORY / name)
-    proteins = ["MKTAYIAKQR", "MKTAYIAKQK", "GAVLIMFWPS", "CDEFGHIKLM", "NPQRSTVWYA", "mktayiakqr*"]
-    fasta = "".join(f">p{number}\n{sequence}\n" for number, sequence in enumerate(proteins))
-    (tmp_path / "proteome.fasta.gz").write_bytes(gzip.compress(fasta.encode()))
-    (tmp_path / "proteins.csv").write_text("id,sequence\n" + "".join(f"{p},{p[:9]}\n" for p in proteins))
-    carried_records = gzip.decompress(EXAMPLE_FASTA.read_bytes()).decode().split(">")[1:]
-    short = [record for record in carried_records if len(record) < 150][:60]
-    (tmp_path / "proteins.fasta.gz").write_bytes(gzip.compress("".join(f">{one}" for one in short).encode()))
-    carried = REPOSITORY / "tests" / "evaluation" / "data"
-    (tmp_path / "cv_folds_singles.tsv").symlink_to(carried / "cv_folds_singles.tsv")
-    (tmp_path / "dms").mkdir()
-    for scan in carried.glob("*.csv"):
-        (tmp_path / "dms" / scan.name).symlink_to(scan)
-    return tmp_path
+    """Where examples are typed; empty."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    return folder
+
+
+def furnish(folder: Path, page: str) -> None:
+    """Put there what a page needs, and a short `example`."""
+    if page not in ON_CARRIED:
+        fasta = "".join(f">p{number}\n{sequence}\n" for number, sequence in enumerate(PROTEINS))
+        short = [record for record in gzip.decompress(EXAMPLE_FASTA.read_bytes()).decode().split(">") if record]
+        few = [record for record in short if len(record) < 150][:60]
+        (folder / "example").write_text(fasta + "".join(f">{record}" for record in few))
+    for name in NEEDS.get(page, ()):
+        if name == "proteins.csv":
+            (folder / name).write_text("id,sequence\n" + "".join(f"{p},{p[:9]}\n" for p in PROTEINS))
+        else:
+            (folder / name).symlink_to(REPOSITORY / name)
 
 
 def words_of(line: str) -> list[str]:
@@ -83,12 +103,12 @@ def words_of(line: str) -> list[str]:
     return shlex.split(re.sub(r"(^|\s)#.*", "", line))
 
 
-def run(example: Example, folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+def run(example: Example, folder: Path, capsys: pytest.CaptureFixture[str], names: dict[str, object]) -> str:
     """Its standard output. `rd-hf` and Python run in this process, where all that takes seconds is imported already;
     tests/test_wheel.py types the commands into a shell."""
     capsys.readouterr()
     if example.kind == "python":
-        exec(compile(example.code, "README", "exec"), {"__name__": "__main__"})
+        exec(compile(example.code, "README", "exec"), names)
         return capsys.readouterr().out
     for line in example.code.replace("\\\n", " ").splitlines():
         words = words_of(line)
@@ -104,33 +124,45 @@ def run(example: Example, folder: Path, capsys: pytest.CaptureFixture[str]) -> s
 def test_examples_run_as_written(
     path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    furnish(folder, name_of(path))
     monkeypatch.chdir(folder)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
     said: list[str] = []
+    names: dict[str, object] = {}
     unrun = False
     for example in examples(path):
         if example.kind and (unrun := example.why is not None):
             check_unrun(example)
         elif example.kind in {"bash", "python"}:
-            said.append(run(example, folder, capsys))
+            # A page of the site is read from its top; any other block stands for itself.
+            names = {"__name__": "__main__"} | (names if path.parent == PAGES else {})
+            said.append(run(example, folder, capsys, names))
+        elif example.kind == "bibtex":
+            check_citation(example.code)
         elif example.kind == "" and (said or unrun):
             # What follows code is its output.
-            assert unrun or said[-1] == example.code
+            assert unrun or example.why or said[-1] == example.code
+            check_where(example)
         else:
             pytest.fail(f"{path} has a block of {example.kind or 'no language'!r} that nothing checks")
-    if path == REPOSITORY / "README.md":
+    if name_of(path) == "rd_hf/embedding/README.md":
         neighbours = [line for line in "".join(said).splitlines() if re.match(r"\S+ \['", line)]
         assert len(neighbours) == 2, "two levels from the same file"
         # The same protein again is the nearest of all at every level.
         assert all(line.split("[")[1].startswith("'p5'") for line in neighbours)
 
 
+def check_citation(code: str) -> None:
+    """BibTeX says what CITATION.cff says."""
+    known = (REPOSITORY / "CITATION.cff").read_text(encoding="utf-8")
+    for field, value in re.findall(r"(\w+) = \{+([^{}]+)\}+", code):
+        for word in re.split(r", | and ", value) if field == "author" else [value]:
+            assert word in known, f"{field}: {word}"
+
+
 def check_unrun(example: Example) -> None:
     """It says where it is checked otherwise, and is at least well formed."""
-    assert example.why
-    where = re.findall(r"[\w/]+\.(?:py|md)", example.why)
-    assert where, f"not run ({example.why}): say where it is checked"
-    assert all((REPOSITORY / one).exists() for one in where), example.why
+    check_where(example)
     if example.kind == "python":
         ast.parse(example.code)
         return
@@ -145,6 +177,30 @@ def check_unrun(example: Example) -> None:
         name = next(" ".join(words[1 : 1 + count]) for count in (2, 1) if " ".join(words[1 : 1 + count]) in commands())
         parser = importlib.import_module(commands()[name][0]).build_parser()
         parser.parse_args(words[1 + len(name.split()) :])
+
+
+def check_where(example: Example) -> None:
+    """A comment on what is not run names the file that checks it."""
+    if example.why is not None:
+        where = re.findall(r"[\w/]+\.(?:py|md)", example.why)
+        assert where, f"not run ({example.why}): say where it is checked"
+        assert all((REPOSITORY / one).exists() for one in where), example.why
+
+
+def test_examples_name_nothing_that_only_a_clone_has() -> None:
+    """Of the repository's folders, in what is run of a page that needs none."""
+    for path in READMES:
+        for example in examples(path):
+            if example.kind in {"bash", "python"} and example.why is None:
+                found = set(re.findall(r"\b(hub_configs|scripts|tests)/", example.code))
+                assert found <= set(NEEDS.get(name_of(path), ())), f"{name_of(path)}: {example.code}"
+
+
+@pytest.mark.parametrize("name", commands())
+def test_the_examples_of_a_help_page_name_nothing_that_only_a_clone_has(name: str) -> None:
+    description = importlib.import_module(commands()[name][0]).build_parser().description
+    assert description
+    assert not re.findall(r"\b(?:hub_configs|scripts|tests)/", description)
 
 
 def anchors(path: Path) -> set[str]:

@@ -83,8 +83,8 @@ COMMANDS = {
     "dry run": ("push", "--model", "MODEL", "--repo-id", "me/model", "--dry-run"),
     "release": ("release", "--config", "MODEL", "--repo-id", "me/model", "--plan"),
     "embed": ("embed", "--model", "MODEL", "--input", "FASTA", "--output", "OUT"),
-    "fit": ("fit", "--config", "MODEL", "--data", "FASTA", "--output", "OUT"),
-    "fit on levels": ("fit", "--backbones", "L0=MODEL", "L1=MODEL", "--data", "FASTA", "--output", "OUT"),
+    "fit": ("fit", "--config", "MODEL", "--input", "FASTA", "--output", "OUT"),
+    "fit on levels": ("fit", "--backbones", "L0=MODEL", "L1=MODEL", "--input", "FASTA", "--output", "OUT"),
     "convert": ("convert", "--model", "MODEL", "--input", "a.npy", "--ids", "ids.txt", "--output", "OUT"),
 }
 

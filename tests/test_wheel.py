@@ -55,7 +55,7 @@ class Installed:
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=900,  # under load; alone each takes seconds
         )
 
 
@@ -147,7 +147,7 @@ def work(bare: Installed, tmp_path_factory: pytest.TempPathFactory) -> Path:
         records = source.read().split(">")[1:101]
     (folder / "proteins.fasta").write_text("".join(f">{record}" for record in records))
     fitted = bare.run(
-        *("rd-hf", "fit", "--config", "rd-esm2-mini", "--data", "example", "--output", "model", *few), cwd=folder
+        *("rd-hf", "fit", "--config", "rd-esm2-mini", "--input", "example", "--output", "model", *few), cwd=folder
     )
     assert fitted.returncode == 0, fitted.stderr
     # The figure is what an extra brings; the fit itself does without, and says so.
@@ -245,7 +245,7 @@ def test_the_carried_checkpoint_loads_as_from_the_hub(bare: Installed, tmp_path:
 # A command, and enough of arguments for it to reach for what it needs.
 OPTIONAL = {
     "map": (["embeddings", "--output", "map.html"], "map"),
-    "search": (["--queries", "embeddings", "--database", "embeddings", "--output", "hits.tsv"], "search"),
+    "search": (["--input", "embeddings", "embeddings", "--output", "hits.tsv"], "search"),
     "export": (["embeddings", "--output", "e.h5"], "h5"),
     "embed": (["--model", "model", "--input", "proteins.fasta", "--output", "o", "--engine", "ray"], "ray"),
     "evaluate dms": (["--model", "model", "--assays", "x.csv", "--output", "o"], "eval"),
@@ -282,6 +282,7 @@ PURPOSES = {
     "h5": ("h5py", "rd_hf.conversion.export"),
     "ray": ("ray", "rd_hf.embedding.ray.job"),
     "completion": ("argcomplete", "rd_hf.__main__"),
+    "docs": ("mkdocs mkdocstrings nbclient nbconvert ipykernel sklearn faiss", "rd_hf.options"),
 }
 
 
@@ -298,10 +299,40 @@ def test_each_extra_is_enough_for_what_it_names(bare: Installed, wheel: Path, tm
         assert done.returncode == 0, f"{extra}: {done.stderr}"
 
 
-def test_a_search_where_its_extra_is(wheel: Path, work: Path, tmp_path: Path) -> None:
-    with_search = install(wheel, tmp_path / "env", ["search"])
-    ends = ["--k", "1", "--output", tmp_path / "hits.tsv"]
-    done = with_search.run("rd-hf", "search", "--queries", "embeddings", "--database", "embeddings", *ends, cwd=work)
+@pytest.fixture(scope="module")
+def with_search(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """With the extra that the front page installs."""
+    return install(wheel, tmp_path_factory.mktemp("search") / "env", ["search"])
+
+
+def steady(output: str) -> str:
+    """An output without what differs from run to run and machine to machine: times, versions, bytes."""
+    output = re.sub(r"^(seconds: |written by ).*$", r"\1...", output, flags=re.MULTILINE)
+    return re.sub(r"[\d.]+ kB of Parquet", "... kB of Parquet", output)
+
+
+def test_the_first_minute_of_the_front_page(with_search: Installed, tmp_path: Path) -> None:
+    """As typed, but for the installation: in an empty folder, without a network, with the output that is printed."""
+    minute = (REPOSITORY / "README.md").read_text().partition("## The first minute\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", minute, re.MULTILINE | re.DOTALL)
+    (_, installation), *typed = blocks
+    assert installation.startswith('pip install ".[search]"')
+    assert [kind for kind, _ in typed] == ["bash", "", "python", ""]
+    commands = typed[0][1].splitlines()
+    assert len(commands) == 3
+    said = ""
+    for command in commands:
+        done = with_search.run(*command.split(), cwd=tmp_path)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        said += done.stdout
+    assert steady(said) == steady(typed[1][1])
+    done = with_search.run("python", "-c", typed[2][1], cwd=tmp_path)
+    assert done.stdout == typed[3][1], done.stderr
+
+
+def test_a_search_where_its_extra_is(with_search: Installed, work: Path, tmp_path: Path) -> None:
+    ends = ["--neighbours", "1", "--output", tmp_path / "hits.tsv"]
+    done = with_search.run("rd-hf", "search", "--input", "embeddings", "embeddings", *ends, cwd=work)
     assert done.returncode == 0, done.stderr
     # Against itself a protein is not its own neighbour.
     rows = [line.split("\t") for line in (tmp_path / "hits.tsv").read_text().splitlines()]

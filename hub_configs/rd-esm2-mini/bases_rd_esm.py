@@ -128,7 +128,11 @@ class RDEsmProjection(Float32Module):
             return torch.cat((prefix, contribution - known), dim=-1)
 
     def reconstruct(self, embedding: torch.Tensor) -> torch.Tensor:
-        """Best reconstruction of h_i from e_i (Theorem 1), `(..., k)`: mean + (e_(i-1) - mean) W_i + (r_i V_i) V_i^T.
+        """The paper's reconstruction of h_i from e_i, `(..., k)`: mean + (e_(i-1) - mean) W_i + (r_i V_i) V_i^T.
+
+        With bases fitted by ordinary least squares it is the best linear one (Theorem 1). Principal component
+        regression and ridge leave a part of the block that is linear in the prefix; there a linear decoder that is
+        fitted on e_i does better, by as much as the fit's report says (`decoder_error`).
 
         Args:
             embedding (`torch.Tensor` of shape `(..., p + d)`): nested embedding of this level.

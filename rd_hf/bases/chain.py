@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from rd_hf.bases.moments import JointMoments
+from rd_hf.bases.reconstruction import LinearDecoder, StepScatters, fit_decoder
 from rd_hf.bases.regression import RegressionKind, descending_eigh, regress
 
 
@@ -40,7 +41,10 @@ class StepFigures:
     r2: float  # variance-weighted, of h_i predicted from e_(i-1): 1 - sum of squared residuals / total
     r2_uniform: float  # mean over channels of each one's R^2 (those without variance left out)
     residual_variance_kept: float  # share of the residual's second moment that the kept directions hold
-    reconstruction_error: float  # share of h_i's variance that e_i does not reconstruct (Theorem 1)
+    reconstruction_error: float  # share of h_i's variance that e_(i-1) W_i + b_i V_i^T does not reconstruct
+    # By least squares on the training residues (rd_hf/bases/reconstruction.py); reports of earlier versions lack them.
+    decoder_error: float | None = None  # share of h_i's variance that the best linear decoder of e_i leaves
+    block_r2: float | None = None  # share of the block's variance that is a linear function of the prefix
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,25 @@ class ChainWalk:
         self.mean_ahead = self.mean_ahead[width:]
         self.level += 1
 
-    def step(self, basis: Basis, residual: torch.Tensor, along: torch.Tensor) -> StepFigures:
+    def scatters(self, basis: Basis, along: torch.Tensor) -> StepScatters:
+        """Second moments of e_(i-1), b_i and h_i, given R_i V_i."""
+        w, v = basis.regression, basis.directions
+        prefix_block = (self.next_cross - self.own @ w) @ v
+        return StepScatters(
+            self.count,
+            self.own,
+            self.next_cross,
+            prefix_block,
+            _symmetric(v.T @ along),
+            # h_i is r_i + e_(i-1) W_i.
+            along.T + prefix_block.T @ w,
+            self.totals[self.level + 1].sum(),
+            self.mean - basis.prefix_mean,
+            self.residual_mean(basis) @ v,
+            self.mean_ahead[: self.next_width] - basis.backbone_mean,
+        )
+
+    def step(self, basis: Basis, residual: torch.Tensor, along: torch.Tensor, decoder: LinearDecoder) -> StepFigures:
         """Judge a basis, fitted on these residues or on others, given R_i and R_i V_i, and go on to the next level."""
         offset = self.residual_mean(basis)
         # Second moments about zero: a prediction that is off by a constant is wrong by that constant.
@@ -148,6 +170,7 @@ class ChainWalk:
         kept = (along * basis.directions).sum() + self.count * (offset @ basis.directions).square().sum()
         total = self.totals[self.level + 1]
         varies = total > 0
+        scatters = self.scatters(basis, along)
         if self.level < len(self.widths) - 2:
             self.extend(basis, along)
         return StepFigures(
@@ -156,6 +179,8 @@ class ChainWalk:
             r2_uniform=float((1 - lost[varies] / total[varies]).mean()),
             residual_variance_kept=float(kept / lost.sum()) if lost.sum() > 0 else 1.0,
             reconstruction_error=float((lost.sum() - kept) / total.sum()),
+            decoder_error=decoder.error(scatters),
+            block_r2=decoder.block_r2(scatters),
         )
 
 
@@ -210,11 +235,13 @@ def fit_chain(
             directions=vectors,
         )
         # The directions are eigenvectors of this R_i, so that R_i V_i needs no product.
-        training = walk.step(basis, residual, vectors * spectrum[:directions])
+        along = vectors * spectrum[:directions]
+        decoder = fit_decoder(fitted, walk.scatters(basis, along))
+        training = walk.step(basis, residual, along, decoder)
         held = None
         if check is not None:
             held_residual = check.residual_scatter(basis.regression)
-            held = check.step(basis, held_residual, held_residual @ vectors)
+            held = check.step(basis, held_residual, held_residual @ vectors, decoder)
         bases.append(basis)
         reports.append(
             FitReport(

@@ -34,6 +34,7 @@ class Regression:
 
     coefficients: torch.Tensor  # W, (p, k) float64
     eigenvalues: torch.Tensor  # of the embedding's covariance, (p,) float64, descending
+    vectors: torch.Tensor  # its eigenvectors, (p, p) float64, one a column
     selection: ComponentSelection
 
 
@@ -76,6 +77,18 @@ def select_components(eigenvalues: torch.Tensor, residues: int, variance_floor: 
     return ComponentSelection(selected, sigma_squared, edge)
 
 
+def components_there(eigenvalues: torch.Tensor) -> torch.Tensor:
+    """Which eigenvalues, (p,), are directions of the data, and not rounding of a float64 scatter: (p,) bool."""
+    return eigenvalues > eigenvalues.max() * len(eigenvalues) * torch.finfo(torch.float64).eps
+
+
+def least_squares(eigenvalues: torch.Tensor, vectors: torch.Tensor, cross_covariance: torch.Tensor) -> torch.Tensor:
+    """C^+ G: ordinary least squares, (p, k), given the eigendecomposition of C and G, (p, k), in any order."""
+    there = components_there(eigenvalues)
+    used = vectors[:, there]
+    return used @ ((used.T @ cross_covariance) / eigenvalues[there][:, None])
+
+
 def regress(
     covariance: torch.Tensor,
     cross_covariance: torch.Tensor,
@@ -102,9 +115,7 @@ def regress(
     if kind == "pcr":
         selection = select_components(eigenvalues, residues)
     elif kind == "ols":
-        # Below this, an eigenvalue is rounding of the float64 scatter, not a direction of the data.
-        floor = float(eigenvalues[0]) * len(eigenvalues) * torch.finfo(torch.float64).eps
-        selection = ComponentSelection(int((eigenvalues > floor).sum()), *noise_edge(eigenvalues, residues))
+        selection = ComponentSelection(int(components_there(eigenvalues).sum()), *noise_edge(eigenvalues, residues))
     elif kind == "ridge":
         selection = ComponentSelection(len(eigenvalues), *noise_edge(eigenvalues, residues))
     else:
@@ -112,4 +123,4 @@ def regress(
     used, values = vectors[:, : selection.selected], eigenvalues[: selection.selected]
     penalty = ridge_alpha / (residues - 1) if kind == "ridge" else 0.0
     coefficients = used @ ((used.T @ cross_covariance) / (values + penalty)[:, None])
-    return Regression(coefficients, eigenvalues, selection)
+    return Regression(coefficients, eigenvalues, vectors, selection)

@@ -33,7 +33,7 @@ def run_command(
     *,
     errors: tuple[type[Exception], ...] = (),
     go_on: str = _AGAIN,
-    prints_result: bool = False,
+    prints_result: Callable[[], bool] = lambda: False,
 ) -> int:
     """Run a command to its end, whatever surrounds its process.
 
@@ -42,18 +42,20 @@ def run_command(
         body: parses the arguments and does the work; None counts as 0.
         errors: exceptions beside ValueError and OSError whose message is a sentence for the user.
         go_on: what to do after an interruption.
-        prints_result: what is printed is the result itself, so that the command fails if it cannot be written.
+        prints_result: asked at the end, whether what was printed is the result itself, so that the command fails if it
+            cannot be written.
 
     Returns:
         The exit code, for :func:`sys.exit`.
     """
     from rd_hf.files import error_text
+    from rd_hf.network import one_answer
 
     # What is still there as the process ends goes with it: looking through a million objects that torch and
     # transformers made for cycles among them would take as long as a small job.
     atexit.register(gc.freeze)
     caught: tuple[type[Exception], ...] = (ValueError, OSError, *errors)
-    with standard_streams() as streams, told_of_the_end():
+    with standard_streams() as streams, told_of_the_end(), one_answer():
         try:
             code = body() or 0
         except KeyboardInterrupt as end:
@@ -75,7 +77,7 @@ def run_command(
         lost = streams.out.lost
         if lost is not None and lost.errno != errno.EPIPE:
             print(f"{prog}: standard output cannot be written to ({lost.strerror})", file=sys.stderr)
-            if prints_result:
+            if prints_result():
                 code = code or 1
     return code
 

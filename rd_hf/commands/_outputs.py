@@ -14,7 +14,7 @@ from pathlib import Path
 from rd_hf.carried import CHECKPOINTS, input_place, model_place, refuse_writing
 from rd_hf.files import FolderError
 
-OUTPUTS = frozenset({"output"})
+OUTPUTS = frozenset({"output", "table"})
 # Files, folders, or names of what may lie in one.
 INPUTS = frozenset(
     {
@@ -70,17 +70,18 @@ def refuse_replacing(outputs: Mapping[str, str | os.PathLike], inputs: Mapping[s
         read += [(f"{one}, which {words} was made of", Path(one)) for one in _sources(place) if _is_there(one)]
     for output, where in outputs.items():
         refuse_writing(where)
+        flag = "--table" if output.startswith("--table ") else "--output"
         place = Path(os.path.realpath(where))
         for words, one in read:
             if _same(place, one) and not _is_family(words, one):
-                raise FolderError(f"{output} would replace {words}: choose another --output")
+                raise FolderError(f"{output} would replace {words}: choose another {flag}")
             if place.is_dir() and place in Path(os.path.realpath(one)).parents:
                 raise FolderError(f"{output} is a folder that holds {words}: choose an --output of its own")
         for parent in place.parents:
             if _manifest(parent) is not None:
                 raise FolderError(
-                    f"{output} lies in {parent}, a folder of embeddings, and could replace a part of it: choose an "
-                    "--output elsewhere"
+                    f"{output} lies in {parent}, a folder of embeddings, and could replace a part of it: choose "
+                    f"another {flag}, elsewhere"
                 )
 
 

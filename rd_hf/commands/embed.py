@@ -1,6 +1,6 @@
 """Embed proteins: FASTA, tables or a Hub dataset in, a folder of Parquet files out.
 
-    rd-hf embed --model hub_configs/rd-esm2-mini --input proteome.fasta.gz --output embeddings
+    rd-hf embed --model rd-esm2-mini --input example --output embeddings
     rd-hf embed --model DIR --input a.fasta b.csv owner/dataset:train --output out --level S L
     rd-hf embed --model DIR --input proteome.fasta.gz --output out --level 8M 650M --one-pass    (650M's alone runs)
     rd-hf embed --extend embeddings_650M --level 3B --output embeddings_3B    (the 3B backbone alone runs)
@@ -34,6 +34,7 @@ from rd_hf.options import add_options, option_fields, options_from
 
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser("embed", __doc__)
+    parser.usual = ("model", "inputs")
     add_options(parser, JobSettings, "model", "revision", "inputs", "output", "extend")
     what = parser.add_argument_group("what to compute")
     add_options(what, EmbeddingOptions, "levels", "width", "whiten", "pooling")
@@ -61,7 +62,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     if args.extend is None and (args.model is None or args.inputs is None):
-        build_parser().error("--model and --input are required, unless --extend names a folder that knows them")
+        lacking = [flag for flag, value in (("--model", args.model), ("--input", args.inputs)) if value is None]
+        build_parser().error(f"{' and '.join(lacking)} must be given, unless --extend names a folder that knows both")
     # Only now what takes seconds to import: --help and typing errors are answered at once.
     with gc_paused():
         from transformers.utils import logging as transformers_logging

@@ -1,15 +1,15 @@
 """Does bigger win? Evaluate reverse-distilled families and their baselines on deep mutational scans.
 
-    rd-hf evaluate dms --model hub_configs/rd-esm2-mini --assays ProteinGym/*.csv --output evaluation
+    rd-hf evaluate dms --model rd-esm2-mini --assays ProteinGym/*.csv --output evaluation
     rd-hf evaluate dms --model rd-esm2-650M --assays dms/ --folds cv_folds_singles.tsv.gz \\
-        --fit-data uniref50.fasta.gz --reference Spearman_DMS_level_supervised_random5.csv --output evaluation
-    rd-hf evaluate dms --backbones hub_configs/rd-esm2-mini 8M=facebook/esm2_t6_8M_UR50D --assays dms/ \\
-        --fit-data rd_hf/data/examples/proteins_1000.fasta.gz --output evaluation
+        --input uniref50.fasta.gz --reference Spearman_DMS_level_supervised_random5.csv --output evaluation
+    rd-hf evaluate dms --backbones rd-esm2-mini 8M=facebook/esm2_t6_8M_UR50D --assays dms/ \\
+        --input rd_hf/data/examples/proteins_1000.fasta.gz --output evaluation
 
 Each level's raw backbone, each reverse-distilled level, concatenation, concatenation + PCA, reverse distillation
 that keeps all directions, a random projection and one-hot are probed by ridge regression with nested
 cross-validation, on the same variants and folds. The PCA and the chain that keeps all directions are fitted on
---fit-data, never on an assay; give the data the model's bases were fitted on, and the same sequences are drawn
+--input, never on an assay; give the data the model's bases were fitted on, and the same sequences are drawn
 from it as the model's config records. --backbones makes a chain of any models, whose bases are fitted there too.
 
 --output then holds report.md (tables), the figures it shows, and results.parquet (one row per fold: every table is
@@ -29,7 +29,7 @@ from rd_hf.options import options_from
 
 GROUPS = {
     "what is evaluated": ("model", "backbones", "assays", "output", "representations", "pooling", "depth"),
-    "fitting sequences (for pca and rd_all)": FIT,
+    "fitting sequences (for pca, pca_chain and rd_all)": FIT,
     "how it is tested": ("folds", "splits", "seeds", "low_n", "inner_folds", "control", "reference"),
     "the run": ("jobs", "threads", *RUN),
 }

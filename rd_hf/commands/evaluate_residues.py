@@ -1,8 +1,8 @@
 """What does an embedding know of single residues? Secondary structure and metal binding, by logistic probes.
 
-    rd-hf evaluate residues --model hub_configs/rd-esm2-mini \\
+    rd-hf evaluate residues --model rd-esm2-mini \\
         --secondary-structure tasks/flip_secondary_structure --metal-binding tasks/bindpredict_metal \\
-        --fit-data rd_hf/data/examples/proteins_1000.fasta.gz --output evaluation_residues
+        --input rd_hf/data/examples/proteins_1000.fasta.gz --output evaluation_residues
 
 The same contenders as in rd-hf evaluate dms, on states of residues instead of means over them; one-hot is a window of
 15 residues. A probe is fitted on training chains, its strength chosen on validation chains, and judged on test
@@ -25,7 +25,7 @@ from rd_hf.options import options_from
 
 GROUPS = {
     "what is evaluated": ("model", "secondary_structure", "metal_binding", "output", "representations", "depth"),
-    "fitting sequences (for pca and rd_all)": FIT,
+    "fitting sequences (for pca, pca_chain and rd_all)": FIT,
     "how it is tested": ("train_chains", "validation_chains", "resamples"),
     "the run": ("threads", *RUN),
 }

@@ -1,24 +1,26 @@
 """Fit the bases of a family on protein sequences, and save the nested model.
 
-    rd-hf fit --config rd-esm2-650M --data uniref50.fasta.gz --num-sequences 5000 --output my-model
-    rd-hf fit --backbones 8M=facebook/esm2_t6_8M_UR50D mine=my-finetuned-esm2 --data uniref50.fasta.gz --output mine
+    rd-hf fit --config rd-esm2-650M --input uniref50.fasta.gz --num-sequences 5000 --output my-model
+    rd-hf fit --backbones 8M=facebook/esm2_t6_8M_UR50D mine=my-finetuned-esm2 --input uniref50.fasta.gz --output mine
     accelerate launch --num_processes 8 -m rd_hf fit ...      (GPUs)
     torchrun --nproc_per_node 8 -m rd_hf fit ...              (CPUs)
 
 The sequences are read once; memory does not grow with their number. A fit that was stopped goes on with the same
-command and --resume, and gives the same bases. With several machines, --output must lie on a file system that all see.
+command, and gives the same bases. With several machines, --output must lie on a file system that all see. Where it
+computes is for accelerate to say, so that there is no --device: on GPUs where there are any, and on the CPU with
+ACCELERATE_USE_CPU=true before the command.
 
 --backbones makes a chain of any encoders of proteins that read ESM-2's tokens: ESM-2, ESM-1b, ESM-1v, DPLM, ESM-C and
 fine-tuned ones, Hub ids and folders mixed, smallest first, each pinned to the commit it has now. Where widths do not
 grow, --keep says how many directions each level adds. REPO#LAYER is that backbone as if it ended after a layer; levels
 that are layers of one backbone share its weights and its pass: "L10=R#10 L20=R#20 L33=R" costs one model. A
-reverse-distilled family stands for its levels: "hub_configs/rd-esm2-mini 8M=my-esm2-8M" puts an 8M on top of the three
-of the mini family, "0.3M=hub_configs/rd-esm2-mini" is one of them, and "a=hub_configs/rd-esm2-mini:2.7M#4" a layer.
+reverse-distilled family stands for its levels: "rd-esm2-mini 8M=my-esm2-8M" puts an 8M on top of the three
+of the mini family, "0.3M=rd-esm2-mini" is one of them, and "a=rd-esm2-mini:2.7M#4" a layer.
 
 --one-pass adds a readout: the nested embedding out of the largest backbone's layers alone, an approximation that
 AutoModel.from_pretrained(..., one_pass=True) and rd-hf embed --one-pass compute at the cost of that one backbone:
 
-    rd-hf fit --config rd-esm2-650M --one-pass --data uniref50.fasta.gz --num-sequences 5000 --output my-model
+    rd-hf fit --config rd-esm2-650M --one-pass --input uniref50.fasta.gz --num-sequences 5000 --output my-model
 
 --output then holds the model (config, bases, remote code, tokenizer, card; backbones too with --form full),
 fit_report.json and fit_report.png.
@@ -61,14 +63,14 @@ def run(args: argparse.Namespace) -> None:
 
     settings = options_from(FitSettings, args, options=options_from(FitOptions, args))
     group = processes()
-    summary = run_fit(settings, group, on_sample=print)
+    summary = run_fit(settings, group, on_sample=print, show_progress=not args.quiet)
     if group.is_main:
         print(summary)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
-    return run_with_arguments(build_parser(), run, argv, go_on="give the same command again with --resume")
+    return run_with_arguments(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

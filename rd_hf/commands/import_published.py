@@ -1,10 +1,9 @@
 """Turn the first publication's weights (reverse_distillation 0.1.0, .npz) into a model of this project.
 
-    rd-hf import-published --weights weights/ --level 650M --output rd-esm2-650M-published
-    rd-hf import-published --weights weights/ --level 35M --regressor pcr --pca fbpca \
-        --sequences 1k --output out
+    rd-hf import-published --weights weights/ --config rd-esm2-650M --output rd-esm2-650M-published
+    rd-hf import-published --weights weights/ --config rd-esm2-35M --pca fbpca --num-sequences 1000 --output out
 
---weights holds files named rd-scaler-8M-35M-pcr-fbpca-1k.npz, ..., one for each step up to --level. Nothing in
+--weights holds files named rd-scaler-8M-35M-pcr-fbpca-1k.npz, ..., one for each step up to --config's. Nothing in
 them is unpickled; keys, sizes and numbers are checked. --output becomes a bases-only checkpoint: loading it fetches
 ESM-2 from the Hub. The command says of each step, from the file itself, whether it was fitted on the accumulated
 embedding of the level below (as it is applied) or on the raw one, and so does the card.

@@ -1,6 +1,6 @@
 """What is this? Levels and costs of a model, or how a folder of embeddings was made.
 
-    rd-hf info hub_configs/rd-esm2-mini
+    rd-hf info rd-esm2-mini
     rd-hf info my-name/rd-esm2-650M          (of a Hub model, config.json and fit_report.json are fetched)
     rd-hf info rd-esm2-3B                    (a named family, before anything is fitted)
     rd-hf info embeddings                    (what rd-hf embed wrote)
@@ -17,12 +17,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rd_hf.carried import model_place
 from rd_hf.commands._arguments import command_parser, run_with_arguments
+from rd_hf.flags import flag
+from rd_hf.options import add_options, option
 
 if TYPE_CHECKING:
     from rd_hf.hub.describe import ModelFacts
@@ -31,16 +33,24 @@ if TYPE_CHECKING:
 MANIFESTS = ("_manifest.json", "manifest.json")
 
 
+@dataclass(frozen=True)
+class InfoSettings:
+    """What is looked at, and how it is told."""
+
+    what: str = option(
+        MISSING,
+        "what is looked at: a folder of embeddings, folder or Hub id of a model, rd-esm2-mini, or name of a family",
+        flags=("what",),
+        metavar="EMBEDDINGS_OR_MODEL",
+    )
+    revision: str | None = flag("revision", None)
+    json: bool = flag("json", False, " in place of words, with everything that is known")
+    verify: bool = option(False, "read every file of a finished folder and compare it with its checksum")
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser("info", __doc__)
-    parser.add_argument(
-        "what", metavar="MODEL_OR_FOLDER", help="model folder, Hub id, rd-esm2-mini, named family, embeddings folder"
-    )
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub model")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    parser.add_argument(
-        "--verify", action="store_true", help="read every file of a finished folder and compare it with its checksum"
-    )
+    add_options(parser, InfoSettings)
     return parser
 
 
@@ -167,7 +177,7 @@ def _table(rows: list[tuple[str, ...]]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
-    return run_with_arguments(build_parser(), run, argv, prints_result=True)
+    return run_with_arguments(build_parser(), run, argv, prints_result=lambda args: True)
 
 
 if __name__ == "__main__":

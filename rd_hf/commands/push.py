@@ -17,15 +17,13 @@ import argparse
 import sys
 
 from rd_hf.commands._arguments import command_parser, run_with_arguments
-from rd_hf.hub.options import PushOptions
+from rd_hf.hub.options import PushOptions, PushSettings
 from rd_hf.options import add_options, options_from
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser("push", __doc__)
-    parser.add_argument("--model", required=True, help="checkpoint folder (output of rd-hf fit), or rd-esm2-mini")
-    parser.add_argument("--repo-id", required=True, help="owner/name on the Hub; made where it does not exist")
-    parser.add_argument("--dry-run", action="store_true", help="list the files and print the card; push nothing")
+    add_options(parser, PushSettings)
     add_options(parser, PushOptions)
     return parser
 
@@ -47,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
-    return run_with_arguments(build_parser(), run, argv)
+    return run_with_arguments(build_parser(), run, argv, prints_result=lambda args: bool(args.dry_run))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 """Publish a reverse-distilled family with one command: fetch, fit, judge, push, load back and compare.
 
-    rd-hf release --level 3B --repo-id rohitsinghlab/rd-esm2-3B --plan
-    rd-hf release --level 3B --repo-id rohitsinghlab/rd-esm2-3B --group-tokens 32768
-    rd-hf release --level 3B --repo-id rohitsinghlab/rd-esm2-3B-published --from-published
+    rd-hf release --config rd-esm2-3B --repo-id rohitsinghlab/rd-esm2-3B --plan
+    rd-hf release --config rd-esm2-3B --repo-id rohitsinghlab/rd-esm2-3B --group-tokens 32768
+    rd-hf release --config rd-esm2-3B --repo-id rohitsinghlab/rd-esm2-3B-published --from-published
 
 --plan answers first and fetches nothing: bytes to download, disk, peak memory with and without --group-tokens, FLOP,
 hours at a rate that it measures here in a few seconds, and whether it fits. A run that does not fit is refused before
 the download, and one without a login before the hours.
 
 Backbones come from the Hub at their pinned commits. The bases are fitted on the 1,000 proteins that the package
-carries unless --data says otherwise. A run that was stopped continues with the same command: a fit of other content is
+carries unless --input says otherwise. A run that was stopped continues with the same command: a fit of other content is
 refused then, and stages are done again where --least-r2, --license or --private is another. --skip leaves stages out.
 --from-published publishes the first publication's bases instead of fitting new ones.
 """
@@ -28,7 +28,7 @@ from rd_hf.options import add_options, options_from
 
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser("release", __doc__)
-    add_options(parser.add_mutually_exclusive_group(required=True), ReleaseSettings, "level", "config")
+    add_options(parser.add_mutually_exclusive_group(required=True), ReleaseSettings, "config", "level")
     add_options(parser, ReleaseSettings, "repo_id", "plan", "json", "output", "skip", "from_published")
     fit = parser.add_argument_group("the fit (see rd-hf fit)")
     add_options(fit, ReleaseSettings, "data")
@@ -54,7 +54,7 @@ def _derived(args: argparse.Namespace) -> dict[str, str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
-    return run_with_arguments(build_parser(), run, argv, derived=_derived)
+    return run_with_arguments(build_parser(), run, argv, derived=_derived, prints_result=lambda args: bool(args.plan))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Search proteins by their embeddings: nearest neighbours, and their labels, at the price of a small level.
 
-    rd-hf search --queries query.fasta --database embeddings --k 10 --output hits.parquet
-    rd-hf search --queries embeddings --database embeddings --output neighbours.tsv    (against itself)
-    rd-hf search --queries q.fasta --database DIR --shortlist-level 35M --shortlist 200 --output hits.tsv
-    rd-hf search --queries q.fasta --database DIR_OF_35M --level 650M --shortlist 200 --output hits.tsv
-    rd-hf search --queries q.fasta --database DIR --labels labels.tsv --k 1 --output hits.tsv
+    rd-hf search embeddings --input query.fasta --neighbours 10 --output hits.parquet
+    rd-hf search embeddings --input embeddings --output neighbours.tsv    (against itself)
+    rd-hf search DIR --input q.fasta --shortlist-level 35M --shortlist 200 --output hits.tsv
+    rd-hf search DIR_OF_35M --input q.fasta --level 650M --shortlist 200 --output hits.tsv
+    rd-hf search DIR --input q.fasta --labels labels.tsv --neighbours 1 --output hits.tsv
 
---database is a folder that rd-hf embed made, with one row per protein. The third example is the funnel: the small level
+The database is a folder that rd-hf embed made, one row per protein. The third example is the funnel: the small level
 picks 200 candidates, the largest that the rows hold scores them, and what that misses is measured and printed. The
 fourth is progressive: the database holds the small level only, and the larger backbones run for the candidates alone,
 from the sequences that the database was made from; what they compute is kept for the next search.
@@ -14,8 +14,8 @@ from the sequences that the database was made from; what they compute is kept fo
 Columns of the output: query_record, query_id, rank, record, id, similarity (cosine) or distance (euclidean), level.
 With --labels (a table of ids and labels) neighbours are sought among the labelled proteins; the hits have their labels,
 and a second file (for hits.tsv hits.labels.tsv) gives each query's labels with the reliability 0.5 / (0.5 + distance),
-for k > 1 its mean over the k neighbours (Littmann et al. 2021); a neighbour that is not there counts 0. A query without
-any neighbour has one row of empty cells, and is named.
+of several neighbours its mean over all that were asked for (Littmann et al. 2021); one that is not there counts 0. A
+query without any neighbour has one row of empty cells, and is named.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rd_hf.search.settings import SearchSettings, labels_path
 
 def build_parser() -> argparse.ArgumentParser:
     parser = command_parser("search", __doc__)
-    main = ("queries", "database", "output", "model", "revision", "k", "metric", "level", "whiten", "block_weights")
+    main = ("database", "queries", "output", "model", "revision", "k", "metric", "level", "whiten", "block_weights")
     add_options(parser, SearchSettings, *main, "device")
     less = parser.add_argument_group("pay for less")
     add_options(less, SearchSettings, "shortlist_level", "shortlist", "index", "sequences", "cache", "recall_sample")
@@ -45,10 +45,10 @@ def run(args: argparse.Namespace) -> None:
     with gc_paused():
         from transformers.utils import logging as transformers_logging
 
-        from rd_hf.search import search
+        from rd_hf.search import run_search
 
     transformers_logging.disable_progress_bar()
-    summary = search(options_from(SearchSettings, args), show_progress=not args.quiet)
+    summary = run_search(options_from(SearchSettings, args), show_progress=not args.quiet)
     print(f"{summary}\nwritten to {args.output}")
     if args.labels is not None:
         print(f"labels written to {labels_path(args.output)}")

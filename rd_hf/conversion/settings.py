@@ -6,40 +6,41 @@ from dataclasses import MISSING, dataclass
 
 from rd_hf.embedding.options import OUTPUT_DTYPES, EmbeddingOptions
 from rd_hf.embedding.settings import PART_BYTES, PART_RECORDS, JobSettings
-from rd_hf.options import check_options, option, whole
+from rd_hf.flags import FILE, FOLDER, GPU, NAMES, flag
+from rd_hf.options import check_options, option
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertSettings:
     """Which raw embeddings are converted, and how the nested ones are stored."""
 
-    model: str = option(
-        MISSING, "reverse-distilled model: folder, Hub id or rd-esm2-mini", required=True, metavar="ID_OR_DIR"
-    )
-    revision: str | None = option(None, "branch, tag or commit of a Hub model")
-    input: tuple[str, ...] = option(
+    model: str = flag("model", MISSING, f": {NAMES}", required=True)
+    revision: str | None = flag("revision", None)
+    input: tuple[str, ...] = flag(
+        "input",
         MISSING,
-        ".parquet, .h5, .npy or .pt files, or folders of .pt files; LEVEL= where two backbones are equally wide",
+        ", as raw embeddings: .parquet, .h5, .npy or .pt files, or folders of .pt files; LEVEL=FILE where two "
+        "backbones are equally wide",
         required=True,
         nargs="+",
-        metavar="[LEVEL=]PATH",
     )
-    output: str = option(MISSING, "a new folder, or that of this same job", required=True, metavar="DIR")
-    level: tuple[str, ...] = option((), "level or levels to write (default: the largest given)", metavar="L")
-    pooling: str = option(
+    output: str = flag("output", MISSING, f": {FOLDER}", required=True, metavar="DIR")
+    level: tuple[str, ...] = flag("level", (), " or several, to be written (default: the largest given)")
+    pooling: str = flag(
+        "pooling",
         "mean",
-        "what the inputs hold: means over residues, or rows per residue that are averaged (mean, the default); rows to "
-        "be kept (residue); states of cls (cls)",
+        ": mean (of rows per residue, or what the inputs hold already), residue (rows are kept), cls (which the inputs "
+        "hold)",
         choices=("mean", "residue", "cls"),
     )
-    normalize: bool = option(False, "make vectors of length one, each level for itself")
-    output_dtype: str = option("float32", "stored as", choices=OUTPUT_DTYPES)
-    id_column: str | None = option(None, "column of Parquet files with ids (default: id, name, ...)", metavar="NAME")
+    normalize: bool = flag("normalize", False)
+    output_dtype: str = flag("output_dtype", "float32", choices=OUTPUT_DTYPES)
+    id_column: str | None = flag("id_column", None, " (default: id, name, ...)")
     ids: str | None = option(None, "ids of .npy files: one per line, or the FASTA file they came from", metavar="FILE")
-    strict: bool = option(False, "stop at the first protein that would be rejected")
-    part_records: int = option(PART_RECORDS, "records per file at most", kind=whole(1), metavar="N")
-    part_megabytes: int = option(PART_BYTES >> 20, "raw embeddings per file at most, in MB", kind=whole(1), metavar="N")
-    device: str | None = option(None, "torch device (default: a GPU where there is one)", metavar="D")
+    strict: bool = flag("strict", False)
+    part_records: int = flag("part_records", PART_RECORDS)
+    part_megabytes: int = flag("part_megabytes", PART_BYTES >> 20)
+    device: str | None = flag("device", None, f" {GPU}")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -62,17 +63,15 @@ class ConvertSettings:
 class ExportSettings:
     """Which embeddings are exported, and what names them in the file."""
 
-    embeddings: str = option(
-        MISSING, "finished folder of rd-hf embed or rd-hf convert", flags=("embeddings",), metavar="DIR"
-    )
-    output: str = option(MISSING, "h5 file; replaced where it exists", required=True, metavar="FILE")
-    level: str | None = option(None, "level to export (default: the largest that the folder holds)", metavar="L")
+    embeddings: str = flag("embeddings", MISSING, ": what rd-hf embed or rd-hf convert finished")
+    output: str = flag("output", MISSING, f": an h5 file, {FILE}", required=True, metavar="FILE")
+    level: str | None = flag("level", None, " to export (default: the largest that the folder holds)")
     key: str = option(
         "auto",
         "what names a dataset: id, hash (of the sequence), or auto (ids where they serve, the default)",
         choices=("auto", "id", "hash"),
     )
-    input: tuple[str, ...] = option((), "with hash: what was embedded, where it lies now", metavar="FILE")
+    input: tuple[str, ...] = flag("input", (), " that were embedded, where they lie now; needed by --key hash")
 
     def __post_init__(self) -> None:
         check_options(self)

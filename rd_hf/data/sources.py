@@ -15,15 +15,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rd_hf.carried import input_place
+from rd_hf.carried import input_place, is_carried_input
 from rd_hf.data.columns import ID_COLUMNS, SEQUENCE_COLUMNS, check_sequences, holds_sequences, pick
 from rd_hf.data.fasta import read_fasta
+from rd_hf.data.missing import no_file, no_such_file
 from rd_hf.data.nucleotides import watch_nucleotides
 from rd_hf.data.records import FastaRecord, InputError, not_encodable, readable
 from rd_hf.data.residues import RejectedSequenceError
 from rd_hf.data.streams import SUFFIXES
 from rd_hf.data.tables import FORMATS, BadRow, Row, Table, of_rows
 from rd_hf.data.values import id_text, position_numbers, sequence_text
+from rd_hf.network import hub_asked_once
 
 _HUB_DATASET = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?")
 
@@ -45,6 +47,28 @@ def is_hub_dataset(source: str | Path) -> bool:
 def is_there(source: str | Path) -> bool:
     """Whether there is an input of this name: a file, carried proteins, or what reads as a Hub dataset."""
     return Path(input_place(source)).exists() or is_hub_dataset(source)
+
+
+def check_sources(sources: Sequence[str], processes: int = 1) -> None:
+    """Look at every source before the first is read: a typing error in the last one should not cost a night.
+
+    Args:
+        sources: as named by a user.
+        processes: how many share them.
+
+    Raises:
+        InputError: one is not there, or standard input would be read twice.
+    """
+    for source in sources:
+        if source == "-":
+            if processes > 1:
+                raise InputError("standard input cannot be shared by several processes: write it to a file first")
+        elif not is_there(source):
+            raise no_such_file(source)
+        elif Path(source).is_dir() and not is_carried_input(source):
+            raise no_file(Path(source))
+    if list(sources).count("-") > 1:
+        raise InputError("standard input ('-') can be read once only")
 
 
 def source_size(source: str | Path) -> int | None:
@@ -167,7 +191,15 @@ def _hub_rows(source: str) -> Iterator[Mapping[str, Any]]:
 
     name, _, split = source.partition(":")
     try:
-        yield from load_dataset(name, split=split or "train", streaming=True)
+        # The first row too: what it is made of is asked for as late as that.
+        with hub_asked_once(name, instead="give a file"):
+            rows = iter(load_dataset(name, split=split or "train", streaming=True))
+            first = next(rows, None)
+        if first is not None:
+            yield first
+            yield from rows
+    except InputError:
+        raise
     except Exception as error:  # datasets raises many kinds; the user needs one sentence
         raise InputError(
             f"{source} is neither a file here nor a readable Hub dataset ({type(error).__name__}: {error})"

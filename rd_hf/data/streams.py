@@ -18,6 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
+from rd_hf.data.missing import no_file, no_such_file
 from rd_hf.data.records import KEEP_BYTES, InputError
 
 # What reading a damaged compressed stream raises: gzip, xz, and with OSError pyarrow's and a failing disk's.
@@ -172,13 +173,12 @@ def open_bytes(path: str | Path) -> AbstractContextManager[Any]:
         if sys.stdin is None or sys.stdin.closed:
             raise InputError("standard input is closed: pipe FASTA into the command, or name a file instead of -")
         return nullcontext(sys.stdin.buffer)
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give the files in it, for example {path}/*.fasta.gz")
+    if Path(path).is_dir():
+        raise no_file(Path(path))
     try:
-        return path.open("rb")
+        return Path(path).open("rb")
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; check the path (relative to {Path.cwd()})") from error
+        raise no_such_file(path) from error
     except OSError as error:
         raise InputError(f"{path} cannot be opened: {error.strerror}") from error
 

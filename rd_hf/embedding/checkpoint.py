@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -18,7 +19,11 @@ from rd_hf.devices import check_device
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.files import file_sha256
 from rd_hf.lazy import gc_paused
+from rd_hf.model_names import check_model_name
+from rd_hf.network import asks_hub, one_answer
 from rd_hf.trust import refuse_foreign_code
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import torch
@@ -109,6 +114,7 @@ class Checkpoint:
         return replace(options, max_length=longest, overlap=min(options.overlap, longest // 4))
 
 
+@one_answer()
 def resolve(
     name: str | os.PathLike,
     revision: str | None = None,
@@ -125,6 +131,7 @@ def resolve(
     Raises:
         InputError: no such model, it is no reverse-distilled one, or ``one_pass`` and it has no readout.
     """
+    check_model_name(name)
     place, name = Path(model_place(name)), os.fspath(name)
     is_here = place.is_dir()
     folder = place.resolve() if is_here else _fetch_config(name, revision).parent
@@ -175,6 +182,7 @@ def _commit_now(level: Mapping[str, Any]) -> str | None:
         return None
 
 
+@asks_hub
 def _fetch_config(name: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -240,6 +248,7 @@ def pinned_config(place: str, revision: str | None, backbones: Mapping[str, str]
 
 # Two: a process that compares two models does not load either again.
 @functools.lru_cache(maxsize=2)
+@asks_hub
 def load_model(
     name: str,
     revision: str | None,
@@ -295,6 +304,14 @@ def load_model(
     model = model.to(device).eval()
     if attn_implementation is None and packing_pays(model):
         model.set_attn_implementation(PACKED_ATTENTION)
+    logger.info(
+        "%s loaded up to level %s: %s on %s, attention %s",
+        name,
+        level or model.config.level_names[-1],
+        dtype,
+        device,
+        model.config._attn_implementation,
+    )
     return model
 
 

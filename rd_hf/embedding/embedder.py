@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
 from rd_hf.data.records import InputError
 from rd_hf.data.residues import RejectedSequenceError
 from rd_hf.data.values import as_list, column_names, position_numbers, sequence_text
-from rd_hf.devices import parse_device, pick_device
+from rd_hf.devices import check_device_is_there, pick_device
 from rd_hf.embedding.checkpoint import is_worker, resolve, threads_of_a_worker
 from rd_hf.embedding.columns import finish, value_type, why_not_stored
 from rd_hf.embedding.options import EmbeddingOptions
@@ -24,14 +25,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Below any norm that an embedding has: a vector of zeros is divided by it.
+_TINY = 1e-12
+
 
 class Embedder:
     """
-    Embeds batches of rows; made for `datasets.map`.
+    Embeds sequences, and batches of rows for `datasets.map`.
 
     ```python
-    embedder = Embedder("hub_configs/rd-esm2-mini", level=["S", "L"], pooling="mean")
-    ds = ds.map(embedder, batched=True, with_rank=True, num_proc=4)  # adds embedding_S and embedding_L
+    embedder = Embedder("rd-esm2-mini")
+    vectors = embedder.encode(["MKTAYIAKQR", "GAVLIMFWPS"])  # (2, 192)
+
+    embedder = Embedder("rd-esm2-mini", level=["0.3M", "2.7M"])
+    ds = ds.map(embedder, batched=True, with_rank=True, num_proc=4)  # adds embedding_0.3M and embedding_2.7M
     ```
 
     With `on_reject="null"` pass `features=embedder.features(ds.features)` too: `datasets` takes a column's type from
@@ -43,7 +50,8 @@ class Embedder:
     sequences are de-duplicated and sorted by length within a batch.
 
     Args:
-        model (`str` or `os.PathLike`): folder or Hub id of a reverse-distilled model.
+        model (`str` or `os.PathLike`): folder or Hub id of a reverse-distilled model, or `"rd-esm2-mini"`, which the
+            package carries.
         level (`str` or `list[str]`, *optional*): level or levels, all from one run; by default the largest.
         revision (`str`, *optional*): branch, tag or commit of a Hub model.
         sequence_column (`str`): where the sequence is.
@@ -77,7 +85,7 @@ class Embedder:
         **options: Any,
     ) -> None:
         if device is not None:
-            parse_device(device)
+            check_device_is_there(device)
         levels = () if level is None else (level,) if isinstance(level, str) else tuple(level)
         if on_reject not in ("raise", "null"):
             raise ValueError(f"on_reject must be 'raise' or 'null', not {on_reject!r}")
@@ -93,6 +101,13 @@ class Embedder:
         self.attn_implementation = attn_implementation
         self.device = device
         self._engine: Engine | None = None
+
+    def __repr__(self) -> str:
+        levels, switches = list(self.widths), {"whiten": self.options.whiten, "one_pass": self.checkpoint.one_pass}
+        said: dict[str, Any] = {"level": levels if len(levels) > 1 else levels[0], "pooling": self.options.pooling}
+        said |= {name: on for name, on in switches.items() if on}
+        shown = ", ".join(f"{name}={value!r}" for name, value in said.items())
+        return f"Embedder({self.checkpoint.name!r}, {shown})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in sorted(self.__dict__.items()) if name != "_engine"}
@@ -134,19 +149,91 @@ class Embedder:
         """Embed a list, array or series of sequences, with pooling `"positions"` at those of each sequence.
 
         Returns:
-            As [`~Embedder.__call__`].
+            A column per level, each a list of arrays: (width,) with one-row pooling, (rows, width) otherwise.
 
         Raises:
             InputError: something else, such as one sequence alone; or a row that cannot be embedded.
         """
-        if not _is_column(sequences):
-            raise InputError(
-                f"embed() takes a list of sequences, not {_shown(sequences)}: write one sequence as [sequence], and "
-                "call the Embedder itself with a batch of columns"
-            )
-        if positions is not None and (not _is_column(positions, several=True) or len(positions) != len(sequences)):
-            raise InputError(f"positions must be a list with those of each of the {len(sequences)} sequences")
+        self._check_list("embed", sequences, positions)
         return self._embed(sequences, positions, None)
+
+    def encode(
+        self,
+        sequences: str | Sequence[str],
+        positions: Sequence[Any] | None = None,
+        *,
+        show_progress_bar: bool | None = None,
+    ) -> np.ndarray | list[np.ndarray]:
+        """Embed any number of sequences at one level, as arrays.
+
+        Equal sequences are computed once; batches are put together by tokens (`batch_tokens`), so that there is no
+        `batch_size` to choose. All results are held in memory: for millions of sequences there is `rd-hf embed`.
+
+        Args:
+            sequences: a list, array or series of sequences, or one sequence.
+            positions: with pooling `"positions"` those of each sequence (of one sequence: its own).
+            show_progress_bar: whether a bar over residues is shown on standard error; by default where it is a
+                terminal.
+
+        Returns:
+            With one-row pooling an array (sequences, width); otherwise, as with `"residue"`, a list of arrays (rows,
+            width), one per sequence. Of one sequence its own: (width,) or (rows, width). In `output_dtype`, float32
+            by default.
+
+        Raises:
+            InputError: a sequence cannot be embedded, whatever `on_reject` says; or several levels were asked for.
+        """
+        if len(self.widths) > 1:
+            raise InputError(
+                f"encode() gives one level, and {', '.join(self.widths)} were asked for: take embed() for all, or the "
+                "largest alone, whose first dimensions are the others"
+            )
+        if isinstance(sequences, str):
+            own = None if positions is None else [positions]
+            return self.encode([sequences], own, show_progress_bar=show_progress_bar)[0]
+        self._check_list("encode", sequences, positions)
+        with tqdm(unit=" residues", disable=None if show_progress_bar is None else not show_progress_bar) as bar:
+
+            def on_batch(residues: int, total: int) -> None:
+                bar.total = total
+                bar.update(residues)
+
+            columns = self._embed(sequences, positions, None, on_batch)
+        reasons = columns.pop("reject_reason", [])
+        _refuse_rejected(as_list(sequences), reasons, ", or take embed(), which keeps its place with a null")
+        ((level, width),) = self.widths.items()
+        values = columns[self.options.column(level)]
+        if not self.options.one_row:
+            return values
+        return np.stack(values) if values else np.empty((0, width), self.options.output_dtype)
+
+    @staticmethod
+    def similarity(a: Any, b: Any) -> np.ndarray:
+        """Cosine similarity of each vector in `a` with each in `b`.
+
+        Proteins share a good part of what an embedding says, so that plain cosines are high between unrelated ones
+        too: 0.5 in the mean over carried proteins with `rd-esm2-mini`. An Embedder with `whiten=True` (for models
+        fitted with whitening) gives vectors that are centred, scaled and weighed by block: 0.1 then. `rd-hf search`
+        whitens by the database itself.
+
+        Args:
+            a: (n, width), or one vector (width,); numpy, torch on the CPU, or lists.
+            b: (m, width), or one vector (width,), of the same level.
+
+        Returns:
+            (n, m) float32. A vector of zeros is like none.
+
+        Raises:
+            InputError: vectors of different widths, or no vectors.
+        """
+        one, other = (np.atleast_2d(np.asarray(vectors, dtype=np.float32)) for vectors in (a, b))
+        if one.ndim != 2 or other.ndim != 2 or one.shape[1] != other.shape[1]:
+            raise InputError(
+                f"similarity() takes vectors of one width, (n, width) and (m, width), not {one.shape} and "
+                f"{other.shape}: cut both to the same level"
+            )
+        one, other = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), _TINY) for rows in (one, other))
+        return one @ other.T
 
     def features(self, features: Mapping[str, Any] | None = None) -> Features:
         """Return columns and types of `map`'s result, for its argument `features`.
@@ -163,8 +250,22 @@ class Embedder:
             own["reject_reason"] = pa.string()
         return Features({**(features or {}), **Features.from_arrow_schema(pa.schema(own))})
 
+    def _check_list(self, method: str, sequences: Any, positions: Any) -> None:
+        """Raise unless these are sequences in order, and positions, or none, for each."""
+        if not _is_column(sequences):
+            raise InputError(
+                f"{method}() takes a list of sequences, not {_shown(sequences)}: write one sequence as [sequence], and "
+                "call the Embedder itself with a batch of columns"
+            )
+        if positions is not None and (not _is_column(positions, several=True) or len(positions) != len(sequences)):
+            raise InputError(f"positions must be a list with those of each of the {len(sequences)} sequences")
+
     def _embed(
-        self, sequences: Sequence[Any], positions: Sequence[Any] | None, rank: int | None
+        self,
+        sequences: Sequence[Any],
+        positions: Sequence[Any] | None,
+        rank: int | None,
+        on_batch: Callable[[int, int], None] = lambda residues, total: None,
     ) -> dict[str, list[Any]]:
         from rd_hf.embedding.engine import embed_requests, prepare
 
@@ -180,7 +281,7 @@ class Embedder:
                 reasons[row] = str(error)
         self._check(sequences, reasons)
         found: list[np.ndarray | None] = [None] * len(sequences)
-        results = embed_requests(self._started(rank), list(requests.values())) if requests else []
+        results = embed_requests(self._started(rank), list(requests.values()), on_batch) if requests else []
         for row, result in zip(requests, results, strict=True):
             if isinstance(result, str) or (reason := why_not_stored(result, self.widths, self.options)):
                 reasons[row] = result if isinstance(result, str) else reason
@@ -212,12 +313,17 @@ class Embedder:
 
     def _check(self, sequences: Sequence[Any], reasons: Sequence[str | None]) -> None:
         """Stop at the first row that cannot be embedded, unless such rows become nulls."""
-        row = next((row for row, reason in enumerate(reasons) if reason is not None), None)
-        if row is not None and self.on_reject == "raise":
-            raise InputError(
-                f"row {row + 1} of the batch ({str(sequences[row])[:30]!r}...) cannot be embedded: {reasons[row]}; "
-                "correct it, or pass on_reject='null' to keep such rows without an embedding"
-            )
+        if self.on_reject == "raise":
+            _refuse_rejected(sequences, reasons, ", or pass on_reject='null' to keep such rows without an embedding")
+
+
+def _refuse_rejected(sequences: Sequence[Any], reasons: Sequence[str | None], otherwise: str) -> None:
+    row = next((row for row, reason in enumerate(reasons) if reason is not None), None)
+    if row is not None:
+        raise InputError(
+            f"row {row + 1} of the batch ({str(sequences[row])[:30]!r}...) cannot be embedded: {reasons[row]}; "
+            f"correct it{otherwise}"
+        )
 
 
 def _is_column(values: Any, several: bool = False) -> bool:

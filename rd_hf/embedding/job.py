@@ -12,11 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rd_hf.data.records import InputError
-from rd_hf.data.sources import is_there, source_size
+from rd_hf.data.sources import check_sources, source_size
 from rd_hf.devices import check_device
 from rd_hf.embedding.checkpoint import Checkpoint
 from rd_hf.embedding.extension import ExtendingWorker, check, open_extendable, with_stored
@@ -55,7 +54,7 @@ def run_job(
         JobError: the folder cannot be used, belongs to another job, or is full.
     """
     group = group or Processes()
-    check_inputs(settings, group)
+    check_sources(settings.inputs, group.world)
     if settings.device is not None:
         check_device(settings.device)
     settings = with_stored_settings(settings, OutputFolder(settings.output))
@@ -146,18 +145,6 @@ def run_worker(
         seconds=worker.stages.seconds,
         device=str(engine.model.device) if engine else None,
     )
-
-
-def check_inputs(settings: JobSettings, group: Processes) -> None:
-    """Look at every input before the first is read: a typing error in the last one should not cost a night."""
-    for source in settings.inputs:
-        if source == "-":
-            if group.world > 1:
-                raise InputError("standard input cannot be shared by several processes: write it to a file first")
-        elif not is_there(source):
-            raise InputError(f"{source}: no such file; check the path (relative to {Path.cwd()})")
-    if settings.inputs.count("-") > 1:
-        raise InputError("standard input ('-') can be read once only")
 
 
 def ending(summary: JobSummary, output: str, words: str = "") -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import warnings
 from dataclasses import dataclass
 
+from rd_hf.flags import flag
 from rd_hf.model.pooling_rd_esm import MAX_RESIDUES, OVERLAP, POOLINGS, pooling_named
 from rd_hf.options import check_options, option, whole
 
@@ -14,6 +16,8 @@ DTYPE = "float32"
 # What versions up to 0.2 had for "whichever is measured to be faster".
 OLD_DTYPE = "auto"
 OUTPUT_DTYPES = ("float32", "float16")
+# As rd-hf search has them; it also whitens by the database, which an embedding job has none of.
+WHITENED = {"model": True, "none": False}
 
 
 class _ModelDtypes(tuple):
@@ -30,6 +34,13 @@ AUTO_MEANS = (
 )
 
 
+def whitened(word: str) -> bool:
+    """Whether vectors are whitened, of the word that was typed."""
+    if word not in WHITENED:
+        raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(WHITENED)}")
+    return WHITENED[word]
+
+
 @dataclass(frozen=True, slots=True)
 class EmbeddingOptions:
     """How sequences become embeddings.
@@ -38,16 +49,17 @@ class EmbeddingOptions:
         ValueError: an unknown choice, or numbers that do not fit together.
     """
 
-    levels: tuple[str, ...] = option(
+    levels: tuple[str, ...] = flag(
+        "level",
         (),
-        "level or levels, all cut from one run of the largest (default: the model's largest). Smaller levels are the "
+        " or several, all cut from one run of the largest (default: the model's largest). Smaller levels are the "
         "first dimensions of larger ones, so one level is enough unless vectors are normalised",
-        flags=("--level",),
-        metavar="L",
     )
-    pooling: str = option(
+    pooling: str = flag(
+        "pooling",
         "mean",
-        "mean or max over residues (never cls, eos or padding), cls, residue (a row for each), or positions (of those)",
+        ": mean or max (never of cls, eos or padding), cls in their place, residue (a row for each), or positions (of "
+        "those)",
         choices=POOLINGS,
     )
     positions: tuple[int, ...] = option(
@@ -55,17 +67,18 @@ class EmbeddingOptions:
         "residues to return with pooling positions, counted from 1; a table may name others for each record",
         kind=whole(1),
     )
-    dtype: str = option(
+    dtype: str = flag(
+        "dtype",
         DTYPE,
-        f"what the model computes in, on every device and at every level (default {DTYPE}, or what the folder that is "
-        "gone on with or extended was begun in). bfloat16 is faster on GPUs, and on CPUs that have it in hardware; "
-        "appended columns then differ by a few per cent, see the README. Pooling and projections compute in float32",
+        f", on every device and at every level (default {DTYPE}; a folder that is gone on with or extended keeps its "
+        "own). bfloat16 is faster on GPUs, and on CPUs that have it in hardware; appended columns then differ by a few "
+        "per cent, see the README. Pooling and projections compute in float32",
         choices=MODEL_DTYPES,
     )
-    output_dtype: str = option(
-        "float32", "what is stored; float32 holds bfloat16's values exactly, which Arrow lacks", choices=OUTPUT_DTYPES
+    output_dtype: str = flag(
+        "output_dtype", "float32", "; float32 holds bfloat16's values exactly, which Arrow lacks", choices=OUTPUT_DTYPES
     )
-    normalize: bool = option(False, "divide each vector by its Euclidean length, each level for itself")
+    normalize: bool = flag("normalize", False)
     long: str = option(
         "window",
         "sequences beyond --max-length: window (overlapping windows, merged with tapered weights; the default, since "
@@ -73,23 +86,27 @@ class EmbeddingOptions:
         "error (to the rejects)",
         choices=("error", "truncate", "window"),
     )
-    max_length: int = option(MAX_RESIDUES, "residues that the model sees at once", kind=whole(1))
+    max_length: int = flag("max_length", MAX_RESIDUES, "; what becomes of a longer sequence says --long")
     overlap: int = option(OVERLAP, "residues that neighbouring windows share at least", kind=whole(0))
-    batch_tokens: int | None = option(
+    batch_tokens: int | None = flag(
+        "batch_tokens",
         None,
-        "tokens per batch, padding included (default: 2,048 on a CPU, as its memory allows on a GPU); halved when a "
-        "batch does not fit in memory",
-        kind=whole(1),
+        " (default: 2,048 on a CPU, as its memory allows on a GPU); halved when a batch does not fit in memory",
     )
     width: int | None = option(
         None,
         "the first N dimensions alone, of the level given or the family: backbones beyond those that it needs stay out",
         kind=whole(1),
     )
-    whiten: bool = option(
+    whiten: bool = flag(
+        "whiten",
         False,
-        "centre, scale and weigh each level's block by the statistics that came with the bases, before anything is cut "
-        "or normalised; the folder is never mixed with a plain one",
+        ": centre, scale and weigh it by what came with the model, before anything is cut or normalised; the folder is "
+        "never mixed with a plain one (default none; --whiten alone is --whiten model)",
+        kind=whitened,
+        nargs="?",
+        const=True,
+        metavar=f"{{{','.join(WHITENED)}}}",
     )
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from dataclasses import MISSING, InitVar, dataclass, field
 
 from rd_hf.data.records import readable
 from rd_hf.embedding.options import EmbeddingOptions
+from rd_hf.flags import FOLDER, GPU, NAMES, READS, flag
 from rd_hf.options import check_options, option, whole
 
 PART_RECORDS = 16384
@@ -36,52 +37,34 @@ class JobSettings:
         ValueError: settings that do not fit together.
     """
 
-    model: str = option(
-        MISSING,
-        "reverse-distilled model: folder, Hub id, or rd-esm2-mini, which the package carries",
-        metavar="ID_OR_DIR",
-    )
-    inputs: tuple[str, ...] = option(
-        MISSING,
-        "FASTA, CSV, TSV, JSON lines (each also as .gz, .bz2, .xz, .zst, .lz4) or Parquet files, a Hub dataset "
-        "owner/name[:split], example (the 1,000 proteins that the package carries), or - for FASTA on standard input; "
-        "several are read one after the other",
-        flags=("--input",),
-        nargs="+",
-        metavar="FILE_OR_DATASET",
-    )
-    output: str = option(MISSING, "a new folder, or that of this same job", required=True, metavar="DIR")
+    model: str = flag("model", MISSING, f": {NAMES}")
+    inputs: tuple[str, ...] = flag("input", MISSING, f": {READS}", nargs="+")
+    output: str = flag("output", MISSING, f": {FOLDER}", required=True, metavar="DIR")
     options: EmbeddingOptions = field(default_factory=EmbeddingOptions)
-    revision: str | None = option(None, "branch, tag or commit of a Hub model")
-    sequence_column: str | None = option(
-        None, "column of a table with sequences (default: sequence, ...)", metavar="NAME"
-    )
-    id_column: str | None = option(None, "column of a table with ids (default: id, name, ...)", metavar="NAME")
+    revision: str | None = flag("revision", None)
+    sequence_column: str | None = flag("sequence_column", None, " (default: sequence, ...)")
+    id_column: str | None = flag("id_column", None, " (default: id, name, ...)")
     positions_column: str | None = option(
-        None, "column of a table with each record's positions, from 1", metavar="NAME"
+        None, "column of a table with each record's positions, from 1", metavar="COLUMN"
     )
-    strict: bool = option(
-        False, "stop at the first record that would be rejected, and at input that looks like nucleotides"
-    )
-    part_records: int = option(
+    strict: bool = flag("strict", False, ", and at input that looks like nucleotides")
+    part_records: int = flag(
+        "part_records",
         PART_RECORDS,
-        "records per file at most (default 16,384; the first have 1,024, so that processes can share small inputs)",
-        kind=whole(1),
+        " (default 16,384); the first have 1,024, so that processes share small inputs",
     )
-    part_bytes: int = option(
-        PART_BYTES,
-        "embeddings per file at most (default 256 MB), unless one record alone has more",
-        kind=megabytes,
-        flags=("--part-megabytes",),
-        metavar="N",
+    part_bytes: int = flag(
+        "part_megabytes", PART_BYTES, ", unless one record alone has more (default 256)", kind=megabytes
     )
-    attn_implementation: str | None = option(None, "sdpa, eager, flash_attention_2, ... (as transformers)", metavar="A")
-    device: str | None = option(None, "torch device (default: a GPU by rank where there is one)", metavar="D")
-    group_tokens: int | None = option(
+    attn_implementation: str | None = option(
+        None, "attention of transformers: sdpa, eager, flash_attention_2, ...", metavar="NAME"
+    )
+    device: str | None = flag("device", None, f" {GPU}; of several processes each takes its own GPU")
+    group_tokens: int | None = flag(
+        "group_tokens",
         None,
-        "for a family larger than memory: hold one backbone at a time, loaded anew for every group of batches of N "
-        "tokens, whose embeddings (4 bytes per dimension) are held meanwhile (default: hold all backbones)",
-        kind=whole(1),
+        ": hold one backbone at a time, loaded anew for every group of batches of N tokens, whose embeddings (4 bytes "
+        "per dimension) are held meanwhile (default: hold all backbones)",
         former=("--window-tokens",),
     )
     extend: str | None = option(
@@ -90,9 +73,10 @@ class JobSettings:
         "of that folder unless given; inputs may lie elsewhere now, but must be the same records",
         metavar="DIR",
     )
-    one_pass: bool = option(
+    one_pass: bool = flag(
+        "one_pass",
         False,
-        "read every level out of the largest backbone, which alone is fetched and run: an approximation, of models "
+        ", which alone is fetched and run: an approximation, of models "
         "fitted with rd-hf fit --one-pass, whose card says how near it comes; never mixed with exact ones",
     )
     backbones: Mapping[str, str] | None = None

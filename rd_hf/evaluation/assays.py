@@ -20,6 +20,7 @@ from rd_hf.data.records import InputError
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
 from rd_hf.data.tables import BadRow, delimited
 from rd_hf.evaluation.options import LABELLED_SPLITS, SPLITS
+from rd_hf.evaluation.progress import progress_bar
 
 COLUMNS = ("mutant", "mutated_sequence", "DMS_score")
 # Five outer folds of which each trains five inner ones: below this an inner fold validates on two variants.
@@ -194,7 +195,7 @@ def read_assays(paths: Sequence[Path]) -> tuple[list[Assay], dict[str, str]]:
         raise InputError(f"{', '.join(map(str, paths))}: no CSV file is there; give ProteinGym assays")
     assays: dict[str, Assay] = {}
     failed: dict[str, str] = {}
-    for file in tqdm(files, desc="reading assays", unit="assay", disable=None):
+    for file in progress_bar(files, desc="reading assays", unit="assay"):
         try:
             assay = read_assay(file)
         except InputError as error:

@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from rd_hf.evaluation import plots, statistics
 from rd_hf.evaluation.assays import (
@@ -38,6 +37,7 @@ from rd_hf.evaluation.families import Family, load_families
 from rd_hf.evaluation.frame import Evaluated, Evaluation, stored_table
 from rd_hf.evaluation.options import FITTED_KINDS, AssayOptions, ProbeOptions
 from rd_hf.evaluation.probe import Features, nested_ridge
+from rd_hf.evaluation.progress import progress_bar
 from rd_hf.evaluation.report import condition, main_split, read_published, render
 from rd_hf.evaluation.representations import Representation, family_maps
 
@@ -190,7 +190,7 @@ def plan_units(
         store = StateCache(cache, family.fingerprint)
         variants = sum(len(assay.mutants) for assay in ordered)
         largest = [how for how in maps if how.level == family.names[-1]][:1] if options.control else []
-        with tqdm(total=variants, desc=f"embedding with {family.label}", unit="variant", disable=None) as progress:
+        with progress_bar(total=variants, desc=f"embedding with {family.label}", unit="variant") as progress:
             for assay in ordered:
                 states = embed_assay(family, assay, store, options.batch_tokens, progress)
                 for pooling in options.pooling:
@@ -214,7 +214,7 @@ def run_units(units: Iterable[Unit], folder: Path, jobs: int, total: int | None 
     pending: dict[Future[None], Unit] = {}
     # Spawned, not forked: a fork of a process whose torch threads run may hang.
     pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) if jobs > 1 else None
-    progress = tqdm(total=total, desc="probes", unit="probe", disable=None)
+    progress = progress_bar(total=total, desc="probes", unit="probe")
 
     def collect(done: Iterable[Future[None]]) -> None:
         for future in done:

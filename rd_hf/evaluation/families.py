@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 from transformers import AutoConfig, PretrainedConfig
 
 from rd_hf.bases.chain import Basis, fit_chain
@@ -17,8 +17,9 @@ from rd_hf.bases.moments import JointMoments, load_tensors, save_tensors
 from rd_hf.carried import model_place
 from rd_hf.data.batching import collate, residue_mask, token_budget_batches
 from rd_hf.data.records import InputError
-from rd_hf.devices import check_device
+from rd_hf.devices import check_device, pick_device
 from rd_hf.evaluation.options import EvaluationOptions
+from rd_hf.evaluation.progress import progress_bar
 from rd_hf.fitting import FitOptions, Sample, draw_sample
 from rd_hf.hub import load_family
 from rd_hf.hub.backbones import family_config
@@ -26,6 +27,10 @@ from rd_hf.hub.checkpoint import read_config
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.families_rd_esm import FAMILIES, describe
 from rd_hf.model.modeling_rd_esm import RDEsmModel
+from rd_hf.model_names import check_model_name
+from rd_hf.network import asks_hub
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 60.0
 # Bases are stored in float32 and batches differ: the same sequences refit to about 1e-5, others to 1e-2 and more.
@@ -100,7 +105,9 @@ class Family:
         return [config.hidden_size] if config.one_pass else config.backbone_widths
 
 
+@asks_hub
 def _load_model(source: str, dtype: torch.dtype, one_pass: bool) -> RDEsmModel:
+    check_model_name(source)
     source = model_place(source)
     fields, _ = PretrainedConfig.get_config_dict(source)
     found = fields.get("model_type")
@@ -144,11 +151,15 @@ def load_families(options: EvaluationOptions, one_pass: bool = False) -> list[Fa
     if not options.model and not options.backbones:
         raise InputError("there is nothing to evaluate: give --model or --backbones")
     families = []
+    device = str(pick_device()) if options.device is None else options.device
     for model in options.model:
-        families += [Family.load(model, depth, options.device) for depth in options.depth]
+        families += [Family.load(model, depth, device) for depth in options.depth]
         if one_pass and families[-1].model.config.readout is not None:
-            families.append(Family.load(model, device=options.device, one_pass=True))
-    return families + ([Family.chain(options.backbones, options.device)] if options.backbones else [])
+            families.append(Family.load(model, device=device, one_pass=True))
+    families += [Family.chain(options.backbones, device)] if options.backbones else []
+    for family in families:
+        logger.info("%s loaded: levels %s on %s", family.label, ", ".join(family.names), device)
+    return families
 
 
 @torch.inference_mode()
@@ -179,7 +190,7 @@ def residue_states(family: Family, sequences: Sequence[str]) -> tuple[torch.Tens
 
 
 def draw_fit_sample(family: Family, options: EvaluationOptions) -> Sample:
-    """Draw the sample that a model's config records, or the one that ``--fit-sequences`` and ``--fit-seed`` ask for."""
+    """Draw the sample that a model's config records, or the one that ``--num-sequences`` and ``--seed`` ask for."""
     record, number = family.model.config.bases, options.fit_sequences
     if number is None and record.get("num_sequences"):
         number = record["num_sequences"] + record.get("num_heldout_sequences", 0)
@@ -220,7 +231,7 @@ def fitting_moments(
             raise InputError(f"{path} holds no whole moments ({error}); delete it to compute them again") from error
     batches = token_budget_batches([len(sequence) for sequence in sequences], batch_tokens)
     saved = time.monotonic()
-    with tqdm(total=len(sequences), desc=f"moments of {family.label}", unit="sequence", disable=None) as progress:
+    with progress_bar(total=len(sequences), desc=f"moments of {family.label}", unit="sequence") as progress:
         for number, batch in enumerate(batches, start=1):
             progress.update(len(batch))
             if number <= done:
@@ -253,7 +264,7 @@ def family_bases(family: Family, moments: JointMoments | None) -> Sequence[Basis
         return model_bases(family)
     if moments is None:
         what = f"--depth {family.depth:g}" if family.fitted else f"{family.label} (--backbones)"
-        raise InputError(f"{what} needs bases of its own; give --fit-data to fit them on")
+        raise InputError(f"{what} needs bases of its own; give --input to fit them on")
     return fit_chain(moments, family.names, family.model.config.residual_directions)[0]
 
 

@@ -51,13 +51,13 @@ class Evaluation:
     def moments(self, family: Family, needed_by: Iterable[str] = ()) -> JointMoments | None:
         """Moments of the fitting sequences of a family, with a note on them; None where there are none.
 
-        Without ``--fit-data`` the note says that ``needed_by`` is left out.
+        Without ``--input`` the note says that ``needed_by`` is left out.
         """
         if family.model.config.one_pass or len(family.names) == 1:
             return None
         if not self.options.fit_data:
             if needed_by:
-                self.notes.append(f"{family.label}: no {', '.join(needed_by)}, for want of --fit-data.")
+                self.notes.append(f"{family.label}: no {', '.join(needed_by)}, for want of --input.")
             return None
         moments, note = draw_moments(family, self.options, self.cache)
         self.notes.append(note)

@@ -120,7 +120,7 @@ def read_domains(folder: str | Path) -> Domains:
     files = sorted({path for ending in FASTA_ENDINGS for path in folder.glob(ending)})
     if len(files) != 1:
         found = f"holds {len(files)} FASTA files" if folder.is_dir() else "is no folder"
-        raise InputError(f"{folder} {found}; --data takes a folder with one, of SCOP domains")
+        raise InputError(f"{folder} {found}; --domains takes a folder with one, of SCOP domains")
     path = files[0]
     ids: dict[str, str] = {}
     seen: dict[str, str] = {}

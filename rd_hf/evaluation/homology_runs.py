@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from rd_hf.bases.moments import JointMoments
 from rd_hf.evaluation import homology_report
@@ -30,6 +29,7 @@ from rd_hf.evaluation.homology import (
     search_weights,
 )
 from rd_hf.evaluation.options import FITTED_KINDS, EvaluationOptions, HomologyOptions
+from rd_hf.evaluation.progress import progress_bar
 from rd_hf.evaluation.treatments import DOMAINS, RESIDUES, SEARCHED, TREATMENTS, candidates, mean_moments, treat
 
 # Part of every digest: raise it when the meaning of a column changes.
@@ -113,7 +113,7 @@ def evaluate_family(
         known[RESIDUES] = moments
     tables = []
     found = candidates(family, moments, options)
-    for candidate in tqdm(found, desc=f"ranking with {family.label}", unit="embedding", disable=None):
+    for candidate in progress_bar(found, desc=f"ranking with {family.label}", unit="embedding"):
         how = candidate.how
         rows = torch.from_numpy(how(states))
         for name in TREATMENTS:
@@ -131,7 +131,7 @@ def evaluate_family(
 def domain_states(family: Family, domains: Domains, cache: Path, batch_tokens: int) -> np.ndarray:
     """Mean z of every domain, (n, K) float32, from the cache where they are there."""
     store = StateCache(cache, family.fingerprint)
-    with tqdm(total=len(domains.ids), desc=f"embedding with {family.label}", unit="domain", disable=None) as bar:
+    with progress_bar(total=len(domains.ids), desc=f"embedding with {family.label}", unit="domain") as bar:
         return embed_proteins(family, domains.ids, domains.sequences, store, batch_tokens, bar)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from rd_hf.flags import FOLDER, GPU, NAMES, flag
 from rd_hf.options import check_options, option, real, whole
 
 # Kinds of contenders, in the order of tables and legends.
@@ -17,6 +18,7 @@ KINDS = {
     "raw": "raw backbone",
     "rd": "reverse-distilled",
     "pca": "concatenation + PCA",
+    "pca_chain": "chain of PCAs",  # the baseline of the first publication's code
     "concat": "concatenation",
     "one_pass": "read out in one pass",
     "rd_all": "reverse-distilled, all directions",
@@ -24,8 +26,8 @@ KINDS = {
     "one_hot": "one-hot",
 }
 # Those that are fitted on sequences here, not read from the model.
-FITTED_KINDS = ("pca", "rd_all")
-CONTENDERS = tuple(kind for kind in KINDS if kind != "one_pass")
+FITTED_KINDS = ("pca", "pca_chain", "rd_all")
+CONTENDERS = tuple(kind for kind in KINDS if kind not in {"one_pass", "pca_chain"})
 EMBEDDINGS = tuple(kind for kind in CONTENDERS if kind != "one_hot")
 POOLINGS = ("mean", "site", "difference")  # attributes of PooledStates
 # ProteinGym's labelled folds, and the splits that are drawn here.
@@ -45,6 +47,10 @@ FIT = ("fit_data", "fit_sequences", "fit_seed")
 RUN = ("device", "batch_tokens", "cache")
 
 
+SCANS = ": CSV files in ProteinGym's format (mutant, mutated_sequence, DMS_score), or folders of them"
+FITTED_ON = "the model's bases were fitted on"
+
+
 @dataclass(frozen=True)
 class EvaluationOptions:
     """Whose embeddings are judged, where the backbones run, and where results are written.
@@ -53,32 +59,40 @@ class EvaluationOptions:
         ValueError: a value that is not allowed.
     """
 
-    model: tuple[str, ...] = option(
-        (), "reverse-distilled families or plain ESM-2 models: folders, Hub ids, rd-esm2-mini"
-    )
-    backbones: tuple[str, ...] = option(
+    model: tuple[str, ...] = flag("model", (), f" or several, or plain ESM-2 models: {NAMES}")
+    backbones: tuple[str, ...] = flag(
+        "backbones",
         (),
-        "a chain of any models, as rd-hf fit --backbones takes it, for example hub_configs/rd-esm2-mini "
-        "8M=my-esm2-8M; its bases are fitted on --fit-data",
-        metavar="NAME=REPO[@REVISION]",
+        ", as rd-hf fit takes it, for example rd-esm2-mini 8M=my-esm2-8M; its bases are fitted on --input",
     )
-    output: Path = option(None, "folder for the report and its data", kind=Path, required=True)
-    representations: tuple[str, ...] = option(CONTENDERS, f"contenders (default: {' '.join(CONTENDERS)})")
+    output: Path = flag("output", None, f", a report and its data: {FOLDER}", kind=Path, required=True, metavar="DIR")
+    representations: tuple[str, ...] = flag("representations", CONTENDERS, f" (default: {' '.join(CONTENDERS)})")
     depth: tuple[float, ...] = option(
         (1.0,),
         "relative depth of the backbone layer: 1 is the final state (default), 0.5 half-way; other depths than 1 "
-        "refit the bases on --fit-data",
+        "refit the bases on --input",
         kind=real(0, most=1),
     )
-    fit_data: tuple[str, ...] = option(
-        (), "FASTA, table or dataset the model's bases were fitted on (for pca and rd_all)"
+    fit_data: tuple[str, ...] = flag(
+        "input",
+        (),
+        f" that {FITTED_ON}: FASTA, a table or a Hub dataset; pca, pca_chain and rd_all are fitted on them",
+        former=("--fit-data",),
     )
-    fit_sequences: int | None = option(None, "sequences drawn from it (default: as the model records)", kind=whole(1))
-    fit_seed: int | None = option(None, "seed of the draw (default: as the model records, or 0)", kind=int)
-    threads: int | None = option(None, "threads (default: all cores)", kind=whole(1))
-    device: str = option("cpu", "where backbones run: cpu (default), cuda, mps")
-    batch_tokens: int = option(4096, "tokens per forward pass", kind=whole(1))
-    cache: Path | None = option(None, "folder of states, shared by runs (default: OUTPUT/cache)", kind=Path)
+    fit_sequences: int | None = flag(
+        "num_sequences", None, " out of --input (default: as many as the model records)", former=("--fit-sequences",)
+    )
+    fit_seed: int | None = flag(
+        "seed",
+        None,
+        ": sequences out of --input (default: as the model records, or 0)",
+        kind=int,
+        former=("--fit-seed",),
+    )
+    threads: int | None = flag("threads", None, " (default: all cores)")
+    device: str | None = flag("device", None, f" {GPU}")
+    batch_tokens: int = flag("batch_tokens", 4096)
+    cache: Path | None = flag("cache", None, ", states of models (default: cache in --output)", kind=Path)
     seed: int = 0  # of the random projection
 
     def __post_init__(self) -> None:
@@ -103,33 +117,34 @@ class ProbeOptions:
 class AssayOptions(EvaluationOptions):
     """An evaluation on deep mutational scans."""
 
-    assays: tuple[Path, ...] = option(
-        (),
-        "CSV files in ProteinGym's format (mutant, mutated_sequence, DMS_score), or folders of them",
-        kind=Path,
-        required=True,
-    )
-    pooling: tuple[str, ...] = option(
+    assays: tuple[Path, ...] = flag("assays", (), SCANS, kind=Path, required=True)
+    pooling: tuple[str, ...] = flag(
+        "pooling",
         ("mean",),
-        "mean over residues (default), site (mean over the mutated positions), difference (to the wild type, there)",
+        ": mean, or of the mutated positions alone their mean (site) or its difference to the wild type's "
+        "(difference) (default mean)",
+        choices=POOLINGS,
     )
-    folds: Path | None = option(None, "ProteinGym's fold labels of single mutants (cv_folds_singles.tsv.gz)", kind=Path)
+    folds: Path | None = option(
+        None, "ProteinGym's fold labels of single mutants (cv_folds_singles.tsv.gz)", kind=Path, metavar="FILE"
+    )
     splits: tuple[str, ...] = option(
         ("random", "by_mutations", "singles_to_multiples"),
         "random, modulo, contiguous (ProteinGym's folds of single mutants; random is redrawn for each seed after "
         "the first), by_mutations (all variants), singles_to_multiples; default: all but modulo and contiguous",
+        choices=SPLITS,
     )
-    seeds: int = option(3, "repeats of every split that is drawn", kind=whole(1))
-    low_n: tuple[int, ...] = option(
-        (24, 96, 384), "training variants of the low-n curves (24 96 384)", kind=whole(1), nargs="*"
-    )
-    inner_folds: int = option(5, "folds that choose the ridge strength", kind=whole(2))
+    seeds: int = flag("repeats", 3, former=("--seeds",))
+    low_n: tuple[int, ...] = flag("low_n", (24, 96, 384), " (default: 24 96 384)", nargs="*")
+    inner_folds: int = option(5, "folds of what is learnt from, that choose the strength of a probe", kind=whole(2))
     control: bool = option(
         True, "leave out the shuffled-score control (kept by default)", flags=("--no-control",), action="store_false"
     )
-    reference: Path | None = option(None, "ProteinGym's supervised Spearman table, quoted beside ours", kind=Path)
+    reference: Path | None = option(
+        None, "ProteinGym's supervised Spearman table, quoted beside ours", kind=Path, metavar="FILE"
+    )
     jobs: int = option(os.cpu_count() or 1, "processes that probe (default: all cores)", kind=whole(1))
-    threads: int | None = option(HALF, "threads that embed meanwhile (default: half the cores)", kind=whole(1))
+    threads: int | None = flag("threads", HALF, " that embed meanwhile (default: half the cores)")
 
     @property
     def probe(self) -> ProbeOptions:
@@ -148,9 +163,11 @@ class AssayOptions(EvaluationOptions):
 class ResidueOptions(EvaluationOptions):
     """An evaluation on single residues."""
 
-    model: tuple[str, ...] = option((), "families or plain backbones: folders, Hub ids, rd-esm2-mini", required=True)
-    secondary_structure: Path | None = option(None, "folder of FLIP's splits.zip", kind=Path)
-    metal_binding: Path | None = option(None, "folder of bindPredict's development and independent sets", kind=Path)
+    model: tuple[str, ...] = flag("model", (), f" or several, or plain ESM-2 models: {NAMES}", required=True)
+    secondary_structure: Path | None = option(None, "folder of FLIP's splits.zip", kind=Path, metavar="DIR")
+    metal_binding: Path | None = option(
+        None, "folder of bindPredict's development and independent sets", kind=Path, metavar="DIR"
+    )
     train_chains: int = option(400, "training chains drawn", kind=whole(1))
     validation_chains: int = option(100, "validation chains drawn", kind=whole(1))
     resamples: int = option(500, "bootstrap resamples of the test chains", kind=whole(1))
@@ -164,14 +181,26 @@ class ResidueOptions(EvaluationOptions):
 class HomologyOptions(EvaluationOptions):
     """An evaluation on remote homologues."""
 
-    data: Path = option(None, "folder with one FASTA file of SCOP domains", kind=Path, required=True)
-    representations: tuple[str, ...] = option(
-        EMBEDDINGS, f"contenders (default: {' '.join(EMBEDDINGS)}); blocks of rd and rd_all come with them"
+    data: Path = flag("domains", None, kind=Path, required=True, former=("--data",))
+    representations: tuple[str, ...] = flag(
+        "representations",
+        EMBEDDINGS,
+        f" (default: {' '.join(EMBEDDINGS)}); blocks of rd and rd_all come with them",
     )
     levels: tuple[str, ...] = option(
-        tuple(MASKED), "what is looked for (default: superfamily fold)", choices=tuple(MASKED)
+        tuple(MASKED),
+        "what is looked for (default: superfamily fold)",
+        choices=tuple(MASKED),
+        flags=("--scop-level",),
+        former=("--levels",),
     )
-    max_length: int | None = option(None, "leave longer domains out, as queries and as answers", kind=whole(1))
+    max_length: int | None = option(
+        None,
+        "leave longer domains out, as queries and as answers",
+        kind=whole(1),
+        flags=("--longest-domain",),
+        former=("--max-length",),
+    )
     search: bool = option(
         True, "leave out the weights that labels choose (kept by default)", flags=("--no-search",), action="store_false"
     )

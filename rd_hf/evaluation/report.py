@@ -37,7 +37,7 @@ PUBLISHED = (
     "ProteinNPT",
     "Kermut",
 )
-LADDERS = ("raw", "rd", "pca", "concat", "rd_all")
+LADDERS = ("raw", "rd", "pca", "pca_chain", "concat", "rd_all")
 Levels = Mapping[str, Sequence[str]]  # level names of each model, smallest first
 
 

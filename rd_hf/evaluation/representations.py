@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from rd_hf.bases.chain import Basis, fit_chain
 from rd_hf.bases.moments import JointMoments
@@ -115,6 +116,22 @@ def pca_maps(names: Sequence[str], moments: JointMoments) -> list[Representation
     return [principal_map(name, moments, number, width) for number, (name, width) in enumerate(levels, start=2)]
 
 
+def pca_chain_maps(names: Sequence[str], moments: JointMoments) -> list[Representation]:
+    """A chain of principal components: p_1 = h_1, and p_i the k_i leading ones of [p_(i-1), h_i].
+
+    The baseline of the first publication's code ("naive"). Levels are not nested.
+    """
+    widths, starts = moments.widths, starts_of(moments.widths)
+    mean, scatter = moments.mean().cpu().numpy(), moments.scatter().cpu().numpy()
+    matrix, maps = selection(0, widths[0], len(mean)), []
+    for index, name in enumerate(names[1:], start=1):
+        pair = np.hstack((matrix, selection(starts[index], widths[index], len(mean))))
+        _, leading = descending_eigh(torch.from_numpy(pair.T @ scatter @ pair), widths[index])
+        matrix = pair @ leading.numpy()
+        maps.append(Representation("pca_chain", name, matrix, -mean @ matrix))
+    return maps
+
+
 def random_maps(names: Sequence[str], widths: Sequence[int], seed: int = 0) -> list[Representation]:
     """Gaussian projections of [h_1, ..., h_i] to h_i's width, for each level after the first: the floor."""
     generator = np.random.default_rng(seed)
@@ -140,6 +157,8 @@ def family_maps(
         maps += chain_maps("rd", names, widths, family_bases(family, moments))
     if "pca" in kinds and moments is not None:
         maps += pca_maps(names, moments)
+    if "pca_chain" in kinds and moments is not None:
+        maps += pca_chain_maps(names, moments)
     if "concat" in kinds:
         maps += concatenation_maps(names, widths)
     if "rd_all" in kinds and moments is not None and len(widths) > 1:

@@ -18,7 +18,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, log_loss
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from rd_hf.bases.moments import save_tensors
 from rd_hf.data.batching import token_budget_batches
@@ -26,6 +25,7 @@ from rd_hf.evaluation import plots
 from rd_hf.evaluation.families import Family, load_families, residue_states
 from rd_hf.evaluation.frame import Evaluated, Evaluation, stored_table
 from rd_hf.evaluation.options import KINDS, ResidueOptions
+from rd_hf.evaluation.progress import progress_bar
 from rd_hf.evaluation.representations import Representation, family_maps
 from rd_hf.evaluation.tables import SIGNED, between, markdown_table, number, several_of, short_name, table_of
 from rd_hf.evaluation.tasks import (
@@ -72,11 +72,11 @@ def evaluate_residues(options: ResidueOptions) -> Evaluated:
                 name: chain_states(family, chains, evaluation.cache, options.batch_tokens)
                 for name, chains in task.splits.items()
             }
-            for how in tqdm(maps, desc=f"{task.name} with {family.label}", unit="probe", disable=None):
+            for how in progress_bar(maps, desc=f"{task.name} with {family.label}", unit="probe"):
                 contender = (family.label, family.depth, how.kind, how.level)
                 probe(task, contender, f"{family.fingerprint} {how.digest}", states, how)
     if "one_hot" in options.representations:
-        for task in tqdm(tasks, desc="one-hot", unit="probe", disable=None):
+        for task in progress_bar(tasks, desc="one-hot", unit="probe"):
             windows = {name: window_one_hot(chains) for name, chains in task.splits.items()}
             probe(task, ("", 1.0, "one_hot", ""), "window", windows, None)
 
@@ -90,7 +90,7 @@ def evaluate_residues(options: ResidueOptions) -> Evaluated:
 def chain_states(family: Family, chains: Sequence[Chain], cache: Path, batch_tokens: int = 4096) -> np.ndarray:
     """States of every residue of every chain, in order: (residues, K) float32, kept on disk chunk by chunk."""
     parts = []
-    with tqdm(total=len(chains), desc=f"residues with {family.label}", unit="chain", disable=None) as progress:
+    with progress_bar(total=len(chains), desc=f"residues with {family.label}", unit="chain") as progress:
         for start in range(0, len(chains), CHUNK_CHAINS):
             sequences = [chain.sequence for chain in chains[start : start + CHUNK_CHAINS]]
             digest = hashlib.sha256("\n".join(sequences).encode()).hexdigest()[:16]

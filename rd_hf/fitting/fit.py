@@ -7,6 +7,7 @@ that was killed runs the others alone. No embedding is ever kept.
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,6 +34,8 @@ from rd_hf.memory import bound_kernels, trim_heap
 from rd_hf.model.bases_rd_esm import RDEsmProjection, RDEsmReadout, RDEsmWhitening
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -95,10 +98,11 @@ def fit_bases(
     options: FitOptions,
     state_folder: str | Path,
     accelerator: Accelerator,
-    resume: bool = False,
+    resume: bool = True,
     checkpoint_seconds: float = 60.0,
     group_batches: int = 1,
     window_batches: int | None = None,
+    show_progress: bool = True,
 ) -> FitResult:
     """Run the backbones over the sample once, then solve the chain in closed form.
 
@@ -106,11 +110,13 @@ def fit_bases(
         model: the family; its bases are not read.
         sample: from :func:`draw_sample`, the same in every process; so is the result.
         options: of the fit.
-        state_folder: where moments are kept meanwhile; with ``resume``, those of an unfinished fit are taken up.
+        state_folder: where moments are kept meanwhile; those of an unfinished fit are taken up.
         accelerator: single process, or any number under ``accelerate launch``.
+        resume: without effect, and gone in the next version: an unfinished fit is always taken up.
         checkpoint_seconds: time between two writes of the moments.
         group_batches: batches whose states are held at once, for a model that holds one backbone at a time.
         window_batches: deprecated name of ``group_batches``.
+        show_progress: whether the main process shows a bar.
 
     Raises:
         ValueError: too few residues, an unfinished fit of other settings, NaN in a backbone's output.
@@ -134,8 +140,8 @@ def fit_bases(
     if accelerator.is_main_process:
         workspace.claim()
     try:
-        progress = FitProgress(Path(state_folder), model, sample, options, accelerator, resume)
-        _accumulate(model, sample, batches, progress, checkpoint_seconds, group_batches)
+        progress = FitProgress(Path(state_folder), model, sample, options, accelerator)
+        _accumulate(model, sample, batches, progress, checkpoint_seconds, group_batches, show_progress)
     finally:
         workspace.leave()
     moments = {split: _reduced(own, accelerator) for split, own in progress.moments.items()}
@@ -176,18 +182,19 @@ def _accumulate(
     progress: FitProgress,
     checkpoint_seconds: float,
     group_batches: int,
+    show_progress: bool,
 ) -> None:
     """Run the batches that are not done, and add their states to this process's moments."""
     accelerator, names = progress.accelerator, model.config.level_names
     mine = progress.remaining(len(batches))
+    logger.info("%d of %d batches are to be run by this process", len(mine), len(batches))
     processes = accelerator.num_processes
     label = "fitting" if processes == 1 else f"fitting (process 1 of {processes})"
     total = sum(len(sample.sequences[position]) for index in mine for position in batches[index][1])
     model.eval()
     saved = time.monotonic()
-    with tqdm(
-        total=total, desc=label, unit=" residues", unit_scale=True, disable=not accelerator.is_main_process
-    ) as bar:
+    shown = accelerator.is_main_process and show_progress
+    with tqdm(total=total, desc=label, unit=" residues", unit_scale=True, disable=not shown) as bar:
         for start in range(0, len(mine), group_batches):
             group = mine[start : start + group_batches]
             sequences = [[sample.sequences[position] for position in batches[index][1]] for index in group]
@@ -266,9 +273,15 @@ def install_bases(
         "num_heldout_sequences": len(sample.heldout),
         "num_residues": result.training_residues,
         "num_heldout_residues": result.heldout_residues,
+        "num_distinct_sequences": sample.distinct,
         "fitted_on": "accumulated",
-        "data": [readable(Path(source).name if Path(source).exists() else source) for source in sources],
+        "data": source_names(sources),
     }
+
+
+def source_names(sources: Iterable[str]) -> list[str]:
+    """What the data of a fit are called in its record: files by their names alone."""
+    return [readable(Path(source).name if Path(source).exists() else source) for source in sources]
 
 
 def _projection(basis: Basis) -> RDEsmProjection:

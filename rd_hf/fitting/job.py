@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from accelerate import Accelerator
 from tqdm import tqdm
 
 from rd_hf.bases.chain import FitReport
 from rd_hf.data.batching import SPECIAL_TOKENS
+from rd_hf.data.sources import check_sources
 from rd_hf.embedding.dtypes import warn_of
 from rd_hf.files import Workspace, replacing
-from rd_hf.fitting.fit import fit_bases, fitted_config, install_bases
+from rd_hf.fitting.fit import fit_bases, fitted_config, install_bases, source_names
 from rd_hf.fitting.sample import Sample, draw_sample
 from rd_hf.fitting.settings import FitOptions, FitSettings, FitSummary
 from rd_hf.fitting.state import SETTINGS_FILE, STATE_FILES, is_state
 from rd_hf.hub.backbones import family_config
-from rd_hf.hub.checkpoint import REPORT_FILE, is_checkpoint, load_family, refuse_foreign, save_checkpoint
+from rd_hf.hub.checkpoint import (
+    REPORT_FILE,
+    by_name,
+    is_checkpoint,
+    load_family,
+    read_config,
+    refuse_foreign,
+    save_checkpoint,
+)
 from rd_hf.launch import Processes, leave, processes
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
+
+logger = logging.getLogger(__name__)
 
 # Beside the final state; more of them bring less each.
 DEFAULT_LAYERS = 4
@@ -39,6 +51,7 @@ def run_fit(
     group: Processes | None = None,
     report: Callable[[str], None] | None = None,
     on_sample: Callable[[Sample], None] | None = None,
+    show_progress: bool = True,
 ) -> FitSummary:
     """Run a fit to its end, or from where an earlier run of it stopped; the model is then in its folder.
 
@@ -47,48 +60,61 @@ def run_fit(
         group: this process among those that share it; by default as the launcher started them.
         report: called with sentences that a user should see; by default prints them beside the progress bar.
         on_sample: called with the sample before the backbones run; as ``report``, in the main process alone.
+        show_progress: whether bars are shown.
 
     Raises:
-        ValueError, OSError: a family, data or folder that cannot be used, or an unfinished fit of other settings.
+        ValueError, OSError: a family, data or folder that cannot be used, or one that holds a fit of other settings.
     """
     output = Path(settings.output)
     workspace = Workspace(output / ".fit", "a fit")
-    if _is_finished(workspace, settings.resume):
+    if _is_finished(workspace):
+        _refuse_other(settings)
         leave(group)
         return FitSummary(str(output))
     if not is_checkpoint(output):
         workspace.refuse_others([workspace.path.name] if is_state(workspace.path) else [])
     refuse_foreign(output)
     group = group or processes()
-    if group.world > 1 and "-" in settings.data:
-        raise ValueError("standard input cannot be shared by several processes: write it to a file first")
+    check_sources(settings.data, group.world)
     report = (report or partial(tqdm.write, file=sys.stderr)) if group.is_main else lambda _: None
     accelerator = Accelerator()
     # All have looked at the folder before one of them changes it.
     accelerator.wait_for_everyone()
     model, keep = _load(settings)
     model = model.to(accelerator.device)
+    levels = ", ".join(model.config.level_names)
+    logger.info(
+        "fitting levels %s on %s, dtype %s, state in %s", levels, accelerator.device, settings.dtype, workspace.path
+    )
     if warning := warn_of(settings.dtype, str(accelerator.device)):
         report(warning)
     options = _fitted_options(settings, model.config, keep, report)
-    sample = draw_sample(settings.data, options, settings.sequence_column, progress=group.is_main, say=report)
+    shown = group.is_main and show_progress
+    sample = draw_sample(settings.data, options, settings.sequence_column, progress=shown, say=report)
     if group.is_main and on_sample is not None:
         on_sample(sample)
     group_batches = 1 if settings.group_tokens is None else settings.group_tokens // options.batch_tokens
     result = fit_bases(
-        model, sample, options, workspace.path, accelerator, settings.resume, settings.checkpoint_seconds, group_batches
+        model,
+        sample,
+        options,
+        workspace.path,
+        accelerator,
+        checkpoint_seconds=settings.checkpoint_seconds,
+        group_batches=group_batches,
+        show_progress=show_progress,
     )
     if group.is_main:
         install_bases(model, result, options, sample, settings.data)
         _save(settings, model, result.reports, report)
-        # The state goes last: while it is there, the fit counts as unfinished and --resume saves again.
+        # The state goes last: while it is there, the fit counts as unfinished and is saved again.
         workspace.remove(*STATE_FILES)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return FitSummary(str(output), tuple(result.reports))
 
 
-def _is_finished(workspace: Workspace, resume: bool) -> bool:
+def _is_finished(workspace: Workspace) -> bool:
     """Whether the output holds a finished fit; what a run that was killed while it cleared up left is removed."""
     if not (workspace.output / REPORT_FILE).exists() or (workspace.path / SETTINGS_FILE).exists():
         return False
@@ -97,18 +123,66 @@ def _is_finished(workspace: Workspace, resume: bool) -> bool:
         workspace.remove(*STATE_FILES)
     with suppress(OSError):
         workspace.path.rmdir()
-    if not resume:
-        raise ValueError(f"{workspace.output} holds a finished fit already: choose another --output, or delete it")
     return True
 
 
-def _load(settings: FitSettings) -> tuple[RDEsmModel, Sequence[int] | None]:
-    """The family, and how many residual directions it was asked to keep (None for what its config says)."""
+def _refuse_other(settings: FitSettings) -> None:
+    """Raise a ValueError where the finished fit of a folder is not the one that is asked for, by what it records.
+
+    Nothing is to be computed: configs are compared, and names of data, but no weights and no sequences.
+    """
+    before, (source, keep) = RDEsmConfig.from_pretrained(settings.output), _source(settings)
+    now = source if isinstance(source, RDEsmConfig) else by_name(source) or read_config(source)
+    changed = ["backbones"]
+    if [_backbone(entry) for entry in before.levels] == [_backbone(entry) for entry in now.levels]:
+        options = _fitted_options(settings, now, now.backbone_widths[1:] if keep == "all" else keep, lambda _: None)
+        pairs = _recorded(before, options) | {
+            "data": (before.bases.get("data"), source_names(settings.data)),
+            "residual directions": (
+                before.residual_directions,
+                list(options.residual_directions or now.residual_directions),
+            ),
+        }
+        changed = [name for name, (then, asked) in pairs.items() if then != asked]
+    if changed:
+        raise ValueError(
+            f"{settings.output} holds a finished fit of other {', '.join(changed)}: choose another --output, or "
+            "delete it"
+        )
+
+
+def _backbone(entry: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(entry.get(name) for name in ("name", "backbone", "layer", "layers_of"))
+
+
+def _recorded(config: RDEsmConfig, options: FitOptions) -> dict[str, tuple[Any, Any]]:
+    """Of each option what a fitted model records, and what is asked for."""
+    record, readout, whitening = config.bases, config.readout or {}, config.whitening or {}
+    names = ("seed", "heldout_fraction", "regression", "ridge_alpha", "max_length", "batch_tokens")
+    pairs: dict[str, tuple[Any, Any]] = {name: (record.get(name), getattr(options, name)) for name in names}
+    given = whitening.get("weights") if whitening.get("criterion") == "given" else None
+    pairs["block_weights"] = (given, None if options.block_weights is None else list(options.block_weights))
+    pairs["one-pass layers"] = (readout.get("layers"), None if options.one_pass is None else list(options.one_pass))
+    if "num_heldout_sequences" in record:
+        drawn = record["num_sequences"] + record["num_heldout_sequences"]
+        # Versions before this one did not note how many there were to draw from.
+        distinct = record.get("num_distinct_sequences", drawn)
+        pairs["num_sequences"] = (drawn, min(options.num_sequences or distinct, distinct))
+    return pairs
+
+
+def _source(settings: FitSettings) -> tuple[RDEsmConfig | str, list[int] | Literal["all"] | None]:
+    """Where the family comes from, and how many residual directions it was asked to keep (None: as its config says)."""
     keep: list[int] | Literal["all"] | None = None
     if settings.keep:
         keep = "all" if settings.keep == ("all",) else [int(word) for word in settings.keep]
     # Widths need not grow, where --keep says what each level adds.
-    source = family_config(list(settings.backbones), keep) if settings.backbones else str(settings.config)
+    return family_config(list(settings.backbones), keep) if settings.backbones else str(settings.config), keep
+
+
+def _load(settings: FitSettings) -> tuple[RDEsmModel, Sequence[int] | None]:
+    """The family, and how many residual directions it was asked to keep (None for what its config says)."""
+    source, keep = _source(settings)
     sequential = settings.group_tokens is not None
     revisions = {level: commit for level, _, commit in (word.partition("=") for word in settings.revision_of)}
     model = load_family(source, revisions=revisions, dtype=settings.dtype, sequential=sequential)

@@ -40,6 +40,11 @@ class Sample:
     rejected: int
     duplicates: int
 
+    @property
+    def distinct(self) -> int:
+        """How many usable sequences the sources held, each counted once."""
+        return self.records - self.rejected - self.duplicates
+
     def residues(self, *, heldout: bool) -> int:
         """Residues of one side of the split."""
         return sum(len(s) for position, s in enumerate(self.sequences) if (position in self.heldout) == heldout)

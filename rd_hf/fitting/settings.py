@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rd_hf.embedding.options import DTYPE
+from rd_hf.flags import FOLDER, READS, flag
 from rd_hf.options import check_options, option, real, whole
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ class FitOptions:
             too; None for no readout.
     """
 
-    num_sequences: int | None = option(None, "draw this many distinct sequences (default: all)", kind=whole(1))
-    seed: int = option(0, "of the draw and of the held-out split", kind=int)
+    num_sequences: int | None = flag("num_sequences", None, " out of the distinct ones (default: all)")
+    seed: int = flag("seed", 0, ": the sample and its held-out part", kind=int)
     heldout_fraction: float = option(0.1, "share kept out of the fit to judge it", kind=real(0, below=1))
     regression: RegressionKind = option(
         "pcr",
@@ -36,16 +37,16 @@ class FitOptions:
     )
     ridge_alpha: float = option(1.0, "penalty of the ridge regression", kind=real(above=0))
     residual_directions: tuple[int, ...] | None = None
-    max_length: int = option(1022, "residues used of a sequence, from its start", kind=whole(1))
-    batch_tokens: int = option(4096, "tokens per batch, padding included", kind=whole(1))
+    max_length: int = flag("max_length", 1022, "; of a longer sequence the first ones are used")
+    batch_tokens: int = flag("batch_tokens", 4096)
     one_pass: tuple[int, ...] | None = None
-    block_weights: tuple[float, ...] | None = option(
+    block_weights: tuple[float, ...] | None = flag(
+        "block_weights",
         None,
-        "what each level's block is multiplied by where embeddings are whitened (--whiten of embed and search), one "
-        "number per level (default: chosen without labels, so that each level judges as its backbone does)",
+        ", by which --whiten of embed and search multiplies it: one number per level (default: chosen without labels, "
+        "so that each level judges as its backbone does)",
         kind=real(0),
         nargs="+",
-        metavar="W",
     )
 
     def __post_init__(self) -> None:
@@ -60,39 +61,35 @@ class FitSettings:
         options: of the fit; its ``residual_directions`` and ``one_pass`` follow from ``keep`` and ``one_pass`` here.
     """
 
-    data: tuple[str, ...] = option(
-        MISSING,
-        "FASTA (- for stdin), CSV, TSV, JSON lines (compressed or not), Parquet, a Hub dataset (owner/name[:split]), "
-        "or example (the 1,000 proteins that the package carries)",
-        nargs="+",
-        required=True,
-    )
-    output: str | Path = option(MISSING, "folder for the fitted model", kind=Path, required=True)
-    config: str | None = option(
+    data: tuple[str, ...] = flag("input", MISSING, f": {READS}", nargs="+", required=True, former=("--data",))
+    output: str | Path = flag("output", MISSING, f": {FOLDER}", kind=Path, required=True, metavar="DIR")
+    config: str | None = flag(
+        "config",
         None,
-        "the family: rd-esm2-35M, -150M, -650M, -3B or -15B, rd-esmc-600M or -6B, rd-esm2-650M-esmc-600M, the "
+        ": rd-esm2-35M, -150M, -650M, -3B or -15B, rd-esmc-600M or -6B, rd-esm2-650M-esmc-600M, the "
         "carried rd-esm2-mini, a folder or a Hub id",
     )
-    backbones: tuple[str, ...] = option(
+    backbones: tuple[str, ...] = flag(
+        "backbones",
         (),
-        "the levels themselves, two or more, smallest first: Hub ids or folders of encoders, or layers of them; a "
-        "reverse-distilled family, without NAME=, stands for all of its levels",
-        metavar="NAME=REPO[@REVISION][:LEVEL][#LAYER]",
+        ", two or more, smallest first: Hub ids or folders, or layers of them; a reverse-distilled family, without "
+        "NAME=, stands for all of its levels",
     )
     revision_of: tuple[str, ...] = option(
         (), "another commit of a level's backbone than the one that --config pins", metavar="LEVEL=COMMIT"
     )
-    resume: bool = option(False, "continue the unfinished fit in --output")
-    sequence_column: str | None = option(None, "column with the sequences, for tables and datasets")
+    resume: bool = option(False, "without effect: a fit goes on by itself", hidden=True)
+    sequence_column: str | None = flag("sequence_column", None, " (default: sequence, ...)")
     keep: tuple[str | int, ...] = option(
         (),
         "residual directions each level after the first keeps: one number per level, or 'all', which loses nothing "
         "(default: as --config says, or as the widths grow by; where they do not grow, it must be given)",
         metavar="N",
     )
-    one_pass: tuple[int, ...] | None = option(
+    one_pass: tuple[int, ...] | None = flag(
+        "one_pass",
         None,
-        "also read the nested embedding out of the largest backbone alone: out of these layers of it (0 is what the "
+        ", too: out of these layers of it (0 is what the "
         "first is given) and its final state; by default four, evenly spread. Each takes a backbone's width more of "
         "the moments, whose memory and state on disk grow with the square of all widths: four layers and all levels "
         "take 0.5 GB per set of residues at 650M and 1.9 GB at 3B, and there are up to four sets (at most 16 GiB in "
@@ -107,15 +104,14 @@ class FitSettings:
         "folder)",
         choices=("bases", "full"),
     )
-    max_shard_size: int | str = option("5GB", "largest file of weights to write")
-    dtype: str = option(DTYPE, "of the backbones", choices=("float32", "bfloat16"))
-    group_tokens: int | None = option(
+    max_shard_size: int | str = option("5GB", "largest file of weights to write", metavar="SIZE")
+    dtype: str = flag("dtype", DTYPE, choices=("float32", "bfloat16"))
+    group_tokens: int | None = flag(
+        "group_tokens",
         None,
-        "for a family larger than memory: hold one backbone at a time, loaded anew for every group of batches of N "
-        "tokens, whose states (all widths, 4 or 2 bytes each) are held meanwhile (default: hold all backbones)",
-        kind=whole(1),
+        ": hold one backbone at a time, loaded anew for every group of batches of N tokens, whose states (all widths, "
+        "4 or 2 bytes each) are held meanwhile (default: hold all backbones)",
         former=("--window-tokens",),
-        metavar="N",
     )
     checkpoint_seconds: float = option(60.0, "between two saves of the state", kind=real(0))
     options: FitOptions = FitOptions()
@@ -158,6 +154,7 @@ class FitSummary:
 
 # Columns of the tables, and how wide they are.
 _LEVELS = {"level": 8, "width": 6, "components": 12, "R2 fit": 8, "R2 held-out": 12, "residual kept": 14}
+_LEVELS |= {"linear in prefix": 17, "left": 8, "best linear": 12}
 _ONE_PASS = {"one pass": 8, "ridge": 7, "R2 of state": 12, "R2 of block": 12, "R2 of level": 12, "cosine": 7}
 
 
@@ -166,7 +163,10 @@ def _level_cells(report: FitReport) -> tuple[object, ...]:
     if own is None:
         return report.level, report.nested_width, "(copied)"
     used = f"{report.selected_components} of {report.components}"
-    return report.level, report.nested_width, used, own.r2, held and held.r2, (held or own).residual_variance_kept
+    judged = held or own
+    explained = own.r2, held and held.r2, judged.residual_variance_kept
+    decoded = own.block_r2, judged.reconstruction_error, judged.decoder_error
+    return report.level, report.nested_width, used, *explained, *decoded
 
 
 def _table(columns: Mapping[str, int], rows: Sequence[tuple[object, ...]]) -> list[str]:

@@ -37,11 +37,10 @@ class FitProgress:
         sample: Sample,
         options: FitOptions,
         accelerator: Accelerator,
-        resume: bool,
     ) -> None:
         """Start or continue a fit in ``folder``, in all processes; raises as :func:`open_state` does."""
         if accelerator.is_main_process:
-            open_state(folder, fit_settings(sample, model, options), resume)
+            open_state(folder, fit_settings(sample, model, options))
         accelerator.wait_for_everyone()
         self.accelerator, self.layers = accelerator, options.one_pass or ()
         levels = model.config.backbone_widths
@@ -182,11 +181,11 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return changed
 
 
-def open_state(folder: Path, settings: dict[str, Any], resume: bool) -> None:
+def open_state(folder: Path, settings: dict[str, Any]) -> None:
     """Start or continue the state of a fit in ``folder``; one that holds no moments yet is started anew.
 
     Raises:
-        ValueError: an unfinished fit is there, and ``resume`` is not given, or it does not fit; the message says why.
+        ValueError: an unfinished fit of other settings is there; the message says which.
     """
     record = folder / SETTINGS_FILE
     if not any(folder.glob("moments-*.safetensors")):
@@ -194,10 +193,6 @@ def open_state(folder: Path, settings: dict[str, Any], resume: bool) -> None:
         return
     if not is_state(folder):
         raise ValueError(f"{folder} holds moments and not what they are of ({record.name}): delete it to start over")
-    if not resume:
-        raise ValueError(
-            f"{folder.parent} holds an unfinished fit: add --resume to continue it, or delete {folder} to start over"
-        )
     try:
         before = json.loads(record.read_bytes())
         known = before.get("format") == STATE_FORMAT
@@ -212,5 +207,5 @@ def open_state(folder: Path, settings: dict[str, Any], resume: bool) -> None:
     if changed:
         raise ValueError(
             f"the unfinished fit in {folder} was of other {', '.join(changed)}: "
-            f"repeat the command that began it, or delete {folder} to start over"
+            f"repeat the command that began it, choose another --output, or delete {folder} to start over"
         )

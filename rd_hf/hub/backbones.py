@@ -23,6 +23,7 @@ from rd_hf.hub.sources import is_hub_id, resolve_commit
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.families_rd_esm import FAMILIES, check_alphabet, describe, family_of
 from rd_hf.model.files_rd_esm import LEVEL_NAME
+from rd_hf.network import asks_hub
 
 _SYNTAX = "NAME=REPO[@REVISION][:LEVEL][#LAYER], REPO being a Hub id, a folder or rd-esm2-mini"
 # What tells whether two levels are of one backbone.
@@ -75,6 +76,7 @@ def parse_source(word: str) -> BackboneSource:
     return BackboneSource(name or None, where, revision or None)
 
 
+@asks_hub
 def family_config(words: list[str], keep: list[int] | Literal["all"] | None = None, **hub: Any) -> RDEsmConfig:
     """Return the config of the chain of the models that ``words`` name, smallest first, pinned to today's commits.
 

@@ -40,6 +40,8 @@ from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.families_rd_esm import check_alphabet
 from rd_hf.model.files_rd_esm import is_own
 from rd_hf.model.modeling_rd_esm import RDEsmModel
+from rd_hf.model_names import check_model_name
+from rd_hf.network import asks_hub
 from rd_hf.trust import refuse_foreign_code
 
 logger = logging.getLogger(__name__)
@@ -193,6 +195,13 @@ def read_config(source: str | Path, revision: str | None = None, **hub: Any) -> 
     return RDEsmConfig.from_pretrained(source, revision=revision, **hub)
 
 
+def by_name(source: str | Path) -> RDEsmConfig | None:
+    """Return the config that a family's name stands for, None for a folder or any other name."""
+    # A folder of a family's name that is no model yet is where it is being fitted.
+    return None if (Path(source) / "config.json").is_file() else named_config(str(source))
+
+
+@asks_hub
 def load_family(
     source: str | Path | RDEsmConfig,
     *,
@@ -228,9 +237,9 @@ def load_family(
     hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     settings: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "sequential": sequential, **hub}
     attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    # A folder of a family's name that is no model yet is where it is being fitted.
-    if not isinstance(source, RDEsmConfig) and not (Path(source) / "config.json").is_file():
-        source = named_config(str(source)) or source
+    if not isinstance(source, RDEsmConfig):
+        check_model_name(source, fitted=False)
+        source = by_name(source) or source
     if isinstance(source, RDEsmConfig):
         config, place = copy.deepcopy(source), None
     else:

@@ -18,6 +18,8 @@ from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.families_rd_esm import FAMILIES
 from rd_hf.model.layers_rd_esm import stack_of
 from rd_hf.model.modeling_rd_esm import RDEsmModel
+from rd_hf.model_names import check_model_name
+from rd_hf.network import asks_hub
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class ModelFacts:
     heads: dict[str, Any] | None = None
 
 
+@asks_hub
 def describe_model(source: str, revision: str | None = None) -> ModelFacts:
     """Describe a checkpoint folder, a carried checkpoint, a named family, or a Hub model.
 
@@ -87,6 +90,7 @@ def describe_model(source: str, revision: str | None = None) -> ModelFacts:
     Raises:
         ValueError, OSError: there is no such model, or it is not of this kind.
     """
+    check_model_name(source, fitted=False)
     place = Path(model_place(source))
     folder = place if place.is_dir() else None
     named = None if folder else named_config(source)

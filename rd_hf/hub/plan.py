@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from transformers import EsmConfig, EsmModel, PreTrainedModel
 
+from rd_hf.data.batching import SPECIAL_TOKENS, token_budget_batches
+from rd_hf.data.fasta import read_fasta
 from rd_hf.data.records import InputError
 from rd_hf.families import FAMILIES, Member, esm2_backbone
 from rd_hf.hub.describe import backbone_cost
@@ -94,7 +96,14 @@ class Plan:
             )
         return (
             f"even one backbone at a time needs {readable(self.sequential)} of memory and {readable(free)} are free: "
-            f"choose a smaller --level, fewer --batch-tokens and --group-tokens, or a larger machine"
+            f"choose a smaller --config, fewer --batch-tokens and --group-tokens, or a larger machine"
+        )
+
+    def sentence(self) -> str:
+        """Download, memory and time, in a few words."""
+        return (
+            f"{readable(self.download)} to download, {readable(self.resident)} of memory, on the {self.sequences:,} "
+            f"carried proteins about {duration(self.flop / self.flops)} on this machine's CPUs"
         )
 
     def check(self, sequential: bool, memory: int | None = None) -> None:
@@ -265,6 +274,19 @@ def _left_in_groups(root: Path) -> Iterator[int]:
                 continue
             # Files in memory give way.
             yield most - taken + int(kept[kept.index("inactive_file") + 1] if "inactive_file" in kept else 0)
+
+
+def carried_plan(config: RDEsmConfig) -> Plan:
+    """Return the needs of fitting ``config`` on the proteins that the package carries, measured in little time.
+
+    Batches are those of the default options but for the split, which moves a few sequences.
+    """
+    longest = 1022
+    lengths = [min(len(record.sequence), longest) for record in read_fasta("example")]
+    budget = 4096
+    batches = [(len(rows), SPECIAL_TOKENS + lengths[rows[0]]) for rows in token_budget_batches(lengths, budget)]
+    flops = measured_flops(tokens=512, seconds=0.2)
+    return make_plan(config, batches, budget, 8 * budget, memory_in_use(), flops)
 
 
 def make_plan(

@@ -29,6 +29,7 @@ from rd_hf.families import ESM2, FAMILIES, Member, esm2_config
 from rd_hf.files import Workspace
 from rd_hf.hub.checkpoint import is_checkpoint, save_checkpoint
 from rd_hf.hub.options import ImportSettings
+from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 _FILE = re.compile(
@@ -215,9 +216,13 @@ def import_checkpoint(settings: ImportSettings, say: Callable[[str], None] = pri
         found = ", ".join(map(str, recipes)) or "none"
         raise ValueError(
             f"{weights} has {len(recipes)} complete sets of files for {settings.level} ({found}): choose one "
-            f"with --regressor, --pca and --sequences, or fetch the steps that are absent"
+            f"with --regressor, --pca and --num-sequences, or fetch the steps that are absent"
         )
     model, reports = import_published(weights, settings.level, recipes[0])
+    if is_checkpoint(output):
+        before = RDEsmConfig.from_pretrained(output)
+        if (before.level_names, before.bases) != (model.config.level_names, model.config.bases):
+            raise ValueError(f"{output} holds another model: choose another --output, or delete it")
     save_checkpoint(model, output, backbones=False, report=reports, license=settings.license)
     for level, what in model.config.bases["fitted_on"].items():
         say(f"{level:>6}: fitted on {what}")

@@ -21,6 +21,8 @@ from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.heads_rd_esm import RDEsmForSequenceClassification, RDEsmForTokenClassification
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from rd_hf.model.saving_rd_esm import decide_form
+from rd_hf.model_names import check_model_name
+from rd_hf.network import hub_asked_once
 from rd_hf.trust import missing_code, refuse_foreign_code, strange_code
 
 WEIGHTS = ("model.safetensors", "model.*.safetensors", "model.safetensors.index*.json")
@@ -86,8 +88,9 @@ def plan_push(folder: str | Path, repo_id: str, *, license: str = "mit") -> Push
             settings fetch from elsewhere, a link out of the folder, a card that is no text, or bases whose backbones
             nobody else can fetch.
     """
-    folder = Path(model_place(folder))
     check_hub_id(repo_id)
+    check_model_name(folder)
+    folder = Path(model_place(folder))
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no checkpoint (no config.json); rd-hf fit makes one")
     _check_code(folder)
@@ -147,10 +150,12 @@ def push_folder(folder: str | Path, repo_id: str, **options: Any) -> PushResult:
         PushedModelDiffersError: what arrived is another model.
         huggingface_hub.errors.HfHubHTTPError: the Hub refused.
     """
+    check_model_name(folder)
     folder, asked = Path(model_place(folder)), PushOptions(**options)
     plan = plan_push(folder, repo_id, license=asked.license)
     api = HfApi(token=asked.token)
-    repo_id = api.create_repo(repo_id, private=asked.private, exist_ok=True).repo_id
+    with hub_asked_once(repo_id, instead=None):
+        repo_id = api.create_repo(repo_id, private=asked.private, exist_ok=True).repo_id
     if asked.private is not None and bool(api.model_info(repo_id).private) != asked.private:
         raise ValueError(
             f"{repo_id} is there already and is {'public' if asked.private else 'private'}: change that in its "

@@ -26,7 +26,7 @@ from rd_hf.families import esm2_config
 from rd_hf.files import write_json
 from rd_hf.fitting import FitSettings, Sample, draw_sample, run_fit
 from rd_hf.fitting.sample import plan_batches
-from rd_hf.hub.checkpoint import REPORT_FILE, read_config
+from rd_hf.hub.checkpoint import REPORT_FILE, by_name, read_config
 from rd_hf.hub.options import ImportSettings
 from rd_hf.hub.plan import make_plan, memory_in_use, memory_of_imports, readable
 from rd_hf.hub.published import Recipe, import_checkpoint
@@ -36,6 +36,8 @@ from rd_hf.hub.sources import can_be_fetched, check_hub_id
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.files_rd_esm import find_weights
 from rd_hf.model.staging_rd_esm import clear_staging
+from rd_hf.model_names import check_model_name
+from rd_hf.network import asks_hub, hub_asked_once
 
 PUBLISHED_REPO = "singhlab/plm_reverse_distillation"
 # The file names of the recipe that the first publication reports, under weights/ of its repo.
@@ -195,7 +197,6 @@ def _stages(settings: ReleaseSettings, config: RDEsmConfig, release: Release) ->
             settings.data,
             model,
             str(source),
-            resume=True,
             form="bases",
             group_tokens=settings.group_tokens,
             options=settings.fit,
@@ -229,10 +230,12 @@ def _stages(settings: ReleaseSettings, config: RDEsmConfig, release: Release) ->
 
 
 def family_of(level: str | None, folder: str | None) -> RDEsmConfig:
-    """Return the config of ESM-2 up to a level, or of the family that a folder's config.json describes."""
+    """Return the config of ESM-2 up to a level, or of the family that a name or a folder's config.json stands for."""
     if folder is None:
         return esm2_config(level or "")
-    config = read_config(folder)
+    check_model_name(folder, fitted=False)
+    with hub_asked_once(folder):
+        config = by_name(folder) or read_config(folder)
     if config.backbones_in_checkpoint:
         raise InputError(f"{folder} holds its backbones itself: rd-hf push publishes it as it is")
     for entry in config.levels:
@@ -266,7 +269,8 @@ def peak_memory_of_stage(every: float = 0.05) -> Iterator[Callable[[], int]]:
 def check_login(repo_id: str, token: str | bool | None) -> str:
     """Return whose login it is; InputError if there is none or it may not write there, before the hours of a fit."""
     try:
-        who = HfApi(token=token).whoami()
+        with hub_asked_once(repo_id, instead=None):
+            who = HfApi(token=token).whoami()
     except (LocalTokenNotFoundError, HfHubHTTPError) as error:
         raise InputError(
             f"publishing to {repo_id} needs a login ({str(error).splitlines()[0]}): run 'hf auth login' or give "
@@ -279,6 +283,7 @@ def check_login(repo_id: str, token: str | bool | None) -> str:
     return str(who["name"])
 
 
+@asks_hub
 def fetch(config: RDEsmConfig, say: Callable[[str], None], **hub: Any) -> dict[str, Any]:
     """Fetch the weights of every backbone into the cache, smallest first; what is there already stays."""
     size = 0
@@ -291,6 +296,7 @@ def fetch(config: RDEsmConfig, say: Callable[[str], None], **hub: Any) -> dict[s
     return {"bytes": size}
 
 
+@asks_hub
 def fetch_published(folder: Path, level: str, **hub: Any) -> dict[str, Any]:
     """Fetch the first publication's bases into ``folder``: one file for each step up to a level."""
     size = 0
@@ -316,7 +322,7 @@ def judge(folder: Path, floor: float) -> dict[str, Any]:
         if not figures["r2"] >= floor:
             raise InputError(
                 f"level {level} explains {figures['r2']:.4f} of the variance of residues kept out of the fit, below "
-                f"--least-r2 {floor}: fit on more sequences (--num-sequences, --data), or --skip judge"
+                f"--least-r2 {floor}: fit on more sequences (--num-sequences, --input), or --skip judge"
             )
     return {"heldout": found}
 

@@ -14,6 +14,7 @@ from rd_hf.maps.page import Map, render_page
 from rd_hf.maps.projection import project
 from rd_hf.maps.proteins import read_proteins
 from rd_hf.maps.settings import METHODS, MapSettings
+from rd_hf.maps.table import write_table
 
 
 def draw_map(settings: MapSettings, show_progress: bool = True) -> str:
@@ -30,10 +31,11 @@ def draw_map(settings: MapSettings, show_progress: bool = True) -> str:
         InputError: something cannot be used as given; the message is one sentence that names it and the mend.
         FolderError: the page cannot be written.
     """
-    output = Path(settings.output)
+    output, table = Path(settings.output), settings.table and Path(settings.table)
     # Before minutes of work, not after them.
-    if output.is_dir() or not output.parent.is_dir():
-        raise InputError(f"{output} cannot be written: give --output a file in a folder that exists")
+    for flag, path in (("--output", output), ("--table", table)):
+        if path and (path.is_dir() or not path.parent.is_dir()):
+            raise InputError(f"{path} cannot be written: give {flag} a file in a folder that exists")
 
     def bar(what: str, unit: str, total: int | None = None) -> tqdm:
         return tqdm(desc=what, unit=unit, total=total, disable=None if show_progress else True, leave=False)
@@ -61,7 +63,10 @@ def draw_map(settings: MapSettings, show_progress: bool = True) -> str:
         method=METHODS[settings.method],
         descriptions=not settings.no_descriptions,
     )
-    write_text(output, render_page(content))
+    page = render_page(content)
+    if table:
+        write_table(table, proteins, projections, neighbours)
+    write_text(output, page)
     shares = [
         f"level {one.level}: the two axes hold {one.explained:.1%} of the variance"
         for one in projections
@@ -69,4 +74,5 @@ def draw_map(settings: MapSettings, show_progress: bool = True) -> str:
     ]
     drawn = f"{len(proteins.ids):,} proteins of {proteins.total:,} at {', '.join(proteins.levels)}"
     size = f"{output.stat().st_size / 1e6:.1f} MB written to {output}"
-    return "\n".join([drawn, *notes, *shares, size])
+    tables = [f"coordinates and neighbours written to {table}"] if table else []
+    return "\n".join([drawn, *notes, *shares, *tables, size])

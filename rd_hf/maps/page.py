@@ -21,15 +21,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rd_hf.data.records import InputError
+from rd_hf.maps.colours import COLOURS, MARKERS, number_scales
 from rd_hf.maps.labels import Column
 from rd_hf.maps.neighbours import Neighbours
 from rd_hf.maps.projection import Projection
 from rd_hf.maps.proteins import Proteins
 
-# Okabe and Ito's palette (2008), for readers who see colours differently, without its yellow, which is not seen on a
-# light page; its black is white on a dark one. Markers tell apart what has the same colour.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "ink")
-MARKERS = ("circle", "x", "triangle-up", "diamond", "cross", "square")
 # Characters of a description that a page keeps: a name and an organism, not a paper's abstract.
 _LONGEST = 200
 
@@ -99,12 +96,20 @@ def page_data(content: Map) -> dict[str, Any]:
         else None,
         "records": _packed(proteins.records, "float64"),
         "lengths": _packed(proteins.lengths, "uint32"),
-        "columns": [
-            {"name": column.name, "labels": column.labels, "codes": _packed(column.codes, "int32")}
-            for column in content.columns
-        ],
+        "columns": [_column(column) for column in content.columns],
         "colours": COLOURS,
         "markers": MARKERS,
+        "scales": number_scales(),
+    }
+
+
+def _column(column: Column) -> dict[str, Any]:
+    return {
+        "name": column.name,
+        "labels": column.labels,
+        "codes": _packed(column.codes, "int32"),
+        "numbers": None if column.numbers is None else _packed(column.numbers, "float64"),
+        "scale": column.scale,
     }
 
 
@@ -145,8 +150,12 @@ def _inline_script(text: str) -> tuple[Markup, str]:
 def render_page(content: Map) -> str:
     """Return the page's HTML; InputError if plotly is not installed."""
     templates = files("rd_hf.maps") / "templates"
-    own = [(templates / name).read_text(encoding="utf-8") for name in ("data.js", "elements.js", "page.js")]
-    scripts = [_inline_script(text) for text in (_plotly(), *own)]
+    plotly = _plotly()  # first: without it the extra is named
+    own = [
+        (templates / name).read_text(encoding="utf-8")
+        for name in ("data.js", "elements.js", "drawing.js", "picture.js", "page.js")
+    ]
+    scripts = [_inline_script(text) for text in (plotly, *own)]
     environment = Environment(
         loader=PackageLoader("rd_hf.maps"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )

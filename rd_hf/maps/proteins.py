@@ -83,7 +83,7 @@ def read_proteins(
     if sample is None and total > MOST_PROTEINS:
         raise InputError(
             f"{folder.path} holds {total:,} proteins, more than the {MOST_PROTEINS:,} that one page shows well: "
-            "draw a random sample of them with --sample 20000"
+            "draw a random sample of them with --num-sequences 20000"
         )
     if not folder.options.one_row:
         raise InputError(

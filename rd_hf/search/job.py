@@ -27,10 +27,11 @@ from rd_hf.search.database import Chunk, Database, OnRows, only, regrouped
 from rd_hf.search.funnel import RecallSample, SearchPlan, ShortQueries, plan_search
 from rd_hf.search.labels import labelled, predictions_table, transfer
 from rd_hf.search.neighbours import NOBODY, Hits, nearest, need_faiss, score
-from rd_hf.search.output import hits_table, table_writer
+from rd_hf.search.output import hits_table
 from rd_hf.search.progressive import CandidateEmbedder
 from rd_hf.search.settings import SearchSettings, SearchSummary, labels_path
 from rd_hf.search.whitening import find_whitening
+from rd_hf.tables import table_writer
 
 # Queries searched together, in one reading of the database: as many as their vectors and candidates allow.
 _QUERIES = 16384
@@ -38,7 +39,7 @@ _QUERY_BYTES = 128 << 20
 _CANDIDATES = 1 << 18
 
 
-def search(
+def run_search(
     settings: SearchSettings, report: Callable[[str], None] | None = None, show_progress: bool = True
 ) -> SearchSummary:
     """Find each query's nearest neighbours and write them to ``settings.output``.

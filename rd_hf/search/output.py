@@ -1,20 +1,14 @@
-"""Hits to a file, as they are found: Parquet or text, whole or not at all."""
+"""Hits as rows of a table, as they are found."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from rd_hf.data.labels import Cells
-from rd_hf.files import explain_errors, replacing
 from rd_hf.search.labels import labels_of
 from rd_hf.search.neighbours import NOBODY, Hits
 
@@ -68,41 +62,3 @@ def hits_table(
             if names is not None:
                 neighbours[asked].append((float(1 - near if cosine else -near), names))
     return pa.table(columns), neighbours
-
-
-@contextmanager
-def table_writer(path: Path) -> Iterator[Callable[[pa.Table], None]]:
-    """Write tables of one schema to a file, which appears when all are written; yields what appends one.
-
-    Lists become text with ``;`` between their items where the file is text.
-
-    Args:
-        path: ends in ``.parquet``, ``.tsv`` or ``.csv``.
-    """
-    writer: Any = None
-    with ExitStack() as opened:
-        temporary = opened.enter_context(replacing(path))
-
-        def write(table: pa.Table) -> None:
-            """Append rows; FolderError if the disk is full or the folder cannot be written to."""
-            nonlocal writer
-            with explain_errors(path.parent):
-                if path.suffix == ".parquet":
-                    writer = writer or opened.enter_context(pq.ParquetWriter(temporary, table.schema))
-                    writer.write_table(table)
-                    return
-                if writer is None:
-                    text = opened.enter_context(temporary.open("w", encoding="utf-8", newline=""))
-                    dialect = "excel-tab" if path.suffix == ".tsv" else "excel"
-                    writer = csv.writer(text, dialect=dialect, lineterminator="\n")
-                    writer.writerow(table.column_names)
-                writer.writerows(zip(*map(_as_text, table.columns), strict=True))
-
-        yield write
-
-
-def _as_text(column: pa.ChunkedArray) -> list[str]:
-    """Cells as text; Arrow writes a float32 with the digits that it has."""
-    if pa.types.is_list(column.type):
-        return [";".join(items or ()) for items in column.to_pylist()]
-    return pc.cast(column, pa.string()).to_pylist()

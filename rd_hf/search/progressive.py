@@ -141,7 +141,7 @@ class CandidateEmbedder:
         raise InputError(self._unlike(f"record {min(wanted.keys() - found.keys()):,} is not in {self.sources[-1]}"))
 
     def _unlike(self, what: str) -> str:
-        return f"{what}: name the inputs that {self.database.path} was made from with --sequences, or embed again"
+        return f"{what}: name the inputs that {self.database.path} was made from with --database-input, or embed again"
 
     def _stored(self, records: np.ndarray) -> np.ndarray:
         """(records, width) float32: what the database holds of ascending records."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
+from rd_hf.flags import FILE, GPU, NAMES, flag
 from rd_hf.options import check_options, option, real, whole
-
-FORMATS = (".parquet", ".tsv", ".csv")
+from rd_hf.tables import FORMATS
 
 
 def labels_path(output: str) -> Path:
@@ -24,34 +24,37 @@ class SearchSettings:
         ValueError: an unknown choice, or numbers that do not fit together.
     """
 
-    queries: str = option(
+    queries: str = flag(
+        "input",
         MISSING,
-        "sequences (FASTA or a table, as rd-hf embed reads them) or a folder of embeddings; the database itself may be "
-        "given, each protein's own row is then left out",
+        " to be searched for: sequences (FASTA or a table, as rd-hf embed reads them) or a folder of embeddings; the "
+        "database itself may be given, each protein's own row is then left out",
         required=True,
-        metavar="FILE_OR_DIR",
+        former=("--queries",),
     )
-    database: str = option(
-        MISSING, "folder that rd-hf embed made, one row per protein", required=True, metavar="DIR"
-    )  # fmt: skip
-    output: str = option(MISSING, "hits, as .parquet, .tsv or .csv", required=True, metavar="FILE")
-    model: str | None = option(
-        None, "reverse-distilled model (default: the one that the database names)", metavar="ID_OR_DIR"
+    database: str = flag(
+        "embeddings",
+        MISSING,
+        ": the database, one row per protein, as rd-hf embed made it",
+        flags=("database",),
+        former=("--database",),
     )
-    revision: str | None = option(None, "branch, tag or commit of a Hub model")
-    k: int = option(10, "neighbours per query", kind=whole(1), metavar="N")
+    output: str = flag("output", MISSING, f": hits, as .parquet, .tsv or .csv, {FILE}", required=True, metavar="FILE")
+    model: str | None = flag("model", None, f": {NAMES} (default: the one that the database names)")
+    revision: str | None = flag("revision", None)
+    k: int = flag("neighbours", 10, " that is searched for", kind=whole(1), former=("--k",))
     metric: str = option(
         "cosine",
         "cosine (similarity, larger is nearer) or euclidean (distance); default cosine",
         choices=("cosine", "euclidean"),
     )
-    level: str | None = option(
+    level: str | None = flag(
+        "level",
         None,
-        "level that scores the hits (default: the largest held). One that the database lacks is computed for the "
+        " that scores the hits (default: the largest held). One that the database lacks is computed for the "
         "shortlist alone",
-        metavar="L",
     )
-    shortlist_level: str | None = option(None, "smaller level that picks candidates", metavar="L")
+    shortlist_level: str | None = option(None, "smaller level that picks candidates", metavar="LEVEL")
     shortlist: int | None = option(None, "candidates per query", kind=whole(1), metavar="N")
     index: str = option(
         "exact",
@@ -59,27 +62,32 @@ class SearchSettings:
         "graph (hnsw), held in memory with one byte per dimension and kept for the next search",
         choices=("exact", "ivf", "hnsw"),
     )
-    labels: str | None = option(
-        None, "table of ids and labels: each query is given the labels of its neighbours", metavar="FILE"
+    labels: str | None = flag("labels", None, ": each query is given the labels of its neighbours")
+    label_column: str | None = option(
+        None, "column with the labels (default: the first after the ids)", metavar="COLUMN"
     )
-    label_column: str | None = option(None, "column with the labels (default: the first after the ids)", metavar="NAME")
     sequences: tuple[str, ...] = option(
-        (), "what the database was made from, where it has moved (default: as the database names it)", metavar="FILE"
+        (),
+        "what the database was made from, where it has moved (default: as the database names it)",
+        flags=("--database-input",),
+        former=("--sequences",),
+        metavar="INPUT",
     )
-    cache: str | None = option(None, "what the next search can use (default: DATABASE/.search)", metavar="DIR")
+    cache: str | None = flag("cache", None, " (default: .search in the database)")
     recall_sample: int = option(
         100, "queries on which a shortlist is compared with an exact search; 0 for none", kind=whole(0), metavar="N"
     )
-    device: str | None = option(None, "torch device (default: a GPU where there is one)", metavar="D")
-    whiten: str = option(
+    device: str | None = flag("device", None, f" {GPU}")
+    whiten: str = flag(
+        "whiten",
         "auto",
-        "centre and scale each level's block before vectors are compared: by the database's own proteins, by what "
-        "came with the model, or not at all (default auto: by cosine the database where it has enough proteins, else "
-        "the model; by Euclidean distance not)",
+        ": centre, scale and weigh it before vectors are compared, by the database's own proteins, by what came with "
+        "the model, or not at all (default auto: by cosine the database where it has enough proteins, else the model; "
+        "by Euclidean distance not)",
         choices=("auto", "database", "model", "none"),
     )
-    block_weights: tuple[float, ...] = option(
-        (), "factor of each level's whitened block (default: as the model says)", kind=real(0), metavar="W"
+    block_weights: tuple[float, ...] = flag(
+        "block_weights", (), ", one number per level (default: as the model says)", kind=real(0)
     )
 
     def __post_init__(self) -> None:
@@ -87,7 +95,7 @@ class SearchSettings:
         if not self.output.endswith(FORMATS):
             raise ValueError(f"--output {self.output} must end in one of {', '.join(FORMATS)}")
         if self.shortlist is not None and self.shortlist < self.k:
-            raise ValueError(f"--shortlist {self.shortlist} holds fewer candidates than the --k {self.k} asked for")
+            raise ValueError(f"--shortlist {self.shortlist} holds fewer candidates than --neighbours {self.k} asks for")
         if self.label_column is not None and self.labels is None:
             raise ValueError(f"--label-column {self.label_column} is given, but no --labels that it is a column of")
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
+from rd_hf.flags import FOLDER, GPU, NAMES, flag
 from rd_hf.options import check_options, option, real, whole
 
 TASKS = ("regression", "classification", "residues")
-FEATURES = ("augmented", "embedding", "one-hot")
+FEATURES = ("augmented", "embedding", "one_hot")
 # ProteinGym's ways to split variants by position.
 SCHEMES = ("random", "modulo", "contiguous")
 RULES = ("paired", "breiman", "best")
@@ -28,13 +29,13 @@ class TrainingSettings:
         ValueError: a value that is not allowed, or two that exclude each other.
     """
 
-    model: str = option(MISSING, "reverse-distilled model: a folder, a Hub id, or rd-esm2-mini", required=True)
-    input: str = option(
+    model: str = flag("model", MISSING, f": {NAMES}", required=True)
+    input: str = flag(
+        "input",
         MISSING,
-        "labelled sequences: CSV, TSV, JSON lines (compressed or not), Parquet, or a Hub dataset (owner/name[:split]); "
-        "FASTA where --target is a FASTA file of labels",
+        " with what is known of them: CSV, TSV, JSON lines (compressed or not), Parquet, or a Hub dataset "
+        "owner/name[:split]; FASTA where --target is a FASTA file of labels",
         required=True,
-        metavar="FILE",
     )
     target: str = option(
         MISSING,
@@ -43,7 +44,9 @@ class TrainingSettings:
         required=True,
         metavar="COLUMN",
     )
-    output: str | Path = option(MISSING, "folder for the trained checkpoint", kind=Path, required=True)
+    output: str | Path = flag(
+        "output", MISSING, f": the trained checkpoint, {FOLDER}", kind=Path, required=True, metavar="DIR"
+    )
     task: str | None = option(
         None,
         "what the target is: a number (regression), one of several classes (classification), or a class for each "
@@ -53,9 +56,9 @@ class TrainingSettings:
     unknown: str | None = option(
         None, "letter of residues whose class is not known, which are not learnt from", metavar="LETTER"
     )
-    revision: str | None = option(None, "branch, tag or commit of a Hub model")
-    sequence_column: str | None = option(None, "column with the sequences (default: the first usual name)")
-    id_column: str | None = option(None, "column with the ids (default: the first usual name)")
+    revision: str | None = flag("revision", None)
+    sequence_column: str | None = flag("sequence_column", None, " (default: sequence, ...)")
+    id_column: str | None = flag("id_column", None, " (default: id, name, ...)")
     mutant: str | None = option(
         None,
         "column with substitutions of one protein, such as A42G or A42G:K50R (WT for none), in place of sequences",
@@ -67,7 +70,7 @@ class TrainingSettings:
     features: str | None = option(
         None,
         "of --mutant: the embedding beside the substitutions themselves (augmented, the default for numbers), the "
-        "embedding or the substitutions (one-hot) alone",
+        "embedding or the substitutions (one_hot) alone",
         choices=FEATURES,
     )
     scheme: str = option(
@@ -85,13 +88,13 @@ class TrainingSettings:
     group: str | None = option(
         None, "column of groups, such as families, that cross-validation keeps together", metavar="COLUMN"
     )
-    folds: int = option(5, "folds of the cross-validation", kind=whole(2))
-    inner_folds: int = option(5, "folds that choose strengths, inside of the training folds", kind=whole(2))
-    seed: int = option(0, "of the folds", kind=whole(0))
+    folds: int = option(5, "folds of the cross-validation", kind=whole(2), flags=("--cv-folds",))
+    inner_folds: int = option(5, "folds of what is learnt from, that choose the strength of a probe", kind=whole(2))
+    seed: int = flag("seed", 0, ", the folds here", kind=whole(0))
     up_to: str | None = option(
-        None, "largest level that runs, is judged and gets a head (default: the model's largest)", metavar="L"
+        None, "largest level that runs, is judged and gets a head (default: the model's largest)", metavar="LEVEL"
     )
-    level: str | None = option(None, "level that answers (default: the one that --rule chooses)", metavar="L")
+    level: str | None = flag("level", None, " that answers (default: the one that --rule chooses)")
     rule: str = option(
         "paired",
         "which level is enough: the smallest whose difference to the best is within one standard error of that "
@@ -103,11 +106,11 @@ class TrainingSettings:
         None,
         "what levels are judged by: spearman (default), pearson or r2 of numbers; accuracy (default), "
         "balanced_accuracy, macro_f1 or auroc of classes",
-        choices=tuple(name for names in SCORES.values() for name in names),
+        choices=tuple(dict.fromkeys(name for names in SCORES.values() for name in names)),
     )
     interval: float = option(0.9, "share of new numbers that intervals are to cover", kind=real(above=0, below=1))
-    device: str | None = option(None, "torch device (default: a GPU where there is one)", metavar="D")
-    batch_tokens: int | None = option(None, "tokens per batch (default: as the device takes them)", kind=whole(1))
+    device: str | None = flag("device", None, f" {GPU}")
+    batch_tokens: int | None = flag("batch_tokens", None, " (default: as the device takes them)")
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -154,7 +154,7 @@ def commands(bench: Bench) -> dict[str, Any]:
     for name, hidden in (("here", False), ("cpu", True)):
         model, output = bench.scratch / f"fitted-{name}", bench.scratch / f"embedded-{name}"
         family = str(REPOSITORY / "hub_configs" / "rd-esm2-mini")
-        gpu_rates.command(["fit", "--backbones", family, "--data", str(fasta), "--output", str(model)], hidden)
+        gpu_rates.command(["fit", "--backbones", family, "--input", str(fasta), "--output", str(model)], hidden)
         gpu_rates.command(["embed", "--model", str(model), "--input", str(fasta), "--output", str(output)], hidden)
         rows = pq.read_table(output)
         vectors.append(torch.tensor(rows.column("embedding").to_pylist()))

@@ -40,7 +40,7 @@ from rd_hf.data.records import FastaRecord
 from rd_hf.data.residues import clean_sequence
 from rd_hf.embedding import EmbeddingOptions, JobSettings, run_job
 from rd_hf.embedding.folder import OutputFolder
-from rd_hf.search import SearchSettings, SearchSummary, search
+from rd_hf.search import SearchSettings, SearchSummary, run_search
 from rd_hf.search.database import Database
 
 PART_ROWS = 16384
@@ -132,7 +132,7 @@ def families(rows: int, width: int, seed: int) -> Iterator[np.ndarray]:
 
 def measure(settings: dict[str, object]) -> None:
     """One search in this process; prints its seconds, recall and peak."""
-    summary = search(SearchSettings(**settings), show_progress=False)  # type: ignore[arg-type]
+    summary = run_search(SearchSettings(**settings), show_progress=False)  # type: ignore[arg-type]
     recall = None if summary.recall is None else [summary.recall.first, summary.recall.all]
     cpu = time.process_time()
     print(json.dumps({"seconds": summary.seconds, "cpu": cpu, "recall": recall, "peak": resident_mb("VmHWM")}))
@@ -264,7 +264,7 @@ def _parameters(model: str, level: str) -> int:
 def _found(settings: SearchSettings) -> tuple[dict[int, list[int]], SearchSummary]:
     """Records found for each query, nearest first."""
     with contextlib.redirect_stderr(io.StringIO()):
-        summary = search(settings, show_progress=False)
+        summary = run_search(settings, show_progress=False)
     found: dict[int, list[int]] = {}
     hits = pq.read_table(settings.output)
     for query, record in zip(hits["query_record"].to_pylist(), hits["record"].to_pylist(), strict=True):

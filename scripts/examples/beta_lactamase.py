@@ -7,7 +7,7 @@
 #
 #     python scripts/examples/beta_lactamase.py
 #
-# It opens as a notebook too (the cells are marked `# %%`). Needs `pip install "rd_hf[eval]"`.
+# It opens as a notebook too (the cells are marked `# %%`). Needs `pip install ".[eval]"` in the clone.
 
 # %%
 import csv

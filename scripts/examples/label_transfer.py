@@ -7,7 +7,7 @@
 #
 #     python scripts/examples/label_transfer.py
 #
-# It opens as a notebook too (the cells are marked `# %%`). Needs `pip install "rd_hf[search,plots]"`.
+# It opens as a notebook too (the cells are marked `# %%`). Needs `pip install ".[search,plots]"` in the clone.
 
 # %%
 import csv
@@ -22,7 +22,7 @@ from rd_hf import RDEsmConfig
 from rd_hf.data.fasta import read_fasta
 from rd_hf.embedding import EmbeddingOptions, JobSettings, run_job
 
-from rd_hf.search import SearchSettings, search  # isort: skip
+from rd_hf.search import SearchSettings, run_search  # isort: skip
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -60,7 +60,7 @@ for name in ("known", "new"):
     run_job(JobSettings(MODEL, (str(OUTPUT / f"{name}.fasta"),), str(OUTPUT / name), options), show_progress=False)
 
 # %% [markdown]
-#     rd-hf search --queries examples_output/new --database examples_output/known --level 2.7M --k 1 \
+#     rd-hf search examples_output/known --input examples_output/new --level 2.7M -k 1 \
 #         --labels examples_output/compartments.tsv --output examples_output/hits_2.7M.tsv
 
 # %%
@@ -70,7 +70,9 @@ print(f"{len(new)} new proteins, {len(known)} known; calling all {usual}: {chanc
 answers = {}
 for level in LEVELS:
     hits = OUTPUT / f"hits_{level}.tsv"
-    search(SearchSettings(str(OUTPUT / "new"), str(OUTPUT / "known"), str(hits), k=1, level=level, labels=str(labels)))
+    run_search(
+        SearchSettings(str(OUTPUT / "new"), str(OUTPUT / "known"), str(hits), k=1, level=level, labels=str(labels))
+    )
     with open(hits.with_name(f"{hits.stem}.labels.tsv"), newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     found = sorted(

@@ -1,7 +1,7 @@
 """What each choice in the chain is worth: ablations of one family, on held-out residues and on assays.
 
-    python scripts/study.py ablate --model hub_configs/rd-esm2-mini --study chain --assays dms/ \\
-        --fit-data rd_hf/data/examples/proteins_1000.fasta.gz --output ablations
+    python scripts/study.py ablate --model rd-esm2-mini --study chain --assays dms/ \\
+        --input rd_hf/data/examples/proteins_1000.fasta.gz --output ablations
 
 Studies, one command each (or several, or all):
 
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from rd_hf.evaluation.dms import probe_assays
     from rd_hf.evaluation.families import draw_fit_sample, fitting_moments, load_families, split_sample
     from rd_hf.evaluation.frame import Evaluation
-    from rd_hf.evaluation.representations import pca_maps, raw_maps
+    from rd_hf.evaluation.representations import pca_chain_maps, pca_maps, raw_maps
     from studies import ablations
     from studies.reports import render_ablations
 
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     chosen = options.study or tuple(ablations.STUDIES)
     training, heldout = split_sample(draw_fit_sample(family, options))
     if not heldout:
-        raise ValueError("no sequence is held out to judge the variants on; give more --fit-data")
+        raise ValueError("no sequence is held out to judge the variants on; give more --input")
     sizes = [size for size in options.sizes if size < len(training)]
     variants = ablations.recipes(len(family.names), sizes, chosen)
     # Moments add up, so the sizes of the study are prefixes of one reading.
@@ -78,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
         )
         for recipe in variants
     ]
-    references = [raw_maps(family.names, family.widths)[-1], pca_maps(family.names, moments)[-1]]
+    references = [raw_maps(family.names, family.widths)[-1]]
+    references += [fit(family.names, moments)[-1] for fit in (pca_maps, pca_chain_maps)]
     maps = [*references, *(variant.representation for variant in fitted)]
     results = probe_assays(evaluation, [(family, maps)], assays, labels, options)
     evaluation.write_table("results.parquet", results)

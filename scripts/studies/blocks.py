@@ -1,9 +1,9 @@
 """What do the residual blocks of a model hold? R^2 of each level, spectra, and what each block alone predicts.
 
-    python scripts/study.py blocks --model hub_configs/rd-esm2-mini --fit-data uniref50.fasta.gz \\
+    python scripts/study.py blocks --model rd-esm2-mini --input uniref50.fasta.gz \\
         --secondary-structure tasks/flip_secondary_structure --output blocks
 
-Held-out R^2 and spectra are those of the model's own bases, judged on sequences of --fit-data that are held out of
+Held-out R^2 and spectra are those of the model's own bases, judged on sequences of --input that are held out of
 their fit (the same draw as the model's config records). Then each block [h_1], [r_2 V_2], ... is probed alone: which
 amino acid a residue is, where in its chain it stands, and its secondary structure.
 
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     evaluation.output.claim()
     training, heldout = split_sample(draw_fit_sample(family, options))
     if not heldout:
-        raise ValueError("no sequence is held out to judge the bases on; give more --fit-data")
+        raise ValueError("no sequence is held out to judge the bases on; give more --input")
     moments = fitting_moments(family, training, evaluation.cache, options.batch_tokens)
     judged = fitting_moments(family, heldout, evaluation.cache, options.batch_tokens)
     # The chain in closed form is the model's own where the sequences are: the note says whether they are.

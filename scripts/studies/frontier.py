@@ -65,14 +65,15 @@ def run(args: argparse.Namespace) -> int:
     evaluation.write_table("frontier.parquet", table)
     evaluation.write_figures({"frontier.png": costs.frontier_figure(table)})
     left = [assay for assay in assays if assay.name not in evaluation.failed]
-    kind = "processor" if options.device == "cpu" else "wall-clock"
+    device = families[0].model.device
+    kind = "processor" if device.type == "cpu" else "wall-clock"
     seeds, threads = (
         f"{n} {word}{'s' * (n > 1)}" for n, word in ((options.seeds, "seed"), (options.threads or 1, "thread"))
     )
     evaluation.notes += [
         f"{len(left)} assays ({', '.join(assay.name for assay in left)}), {sum(len(a.mutants) for a in left):,} "
         f"variants, random folds, {seeds}. FLOP are those of linear maps; seconds are {kind} seconds for 1,000 "
-        f"residues, on {options.device} with {threads}.",
+        f"residues, on {device} with {threads}.",
         "On the frontier: no other embedding of all tables is as good for fewer FLOP.",
     ]
     return tell(evaluation.finish(costs.render_frontier(table, evaluation.notes, ["frontier.png"])))

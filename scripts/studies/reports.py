@@ -43,7 +43,7 @@ def render_ablations(
         "wins",
         "p",
     ]
-    references = ", ".join(f"{KINDS[kind]} {number(table[kind, level].mean())}" for kind in ("raw", "pca"))
+    references = ", ".join(f"{KINDS[kind]} {number(table[kind, level].mean())}" for kind in ("raw", "pca", "pca_chain"))
     parts.append(f"At the same level: {references}.")
     for study in dict.fromkeys(variant.recipe.study for variant in fitted):
         rows = []

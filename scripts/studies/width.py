@@ -1,14 +1,14 @@
 """What is an embedding worth at any number of dimensions? Score against width, on assays and in retrieval.
 
-    python scripts/study.py width --model hub_configs/rd-esm2-mini --assays dms/ --data scope208/ \\
-        --fit-data rd_hf/data/examples/proteins_1000.fasta.gz --output width
-    python scripts/study.py width --backbones hub_configs/rd-esm2-mini 8M=facebook/esm2_t6_8M_UR50D \\
-        --data scope208/ --fit-data rd_hf/data/examples/proteins_1000.fasta.gz \\
+    python scripts/study.py width --model rd-esm2-mini --assays dms/ --domains scope208/ \\
+        --input rd_hf/data/examples/proteins_1000.fasta.gz --output width
+    python scripts/study.py width --backbones rd-esm2-mini 8M=facebook/esm2_t6_8M_UR50D \\
+        --domains scope208/ --input rd_hf/data/examples/proteins_1000.fasta.gz \\
         --widths 32 64 128 256 512 --output width
 
 The reverse-distilled embedding, the one that keeps all directions, principal components and a random projection of the
 concatenation are cut after their first N dimensions; raw backbones stand at their own widths. --assays (ProteinGym's
-format) gives a panel of ridge probes on five folds and one a size of --low-n; --data (SCOP domains, see rd-hf evaluate
+format) gives a panel of ridge probes on five folds and one a size of --low-n; --domains (of SCOP, see rd-hf evaluate
 homology) one of hit@10 as embeddings are and one whitened and weighted.
 
 --output then holds score_by_width.png, scores.parquet (one row per point of it) and report.md. A run that was stopped
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     names, figure = ("scores.parquet", "score_by_width.png"), "score_by_width.png"
     evaluation = Evaluation(options, "an evaluation of widths", *names)
     if not options.assays and not options.data:
-        raise ValueError("there is nothing to judge by: give --assays, --data or both")
+        raise ValueError("there is nothing to judge by: give --assays, --domains or both")
     assays, evaluation.failed = read_assays(options.assays) if options.assays else ([], {})
     labels = read_fold_labels(options.folds) if options.folds else None
     domains = read_domains(options.data) if options.data else None

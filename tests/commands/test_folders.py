@@ -28,16 +28,16 @@ Main = Callable[[list[str]], int | str | None]
 # What each asks for beside --output.
 COMMANDS: dict[str, tuple[Main, Sequence[str]]] = {
     "embed": (embed.main, ["--model", "MODEL", "--input", "FASTA"]),
-    "fit": (fit.main, ["--config", "MODEL", "--data", str(EXAMPLE_FASTA), "--num-sequences", "30"]),
+    "fit": (fit.main, ["--config", "MODEL", "--input", str(EXAMPLE_FASTA), "--num-sequences", "30"]),
     "import": (import_published.main, ["--weights", "NOWHERE", "--level", "35M"]),
     "evaluate_dms": (evaluate_dms.main, ["--model", "MODEL", "--assays", str(ASSAY)]),
     "frontier": (frontier.main, ["--model", "MODEL", "--assays", str(ASSAY)]),
     "evaluate_residues": (evaluate_residues.main, ["--model", "MODEL", "--secondary-structure", "NOWHERE"]),
     "train": (train.main, ["--model", "MODEL", "--input", str(ASSAY), "--target", "DMS_score"]),
-    "ablate": (ablate.main, ["--model", "MODEL", "--assays", str(ASSAY), "--fit-data", str(EXAMPLE_FASTA)]),
+    "ablate": (ablate.main, ["--model", "MODEL", "--assays", str(ASSAY), "--input", str(EXAMPLE_FASTA)]),
     "blocks": (
         blocks.main,
-        ["--model", "MODEL", "--fit-data", str(EXAMPLE_FASTA), "--secondary-structure", "NOWHERE"],
+        ["--model", "MODEL", "--input", str(EXAMPLE_FASTA), "--secondary-structure", "NOWHERE"],
     ),
 }
 # Names that some command writes, sweeps, reads or removes, beside any others.

@@ -37,7 +37,7 @@ def test_one_file_gives_searches_and_maps_the_same_labels(
     labels.write_text(text)
     hits, page = tmp_path / "hits.tsv", tmp_path / "map.html"
     shared = ["--labels", str(labels), "--output"]
-    queries = ["--queries", str(folder), "--database", str(folder), "--k", "3", "--whiten", "none"]
+    queries = ["--input", str(folder), str(folder), "--neighbours", "3", "--whiten", "none"]
     assert search_command.main([*queries, *shared, str(hits)]) == 0, capsys.readouterr().err
     said = capsys.readouterr()
     found = read_hits(hits)

@@ -33,7 +33,7 @@ def body():
         raise ValueError("the cause \u2013 and the mend")
     return None
 
-sys.exit(run_command("tool", body, prints_result="prints" in sys.argv))
+sys.exit(run_command("tool", body, prints_result=lambda: "prints" in sys.argv))
 """
 
 

@@ -101,7 +101,7 @@ def test_an_impossible_penalty_is_refused_before_anything_is_read(
     value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        fit(["--config", "c", "--data", "d", "--output", "o", "--regression", "ridge", "--ridge-alpha", value])
+        fit(["--config", "c", "--input", "d", "--output", "o", "--regression", "ridge", "--ridge-alpha", value])
     assert ended.value.code == 2
     assert f"argument --ridge-alpha: '{value}' is no finite number above 0" in capsys.readouterr().err
     with pytest.raises(ValueError, match="ridge_alpha must be a finite number above 0, not"):

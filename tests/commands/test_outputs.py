@@ -32,7 +32,7 @@ WORDS = {
         "repo_id",
     ),
     *("representations", "revision", "revision_of", "sequence_column", "shortlist_level", "splits", "study", "title"),
-    *("commit_message", "token"),
+    *("categories", "commit_message", "token"),
     *("group", "split_column", "mutant", "target", "unknown", "up_to"),
 }
 
@@ -109,7 +109,7 @@ def database(tmp_path: Path) -> Path:
 
 
 def search(database: Path, *more: object) -> int:
-    words = ["search", "--queries", database, "--database", database, "--whiten", "none", "--k", 2, *more]
+    words = ["search", "--input", database, database, "--whiten", "none", "--neighbours", 2, *more]
     return main([str(word) for word in words])
 
 
@@ -156,7 +156,7 @@ def test_what_a_folder_was_made_of_is_an_input_of_its_readers(
     (tmp_path / "proteins.tsv").write_text("id\tsequence\n")
     database = write_folder(tmp_path / "db", iter([protein_like(9)]), DIMS, "L", inputs=["proteins.tsv"])
     assert search(database, "--output", "proteins.tsv") == 1
-    assert f"would replace proteins.tsv, which --queries {database} was made of" in capsys.readouterr().err
+    assert f"would replace proteins.tsv, which {database} was made of" in capsys.readouterr().err
     assert (tmp_path / "proteins.tsv").read_text() == "id\tsequence\n"
 
 
@@ -166,9 +166,9 @@ def test_an_output_that_has_a_usual_name_is_looked_at_too(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "release-it").mkdir()
     (tmp_path / "release-it" / "p.fasta").write_text(">a\nMKT\n")
-    words = ["release", "--level", "35M", "--repo-id", "me/it", "--data", "release-it/p.fasta"]
+    words = ["release", "--config", "rd-esm2-35M", "--repo-id", "me/it", "--input", "release-it/p.fasta"]
     assert main(words) == 1
-    assert "the usual --output release-it is a folder that holds --data release-it/p.fasta" in capsys.readouterr().err
+    assert "the usual --output release-it is a folder that holds --input release-it/p.fasta" in capsys.readouterr().err
 
 
 def test_links_and_folders_are_looked_through(tmp_path: Path, database: Path) -> None:
@@ -205,6 +205,6 @@ def test_a_familys_name_is_no_folder_to_be_spared(
     """``fit --config rd-esm2-650M --output rd-esm2-650M`` goes on in the folder that it made."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rd-esm2-650M" / ".fit").mkdir(parents=True)
-    words = ["fit", "--config", "rd-esm2-650M", "--data", "absent.fasta", "--output", "rd-esm2-650M", "--resume"]
+    words = ["fit", "--config", "rd-esm2-650M", "--input", "absent.fasta", "--output", "rd-esm2-650M"]
     assert main(words) == 1
     assert "would replace" not in capsys.readouterr().err

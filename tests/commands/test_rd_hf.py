@@ -60,7 +60,7 @@ def test_a_command_that_is_not_there_is_neither_listed_nor_an_error(
     assert "dream" not in ended(["--help"], capsys)[1]
     code, _, err = ended(["dream"], capsys)
     assert code == 2
-    assert "invalid choice: 'dream'" in err
+    assert "there is no command 'dream'" in err
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -112,6 +112,25 @@ def test_examples_name_arguments_that_exist(name: str) -> None:
             assert option in options, f"rd-hf {name}: {option}"
 
 
+@pytest.mark.parametrize("words", [["help", "embed"], ["embed", "help"], ["embed", "--model", "m", "-h"]])
+def test_help_is_asked_for_in_any_order(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(words, capsys) == ended(["embed", "--help"], capsys)
+
+
+def test_help_alone_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(["help"], capsys) == ended(["--help"], capsys)
+    assert ended(["help", "evaluate"], capsys) == ended(["evaluate", "--help"], capsys)
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_no_flag_is_known_by_its_beginning(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that is added later would change what a script means."""
+    code, out, err = ended([*name.split(), "--verbos"], capsys)
+    assert (code, out) == (2, "")
+    assert "there is no flag --verbos: did you mean --verbose?" in err
+    assert len(err.splitlines()) == 2
+
+
 def test_every_command_runs_as_a_module_too() -> None:
     for name in HERE:
         path = REPOSITORY / f"{COMMANDS[name][0].replace('.', '/')}.py"
@@ -132,9 +151,9 @@ def test_interrupted_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: 
         raise KeyboardInterrupt
 
     monkeypatch.setattr("rd_hf.commands.fit.run", stop)
-    code, _, err = ended(["fit", "--config", "c", "--data", "d", "--output", "o"], capsys)
+    code, _, err = ended(["fit", "--config", "c", "--input", "d", "--output", "o"], capsys)
     assert code == 130
-    assert err == "rd-hf fit: interrupted; give the same command again with --resume to go on\n"
+    assert err == "rd-hf fit: interrupted; give the same command again to go on\n"
 
 
 def test_verbose_shows_the_error_in_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,6 +173,59 @@ def test_quiet_prints_nothing(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (tmp_path / "out" / "_manifest.json").exists()
+
+
+def test_quiet_keeps_a_result_that_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was asked for on standard output comes, and nothing else."""
+    model = str(REPOSITORY / "hub_configs" / "rd-esm2-mini")
+    for words in (["info", model, "--json"], ["info", model], ["push", "-m", model, "--repo-id", "me/x", "--dry-run"]):
+        loud, quiet = ended(words, capsys), ended([*words, "--quiet"], capsys)
+        assert quiet == loud, words
+        assert loud[:2] != (0, ""), words
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rd_hf.hub.plan.measured_flops", lambda *_, **__: 1e12)
+    plan = ["release", "--config", "rd-esm2-35M", "--repo-id", "me/x", "--plan", "--json", "--num-sequences", "20"]
+    code, out, _ = ended([*plan, "--quiet"], capsys)
+    assert (code, json.loads(out)["verdict"]) == (0, "fits")
+
+
+def test_a_quiet_fit_draws_no_bars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(REPOSITORY / "hub_configs" / "rd-esm2-mini")
+    words = ["fit", "--config", model, "-i", str(EXAMPLE_FASTA), "--num-sequences", "12", "--max-length", "40"]
+    assert ended([*words, "-o", str(tmp_path / "quiet"), "--quiet"], capsys) == (0, "", "")
+    assert "fitting: 100%" in ended([*words, "-o", str(tmp_path / "loud")], capsys)[2]
+
+
+def test_a_quiet_evaluation_draws_no_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are drawn on a terminal alone, which a test has none of: what decides it is looked at."""
+    from rd_hf.evaluation.progress import progress_bar
+
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    assert not progress_bar(range(3), leave=False).disable
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    assert progress_bar(range(3)).disable
+
+
+def test_verbose_speaks_of_this_project_and_no_library_does(tmp_path: Path) -> None:
+    fasta = tmp_path / "one.fasta"
+    fasta.write_text(">a\nMKTAYIAKQR\n")
+    model = REPOSITORY / "hub_configs" / "rd-esm2-mini"
+    command = [sys.executable, "-m", "rd_hf", "embed", "--verbose", "-m", model, "-i", fasta, "-o", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
+    assert all(line.startswith("rd-hf: ") for line in done.stderr.splitlines()), done.stderr
+    assert f"model {model}, inputs ['{fasta}']" in done.stderr
+    assert f"{model} loaded up to level 2.7M: float32 on " in done.stderr
+
+
+def test_verbose_says_no_token(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["push", "--verbose", "-m", str(tmp_path), "--repo-id", "me/x", "--token", "hf_secret"]
+    code, out, err = ended(words, capsys)
+    assert code == 1
+    assert "repo_id me/x" in err
+    assert "hf_secret" not in out + err
 
 
 @pytest.mark.parametrize("how", ["--quiet", "--verbose"])
@@ -203,6 +275,27 @@ def test_the_shell_completes(tmp_path: Path) -> None:
     assert {"embed", "evaluate", "info"} <= answers("rd-hf e") | answers("rd-hf i")
     assert {"dms", "residues", "homology"} <= answers("rd-hf evaluate ")
     assert {"--group-tokens"} == answers("rd-hf embed --gro")
+    assert set() == answers("rd-hf embed --window"), "a former name"
+    # Values: names of families and folders, levels of the model or folder that was typed, choices.
+    mini = "hub_configs/rd-esm2-mini"
+    assert answers("rd-hf fit --config rd-esm2-3B") == {"rd-esm2-3B", "rd-esm2-3B-lossless"}
+    assert mini in answers("rd-hf fit --config hub_configs/rd-esm2-m")
+    assert answers("rd-hf embed --model rd-esm2-m") == {"rd-esm2-mini"}
+    assert answers(f"rd-hf embed -m {mini} --level ") == {"0.3M", "1.2M", "2.7M"}
+    folder = tmp_path / "embeddings"
+    folder.mkdir()
+    (folder / "_manifest.json").write_text('{"model": {"nested_dims": {"S": 1, "L": 2}}}')
+    assert answers(f"rd-hf map {folder} --level ") == {"S", "L"}
+    assert answers(f"rd-hf search {folder} --shortlist-level ") == {"S", "L"}
+    assert answers(f"rd-hf map {tmp_path}/e") == {str(folder)}
+    assert answers("rd-hf embed --pooling m") == {"mean", "max"}
+    assert answers("rd-hf search --device cu") == {"cuda", "cuda:0", "cuda:1"}
+    assert {"model", "none"} <= answers("rd-hf embed --whiten ")
+    assert answers("rd-hf search --whiten ") == {"auto", "database", "model", "none"}
+
+
+def test_how_the_shell_completes_is_said_where_it_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert 'eval "$(register-python-argcomplete rd-hf)"' in ended(["--help"], capsys)[1]
 
 
 def test_one_version_everywhere(tmp_path: Path) -> None:
@@ -237,32 +330,48 @@ def test_public_names_are_there_and_cost_nothing_until_used() -> None:
         rd_hf.nothing  # noqa: B018
 
 
-SEARCHED = """
-import sys, types
-sys.modules["rd_hf.search.job"] = types.SimpleNamespace(search=lambda settings: ("found", settings))
+EVERYWHERE = """
+import importlib
 {first}
+import rd_hf
+names = dict.fromkeys(rd_hf.__all__)
+found = {{name: getattr(rd_hf, name) for name in names}}
+star = {{}}
+exec("from rd_hf import *", star)
+for name in names:
+    given = {{}}
+    exec(f"from rd_hf import {{name}}", given)
+    assert found[name] is getattr(rd_hf, name) is star[name] is given[name], name
+    assert isinstance(found[name], str if name == "__version__" else object), name
+    assert name == "__version__" or callable(found[name]), name
+import rd_hf.search
 from rd_hf import search
-assert search(3) == ("found", 3)
-import rd_hf, rd_hf.search as room
-from rd_hf import search as again
-from rd_hf.search import search as function
-assert room is again is search is rd_hf.search and room.SearchSettings and function(4) == rd_hf.search(4)
+assert rd_hf.search is search is importlib.import_module("rd_hf.search")
+assert rd_hf.run_search is rd_hf.search.run_search is found["run_search"]
 """
 
 
-@pytest.mark.parametrize("first", ["", "import rd_hf.search", "from rd_hf import SearchSettings"])
-def test_search_can_be_called_whatever_was_imported_before(first: str) -> None:
-    """The room and the function in it have one name, and importing the room makes it an attribute of the package."""
-    code = SEARCHED.format(first=first)
+@pytest.mark.parametrize("first", ["", "import rd_hf.search", "from rd_hf import search", "import rd_hf.search.job"])
+def test_a_public_name_is_one_thing_however_it_is_imported(first: str) -> None:
+    """By attribute, by name and by star, the first time and the second, whatever was imported before."""
+    code = EVERYWHERE.format(first=first)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment())
     assert done.returncode == 0, done.stderr
 
 
-def test_no_other_public_name_is_a_modules() -> None:
+def test_no_public_name_is_a_modules() -> None:
+    """Importing a module makes it an attribute of its package: the name would be two things."""
     rooms = ("embedding", "fitting", "hub", "search")
     for package in [rd_hf, *(importlib.import_module(f"rd_hf.{room}") for room in rooms)]:
         modules = {path.stem for path in Path(str(package.__file__)).parent.iterdir()}
-        assert modules & set(package.__all__) <= ({"search"} if package is rd_hf else set()), package.__name__
+        assert not modules & set(package.__all__), package.__name__
+
+
+def test_run_search_is_known_by_its_former_name_for_a_release() -> None:
+    with pytest.warns(FutureWarning, match=r"rd_hf.search.search is called run_search now"):
+        assert rd_hf.search.search is rd_hf.run_search
+    with pytest.warns(FutureWarning, match="run_search"), pytest.raises(AttributeError, match="device"):
+        rd_hf.search(None)
 
 
 def test_accelerate_launches_a_command(tmp_path: Path) -> None:
@@ -270,7 +379,7 @@ def test_accelerate_launches_a_command(tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
     few = ["--num-sequences", "12", "--max-length", "40"]
     done = subprocess.run(
-        [*launch, "-m", "rd_hf", "fit", "--config", model, "--data", EXAMPLE_FASTA, "--output", tmp_path / "m", *few],
+        [*launch, "-m", "rd_hf", "fit", "--config", model, "--input", EXAMPLE_FASTA, "--output", tmp_path / "m", *few],
         capture_output=True,
         text=True,
         check=False,

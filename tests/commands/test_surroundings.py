@@ -63,7 +63,7 @@ def test_an_embedding_job_ends_well(
 def test_a_fit_in_a_plain_c_locale_whose_reader_goes_away_ends_well(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """It speaks long before its end, and its card has letters that are no ASCII."""
     output = tmp_path / "modèle"
-    command = line("fit", "--config", tiny_checkpoint, "--data", EXAMPLE_FASTA, "--num-sequences", 30)
+    command = line("fit", "--config", tiny_checkpoint, "--input", EXAMPLE_FASTA, "--num-sequences", 30)
     done = bash(f"{command} --output {shlex.quote(str(output))} | true; exit ${{PIPESTATUS[0]}}", **PLAIN_C)
     assert done.returncode == 0, done.stderr.decode()
     assert b"Traceback" not in done.stderr

@@ -1,6 +1,6 @@
 """The table of what happens to input, made from the parameters of the tests that check it.
 
-python -m tests.data.table          write it into rd_hf/embedding/README.md, between the markers
+python -m tests.data.table          write the page rd_hf/embedding/INPUT.md
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from tests.conftest import REPOSITORY
 from tests.data import cases
 from tests.data.cases import Case
 
-README = REPOSITORY / "rd_hf" / "embedding" / "README.md"
-BEGIN = "<!-- made by python -m tests.data.table: begin -->"
-END = "<!-- made by python -m tests.data.table: end -->"
+PAGE = REPOSITORY / "rd_hf" / "embedding" / "INPUT.md"
+HEAD = """# Input, case by case
+
+What `rd-hf embed`, `Embedder` and every other command that reads proteins make of letters, cells, types and files.
+The guide is [the room's page](README.md#what-happens-to-your-input). The tables are the parameters of the tests that
+check them (`tests/data/cases.py`), written by `python -m tests.data.table`; a test fails where they differ."""
 
 
 def code(value: Any) -> str:
@@ -66,8 +69,8 @@ def names(values: Iterable[Any]) -> str:
 
 
 def render() -> str:
-    """Everything between the markers."""
-    lines = ["### Letters", ""]
+    """The page."""
+    lines = [HEAD, "", "## Letters", ""]
     lines += table(
         ("what", "for example", "what happens"), ((c.what, code(c.value), outcome(c)) for c in cases.LETTERS)
     )
@@ -76,9 +79,9 @@ def render() -> str:
         ("Values of an id column", cases.ID_VALUES),
         ("Values of a positions column", cases.POSITION_VALUES),
     ):
-        lines += [f"### {title}", "", "In JSON lines, Parquet and `datasets` alike.", ""]
+        lines += [f"## {title}", "", "In JSON lines, Parquet and `datasets` alike.", ""]
         lines += table(("what", "for example", "what happens"), ((c.what, code(c.value), outcome(c)) for c in values))
-    lines += ["### Types of Arrow columns", ""]
+    lines += ["## Types of Arrow columns", ""]
     lines += table(
         ("column", "read", "refused in a sentence"),
         [
@@ -88,7 +91,7 @@ def render() -> str:
         ],
     )
     lines += [
-        "### Names",
+        "## Names",
         "",
         f"A table is known by its suffix: {names(FORMATS)}, before one of {names(SUFFIXES)} or not. Sequences are read "
         f"from the column named with `--sequence-column`, else from the first of {names(SEQUENCE_COLUMNS)} there is, "
@@ -98,7 +101,7 @@ def render() -> str:
         "that are not text in their encoding keep their bytes as `\\xff` and the "
         "like.",
         "",
-        "### Delimiters",
+        "## Delimiters",
         "",
     ]
     lines += table(
@@ -109,10 +112,10 @@ def render() -> str:
         ("Rows of a tab-separated file", "a tab", cases.TAB_ROWS),
         ("Rows of a comma- or semicolon-separated file", "a comma", cases.COMMA_ROWS),
     ):
-        lines += [f"### {title}", "", f"With the header `id`, `note`, `sequence`; {mark} between cells.", ""]
+        lines += [f"## {title}", "", f"With the header `id`, `note`, `sequence`; {mark} between cells.", ""]
         shown = ((c.what, code(c.value.replace("|", "\t")), rows(c.gives)) for c in values)
         lines += table(("what", "for example", "records"), shown)
-    lines += ["### FASTA", ""]
+    lines += ["## FASTA", ""]
     lines += table(
         ("what", "for example", "records"),
         (
@@ -121,7 +124,7 @@ def render() -> str:
         ),
     )
     lines += [
-        "### Files",
+        "## Files",
         "",
         f"Compressions, told by content: {', '.join(cases.COMPRESSIONS)}, also several streams end to end and one in "
         f"another; encodings: {'; '.join(cases.ENCODINGS)}. A stream that is cut short, changed or followed by "
@@ -129,19 +132,8 @@ def render() -> str:
         "",
     ]
     lines += table(("file", "the sentence"), ((c.what, f"{c.reason} ...") for c in cases.REFUSED_FILES))
-    return "\n".join(lines)
-
-
-def between(text: str) -> str:
-    """What stands between the markers of the README."""
-    return text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip()
-
-
-def main() -> None:
-    text = README.read_text(encoding="utf-8")
-    start, end = text.index(BEGIN) + len(BEGIN), text.index(END)
-    README.write_text(f"{text[:start]}\n\n{render().strip()}\n\n{text[end:]}", encoding="utf-8")
+    return "\n".join(lines).strip() + "\n"
 
 
 if __name__ == "__main__":
-    main()
+    PAGE.write_text(render(), encoding="utf-8")

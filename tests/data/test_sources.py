@@ -98,5 +98,5 @@ def test_hub_datasets_are_told_from_files(tmp_path: Path, monkeypatch: pytest.Mo
     assert not is_hub_dataset("owner/file")
     assert not is_hub_dataset("data/proteins.fasta")
     assert [record.sequence for record in read_records("owner/file")] == ["MK"]
-    with pytest.raises(InputError, match="neither a file here nor a readable Hub dataset"):
+    with pytest.raises(InputError, match="someone/proteins is neither here nor"):
         list(read_records("someone/proteins"))

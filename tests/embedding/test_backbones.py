@@ -111,7 +111,7 @@ def test_what_was_loaded_is_noted_and_a_job_goes_on_with_it(
 def test_a_folder_is_extended_and_searched_with_the_commits_it_was_made_with(
     embed: Embed, cache: Cache, job: list[object], tmp_path: Path
 ) -> None:
-    from rd_hf.search import SearchSettings, search
+    from rd_hf.search import SearchSettings, run_search
 
     assert embed(*job, tmp_path / "whole").status == 0
     assert embed(*job, tmp_path / "small", "--level", "L0").status == 0
@@ -126,7 +126,7 @@ def test_a_folder_is_extended_and_searched_with_the_commits_it_was_made_with(
     asked = SearchSettings(
         str(job[3]), str(tmp_path / "whole"), str(tmp_path / "hits.tsv"), k=1, metric="euclidean", whiten="none"
     )
-    search(asked, show_progress=False)
+    run_search(asked, show_progress=False)
     distances = [float(row.split("\t")[5]) for row in (tmp_path / "hits.tsv").read_text().splitlines()[1:]]
     # Each protein finds itself: other weights would have put it elsewhere.
     assert max(distances) < 1e-3

@@ -201,7 +201,7 @@ def test_mistakes_are_named_before_any_weight_is_loaded(tiny_checkpoint: Path, t
     (tmp_path / "config.json").write_text('{"model_type": "esm"}')
     with pytest.raises(InputError, match="a model of type 'esm', not 'rd_esm'"):
         Embedder(tmp_path)
-    with pytest.raises(InputError, match="neither a folder here nor a model that the Hub gives us"):
+    with pytest.raises(InputError, match="someone/absent is neither here nor complete in the cache"):
         Embedder("someone/absent")
     with pytest.raises(InputError, match="no column 'sequence'; its columns are protein"):
         Embedder(tiny_checkpoint)({"protein": ["MK"]})

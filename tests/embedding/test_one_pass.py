@@ -85,14 +85,14 @@ def test_search_refuses_to_compare_the_two_and_embeds_queries_as_the_database_wa
     job = ("--model", checkpoint, "--input", fasta)
     assert embed(*job, "--output", tmp_path / "near", "--one-pass").status == 0
     assert embed(*job, "--output", tmp_path / "exact").status == 0
-    arguments = ["--queries", str(tmp_path / "exact"), "--database", str(tmp_path / "near")]
+    arguments = ["--input", str(tmp_path / "exact"), str(tmp_path / "near")]
     assert search.main([*arguments, "--output", str(tmp_path / "hits.tsv")]) == 1
     said = capsys.readouterr().err
     assert "in one pass (one-pass:sha256:" in said
     assert "nor exact ones with those of one pass" in said
     few = tmp_path / "few.fasta"
     few.write_text("".join(fasta.read_text().splitlines(keepends=True)[:6]))
-    arguments = ["--queries", str(few), "--database", str(tmp_path / "near"), "--k", "1"]
+    arguments = ["--input", str(few), str(tmp_path / "near"), "--neighbours", "1"]
     assert search.main([*arguments, "--output", str(tmp_path / "hits.tsv")]) == 0
     hits = [line.split("\t") for line in (tmp_path / "hits.tsv").read_text().splitlines()]
     place = hits[0].index("similarity")

@@ -22,7 +22,7 @@ from tests.embedding.conftest import content_hashes, parts, random_fasta
 Main = Callable[[list[str]], int]
 # Readers of a finished folder, with what each asks for.
 READERS: dict[str, tuple[Main, list[str]]] = {
-    "search": (search.main, ["--queries", "DIR", "--database", "DIR", "--output", "OUT.tsv", "--whiten", "none"]),
+    "search": (search.main, ["--input", "DIR", "DIR", "--output", "OUT.tsv", "--whiten", "none"]),
     "map": (map.main, ["DIR", "--output", "OUT.html"]),
     "export": (export.main, ["DIR", "--output", "OUT.h5"]),
     "export by hash": (export.main, ["DIR", "--output", "OUT.h5", "--key", "hash"]),

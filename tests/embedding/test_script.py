@@ -181,7 +181,7 @@ def test_numbers_beyond_float16_are_rejected_not_stored_as_infinity(
     ("arguments", "sentence"),
     [
         (["--input", "absent.fasta"], "absent.fasta: no such file; check the path"),
-        (["--model", "absent-folder"], "absent-folder is neither a folder here nor a model that the Hub gives us"),
+        (["--model", "absent-folder"], "absent-folder is no folder here, no family known by name"),
         (["--level", "650M"], "has no level '650M'; its levels are L0, L1, L2"),
         (["--positions", "3"], "set pooling to 'positions'"),
         (["--positions-column", "where", "--pooling", "positions"], "is FASTA, which has no column 'where'"),

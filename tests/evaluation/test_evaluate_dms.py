@@ -55,7 +55,7 @@ def run(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
     published.write_text(f"DMS_id,One-Hot Encodings,ESM-1v Embeddings\n{name},0.755,0.9\nsingles,0.7,0.8\n")
     arguments = (
         *("--model", tiny_checkpoint, "--assays", assays, "--output", folder / "out", "--folds", FOLDS_FILE),
-        *("--fit-data", fitting, "--seeds", "2", "--low-n", "24", "48", "--jobs", "1", "--reference", published),
+        *("--input", fitting, "--repeats", "2", "--low-n", "24", "48", "--jobs", "1", "--reference", published),
     )
     return arguments, folder / "out", evaluate(*arguments)
 
@@ -201,5 +201,5 @@ def test_mistakes_are_one_sentence(tiny_checkpoint: Path, tmp_path: Path, argume
 def test_help_teaches() -> None:
     command = [sys.executable, "-m", "rd_hf", "evaluate", "dms", "--help"]
     text = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
-    for word in ("--fit-data", "--pooling", "--depth", "results.parquet", "ProteinGym"):
+    for word in ("--input", "--pooling", "--depth", "results.parquet", "ProteinGym"):
         assert word in text

@@ -60,11 +60,11 @@ def run(data: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFact
     arguments = (
         "--model",
         tiny_checkpoint,
-        "--data",
+        "--domains",
         data,
         "--output",
         out,
-        "--fit-data",
+        "--input",
         data / "fitting" / "fitting.fasta",
     )
     status, said, errors = call(evaluate_homology.main, *arguments)
@@ -109,10 +109,10 @@ def test_a_second_run_ranks_and_embeds_nothing(run, monkeypatch: pytest.MonkeyPa
 
 def test_what_cannot_be_evaluated_is_said(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     for arguments, words in (
-        (("--data", data), "give --model or --backbones"),
-        (("--data", tmp_path / "none", "--model", tiny_checkpoint), "is no folder"),
-        (("--data", data, "--backbones", f"L0={tiny_checkpoint}"), "names 1 level"),
-        (("--data", data, "--backbones", tiny_checkpoint), "needs bases of its own; give --fit-data"),
+        (("--domains", data), "give --model or --backbones"),
+        (("--domains", tmp_path / "none", "--model", tiny_checkpoint), "is no folder"),
+        (("--domains", data, "--backbones", f"L0={tiny_checkpoint}"), "names 1 level"),
+        (("--domains", data, "--backbones", tiny_checkpoint), "needs bases of its own; give --input"),
     ):
         status, _, errors = call(evaluate_homology.main, *arguments, "--output", tmp_path / "out", "--no-search")
         assert (status, errors.count("\n")) == (1, 1), errors
@@ -124,8 +124,23 @@ def test_score_against_width_is_one_command(data: Path, tiny_checkpoint: Path, t
     assay = tmp_path / ASSAY_FILE.name
     assay.write_text("\n".join(lines[:60]) + "\n")
     arguments = (
-        *("--model", tiny_checkpoint, "--assays", assay, "--data", data, "--low-n", 24, "--widths", 5, 32, 40, 64, 80),
-        *("--fit-data", data / "fitting" / "fitting.fasta", "--output", tmp_path / "out", "--jobs", 1),
+        *(
+            "--model",
+            tiny_checkpoint,
+            "--assays",
+            assay,
+            "--domains",
+            data,
+            "--low-n",
+            24,
+            "--widths",
+            5,
+            32,
+            40,
+            64,
+            80,
+        ),
+        *("--input", data / "fitting" / "fitting.fasta", "--output", tmp_path / "out", "--jobs", 1),
     )
     status, said, errors = call(width.main, *arguments)
     assert status == 0, errors
@@ -158,8 +173,8 @@ def test_assays_learn_a_chain_to_a_real_esm2(shared_data: Path, tmp_path: Path) 
     assay.write_text("\n".join(ASSAY_FILE.read_text().splitlines()[:81]) + "\n")
     arguments = (
         *("--backbones", REPOSITORY / "hub_configs" / "rd-esm2-mini", f"8M={shared_data / 'esm2_8m_finetuned'}"),
-        *("--assays", assay, "--splits", "random", "--seeds", 1, "--low-n", "--no-control", "--jobs", 1),
-        *("--fit-data", EXAMPLE_FASTA, "--fit-sequences", 10, "--output", tmp_path / "out"),
+        *("--assays", assay, "--splits", "random", "--repeats", 1, "--low-n", "--no-control", "--jobs", 1),
+        *("--input", EXAMPLE_FASTA, "--num-sequences", 10, "--output", tmp_path / "out"),
         *("--representations", "raw", "rd", "pca", "rd_all"),
     )
     status, _, errors = call(evaluate_dms.main, *arguments)
@@ -179,7 +194,7 @@ def test_assays_learn_a_chain_to_a_real_esm2(shared_data: Path, tmp_path: Path) 
 
 def test_one_pass_is_ranked_beside_the_exact_chain(data: Path, tmp_path: Path) -> None:
     random_model([32, 48, 64], names=["A", "B", "C"], readout={"layers": [0, 1]}).save_pretrained(tmp_path / "both")
-    arguments = ["--data", data, "--output", tmp_path / "report", "--levels", "superfamily", "--no-search"]
+    arguments = ["--domains", data, "--output", tmp_path / "report", "--scop-level", "superfamily", "--no-search"]
     code, _, err = call(evaluate_homology.main, "--model", tmp_path / "both", *arguments)
     assert code == 0, err
     results = pd.read_parquet(tmp_path / "report" / "results.parquet")

@@ -16,10 +16,10 @@ from rd_hf.evaluation.options import AssayOptions, EvaluationOptions, HomologyOp
 from rd_hf.files import FolderError
 from tests.conftest import REPOSITORY
 
-SHARED = "batch-tokens cache device fit-data fit-sequences fit-seed model output quiet representations threads verbose"
+SHARED = "batch-tokens cache device input model num-sequences output quiet representations seed threads verbose"
 FLAGS = {
-    "dms": "assays backbones depth folds inner-folds jobs low-n no-control pooling reference seeds splits",
-    "homology": "backbones data levels max-length no-search",
+    "dms": "assays backbones depth folds inner-folds jobs low-n no-control pooling reference repeats splits",
+    "homology": "backbones domains longest-domain no-search scop-level",
     "residues": "depth metal-binding resamples secondary-structure train-chains validation-chains",
 }
 
@@ -27,7 +27,9 @@ FLAGS = {
 @pytest.mark.parametrize("command", FLAGS)
 def test_a_command_has_the_flags_that_all_share_and_its_own(command: str) -> None:
     parser = importlib.import_module(f"rd_hf.commands.evaluate_{command}").build_parser()
-    flags = {word.removeprefix("--") for action in parser._actions for word in action.option_strings if word != "-h"}
+    flags = {
+        word.removeprefix("--") for action in parser._actions for word in action.option_strings if word[:2] == "--"
+    }
     assert flags == {"help", *SHARED.split(), *FLAGS[command].split()}
     assert {action.dest for action in parser._actions if action.required} >= {"output"}
 
@@ -83,7 +85,7 @@ def test_what_cannot_be_fitted_is_noted(tiny_family: Family, tmp_path: Path) -> 
     assert evaluation.moments(tiny_family) is None
     assert not evaluation.notes
     assert evaluation.moments(tiny_family, ["pca"]) is None
-    assert evaluation.notes == [f"{tiny_family.label}: no pca, for want of --fit-data."]
+    assert evaluation.notes == [f"{tiny_family.label}: no pca, for want of --input."]
 
 
 def test_a_table_is_computed_once(tmp_path: Path) -> None:

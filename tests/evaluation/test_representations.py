@@ -14,7 +14,14 @@ from rd_hf.evaluation.assays import Assay
 from rd_hf.evaluation.embeddings import PooledStates
 from rd_hf.evaluation.families import Family, fitting_moments, residue_states
 from rd_hf.evaluation.options import KINDS
-from rd_hf.evaluation.representations import Representation, chain_maps, family_maps, pca_maps, random_maps
+from rd_hf.evaluation.representations import (
+    Representation,
+    chain_maps,
+    family_maps,
+    pca_chain_maps,
+    pca_maps,
+    random_maps,
+)
 
 FITTING = ["MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKA", "GSHMLEDPVDAFKLMRQ", "ACDEFGHIKLMNPQRSTVWY" * 3]
 
@@ -43,7 +50,11 @@ def test_every_level_of_every_kind_is_there(maps: dict[tuple[str, str], Represen
     widths = {key: representation.width for key, representation in maps.items()}
     assert widths == {
         **{("raw", "L0"): 32, ("raw", "L1"): 48, ("raw", "L2"): 64},
-        **{(kind, level): width for kind in ("rd", "pca", "random") for level, width in (("L1", 48), ("L2", 64))},
+        **{
+            (kind, level): width
+            for kind in ("rd", "pca", "pca_chain", "random")
+            for level, width in (("L1", 48), ("L2", 64))
+        },
         **{(kind, level): width for kind in ("concat", "rd_all") for level, width in (("L1", 80), ("L2", 144))},
     }
 
@@ -81,6 +92,21 @@ def test_pca_agrees_with_scikit_learn_on_the_stacked_states(
         signs = np.sign((found * expected).sum(axis=0))
         # Eigenvectors of float32 states, one batch against three: components of order 1.
         np.testing.assert_allclose(found * signs, expected, rtol=0, atol=1e-3)
+
+
+def test_a_chain_of_pcas_is_scikit_learns_one_after_the_other(tiny_family: Family, moments: JointMoments) -> None:
+    states = fitting_states(tiny_family)
+    previous = states[:, :32]
+    for found, (low, high) in zip(pca_chain_maps(tiny_family.names, moments), ((32, 80), (80, 144)), strict=True):
+        pair = np.hstack((previous, states[:, low:high]))
+        previous = PCA(high - low, svd_solver="full").fit_transform(pair)
+        # Signs, and directions of equal variance, are free: what both span is compared, by its projector's trace.
+        ours = found(states)
+        assert ours.shape == previous.shape
+        np.testing.assert_allclose(ours.var(axis=0)[:10], previous.var(axis=0)[:10], rtol=1e-4)
+        shared = np.linalg.svd(np.linalg.qr(ours[:, :10])[0].T @ np.linalg.qr(previous[:, :10])[0], compute_uv=False)
+        # Float32 states, in other batches.
+        np.testing.assert_allclose(shared, 1, atol=1e-3)
 
 
 def test_fitted_maps_depend_on_fitting_sequences_alone(tiny_family: Family, moments: JointMoments) -> None:

@@ -226,7 +226,7 @@ def test_a_second_fit_in_the_same_place_is_refused_while_the_first_runs(fasta: P
     first = Workspace(state, "a fit")
     first.claim()
     with pytest.raises(ValueError, match=r"model is in use by another run of a fit: wait for it, or choose another"):
-        fit_bases(family, sample, options, state, Accelerator(cpu=True), resume=True)
+        fit_bases(family, sample, options, state, Accelerator(cpu=True))
     first.leave()
     assert fit_bases(family, sample, options, state, Accelerator(cpu=True)).training_residues > 0
 
@@ -238,7 +238,7 @@ def test_a_second_fit_in_the_same_place_is_refused_while_the_first_runs(fasta: P
 def fitted(tiny_checkpoint: Path, fasta: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted fit in one process."""
     output = tmp_path_factory.mktemp("fitted") / "model"
-    done = run("--config", tiny_checkpoint, "--data", fasta, "--output", output, "--batch-tokens", "1024")
+    done = run("--config", tiny_checkpoint, "--input", fasta, "--output", output, "--batch-tokens", "1024")
     assert done.returncode == 0, done.stderr
     return output
 
@@ -256,7 +256,7 @@ def test_the_command_leaves_a_whole_model_a_report_and_a_figure(fitted: Path) ->
 
 
 def test_two_processes_give_the_bases_of_one(fitted: Path, tiny_checkpoint: Path, fasta: Path, tmp_path: Path) -> None:
-    arguments = ("--config", tiny_checkpoint, "--data", fasta, "--output", tmp_path / "two", "--batch-tokens", "1024")
+    arguments = ("--config", tiny_checkpoint, "--input", fasta, "--output", tmp_path / "two", "--batch-tokens", "1024")
     done = run(*arguments, processes=2)
     assert done.returncode == 0, done.stderr
     assert "process 1 of 2" in done.stderr
@@ -277,7 +277,7 @@ def test_a_killed_fit_resumes_to_the_same_bases(
 ) -> None:
     """SIGKILL in the middle; the continuation may even use another number of processes."""
     output = tmp_path / "model"
-    arguments = ["--config", tiny_checkpoint, "--data", fasta, "--output", output, "--batch-tokens", "1024"]
+    arguments = ["--config", tiny_checkpoint, "--input", fasta, "--output", output, "--batch-tokens", "1024"]
     victim = subprocess.Popen(
         command(*arguments, "--checkpoint-seconds", "0", processes=before),
         env=environment(),
@@ -294,11 +294,10 @@ def test_a_killed_fit_resumes_to_the_same_bases(
     held = len(load_file(state)["done"])
     assert held >= 1
 
-    assert "add --resume" in refusal(capsys, *arguments)
-    other = refusal(capsys, *arguments, "--resume", "--seed", "3")
+    other = refusal(capsys, *arguments, "--seed", "3")
     assert "was of other sequences" in other or "was of other heldout" in other
 
-    done = run(*arguments, "--resume", processes=after)
+    done = run(*arguments, processes=after)
     assert done.returncode == 0, done.stderr
     assert_same_bases(fitted, output, relative=1e-6)
     if before == after:
@@ -306,7 +305,7 @@ def test_a_killed_fit_resumes_to_the_same_bases(
         weights = sorted(path.name for path in fitted.glob("*.safetensors"))
         assert weights
         assert all((output / name).read_bytes() == (fitted / name).read_bytes() for name in weights)
-    assert main([*map(str, arguments), "--resume"]) == 0
+    assert main([*map(str, arguments)]) == 0
     assert "nothing is left to do" in capsys.readouterr().out
 
 
@@ -315,7 +314,7 @@ def test_a_killed_fit_resumes_to_the_same_bases(
 
 def test_no_such_fasta(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refusal(
-        capsys, "--config", tiny_checkpoint, "--data", tmp_path / "nothing.fasta", "--output", tmp_path / "out"
+        capsys, "--config", tiny_checkpoint, "--input", tmp_path / "nothing.fasta", "--output", tmp_path / "out"
     )
     assert "nothing.fasta: no such file" in said
 
@@ -323,7 +322,7 @@ def test_no_such_fasta(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.Cap
 def test_a_fasta_without_sequences(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty.fasta").write_text("nothing here\n")
     said = refusal(
-        capsys, "--config", tiny_checkpoint, "--data", tmp_path / "empty.fasta", "--output", tmp_path / "out"
+        capsys, "--config", tiny_checkpoint, "--input", tmp_path / "empty.fasta", "--output", tmp_path / "out"
     )
     assert "holds no FASTA record" in said
 
@@ -339,7 +338,7 @@ def test_fewer_residues_than_the_first_level_is_wide(
 ) -> None:
     (tmp_path / "short.fasta").write_text(">a\nMKTAYIAKQRQISFVKSHFSRQ\n")
     said = refusal(
-        capsys, "--config", tiny_checkpoint, "--data", tmp_path / "short.fasta", "--output", tmp_path / "out"
+        capsys, "--config", tiny_checkpoint, "--input", tmp_path / "short.fasta", "--output", tmp_path / "out"
     )
     assert "22 residues are too few to fit on: level L0 is 32 wide" in said
 
@@ -360,7 +359,7 @@ def test_levels_whose_widths_do_not_grow(
 ) -> None:
     levels = json.loads((tiny_checkpoint / "config.json").read_text())["levels"]
     folder = edited(tiny_checkpoint, tmp_path / "bad", levels=levels[::-1], residual_directions=None)
-    said = refusal(capsys, "--config", folder, "--data", fasta, "--output", tmp_path / "out")
+    said = refusal(capsys, "--config", folder, "--input", fasta, "--output", tmp_path / "out")
     assert "level L1 (48 wide) does not grow beyond L2 (64 wide)" in said
 
 
@@ -368,7 +367,7 @@ def test_a_checkpoint_of_another_model_type(
     tiny_checkpoint: Path, fasta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = edited(tiny_checkpoint, tmp_path / "bert", model_type="bert", auto_map=None)
-    message = refusal(capsys, "--config", folder, "--data", fasta, "--output", tmp_path / "out")
+    message = refusal(capsys, "--config", folder, "--input", fasta, "--output", tmp_path / "out")
     assert "bert" in message
     assert "rd_esm" in message
 
@@ -377,7 +376,7 @@ def test_an_unknown_level_name(
     tiny_checkpoint: Path, fasta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = edited(tiny_checkpoint, tmp_path / "unknown", level="15B")
-    message = refusal(capsys, "--config", folder, "--data", fasta, "--output", tmp_path / "out")
+    message = refusal(capsys, "--config", folder, "--input", fasta, "--output", tmp_path / "out")
     assert "unknown level '15B': this model has L0, L1, L2" in message
 
 
@@ -390,7 +389,7 @@ def test_nan_in_the_weights(
     (key,) = [key for key in weights if key.endswith("encoder.emb_layer_norm_after.weight")]
     weights[key][0] = float("nan")
     save_file(weights, path, metadata={"format": "pt"})
-    message = refusal(capsys, "--config", folder, "--data", fasta, "--output", tmp_path / "out")
+    message = refusal(capsys, "--config", folder, "--input", fasta, "--output", tmp_path / "out")
     assert "backbone 3 returned NaN" in message
     assert "level L2" in message
 
@@ -399,7 +398,7 @@ def test_nan_in_the_weights(
 def test_impossible_numbers_of_directions(
     tiny_checkpoint: Path, fasta: Path, tmp_path: Path, keep: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ("--config", tiny_checkpoint, "--data", fasta, "--output", tmp_path / "out", "--keep", *keep)
+    arguments = ("--config", tiny_checkpoint, "--input", fasta, "--output", tmp_path / "out", "--keep", *keep)
     said = refusal(capsys, *arguments)
     assert "--keep" in said, "in words of the flag"
     assert "residual_directions" not in said

@@ -31,7 +31,7 @@ def test_it_is_the_command(family: Path, fasta: Path, tmp_path: Path, capsys: py
     words = [
         "--config",
         family,
-        "--data",
+        "--input",
         fasta,
         "--num-sequences",
         30,
@@ -54,10 +54,9 @@ def test_it_is_the_command(family: Path, fasta: Path, tmp_path: Path, capsys: py
         same = path.read_bytes() == (tmp_path / "called" / path.name).read_bytes()
         assert same or path.name == "README.md", path.name
 
-    with pytest.raises(ValueError, match="holds a finished fit already: choose another"):
-        run_fit(asked)
-    again = settings(family, fasta, tmp_path / "called", keep=("all",), resume=True)
-    assert str(run_fit(again)) == f"{tmp_path / 'called'} holds a finished fit; nothing is left to do"
+    assert str(run_fit(asked)) == f"{tmp_path / 'called'} holds a finished fit; nothing is left to do"
+    with pytest.raises(ValueError, match="holds a finished fit of other residual directions: choose another"):
+        run_fit(settings(family, fasta, tmp_path / "called"))
 
 
 def test_a_fit_leaves_no_readout_of_the_model_that_it_started_from(family: Path, fasta: Path, tmp_path: Path) -> None:
@@ -95,7 +94,7 @@ def test_old_names_still_stand_for_groups_of_batches(fasta: Path, tmp_path: Path
     with pytest.warns(FutureWarning, match="group_batches"), pytest.raises(ValueError, match="10 residues are too few"):
         fit_bases(random_model([16, 24]), sample, FitOptions(), tmp_path, Accelerator(cpu=True), window_batches=2)
     parser = build_parser()
-    words = ["--config", "c", "--data", "d", "--output", "o"]
+    words = ["--config", "c", "--input", "d", "--output", "o"]
     assert parser.parse_args([*words, "--window-tokens", "9000"]).group_tokens == 9000
     assert parser.parse_args(words).group_tokens is None
     assert "--window-tokens" not in parser.format_help()

@@ -34,13 +34,15 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def fitted(family: Path, fasta: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fitted") / "model"
-    status = main(["--config", str(family), "--data", str(fasta), "--output", str(folder), "--one-pass", "2", "0", "4"])
+    status = main(
+        ["--config", str(family), "--input", str(fasta), "--output", str(folder), "--one-pass", "2", "0", "4"]
+    )
     assert status == 0
     return folder
 
 
 def test_the_exact_chain_is_what_it_is_without(family: Path, fitted: Path, fasta: Path, tmp_path: Path) -> None:
-    assert main(["--config", str(family), "--data", str(fasta), "--output", str(tmp_path / "plain")]) == 0
+    assert main(["--config", str(family), "--input", str(fasta), "--output", str(tmp_path / "plain")]) == 0
     plain, beside = bases_of(tmp_path / "plain"), bases_of(fitted)
     for key, value in plain.items():
         # The same sums, taken in batches of other sequences.
@@ -149,8 +151,8 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_readout(
         fit_bases(model, sample, options, tmp_path / "cut", Accelerator(cpu=True), checkpoint_seconds=0)
     other = FitOptions(one_pass=(1, 2), batch_tokens=1024)
     with pytest.raises(ValueError, match="of other one-pass layers"):
-        fit_bases(model, sample, other, tmp_path / "cut", Accelerator(cpu=True), resume=True)
-    resumed = fit_bases(model, sample, options, tmp_path / "cut", Accelerator(cpu=True), resume=True)
+        fit_bases(model, sample, other, tmp_path / "cut", Accelerator(cpu=True))
+    resumed = fit_bases(model, sample, options, tmp_path / "cut", Accelerator(cpu=True))
     assert whole.readout is not None
     assert resumed.readout is not None
     assert resumed.readout.strengths == whole.readout.strengths
@@ -192,6 +194,6 @@ def test_absurd_layers_are_refused_with_the_numbers(level: str, asked: list[int]
 
 
 def test_the_command_refuses_before_the_pass(family: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    arguments = ["--config", str(family), "--data", str(EXAMPLE_FASTA), "--output", str(tmp_path / "o")]
+    arguments = ["--config", str(family), "--input", str(EXAMPLE_FASTA), "--output", str(tmp_path / "o")]
     assert main([*arguments, "--one-pass", "9"]) != 0
     assert re.search(r"--one-pass 9: the backbone of L2 has layers 0 to 4", capsys.readouterr().err)

@@ -17,7 +17,7 @@ from rd_hf.fitting.fit import backbone_states
 from rd_hf.fitting.state import weights_sha256
 from rd_hf.model.layers_rd_esm import rotary_modules
 from rd_hf.model.modeling_rd_esm import RDEsmModel
-from tests.conftest import random_model
+from tests.conftest import EXAMPLE_FASTA, random_model
 from tests.test_files import leftover
 
 WIDTHS = [16, 24]
@@ -31,7 +31,7 @@ def unfinished(fasta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     def fit(model: RDEsmModel, **other: object) -> object:
         again = FitOptions(num_sequences=20, batch_tokens=512, **other)  # type: ignore[arg-type]
-        return fit_bases(model, sample, again, tmp_path / ".fit", Accelerator(cpu=True), True, checkpoint_seconds=0)
+        return fit_bases(model, sample, again, tmp_path / ".fit", Accelerator(cpu=True), checkpoint_seconds=0)
 
     def stopped(*arguments: object) -> object:
         calls.append(1)
@@ -135,7 +135,7 @@ def done(family: Path, fasta: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def fit(family: Path, fasta: Path, output: Path, *more: str) -> int:
-    words = ["--config", family, "--data", fasta, "--num-sequences", 30, "--output", output, "--quiet", *more]
+    words = ["--config", family, "--input", fasta, "--num-sequences", 30, "--output", output, "--quiet", *more]
     return main([str(word) for word in words])
 
 
@@ -168,8 +168,7 @@ def test_a_fit_that_was_killed_while_it_saved_goes_on(
         patched.setattr("rd_hf.fitting.job.save_checkpoint", killed)
         assert fit(family, fasta, output) == 130
     kept = leftover(output)
-    assert fit(family, fasta, output) == 1, "it says --resume"
-    assert fit(family, fasta, output, "--resume") == 0
+    assert fit(family, fasta, output) == 0
     assert not kept.exists()
     assert sorted(path.name for path in output.iterdir()) == sorted(path.name for path in done.iterdir())
 
@@ -183,11 +182,55 @@ def test_what_lies_in_the_state_of_a_finished_fit_does_not_make_it_unfinished(
     (output / ".fit").mkdir()
     (output / ".fit" / "0123.tmp").write_text("half")
     assert fit(family, fasta, output, "--seed", "7") == 1
-    assert "holds a finished fit already" in capsys.readouterr().err
+    assert "holds a finished fit of other seed: choose another --output, or delete it" in capsys.readouterr().err
     assert (output / "config.json").read_bytes() == before
     (output / ".fit" / "0123.tmp").unlink()
-    assert fit(family, fasta, output, "--resume") == 0
+    assert fit(family, fasta, output) == 0
     assert not (output / ".fit").exists(), "killed before it was removed"
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        (("--num-sequences", "29"), "num_sequences"),
+        (("--heldout-fraction", "0.2"), "heldout_fraction"),
+        (("--regression", "ols"), "regression"),
+        (("--max-length", "50"), "max_length"),
+        (("--batch-tokens", "512"), "batch_tokens"),
+        (("--block-weights", "1", "2"), "block_weights"),
+        (("--one-pass", "0"), "one-pass layers"),
+        (("--keep", "3"), "residual directions"),
+        (("--input", str(EXAMPLE_FASTA)), "data"),
+    ],
+)
+def test_a_finished_fit_is_known_by_all_that_decides_it(
+    more: tuple[str, ...], what: str, family: Path, fasta: Path, done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same command given again finds it done; any other is refused, and the model stays as it is."""
+    before = {path.name: path.read_bytes() for path in done.iterdir()}
+    assert fit(family, fasta, done) == 0
+    assert fit(family, fasta, done, *more) == 1
+    assert f"{done} holds a finished fit of other {what}: choose another --output" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in done.iterdir()} == before
+
+
+def test_a_finished_fit_of_other_backbones_is_refused(
+    fasta: Path, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random_model([16, 32], layers=1).save_pretrained(tmp_path / "other")
+    assert fit(tmp_path / "other", fasta, done) == 1
+    assert "holds a finished fit of other backbones" in capsys.readouterr().err
+
+
+def test_all_sequences_are_more_than_some_of_them(
+    family: Path, fasta: Path, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--config", family, "--input", fasta, "--output", done, "--quiet"]
+    assert main([str(word) for word in words]) == 1
+    assert "holds a finished fit of other num_sequences" in capsys.readouterr().err
+    whole = ["--config", family, "--input", fasta, "--output", tmp_path / "whole", "--quiet"]
+    assert main([str(word) for word in whole]) == 0
+    assert main([str(word) for word in [*whole, "--num-sequences", 10**6]]) == 0, "there are no more of them"
 
 
 def test_numbers_of_directions_are_judged_before_the_data_are_read(

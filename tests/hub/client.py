@@ -115,7 +115,7 @@ def push() -> dict[str, Any]:
     mark("dry-done")
     found["pushed"] = command("--repo-id", "me/nested")
     found["private"] = command("--repo-id", "me/secret", "--private", "--no-check")
-    found["branch"] = command("--repo-id", "me/nested", "--revision", "trial", "--no-check")
+    found["branch"] = command("--repo-id", "me/nested", "--branch", "trial", "--no-check")
     found["pull"] = command("--repo-id", "me/nested", "--create-pr", "--check-level", "L1")
     # The other form replaces the first: none of its files may stay.
     save_checkpoint(model, work / "full", backbones=True, max_shard_size=ARGUMENTS["shard"])
@@ -331,7 +331,7 @@ def fit_bin() -> dict[str, Any]:
     mark("bin-fit")
     code = fit(
         [
-            *("--backbones", *ARGUMENTS["backbones"], "--data", ARGUMENTS["data"], "--num-sequences", "40"),
+            *("--backbones", *ARGUMENTS["backbones"], "--input", ARGUMENTS["data"], "--num-sequences", "40"),
             *("--max-length", "100", "--batch-tokens", "1000", "--output", str(work / "fitted")),
         ]
     )

@@ -39,7 +39,8 @@ class Fault:
     """What goes wrong with the next ``times`` requests of ``method`` whose path matches.
 
     ``kind``: "status" answers with ``status``; "cut" closes the connection after half of the body; "slow" sends it
-    in small pieces with pauses, ``seconds`` in all; "refuse" closes without an answer.
+    in small pieces with pauses, ``seconds`` in all; "late" waits for ``seconds`` first; "refuse" closes without an
+    answer.
     """
 
     method: str
@@ -264,6 +265,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.fault is not None and self.fault.kind == "refuse":
             self.close_connection = True
             return
+        if self.fault is not None and self.fault.kind == "late":
+            time.sleep(self.fault.seconds)
         if self.fault is not None and self.fault.kind == "status":
             status, self.fault = self.fault.status, None
             self.error(status, "", "trouble on purpose")

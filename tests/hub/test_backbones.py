@@ -42,7 +42,7 @@ IDS = torch.tensor([[0, 20, 15, 11, 32, 19, 12, 5, 15, 2], [0, 20, 15, 11, 5, 2,
 
 
 def run_fit(output: Path, *words: str, sequences: int = 30) -> int:
-    common = ["--data", str(EXAMPLE_FASTA), "--num-sequences", str(sequences), "--max-length", "60"]
+    common = ["--input", str(EXAMPLE_FASTA), "--num-sequences", str(sequences), "--max-length", "60"]
     return fit(["--backbones", *words, *common, "--batch-tokens", "1000", "--output", str(output)])
 
 

@@ -58,8 +58,8 @@ def words_of(command: str, tmp_path: Path) -> list[str]:
     return {
         "info": ["info", "me/model"],
         "embed": ["embed", "--model", "me/model", "--input", data, "--output", output],
-        "fit": ["fit", "--config", "me/model", "--data", data, "--output", output],
-        "fit on levels": ["fit", "--backbones", "me/model", "--data", data, "--output", output],
+        "fit": ["fit", "--config", "me/model", "--input", data, "--output", output],
+        "fit on levels": ["fit", "--backbones", "me/model", "--input", data, "--output", output],
     }[command]
 
 

@@ -156,7 +156,7 @@ def test_a_fit_refuses_anothers_folder_before_the_first_change(
         (folder / kind).parent.mkdir(parents=True)
         (folder / kind).write_text("{}")
     before = snapshot(folder)
-    status = fit(["--config", str(tiny_checkpoint), "--data", str(EXAMPLE_FASTA), "--output", str(folder)])
+    status = fit(["--config", str(tiny_checkpoint), "--input", str(EXAMPLE_FASTA), "--output", str(folder)])
     said = capsys.readouterr().err
     assert status == 1
     assert f"{folder} holds other files" in said

@@ -195,7 +195,7 @@ def test_the_command_imports_and_says_what_it_found(weights: dict[str, Path], tm
     assert find_recipes(weights["raw"], "150M") == sorted(RECIPES, key=str)
     assert find_recipes(weights["raw"], "650M") == []
     command = [sys.executable, "-m", "rd_hf", "import-published"]
-    command += ["--weights", str(weights["raw"]), "--level", "150M", "--output", str(tmp_path / "out")]
+    command += ["--weights", str(weights["raw"]), "--config", "rd-esm2-150M", "--output", str(tmp_path / "out")]
     environment = {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "PATH": "", "HF_HOME": str(tmp_path)}
     several = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert several.returncode == 1
@@ -205,6 +205,15 @@ def test_the_command_imports_and_says_what_it_found(weights: dict[str, Path], tm
     assert one.returncode == 0, one.stderr
     assert "  150M: fitted on raw" in one.stdout
     assert (tmp_path / "out" / "model.safetensors").exists()
+    # The same command again makes the same; what is another's stays.
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+    command[command.index("rd-esm2-150M")] = "rd-esm2-35M"
+    other = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert other.returncode == 1
+    assert "out holds another model: choose another --output, or delete it" in other.stderr
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
 
 
 class Bomb:

@@ -196,7 +196,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str],
         entry.update(repo_id=f"lab/{entry['name']}", revision="0" * 40)
     config.save_pretrained(tmp_path / "config")
     (tmp_path / "p.fasta").write_text(">a\nMKTAYIAKQR\n>b\nACDEFGHIKLMNP\n>c\nMMMKKK\n")
-    words = ["--config", str(tmp_path / "config"), "--repo-id", "me/x", "--data", str(tmp_path / "p.fasta")]
+    words = ["--config", str(tmp_path / "config"), "--repo-id", "me/x", "--input", str(tmp_path / "p.fasta")]
     words += ["--output", str(tmp_path / "work"), "--memory", "900GB"]
     gc.disable()
     try:
@@ -289,9 +289,9 @@ def test_a_fit_that_says_little_of_a_level_is_not_published(tmp_path: Path, r2: 
     ("words", "said"),
     [
         (["--level", "9B", "--repo-id", "me/x"], "no reverse-distilled ESM-2 9B: choose 35M"),
-        (["--level", "3B", "--repo-id", "x"], "'x' is no Hub id"),
-        (["--level", "3B", "--repo-id", "me/x", "--window-tokens", "9"], "--group-tokens 9 must be at least"),
-        (["--level", "35M", "--repo-id", "me/x", "--memory", "600MB"], "even one backbone at a time needs"),
+        (["--config", "rd-esm2-3B", "--repo-id", "x"], "'x' is no Hub id"),
+        (["--config", "rd-esm2-3B", "--repo-id", "me/x", "--window-tokens", "9"], "--group-tokens 9 must be at least"),
+        (["--config", "rd-esm2-35M", "--repo-id", "me/x", "--memory", "600MB"], "even one backbone at a time needs"),
         (["--config", "hub_configs/rd-esm2-mini", "--repo-id", "me/x"], "holds its backbones itself: rd-hf push"),
         (["--config", "HOMELESS", "--repo-id", "me/x"], "level L0 of HOMELESS takes its backbone from None, which is"),
     ],
@@ -343,7 +343,7 @@ def test_without_a_login_it_stops_before_the_hours(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    words = ["--level", "35M", "--repo-id", f"{owner}/x", "--num-sequences", "20", "--memory", "900GB"]
+    words = ["--config", "rd-esm2-35M", "--repo-id", f"{owner}/x", "--num-sequences", "20", "--memory", "900GB"]
     with FakeHub() as hub:
         login = hub.token if owner == "others" else None
         monkeypatch.setattr("rd_hf.hub.release.HfApi", lambda token: HfApi(endpoint=hub.endpoint, token=token or login))
@@ -375,7 +375,7 @@ def test_published_bases_go_the_same_road(world: World, tmp_path: Path) -> None:
     said = world.run(
         "release", "home-release-published", package=True, logged_in=False,
         words=[
-            *("--level", "35M", "--repo-id", "me/published", "--from-published", "--output", str(output)),
+            *("--config", "rd-esm2-35M", "--repo-id", "me/published", "--from-published", "--output", str(output)),
             *("--skip", "push", "compare"),
         ],
     )  # fmt: skip

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,16 @@ DIMS = {"S": 4, "M": 8, "L": 12}
 def draw(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Run the command."""
     return partial(run_here, main, capsys)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A headless Chromium, for the tests that have one."""
+    from tests.maps.browser import start
+
+    started = start(tmp_path_factory.mktemp("profile"))
+    yield started
+    started.quit()
 
 
 def write_folder(

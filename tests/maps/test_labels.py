@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rd_hf.data.records import InputError
@@ -20,10 +21,13 @@ def test_labels_are_numbered_by_frequency() -> None:
     assert Column.of("tied", ["b", "a"]).labels == ["a", "b"]
 
 
-def coloured(path: Path, ids: list[str]) -> tuple[list[Column], list[str]]:
-    """Columns of the table ``labels.tsv`` for proteins of these ids, all of one input, and what is said of them."""
+def coloured(
+    path: Path, ids: list[str], table: Path | None = None, categories: tuple[str, ...] = ()
+) -> tuple[list[Column], list[str]]:
+    """Columns of a table (``labels.tsv``) for proteins of these ids, all of one input, and what is said of them."""
     proteins: Proteins = read_proteins(write_folder(path / "e", clusters(len(ids), 12)[0], ids, parts=1))
-    settings = MapSettings(str(path / "e"), str(path / "map.html"), labels=str(path / "labels.tsv"))
+    labels = str(table or path / "labels.tsv")
+    settings = MapSettings(str(path / "e"), str(path / "map.html"), labels=labels, categories=categories)
     return columns_of(settings, proteins)
 
 
@@ -65,3 +69,48 @@ def test_a_table_of_no_protein_gets_a_sentence(tmp_path: Path, text: str, senten
     (tmp_path / "labels.tsv").write_text(text)
     with pytest.raises(InputError, match=sentence):
         coloured(tmp_path, ["x", "y", "z"])
+
+
+def test_numbers_are_read_as_numbers_and_shown_on_a_scale() -> None:
+    written = ["2", "10", "-1.5", "+3e2", ".5", "7.", "1e-3", "0"]
+    found = Column.of("melting", [*written, "", "NA", "2;3"])
+    assert found.scale
+    assert found.numbers is not None
+    # An empty cell, one that says so, and several numbers are none.
+    assert found.numbers[:8].tolist() == [float(one) for one in written]
+    assert np.isnan(found.numbers[8:]).all()
+    # Equally frequent ones stand in the order of numbers, not of text.
+    assert found.labels[:8] == ["-1.5", "0", "1e-3", ".5", "2", "7.", "10", "+3e2"]
+
+
+@pytest.mark.parametrize("word", ["", "x", "1_000", "infinity", "1e999", "0x10", "1,5", "٣", "12 kDa", "A;1"])
+def test_one_label_that_is_no_number_makes_categories(word: str) -> None:
+    found = Column.of("k", [*map(str, range(20)), word])
+    assert (found.numbers is None) == bool(word)  # an empty cell is no label
+    assert found.scale == (not word)
+
+
+def test_few_numbers_and_those_said_to_be_names_are_categories() -> None:
+    few = Column.of("cluster", [str(row % 7) for row in range(50)])
+    assert few.numbers is not None  # the page can draw a scale of them all the same
+    assert not few.scale
+    assert Column.of("cluster", [str(row % 8) for row in range(50)]).scale
+    assert not Column.of("cluster", [str(row % 8) for row in range(50)], categories=True).scale
+    assert Column.of("constant", ["1", "1"]).numbers is None
+
+
+def test_a_scale_is_said_with_the_way_out(tmp_path: Path) -> None:
+    ids = [f"p{row}" for row in range(10)]
+    (tmp_path / "labels.tsv").write_text("id\tlength\n" + "".join(f"{one}\t{row}\n" for row, one in enumerate(ids[:9])))
+    path = tmp_path / "labels.tsv"
+    (found,), notes = coloured(tmp_path / "a", ids, path)
+    assert found.scale
+    assert notes == [
+        f"length in {path} holds numbers: drawn on a scale; --categories length gives each a colour",
+        f"proteins without one number as length in {path}, drawn grey: 1",
+    ]
+    (found,), notes = coloured(tmp_path / "b", ids, path, categories=("length",))
+    assert not found.scale
+    assert notes == [f"proteins without length in {path}, drawn grey: 1"]
+    with pytest.raises(InputError, match=r"has no column 'width' to draw as categories: it has length"):
+        coloured(tmp_path / "c", ids, path, categories=("width",))

@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rd_hf.maps import page as module
+from rd_hf.maps.colours import COLOURS, number_scales
 from rd_hf.maps.labels import Column
 from rd_hf.maps.neighbours import nearest
-from rd_hf.maps.page import COLOURS, Map, inline_json, page_data, render_page
+from rd_hf.maps.page import Map, inline_json, page_data, render_page
 from rd_hf.maps.projection import project
 from rd_hf.maps.proteins import read_proteins
 from tests.maps.conftest import Outcome, clusters, write_folder
@@ -42,7 +43,10 @@ def content(folder: Path, count: int = 40, ids: list[str] | None = None) -> Map:
         proteins=proteins,
         projections=project(proteins),
         neighbours=nearest(proteins.vectors, proteins.levels, 5),
-        columns=[Column.of("family", [f"f{cluster}" for cluster in which])],
+        columns=[
+            Column.of("family", [f"f{cluster}" for cluster in which]),
+            Column.of("melting", ["", *(str(row / 3) for row in range(1, count))]),
+        ],
         method="Principal components",
     )
 
@@ -67,6 +71,11 @@ def test_numbers_arrive_as_they_were(tmp_path: Path) -> None:
     assert unpacked(data["records"], "<f8").tolist() == list(range(1, 41))
     assert unpacked(data["lengths"], "<u4").tolist() == list(range(100, 140))
     assert np.array_equal(unpacked(data["columns"][0]["codes"], "<i4"), drawn.columns[0].codes)
+    assert data["columns"][0]["numbers"] is None
+    numbers = drawn.columns[1].numbers
+    assert numbers is not None
+    assert np.array_equal(unpacked(data["columns"][1]["numbers"], "<f8"), numbers, equal_nan=True)
+    assert [column["scale"] for column in data["columns"]] == [False, True]
 
 
 def test_descriptions_lose_their_id_and_their_length(tmp_path: Path) -> None:
@@ -135,7 +144,7 @@ def test_only_the_pages_own_scripts_may_run(tmp_path: Path, monkeypatch: pytest.
     allowed = set(re.findall(r"'sha256-([^']+)'", found.policy))
     hashes = {base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in found.scripts[1:]}
     assert allowed == hashes
-    assert len(hashes) == 4
+    assert len(hashes) == 6
     assert "default-src 'none'" in found.policy
     assert "http" not in found.policy
     with pytest.raises(ValueError, match="ends its own element"):
@@ -177,11 +186,25 @@ def smallest_difference(colours: list[str]) -> float:
     )
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_colours_differ_for_the_colour_blind_and_from_the_page(scheme: str) -> None:
+def tokens(scheme: str) -> dict[str, str]:
+    """Colours of the page's style, by name."""
     css = (Path(module.__file__).parent / "templates" / "page.css").read_text()
     block = css[css.index(':root[data-theme="dark"]') :] if scheme == "dark" else css
-    token = dict(re.findall(r"--(\w+): (#\w{6})", block.split("}")[0]))
+    return dict(re.findall(r"--(\w+): (#\w{6})", block.split("}")[0]))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_scale_rises_for_every_reader_and_leaves_the_page(scheme: str) -> None:
+    scale = number_scales()[scheme]
+    for deficiency in DEFICIENCIES.values():
+        lightness = np.array([lab(colour, deficiency)[0] for colour in scale])
+        assert (np.diff(lightness) > 2.3).all()  # what is just noticeable
+    assert min(np.linalg.norm(lab(colour, np.eye(3)) - lab(tokens(scheme)["page"], np.eye(3))) for colour in scale) > 35
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_differ_for_the_colour_blind_and_from_the_page(scheme: str) -> None:
+    token = tokens(scheme)
     colours = [token["ink"] if name == "ink" else name for name in COLOURS]
     # 2.3 is what is just noticeable; several times that is told apart in small dots.
     assert smallest_difference(colours) > 10
@@ -226,6 +249,12 @@ def test_wrong_commands_get_one_sentence(draw: Callable[..., Outcome], tmp_path:
         ((tmp_path, "--output", output), "no folder of embeddings"),
         ((folder, "--output", tmp_path / "there"), "give --output a file in a folder that exists"),
         ((folder, "--output", tmp_path / "no" / "map.html"), "give --output a file in a folder that exists"),
+        ((folder, "--table", tmp_path / "no" / "t.tsv", "--output", output), "give --table a file in a folder that"),
+        ((folder, "--table", tmp_path / "t.xlsx", "--output", output), "must end in one of .parquet, .tsv, .csv"),
+        (
+            (folder, "--table", tmp_path / "one.tsv", "--output", tmp_path / "one.tsv"),
+            "--table and --output are the same file",
+        ),
         ((folder, "--level", "XL", "--output", output), "holds no level 'XL'"),
         ((folder, "--labels", tmp_path / "no.tsv", "--output", output), "no such file"),
         (

@@ -82,7 +82,7 @@ def test_a_sample_is_uniform_in_order_and_repeatable(tmp_path: Path, monkeypatch
     folder = write_folder(tmp_path / "e", vectors, parts=7)
     # Above the limit a sample is the way out.
     monkeypatch.setattr(module, "MOST_PROTEINS", 400)
-    with pytest.raises(InputError, match=r"500 proteins, more than the 400 .* --sample"):
+    with pytest.raises(InputError, match=r"500 proteins, more than the 400 .* --num-sequences"):
         read_proteins(folder)
     found = read_proteins(folder, sample=100, seed=3)
     rows = found.records - 1

@@ -36,7 +36,7 @@ def test_the_funnel_is_its_two_steps_and_tells_its_recall(
 ) -> None:
     rows, queries = protein_like(200), protein_like(30, seed=1)
     outcome = run(
-        *("--queries", folder(queries, "queries"), "--database", folder(rows), "--metric", metric, "--k", 3),
+        *("--input", folder(queries, "queries"), folder(rows), "--metric", metric, "--neighbours", 3),
         *("--shortlist-level", "S", "--shortlist", 12, "--output", tmp_path / "hits.tsv"),
     )
     assert "shortlist: 12 candidates per query at level S (exact)" in outcome.stdout
@@ -54,7 +54,7 @@ def test_the_sample_is_of_the_size_asked_for(
     run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     database = folder(protein_like(50))
-    arguments = ("--queries", database, "--database", database, "--shortlist-level", "S", "--shortlist", 49)
+    arguments = ("--input", database, database, "--shortlist-level", "S", "--shortlist", 49)
     outcome = run(*arguments, "--recall-sample", 7, "--output", tmp_path / "hits.tsv")
     # All others are candidates: nothing can be missed, a database's own rows being out on both sides.
     assert told(outcome) == (7, 1, 1)
@@ -71,7 +71,7 @@ def test_an_approximate_index_picks_and_the_rows_score(
     rows, queries = protein_like(300), protein_like(20, seed=1)
     (tmp_path / "labels.tsv").write_text("".join(f"r{record}\tx\n" for record in range(1, 301, 2)))
     arguments = [
-        *("--queries", folder(queries, "queries"), "--database", folder(rows), "--metric", metric, "--k", 4),
+        *("--input", folder(queries, "queries"), folder(rows), "--metric", metric, "--neighbours", 4),
         *("--index", index, "--output", tmp_path / "hits.tsv", "--shortlist", 150),
     ]
     outcome = run(*arguments)
@@ -96,7 +96,7 @@ def test_an_approximate_index_leaves_a_records_own_row_out(
 ) -> None:
     rows = protein_like(120)
     database = folder(rows)
-    arguments = ("--queries", database, "--database", database, "--index", "hnsw", "--k", 3, "--shortlist", 60)
+    arguments = ("--input", database, database, "--index", "hnsw", "--neighbours", 3, "--shortlist", 60)
     outcome = run(*arguments, "--output", tmp_path / "hits.tsv")
     assert told(outcome)[1] > 0.99  # a graph of 120 nodes, half of them visited
     found = records_found(tmp_path / "hits.tsv", 3)
@@ -110,7 +110,7 @@ def test_an_index_is_kept_and_made_anew_where_it_is_damaged(
     made: list[str] = []
     build = approximate._build
     monkeypatch.setattr(approximate, "_build", lambda *arguments: made.append(arguments[4]) or build(*arguments))
-    arguments = ("--queries", database, "--database", database, "--output", tmp_path / "hits.tsv", "--index")
+    arguments = ("--input", database, database, "--output", tmp_path / "hits.tsv", "--index")
     for index in ("ivf", "ivf", "hnsw", "ivf"):
         assert run(*arguments, index).status == 0
     assert made == ["ivf", "hnsw"]
@@ -127,7 +127,7 @@ def test_an_index_that_cannot_be_kept_is_said_and_used(
 ) -> None:
     database = folder(protein_like(40))
     (tmp_path / "file").write_text("")
-    arguments = ("--queries", database, "--database", database, "--output", tmp_path / "hits.tsv")
+    arguments = ("--input", database, database, "--output", tmp_path / "hits.tsv")
     outcome = run(*arguments, "--index", "ivf", "--cache", tmp_path / "file" / "cache")
     assert outcome.status == 0
     assert "the index cannot be kept in" in outcome.stderr
@@ -140,8 +140,8 @@ def test_as_many_lists_are_searched_as_the_neighbours_need(
     """One list of seven was, and most queries had fewer than k hits."""
     rows = protein_like(300)
     database = folder(rows)
-    arguments = ("--queries", database, "--database", database, "--index", "ivf", "--output", tmp_path / "hits.tsv")
-    outcome = run(*arguments, "--k", 60)
+    arguments = ("--input", database, database, "--index", "ivf", "--output", tmp_path / "hits.tsv")
+    outcome = run(*arguments, "--neighbours", 60)
     assert "fewer than" not in outcome.stdout
     np.testing.assert_array_equal(records_found(tmp_path / "hits.tsv", 60), by_hand(rows, rows, 60, "cosine", True))
     assert told(outcome) == (100, 1, 1)
@@ -156,7 +156,7 @@ def test_the_labelled_are_found_however_few_they_are(
     places = np.array([5, count // 2, count - 100])
     (tmp_path / "few.tsv").write_text("".join(f"r{place + 1}\tx\n" for place in places))
     outcome = run(
-        *("--queries", folder(queries, "queries"), "--database", folder(rows), "--index", index, "--k", 3),
+        *("--input", folder(queries, "queries"), folder(rows), "--index", index, "--neighbours", 3),
         *("--labels", tmp_path / "few.tsv", "--output", tmp_path / "hits.tsv"),
     )
     assert "fewer than" not in outcome.stdout
@@ -171,7 +171,7 @@ def test_queries_that_an_index_serves_ill_are_compared_with_every_row(
     monkeypatch.setattr(approximate.ApproximateIndex, "_efforts", lambda *_: iter([1]))
     rows = protein_like(300)
     database = folder(rows)
-    arguments = ("--queries", database, "--database", database, "--index", "ivf", "--k", 60)
+    arguments = ("--input", database, database, "--index", "ivf", "--neighbours", 60)
     run(*arguments, "--output", tmp_path / "hits.tsv")
     np.testing.assert_array_equal(records_found(tmp_path / "hits.tsv", 60), by_hand(rows, rows, 60, "cosine", True))
 
@@ -182,6 +182,6 @@ def test_recall_is_of_queries_that_have_a_neighbour(
     """The only labelled protein has none, and so nothing was missed."""
     database = folder(protein_like(40))
     (tmp_path / "one.tsv").write_text("r7\tx\n")
-    arguments = ("--queries", database, "--database", database, "--index", "ivf", "--k", 1)
+    arguments = ("--input", database, database, "--index", "ivf", "--neighbours", 1)
     outcome = run(*arguments, "--labels", tmp_path / "one.tsv", "--output", tmp_path / "hits.tsv")
     assert told(outcome) == (39, 1, 1)

@@ -45,7 +45,7 @@ def test_labels_in_another_encoding_are_written(
 ) -> None:
     (tmp_path / "labels.tsv").write_bytes("r1\tprotéine\n".encode("latin-1"))
     database = folder(protein_like(2))
-    arguments = ("--queries", database, "--database", database, "--labels", tmp_path / "labels.tsv", "--k", 1)
+    arguments = ("--input", database, database, "--labels", tmp_path / "labels.tsv", "--neighbours", 1)
     for suffix in (".tsv", ".parquet"):
         assert run(*arguments, "--output", tmp_path / f"hits{suffix}").status == 0
     assert pq.read_table(tmp_path / "hits.parquet")["labels"].to_pylist() == [None, ["prot\\xe9ine"]]
@@ -57,7 +57,7 @@ def test_a_query_without_a_neighbour_is_named_and_has_a_row(
     """The one labelled protein of a database that is searched against itself."""
     (tmp_path / "labels.tsv").write_text("r2\tx\n")
     database = folder(protein_like(5))
-    arguments = ("--queries", database, "--database", database, "--labels", tmp_path / "labels.tsv", "--k", 1)
+    arguments = ("--input", database, database, "--labels", tmp_path / "labels.tsv", "--neighbours", 1)
     outcome = run(*arguments, "--output", tmp_path / "hits.tsv")
     assert "5 queries against 1 proteins: 4 hits" in outcome.stdout
     assert "fewer than 1 hits for 1 queries ('r2'), none at all for 1 ('r2')" in outcome.stdout
@@ -85,7 +85,7 @@ def test_a_search_gives_each_query_the_labels_of_its_labelled_neighbours(
     lines = [f"{name}\t{';'.join(each)}\n" for name, each in labels.items()]
     (tmp_path / "labels.tsv").write_text("".join([*lines, "stranger\tx\n"]))
     outcome = run(
-        *("--queries", folder(queries, "queries"), "--database", folder(rows), "--metric", metric, "--k", 3),
+        *("--input", folder(queries, "queries"), folder(rows), "--metric", metric, "--neighbours", 3),
         *("--labels", tmp_path / "labels.tsv", "--output", tmp_path / "hits.parquet"),
     )
     assert outcome.status == 0
@@ -116,8 +116,8 @@ def test_a_search_gives_each_query_the_labels_of_its_labelled_neighbours(
 def test_text_files_join_labels(run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "labels.tsv").write_text("r1\ta;b\nr2\tc\n")
     database = folder(protein_like(2))
-    arguments = ("--queries", database, "--database", database, "--labels", tmp_path / "labels.tsv")
-    assert run(*arguments, "--k", 1, "--output", tmp_path / "hits.tsv").status == 0
+    arguments = ("--input", database, database, "--labels", tmp_path / "labels.tsv")
+    assert run(*arguments, "--neighbours", 1, "--output", tmp_path / "hits.tsv").status == 0
     assert read_hits(tmp_path / "hits.tsv")["labels"] == ["c", "a;b"]
     assert read_hits(tmp_path / "hits.labels.tsv")["label"] == ["c", "a", "b"]
 
@@ -127,7 +127,7 @@ def test_labels_of_no_protein_get_a_sentence(
 ) -> None:
     (tmp_path / "labels.tsv").write_text("P12345\tx\n")
     database = folder(protein_like(9))
-    arguments = ("--queries", database, "--database", database, "--labels", tmp_path / "labels.tsv")
+    arguments = ("--input", database, database, "--labels", tmp_path / "labels.tsv")
     outcome = run(*arguments, "--output", tmp_path / "hits.tsv")
     assert outcome.status == 1
     assert "labels none of the 9 proteins" in outcome.stderr

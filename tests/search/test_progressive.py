@@ -50,7 +50,7 @@ def vectors(folder: Path) -> np.ndarray:
 
 def arguments(world: Path, *more: object) -> tuple[object, ...]:
     return (
-        *("--queries", world / "q.fasta", "--database", world / "small", "--level", "L2", "--k", 3),
+        *("--input", world / "q.fasta", "--database", world / "small", "--level", "L2", "--neighbours", 3),
         *("--shortlist", 8, "--output", world / "hits.tsv", *more),
     )
 
@@ -70,7 +70,7 @@ def expected_hits(world: Path, shortlist: int = 8) -> tuple[np.ndarray, set[int]
 def test_it_finds_what_a_search_at_the_large_level_finds_among_the_shortlisted(
     run: Callable[..., Outcome], world: Path, computed: list[str], queries: str
 ) -> None:
-    outcome = run(*arguments(world), "--queries", world / queries)
+    outcome = run(*arguments(world), "--input", world / queries)
     assert outcome.status == 0, outcome.stderr
     hits, shortlisted = expected_hits(world)
     np.testing.assert_array_equal(records_found(world / "hits.tsv", 3), hits)
@@ -112,7 +112,7 @@ def test_killed_it_goes_on_after_its_last_chunk(run: Callable[..., Outcome], wor
         "p.CandidateEmbedder._keep = lambda *a: (keep(*a), time.sleep(0.2))\n"
         "main(sys.argv[1:])"
     )
-    command = [sys.executable, "-c", code, *map(str, arguments(world, "--cache", cache, "--queries", world / "q"))]
+    command = [sys.executable, "-c", code, *map(str, arguments(world, "--cache", cache, "--input", world / "q"))]
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     # One pattern a folder: hidden folders of files that are being written come and go.
     while len(list(cache.glob("*/*.parquet"))) < 3:
@@ -154,7 +154,7 @@ def test_other_sequences_than_those_that_were_embedded_are_refused(run: Callable
         outcome = run(*arguments(world, "--shortlist", 40))
         assert outcome.status == 1
         (sentence,) = outcome.stderr.splitlines()
-        assert "was made from with --sequences, or embed again" in sentence
+        assert "was made from with --database-input, or embed again" in sentence
         return sentence
 
     # One residue of one protein, in its middle: the id and the length are as before.
@@ -169,7 +169,7 @@ def test_other_sequences_than_those_that_were_embedded_are_refused(run: Callable
     assert outcome.status == 1
     assert "all.fasta is not there" in outcome.stderr
     (world / "moved.fasta").write_text("\n".join(lines) + "\n")
-    assert run(*arguments(world, "--sequences", world / "moved.fasta")).status == 0
+    assert run(*arguments(world, "--database-input", world / "moved.fasta")).status == 0
 
 
 def test_a_damaged_cache_gets_a_sentence(run: Callable[..., Outcome], world: Path) -> None:

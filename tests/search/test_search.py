@@ -30,7 +30,7 @@ def test_hits_are_rows_with_rank_and_score(
 ) -> None:
     rows, queries = protein_like(30), protein_like(4, seed=1)
     database, asked = folder(rows), folder(queries, "queries", ids=["q|1", "q/2", "q\t3", "q4"])
-    said = run("--queries", asked, "--database", database, "--k", 2, "--output", tmp_path / "deep" / "hits.parquet")
+    said = run("--input", asked, database, "--neighbours", 2, "--output", tmp_path / "deep" / "hits.parquet")
     assert said.status == 0
     assert "4 queries against 30 proteins: 8 hits, cosine at level L" in said.stdout
     hits = pq.read_table(tmp_path / "deep" / "hits.parquet")
@@ -51,7 +51,7 @@ def test_hits_are_rows_with_rank_and_score(
 def test_text_is_text(run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path, suffix: str) -> None:
     database = folder(protein_like(3))
     output = tmp_path / f"hits.{suffix}"
-    assert run("--queries", database, "--database", database, "--metric", "euclidean", "--output", output).status == 0
+    assert run("--input", database, database, "--metric", "euclidean", "--output", output).status == 0
     lines = output.read_text().splitlines()
     between = "\t" if suffix == "tsv" else ","
     assert lines[0] == between.join(["query_record", "query_id", "rank", "record", "id", "distance", "level"])
@@ -67,7 +67,7 @@ def test_a_database_against_itself_leaves_its_own_rows_out(
     rows = protein_like(60)
     rows[40] = rows[3]
     database = folder(rows)
-    arguments = ("--queries", database, "--database", database, "--metric", metric, "--level", level, "--k", 5)
+    arguments = ("--input", database, database, "--metric", metric, "--level", level, "--neighbours", 5)
     assert run(*arguments, "--output", tmp_path / "hits.tsv").status == 0
     cut = rows[:, : DIMS[level]]
     found = records_found(tmp_path / "hits.tsv", 5)
@@ -95,7 +95,7 @@ def test_memory_is_bounded_whatever_is_searched(
     monkeypatch.setattr(job, "nearest", watched)
     monkeypatch.setattr(database_module, "CHUNK_BYTES", 5 * 4 * 32)
     monkeypatch.setattr(job, "_QUERIES", 11)
-    run("--queries", database, "--database", database, "--output", tmp_path / "hits.tsv")
+    run("--input", database, database, "--output", tmp_path / "hits.tsv")
     assert max(sizes["database"]) == 5
     assert sizes["queries"] == [11, 11, 11, 11, 6]
     np.testing.assert_array_equal(records_found(tmp_path / "hits.tsv", 10), by_hand(rows, rows, 10, "cosine", True))
@@ -106,7 +106,7 @@ def test_a_normalised_folder_is_searched_by_its_first_dimensions_too(
 ) -> None:
     rows = protein_like(40)
     whole = folder(rows / np.linalg.norm(rows, axis=1, keepdims=True), normalize=True)
-    arguments = ("--queries", whole, "--database", whole, "--metric", "euclidean", "--k", 4)
+    arguments = ("--input", whole, whole, "--metric", "euclidean", "--neighbours", 4)
     assert run(*arguments, "--level", "S", "--output", tmp_path / "hits.tsv").status == 0
     cut = rows[:, :8] / np.linalg.norm(rows[:, :8], axis=1, keepdims=True)
     np.testing.assert_array_equal(records_found(tmp_path / "hits.tsv", 4), by_hand(cut, cut, 4, "euclidean", True))
@@ -124,10 +124,10 @@ def test_sequences_are_embedded_as_the_database_was(
     (tmp_path / "q.fasta").open("a").write(">bad\nMK*T\n")
     database = embed(tiny_checkpoint, tmp_path / "all.fasta", tmp_path / "db", "--pooling", "max")
     queries = embed(tiny_checkpoint, tmp_path / "q.fasta", tmp_path / "q", "--pooling", "max")
-    said = run("--queries", tmp_path / "q.fasta", "--database", database, "--output", tmp_path / "a.tsv")
+    said = run("--input", tmp_path / "q.fasta", database, "--output", tmp_path / "a.tsv")
     assert said.status == 0, said.stderr
     assert "1 records could not be embedded and have no hits, the first of them record 4 (bad): stop" in said.stderr
-    assert run("--queries", queries, "--database", database, "--output", tmp_path / "b.tsv").status == 0
+    assert run("--input", queries, database, "--output", tmp_path / "b.tsv").status == 0
     assert (tmp_path / "a.tsv").read_text() == (tmp_path / "b.tsv").read_text()
     assert len(read_hits(tmp_path / "a.tsv")["id"]) == 10 * len(sequences)
 
@@ -145,17 +145,20 @@ def change_manifest(path: Path, **fields: object) -> None:
         (("--shortlist-level", "S"), "a funnel needs both --shortlist-level and --shortlist"),
         (("--shortlist", 20), "a funnel needs both --shortlist-level and --shortlist"),
         (("--shortlist-level", "L", "--shortlist", 20), "--shortlist-level L is not smaller than level L"),
-        (("--shortlist-level", "S", "--shortlist", 5), "--shortlist 5 holds fewer candidates than the --k 10"),
+        (
+            ("--shortlist-level", "S", "--shortlist", 5),
+            "--shortlist 5 holds fewer candidates than --neighbours 10 asks for",
+        ),
         (("--label-column", "x"), "no --labels"),
         (("--labels", "absent.tsv"), "absent.tsv: no such file"),
-        (("--model", "absent/model"), "absent/model is neither a folder here nor a model"),
+        (("--model", "absent/model"), "absent/model is neither here nor complete in the cache"),
     ],
 )
 def test_choices_that_do_not_fit_get_a_sentence(
     run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path, more: tuple[object, ...], says: str
 ) -> None:
     database = folder(protein_like(20))
-    outcome = run("--queries", database, "--database", database, "--output", tmp_path / "hits.tsv", *more)
+    outcome = run("--input", database, database, "--output", tmp_path / "hits.tsv", *more)
     assert outcome.status == 1
     assert outcome.stderr.startswith("rd-hf search: error: ")
     assert says in outcome.stderr
@@ -169,7 +172,7 @@ def test_folders_that_cannot_be_searched_get_a_sentence(
     queries = folder(protein_like(3), "queries")
 
     def says(database: Path, *more: object) -> str:
-        outcome = run("--queries", queries, "--database", database, "--output", tmp_path / "hits.tsv", *more)
+        outcome = run("--input", queries, database, "--output", tmp_path / "hits.tsv", *more)
         assert outcome.status == 1
         (sentence,) = outcome.stderr.splitlines()
         return sentence
@@ -206,7 +209,7 @@ def test_queries_that_lack_a_level_get_a_sentence(
     run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     database, small = folder(protein_like(9)), folder(protein_like(3)[:, :8], "small")
-    arguments = ("--queries", small, "--database", database, "--output", tmp_path / "hits.tsv")
+    arguments = ("--input", small, database, "--output", tmp_path / "hits.tsv")
     outcome = run(*arguments, "--level", "L")
     assert outcome.status == 1
     assert "holds levels up to S, not L: embed the queries with --level L" in outcome.stderr
@@ -220,7 +223,7 @@ def test_another_revision_of_the_model_is_refused(run: Callable[..., Outcome], t
     random_proteins(tmp_path / "all.fasta", 5)
     database = embed(model, tmp_path / "all.fasta", tmp_path / "db")
     random_model([16, 32], seed=1).save_pretrained(model)
-    arguments = ("--queries", tmp_path / "all.fasta", "--database", database, "--output", tmp_path / "hits.tsv")
+    arguments = ("--input", tmp_path / "all.fasta", database, "--output", tmp_path / "hits.tsv")
     outcome = run(*arguments)
     assert outcome.status == 1
     assert "embeddings of two models cannot be compared" in outcome.stderr

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rd_hf.bases.whitening import Whitening
-from rd_hf.search import SearchSettings, search, whitening
+from rd_hf.search import SearchSettings, run_search, whitening
 from rd_hf.search.database import Database
 from rd_hf.search.whitening import RowWhitening
 from tests.conftest import random_model
@@ -58,7 +58,7 @@ def world(folder: Callable[..., Path], tmp_path: Path) -> tuple[np.ndarray, np.n
 
 def asked(tmp_path: Path, *more: object) -> tuple[object, ...]:
     return (
-        *("--queries", tmp_path / "queries", "--database", tmp_path / "database", "--k", 5),
+        *("--input", tmp_path / "queries", tmp_path / "database", "--neighbours", 5),
         *("--output", tmp_path / "hits.tsv", *more),
     )
 
@@ -125,7 +125,7 @@ def test_an_index_is_of_what_is_compared(
 
 @pytest.mark.usefixtures("world")
 def test_twins_have_one_score(run: Run, tmp_path: Path) -> None:
-    arguments = ("--queries", tmp_path / "database", "--database", tmp_path / "database", "--k", 299)
+    arguments = ("--input", tmp_path / "database", tmp_path / "database", "--neighbours", 299)
     assert run(*arguments, "--whiten", "database", "--output", tmp_path / "hits.tsv").status == 0
     hits = read_hits(tmp_path / "hits.tsv")
     scores = {(q, r): s for q, r, s in zip(hits["query_record"], hits["record"], hits["similarity"], strict=True)}
@@ -178,7 +178,7 @@ def test_statistics_of_many_rows_are_of_a_sample_evenly_spread(
     settings = SearchSettings(
         str(tmp_path / "queries"), str(tmp_path / "database"), str(tmp_path / "hits.tsv"), k=5, whiten="database"
     )
-    assert "by 100 proteins" in str(search(settings).whitening)
+    assert "by 100 proteins" in str(run_search(settings).whitening)
     one, other = (whitened_by_hand(rows, database[::3]) for rows in world[::-1])
     assert np.array_equal(records_found(tmp_path / "hits.tsv", 5), by_hand(one, other, 5, "cosine"))
 
@@ -289,11 +289,11 @@ def test_by_the_model_as_in_a_folder_of_whitened_embeddings(
     small = embed(whitening_checkpoint, tmp_path / "all.fasta", tmp_path / "small", "--level", "L0")
     found = []
     for place, more in ((plain, ("--whiten", "model")), (plain, ("--whiten", "auto")), (done, ("--whiten", "auto"))):
-        assert run("--queries", place, "--database", place, "--k", 3, "--output", tmp_path / "h.tsv", *more).status == 0
+        assert run("--input", place, place, "--neighbours", 3, "--output", tmp_path / "h.tsv", *more).status == 0
         found.append(records_found(tmp_path / "h.tsv", 3))
     # The database lacks the level: it is computed, and whitened by the model.
     progressive = ("--level", "L2", "--shortlist", 39, "--whiten", "auto")
-    queries = ("--queries", plain, "--database", small, "--k", 4)
+    queries = ("--input", plain, small, "--neighbours", 4)
     outcome = run(*queries, "--output", tmp_path / "h.tsv", *progressive)
     assert outcome.status == 0, outcome.stderr
     assert "whitened by the residues of the model's fit, blocks weighed 0.25, 1, 0.5" in outcome.stdout

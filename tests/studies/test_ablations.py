@@ -122,7 +122,7 @@ def test_the_command_reports_every_study(tiny_checkpoint: Path, tmp_path: Path) 
     letters = list("ACDEFGHIKLMNPQRSTVWY")
     records = ["".join(generator.choice(letters, 40)) for _ in range(20)]
     fitting.write_text("".join(f">{number}\n{sequence}\n" for number, sequence in enumerate(records)))
-    arguments = ["--model", tiny_checkpoint, "--assays", ASSAY_FILE, "--folds", FOLDS_FILE, "--fit-data", fitting]
+    arguments = ["--model", tiny_checkpoint, "--assays", ASSAY_FILE, "--folds", FOLDS_FILE, "--input", fitting]
     arguments += ["--output", tmp_path / "out", "--jobs", "1", "--sizes", "8", "--study", "chain", "sequences", "basis"]
     assert main([str(argument) for argument in arguments]) == 0
     report = (tmp_path / "out" / "report.md").read_text()

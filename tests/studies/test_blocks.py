@@ -91,7 +91,7 @@ def test_the_command_writes_its_report(tiny_checkpoint: Path, task: ResidueTask,
             archive.writestr(f"splits/{name}.fasta", text)
     fitting = tmp_path / "fitting.fasta"
     fitting.write_text(sequences)
-    arguments = ["--model", tiny_checkpoint, "--fit-data", fitting, "--secondary-structure", tmp_path]
+    arguments = ["--model", tiny_checkpoint, "--input", fitting, "--secondary-structure", tmp_path]
     assert main([str(argument) for argument in [*arguments, "--output", tmp_path / "out"]]) == 0
     text = (tmp_path / "out" / "report.md").read_text()
     table = pd.read_parquet(tmp_path / "out" / "blocks.parquet")

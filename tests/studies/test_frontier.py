@@ -137,7 +137,7 @@ def test_the_command_writes_tables_figure_and_numbers(
     chain: Path, layers: Path, assay: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--model", str(chain), str(layers), "--assays", str(assay), "--output", str(tmp_path / "o")]
-    arguments += ["--variants", "50", "--seeds", "1", "--inner-folds", "2", "--jobs", "1", "--batch-tokens", "512"]
+    arguments += ["--variants", "50", "--repeats", "1", "--inner-folds", "2", "--jobs", "1", "--batch-tokens", "512"]
     assert main(arguments) == 0
     report = (tmp_path / "o" / "report.md").read_text()
     assert "1 assays (letters), 50 variants" in report

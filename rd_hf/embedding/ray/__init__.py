@@ -30,17 +30,21 @@ class RaySettings:
         None,
         "of a Ray cluster: auto for the one this machine belongs to, or host:port (default: this machine alone, on "
         "which Ray is started and ended)",
-        metavar="A",
+        metavar="HOST:PORT",
     )
     workers: int | None = option(
         None, "most Ray workers at once (default: as many as the cluster holds)", kind=whole(1), metavar="N"
     )
     cpus: int = option(
-        1, "of each worker, and its threads on CPUs", kind=whole(1), flags=("--cpus-per-worker",), metavar="N"
+        1,
+        "processors of each worker, and its threads on them",
+        kind=whole(1),
+        flags=("--cpus-per-worker",),
+        metavar="N",
     )
     gpus: float | None = option(
         None,
-        "of each worker (default: one where the cluster has any, else none)",
+        "GPUs of each worker (default: one where the cluster has any, else none)",
         kind=real(0),
         flags=("--gpus-per-worker",),
         metavar="N",

@@ -12,10 +12,10 @@ from operator import itemgetter
 from typing import Any
 
 from rd_hf.data.records import InputError
-from rd_hf.data.sources import source_size
+from rd_hf.data.sources import check_sources, source_size
 from rd_hf.devices import parse_device
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry
-from rd_hf.embedding.job import check_inputs, complete, counted
+from rd_hf.embedding.job import complete, counted
 from rd_hf.embedding.manifest import check_known, installed_versions, known_parts, open_job, with_stored_settings
 from rd_hf.embedding.progress import Progress
 from rd_hf.embedding.ray import RaySettings
@@ -58,7 +58,7 @@ def run_on_ray(
         ModuleNotFoundError: Ray is not installed.
     """
     ray_settings = ray_settings or RaySettings()
-    check_inputs(settings, Processes())
+    check_sources(settings.inputs)
     if settings.device is not None:
         parse_device(settings.device)
     if settings.extend is not None:

@@ -12,9 +12,26 @@ const proteinMap = (() => {
     return new Type(bytes.buffer);
   }
 
+  // What a column of numbers is drawn by: their range without the outermost hundredth at either end, and their ranks,
+  // equal numbers sharing the middle one.
+  function measured(numbers) {
+    const order = [...numbers.keys()].filter((i) => !Number.isNaN(numbers[i])).sort((a, b) => numbers[a] - numbers[b]);
+    const ranks = new Float64Array(count);
+    for (let start = 0, end = 0; start < order.length; start = end) {
+      while (end < order.length && numbers[order[end]] === numbers[order[start]]) end++;
+      for (let place = start; place < end; place++) ranks[order[place]] = (start + end - 1) / 2;
+    }
+    const at = (share) => numbers[order[Math.round(share * (order.length - 1))]];
+    const [least, most] = [at(0), at(1)];
+    const cut = at(0.01) < at(0.99);
+    return { numbers, ranks, least, most, low: cut ? at(0.01) : least, high: cut ? at(0.99) : most };
+  }
+
   const records = unpack(data.records, Float64Array);
   const lengths = unpack(data.lengths, Uint32Array);
-  const columns = data.columns.map((column) => ({ ...column, codes: unpack(column.codes, Int32Array) }));
+  const columns = data.columns.map((column) => ({
+    ...column, codes: unpack(column.codes, Int32Array), ...(column.numbers && measured(unpack(column.numbers, Float64Array))),
+  }));
   const levels = data.levels.map((level) => {
     const steps = unpack(level.points, Int16Array);
     const x = new Float32Array(count);
@@ -62,6 +79,23 @@ const proteinMap = (() => {
     return all ? { share: same / all, all, chance: labelled > 1 ? pairs / (labelled * (labelled - 1)) : 0 } : null;
   }
 
+  // Spearman's correlation of a protein's number with that of its nearest neighbour; by chance there is none.
+  function correlation(level, column) {
+    if (!level.near) return null;
+    const sums = [0, 0, 0, 0, 0];
+    let all = 0;
+    for (let i = 0; i < count; i++) {
+      const other = level.near[i * data.k];
+      if (Number.isNaN(column.numbers[i] + column.numbers[other])) continue;
+      const [a, b] = [column.ranks[i], column.ranks[other]];
+      all++;
+      [a, b, a * a, b * b, a * b].forEach((value, place) => (sums[place] += value));
+    }
+    const [a, b, aa, bb, ab] = sums.map((sum) => sum / all);
+    const spread = Math.sqrt((aa - a * a) * (bb - b * b));
+    return all > 2 && spread > 0 ? { share: (ab - a * b) / spread, all, chance: 0 } : null;
+  }
+
   // Proteins by label, so that each label has a colour and a marker: those without one first, since what is drawn first
   // lies below; then the labels that are left when the styles are used up; then the most frequent ones and so on.
   const styles = data.colours.length * data.markers.length;
@@ -72,6 +106,14 @@ const proteinMap = (() => {
 
   function grouped(column) {
     if (!column) return [{ name: "proteins", members: [...Array(count).keys()], ...style(0) }];
+    if (column.scale) {
+      const made = [
+        { name: "no number", colour: "grey", marker: "circle", members: [] },
+        { name: column.name, colour: "grey", marker: "circle", members: [], column },
+      ];
+      column.numbers.forEach((number, i) => made[Number.isNaN(number) ? 0 : 1].members.push(i));
+      return made.filter((one) => one.members.length);
+    }
     const named = Math.min(column.labels.length, styles);
     const made = [{ name: "no label", colour: "grey", marker: "circle", members: [] }];
     for (let g = 0; g < named; g++) made.push({ name: column.labels[g], members: [], ...style(g) });
@@ -98,6 +140,6 @@ const proteinMap = (() => {
 
   return {
     data, count, numbers, records, residues, columns, levels, name, description, labelOf, labelled, similarity,
-    neighbours, agreement, grouped, search,
+    neighbours, agreement, correlation, grouped, search,
   };
 })();

@@ -33,9 +33,22 @@ function hasWebGL() {
   }
 }
 
+const darkScheme = matchMedia("(prefers-color-scheme: dark)");
+
+function isDark() {
+  const forced = document.documentElement.dataset.theme;
+  return forced ? forced === "dark" : darkScheme.matches;
+}
+
+// A file for the reader to keep, of text.
+function saveText(text, filename) {
+  const link = element("a", { href: URL.createObjectURL(new Blob([text], { type: "text/plain" })), download: filename });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
 const plotOptions = {
   scrollZoom: true, displaylogo: false, responsive: true, displayModeBar: true, showLink: false,
   doubleClick: "reset",
-  modeBarButtons: [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]],
-  toImageButtonOptions: { format: "png", scale: 2, filename: "map" },
+  modeBarButtons: [["zoom2d", "pan2d", "select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
 };
