@@ -226,12 +226,13 @@ def sequences() -> Iterator[tuple[str, str]]:
 
 
 def commands(work: Path, root: Path, hub: FakeHub) -> dict[str, Command]:
-    """The six commands, and what they read, made in ``work``; warms up on the way."""
+    """The seven commands, and what they read, made in ``work``; warms up on the way."""
     import numpy as np
     from transformers import EsmConfig, EsmModel
 
     import rd_hf.bases.figure
     import rd_hf.hub.plan
+    import rd_hf.training.figures
     from rd_hf.__main__ import COMMANDS
     from rd_hf.hub import save_checkpoint
     from rd_hf.model.configuration_rd_esm import RDEsmConfig
@@ -255,11 +256,14 @@ def commands(work: Path, root: Path, hub: FakeHub) -> dict[str, Command]:
     draw = np.random.default_rng(1)
     for name, width in WIDTHS.items():
         np.save(work / f"{name}.npy", draw.standard_normal((24, width), dtype=np.float32))
+    rows = [f"{letters},{draw.standard_normal()}" for _, letters in sequences()]
+    (work / "labelled.csv").write_text("\n".join(["sequence,score", *rows]) + "\n")
     (work / "ids.txt").write_text("".join(f"{name}\n" for name, _ in sequences()))
     # Each takes a second: a figure of its own bytes, and a rate of this machine, which is only said.
-    rd_hf.bases.figure.draw_fit = lambda *_: SimpleNamespace(  # type: ignore[assignment]
-        savefig=lambda path, **_: Path(path).write_bytes(b"a figure")
-    )
+    figure: Any = SimpleNamespace(savefig=lambda path, **_: Path(path).write_bytes(b"a figure"))
+    rd_hf.bases.figure.draw_fit = lambda *_: figure
+    for name in ("levels_figure", "predictions_figure", "curve_figure"):
+        setattr(rd_hf.training.figures, name, lambda *_: figure)
     rd_hf.hub.plan.measured_flops = lambda *_, **__: 1e12
 
     embed = ["embed", "--model", str(model), "--input", str(fasta), "--part-records", "8", "--quiet"]
@@ -280,6 +284,12 @@ def commands(work: Path, root: Path, hub: FakeHub) -> dict[str, Command]:
             ]
         ),
         "fit": Command([*fit, "--config", str(model), "--output", "{out}"]),
+        "train": Command(
+            [
+                *("train", "--model", str(model), "--input", str(work / "labelled.csv"), "--target", "score"),
+                *("--cv-folds", "2", "--inner-folds", "2", "--device", "cpu", "--quiet", "--output", "{out}"),
+            ]
+        ),
         "push": Command(
             ["push", "--model", "{out}", "--repo-id", "me/pushed", "--quiet"],
             prepare=lambda: shutil.copytree(fitted, root / "out") and shutil.rmtree(cache, ignore_errors=True),

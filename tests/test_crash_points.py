@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import REPOSITORY, environment
 
 # How many points are tried of each, the first and the last of each kind before others; none: all.
-POINTS = {"embed": 12, "extend": 8, "convert": 8, "fit": 16, "push": 8, "release": 6}
+POINTS = {"embed": 12, "extend": 8, "convert": 8, "fit": 16, "train": 10, "push": 8, "release": 6}
 if os.environ.get("RD_HF_FULL"):
     POINTS = dict.fromkeys(POINTS, 0)
 

@@ -34,7 +34,10 @@ def levels_figure(results: Sequence[LevelResult], chosen: str, score: str) -> Fi
         axis.plot(result.flop, result.score, color=colour, marker="s" if result.level == chosen else "o")
         axis.annotate(result.level, (result.flop, result.score), xytext=(6, 4), textcoords="offset points")
     axis.set_xscale("log")
-    axis.set_xlabel("FLOP per residue")
+    axis.margins(x=0.15)
+    axis.set_xticks([result.flop for result in results], [f"{result.flop / 1e6:.3g}" for result in results])
+    axis.minorticks_off()
+    axis.set_xlabel("million FLOP per residue")
     axis.set_ylabel(f"{score}, out of fold")
     axis.set_title(f"chosen: {chosen}")
     return figure

@@ -71,7 +71,7 @@ def run_training(
     if kind != ONE_HOT:
         embedding = _embedded(settings, embedder, examples, workspace, show_progress)
     features = Features(embedding) if kind == EMBEDDING else with_substitutions(embedding, examples)
-    with threadpool_limits(limits=None if len(examples.sequences) > 2000 else 1):
+    with threadpool_limits(limits=None if len(examples.targets) > 2000 else 1):
         findings = _find(settings, examples, folds, score, features, embedder, show_progress)
     save_model(findings, embedder)
     write_results(findings)

@@ -9,7 +9,7 @@ from rd_hf.flags import FOLDER, GPU, NAMES, flag
 from rd_hf.options import check_options, option, real, whole
 
 TASKS = ("regression", "classification", "residues")
-FEATURES = ("augmented", "embedding", "one-hot")
+FEATURES = ("augmented", "embedding", "one_hot")
 # ProteinGym's ways to split variants by position.
 SCHEMES = ("random", "modulo", "contiguous")
 RULES = ("paired", "breiman", "best")
@@ -33,8 +33,8 @@ class TrainingSettings:
     input: str = flag(
         "input",
         MISSING,
-        " with what is to be predicted of them: CSV, TSV, JSON lines (compressed or not), Parquet, or a Hub dataset (owner/name[:split]); "
-        "FASTA where --target is a FASTA file of labels",
+        " with what is known of them: CSV, TSV, JSON lines (compressed or not), Parquet, or a Hub dataset "
+        "owner/name[:split]; FASTA where --target is a FASTA file of labels",
         required=True,
     )
     target: str = option(
@@ -44,7 +44,9 @@ class TrainingSettings:
         required=True,
         metavar="COLUMN",
     )
-    output: str | Path = flag("output", MISSING, f": {FOLDER}", kind=Path, required=True, metavar="DIR")
+    output: str | Path = flag(
+        "output", MISSING, f": the trained checkpoint, {FOLDER}", kind=Path, required=True, metavar="DIR"
+    )
     task: str | None = option(
         None,
         "what the target is: a number (regression), one of several classes (classification), or a class for each "
@@ -68,7 +70,7 @@ class TrainingSettings:
     features: str | None = option(
         None,
         "of --mutant: the embedding beside the substitutions themselves (augmented, the default for numbers), the "
-        "embedding or the substitutions (one-hot) alone",
+        "embedding or the substitutions (one_hot) alone",
         choices=FEATURES,
     )
     scheme: str = option(
@@ -86,9 +88,9 @@ class TrainingSettings:
     group: str | None = option(
         None, "column of groups, such as families, that cross-validation keeps together", metavar="COLUMN"
     )
-    folds: int = option(5, "folds of the cross-validation", kind=whole(2), flags=("--outer-folds",))
-    inner_folds: int = option(5, "folds that choose strengths, inside of the training folds", kind=whole(2))
-    seed: int = flag("seed", 0, ": of the folds", kind=whole(0))
+    folds: int = option(5, "folds of the cross-validation", kind=whole(2), flags=("--cv-folds",))
+    inner_folds: int = option(5, "folds of what is learnt from, that choose the strength of a probe", kind=whole(2))
+    seed: int = flag("seed", 0, ", the folds here", kind=whole(0))
     up_to: str | None = option(
         None, "largest level that runs, is judged and gets a head (default: the model's largest)", metavar="LEVEL"
     )
@@ -104,11 +106,11 @@ class TrainingSettings:
         None,
         "what levels are judged by: spearman (default), pearson or r2 of numbers; accuracy (default), "
         "balanced_accuracy, macro_f1 or auroc of classes",
-        choices=tuple(name for names in SCORES.values() for name in names),
+        choices=tuple(dict.fromkeys(name for names in SCORES.values() for name in names)),
     )
     interval: float = option(0.9, "share of new numbers that intervals are to cover", kind=real(above=0, below=1))
     device: str | None = flag("device", None, f" {GPU}")
-    batch_tokens: int | None = flag("batch_tokens", None, " (default: 2,048 on a CPU, as its memory allows on a GPU)")
+    batch_tokens: int | None = flag("batch_tokens", None, " (default: as the device takes them)")
 
     def __post_init__(self) -> None:
         check_options(self)

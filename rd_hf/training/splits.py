@@ -44,7 +44,7 @@ def make_folds(examples: Examples, settings: TrainingSettings) -> list[Fold]:
         _check_classes(examples, train, settings)
         return [Fold(train, test, inner)]
     every = np.arange(len(examples.sequences))
-    _check_enough(examples, every, settings.folds, "--outer-folds", settings)
+    _check_enough(examples, every, settings.folds, "--cv-folds", settings)
     folds: list[Fold] = []
     found = _split(examples, every, settings.folds, settings.seed, settings.scheme)
     if len(found) < 2:

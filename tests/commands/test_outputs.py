@@ -32,8 +32,8 @@ WORDS = {
         "repo_id",
     ),
     *("representations", "revision", "revision_of", "sequence_column", "shortlist_level", "splits", "study", "title"),
-    *("group", "split_column", "mutant", "target", "unknown", "up_to"),
     *("categories", "commit_message", "token"),
+    *("group", "split_column", "mutant", "target", "unknown", "up_to"),
 }
 
 

@@ -80,7 +80,7 @@ def test_substitutions_alone_need_no_embedding(
     table: WriteTable, settings: Make, wild_type: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rd_hf.training.job.embed", lambda *_: pytest.fail("nothing is to be embedded"))
-    chosen = settings(table(scan()), mutant="mutant", wild_type=str(wild_type), features="one-hot", scheme="modulo")
+    chosen = settings(table(scan()), mutant="mutant", wild_type=str(wild_type), features="one_hot", scheme="modulo")
     run_training(chosen, report=lambda _: None, show_progress=False)
     found = json.loads((tmp_path / "out" / "training.json").read_text())
     assert found["level"] == "L0", "all are equal, and the smallest is enough"
@@ -102,7 +102,7 @@ def test_a_table_of_substitutions() -> None:
     ("words", "says"),
     [
         (("--mutant", "mutant"), "--mutant names substitutions of the sequence in --wild-type: give both, or neither"),
-        (("--features", "one-hot"), "--features is of variants of one protein: give --mutant and --wild-type"),
+        (("--features", "one_hot"), "--features is of variants of one protein: give --mutant and --wild-type"),
         (("--mutant", "mutant", "--wild-type", "two.fasta"), "two.fasta holds 2 sequences: give --wild-type a file"),
         (
             ("--mutant", "mutant", "--wild-type", "other.fasta"),
