@@ -136,7 +136,7 @@ class AssayOptions(EvaluationOptions):
     )
     seeds: int = flag("repeats", 3, former=("--seeds",))
     low_n: tuple[int, ...] = flag("low_n", (24, 96, 384), " (default: 24 96 384)", nargs="*")
-    inner_folds: int = option(5, "folds that choose the ridge strength", kind=whole(2))
+    inner_folds: int = option(5, "folds that choose strengths, inside of the training folds", kind=whole(2))
     control: bool = option(
         True, "leave out the shuffled-score control (kept by default)", flags=("--no-control",), action="store_false"
     )
