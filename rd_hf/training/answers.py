@@ -85,7 +85,7 @@ class Heads:
         return None
 
     def outputs(self, embeddings: np.ndarray, sequences: Sequence[str] = ()) -> np.ndarray:
-        """Logits or numbers, (n, labels) float32, of embeddings (n, width or more); of variants with their sequences."""
+        """Outputs (n, labels), float32, of embeddings (n, width or more), of variants with their sequences."""
         index = self.model.config.level_index(self.level)
         residues = None
         if self.wild_type:
@@ -97,7 +97,7 @@ class Heads:
         return found
 
     def columns(self, values: Sequence[np.ndarray], sequences: Sequence[str] = ()) -> dict[str, pa.Array]:
-        """Columns of predictions, one row for each embedding: (width or more,), or of residues (rows, width or more)."""
+        """Columns of predictions, a row for each embedding: (width or more,), or of residues (rows, width or more)."""
         if self.of_residues:
             return self._of_residues(values)
         outputs = np.zeros((0, len(self.names)), np.float32)
@@ -203,7 +203,5 @@ def load_heads(checkpoint: Checkpoint, level: str | None, probabilities: bool) -
             if half is not None:
                 float(half)
         except (ValueError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{found} is damaged ({error}): train again, or remove it to predict without intervals"
-            ) from error
+            raise InputError(f"{found} is damaged ({error}): train again") from error
     return Heads(model, level, config.nested_dims[level], training, probabilities)

@@ -1,4 +1,4 @@
-"""A whole prediction: proteins embedded by the embedding job, or embedded before, and a head's answers as Parquet files.
+"""A whole prediction: proteins embedded by the embedding job, or before, and a head's answers as Parquet files.
 
     OUTPUT/
       predictions-000000.parquet    one file per part of the embedding job, in input order
@@ -136,8 +136,7 @@ def open_embeddings(path: str, checkpoint: Checkpoint, heads: Heads) -> Embeddin
     if folder.width < heads.width or heads.level not in folder.model.nested_dims:
         at = f"level {folder.level}" if held[0] == held[1] else f"{folder.width} dimensions"
         raise InputError(
-            f"{path} holds {at}, which is less than level {heads.level} of the head ({heads.width} dimensions): {mend}, "
-            "or choose a smaller --level"
+            f"{path} holds {at}, which is less than level {heads.level} of the head ({heads.width} dimensions): {mend}"
         )
     return folder
 

@@ -33,8 +33,8 @@ class TrainingSettings:
     input: str = flag(
         "input",
         MISSING,
-        " with what is to be predicted of them: CSV, TSV, JSON lines (compressed or not), Parquet, or a Hub dataset (owner/name[:split]); "
-        "FASTA where --target is a FASTA file of labels",
+        " with what is to be predicted of them: CSV, TSV, JSON lines (compressed or not), Parquet, or a Hub dataset "
+        "(owner/name[:split]); FASTA where --target is a FASTA file of labels",
         required=True,
     )
     target: str = option(
