@@ -185,8 +185,8 @@ def load_heads(checkpoint: Checkpoint, level: str | None, probabilities: bool) -
     kind = RDEsmForTokenClassification if heads["of"] == "residues" else RDEsmForSequenceClassification
     if probabilities and kind is RDEsmForSequenceClassification:
         raise InputError(
-            f"--probabilities is of heads of residues, and {checkpoint.name} predicts of sequences, whose probabilities "
-            "are always written: leave it out"
+            f"--probabilities is of heads of residues, and {checkpoint.name} predicts of sequences, whose "
+            "probabilities are always written: leave it out"
         )
     revision = {} if checkpoint.revision is None else {"revision": checkpoint.revision}
     try:

@@ -200,7 +200,7 @@ def test_stopped_anywhere_the_same_settings_end_it_to_the_same_bytes(
             patch.setattr(predict._Prediction, name, stop)
             with pytest.raises(KeyboardInterrupt):
                 ask(numbers, proteins)
-        with pytest.raises(ValueError, match="holds another prediction, .* the inputs were others; level was 'L1'"):
+        with pytest.raises(ValueError, match=r"holds another prediction, .* the inputs were others; level was 'L1'"):
             ask(numbers, numbers.parent / "labelled.csv", level="L0")
         ask(numbers, proteins)
         assert snapshot(tmp_path / "out") == expected, name
