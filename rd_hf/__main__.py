@@ -27,6 +27,7 @@ COMMANDS = {
     "fit": ("rd_hf.commands.fit", "fit the bases of a family on protein sequences"),
     "embed": ("rd_hf.commands.embed", "embed proteins: FASTA, tables or datasets in, Parquet out"),
     "train": ("rd_hf.commands.train", "train heads on labelled sequences; which level is enough"),
+    "predict": ("rd_hf.commands.predict", "predict of proteins with a trained head"),
     "search": ("rd_hf.commands.search", "nearest neighbours and label transfer in a folder of embeddings"),
     "map": ("rd_hf.commands.map", "draw the proteins of a folder of embeddings as a page for the browser"),
     "convert": ("rd_hf.commands.convert", "turn embeddings of raw backbones into nested ones, without a backbone"),

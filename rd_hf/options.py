@@ -93,6 +93,13 @@ def option(
     return field(default=default, metadata=own | argument)
 
 
+def same_option(options: Any, name: str) -> Any:
+    """A field that is the same option as another dataclass's: for one that hands it on."""
+    (known,) = (one for one in option_fields(options) if one.name == name)
+    # What was typed in earlier versions belongs to the command that had it.
+    return field(default=known.default, metadata=dict(known.metadata) | {"former": ()})
+
+
 def option_fields(options: Any) -> list[Field]:
     """The fields of a dataclass that are options, in their order."""
     return [one for one in fields(options) if "help" in one.metadata]
@@ -163,12 +170,13 @@ def _add_former(parser: Any, positional: argparse.Action, former: Sequence[str])
         parser.add_argument(*former, action=Former, dest=positional.dest, nargs=positional.nargs, **hidden)
 
 
-def options_from(options: type[Options], args: argparse.Namespace, /, **others: Any) -> Options:
+def options_from(options: type[Options], args: Any, /, **others: Any) -> Options:
     """Make the dataclass of what was parsed by a parser that has its options.
 
     Args:
         options: the dataclass.
-        args: as parsed; fields that it has no argument for, or None, keep their defaults.
+        args: as parsed, or another dataclass that has some of its options; fields that it lacks, or that are None, keep
+            their defaults.
         others: values of fields, instead of those parsed.
     """
     given = {one.name: getattr(args, one.name, None) for one in option_fields(options)}

@@ -68,9 +68,11 @@ def name_of(path: Path) -> str:
 NEEDS = {
     "hub_configs/README.md": ("scripts", "hub_configs"),
     "rd_hf/embedding/README.md": ("proteins.csv",),
+    "rd_hf/training/README.md": ("labelled.csv",),
     "scripts/docs/pages/finetuning.md": ("scripts",),
     "scripts/docs/pages/residues.md": ("scripts",),
 }
+ASSAY = REPOSITORY / "tests" / "evaluation" / "data" / "BCHB_CHLTE_Tsuboyama_2023_2KRU.csv"
 # Pages whose printed results are of the carried proteins themselves, of which they embed a few.
 ON_CARRIED = ("rd_hf/search/README.md",)
 PROTEINS = ("MKTAYIAKQR", "MKTAYIAKQK", "GAVLIMFWPS", "CDEFGHIKLM", "NPQRSTVWYA", "mktayiakqr*")
@@ -94,6 +96,8 @@ def furnish(folder: Path, page: str) -> None:
     for name in NEEDS.get(page, ()):
         if name == "proteins.csv":
             (folder / name).write_text("id,sequence\n" + "".join(f"{p},{p[:9]}\n" for p in PROTEINS))
+        elif name == "labelled.csv":
+            (folder / name).symlink_to(ASSAY)
         else:
             (folder / name).symlink_to(REPOSITORY / name)
 

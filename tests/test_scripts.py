@@ -124,6 +124,7 @@ ALLOWED = {
     # Its probes, scores and variants are those of the evaluation; a trained head is saved with its model by the hub.
     "training": {
         "carried",
+        "launch",
         "options",
         "flags",
         "version",

@@ -25,6 +25,7 @@ import os
 import sys
 
 from rd_hf.commands._arguments import command_parser, run_with_arguments
+from rd_hf.commands._engine import add_engine
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.ray import RaySettings
 from rd_hf.embedding.settings import JobSettings, JobSummary
@@ -46,15 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     machine = parser.add_argument_group("machine")
     add_options(machine, EmbeddingOptions, "batch_tokens")
     add_options(machine, JobSettings, "group_tokens", "device", "attn_implementation", "part_records", "part_bytes")
-    cluster = parser.add_argument_group("cluster")
-    cluster.add_argument(
-        "--engine",
-        choices=("local", "ray"),
-        default="local",
-        help="local: this process, or those of accelerate launch (default); ray: workers of Ray Data, on this machine "
-        "or with --address on a cluster. Either takes up what the other left off: the folder is the same",
-    )
-    add_options(cluster, RaySettings)
+    add_engine(parser)
     # None: it was not typed. The folder that --extend names decides it then, or the class.
     parser.set_defaults(**{one.name: None for one in (*option_fields(EmbeddingOptions), *option_fields(JobSettings))})
     return parser

@@ -20,7 +20,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -210,15 +210,7 @@ class OutputFolder:
     def write_rejects(self, rejects: Iterator[Reject]) -> None:
         """Replace the rejects file: tab-separated, quoted where an id holds a tab or a line end."""
 
-        def write(handle: IO[bytes]) -> None:
-            text = io.TextIOWrapper(handle, encoding="utf-8", newline="")
-            writer = csv.writer(text, dialect="excel-tab", lineterminator="\n")
-            writer.writerow(_REJECTS_COLUMNS)
-            writer.writerows((reject.source, reject.record, reject.id, reject.reason) for reject in rejects)
-            text.flush()
-            text.detach()
-
-        self.write(self.rejects_path, write)
+        self.write(self.rejects_path, lambda handle: fill_rejects(handle, rejects))
 
     def rejects(self) -> Iterator[Reject]:
         """Read what :meth:`write_rejects` wrote."""
@@ -236,6 +228,16 @@ class OutputFolder:
             with temporary.open("wb") as handle:
                 fill(handle)
             return file_sha256(temporary), temporary.stat().st_size
+
+
+def fill_rejects(handle: IO[bytes], rejects: Iterable[Reject]) -> None:
+    """Write the content of a rejects file."""
+    text = io.TextIOWrapper(handle, encoding="utf-8", newline="")
+    writer = csv.writer(text, dialect="excel-tab", lineterminator="\n")
+    writer.writerow(_REJECTS_COLUMNS)
+    writer.writerows((reject.source, reject.record, reject.id, reject.reason) for reject in rejects)
+    text.flush()
+    text.detach()
 
 
 def is_folder_of_embeddings(path: str | os.PathLike) -> bool:

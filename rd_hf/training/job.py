@@ -174,7 +174,18 @@ def _find(
     }  # fmt: skip
     curve = learning_curve(features.cut(chosen.width), examples, folds, score, settings.seed, inner_of)
     return Findings(
-        settings, examples, folds, score, results, chosen, probes, curve, certainty, features.columns, baseline
+        settings,
+        examples,
+        folds,
+        score,
+        results,
+        chosen,
+        probes,
+        curve,
+        certainty,
+        features.columns,
+        baseline,
+        model={"fingerprint": embedder.checkpoint.fingerprint, "backbones": embedder.checkpoint.backbones},
     )
 
 

@@ -42,6 +42,7 @@ class Findings:
         certainty: of each level.
         columns: position and residue of each substitution that probes know.
         baseline: substitutions alone, on the same folds, where probes are fitted on them beside the embedding.
+        model: fingerprint of what embedded, and the commits of its backbones that were left open.
     """
 
     settings: TrainingSettings
@@ -55,6 +56,7 @@ class Findings:
     certainty: Mapping[str, Certainty]
     columns: Sequence[tuple[int, str]] = ()
     baseline: LevelResult | None = None
+    model: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``training.json``; numbers that are not known are None."""
@@ -73,6 +75,7 @@ class Findings:
             "task": self.examples.task,
             "target": self.settings.target,
             "classes": list(self.examples.classes),
+            "model": self.model,
             "data": str(self.settings.input).replace("\\", "/").rsplit("/", 1)[-1],
             "rows": len(self.examples.rows),
             "sequences": len(self.examples.sequences),
