@@ -151,6 +151,7 @@ def read_manifest(output: Path) -> dict[str, Any] | None:
     try:
         found = json.loads(place.read_bytes())
         known = found["format"] == FORMAT and isinstance(found["job"], dict) and isinstance(found["parts"], list)
+        known = known and (found["status"] == "running" or isinstance(found["counts"]["records"], int))
         known = known and all(isinstance(found["model"][name], kind) for name, kind in _MODEL.items())
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -191,7 +191,7 @@ def test_stopped_anywhere_the_same_settings_end_it_to_the_same_bytes(
         with monkeypatch.context() as patch:
             method, calls = getattr(predict._Prediction, name), []
 
-            def stop(*words: Any, calls: list = calls, method: Any = method) -> Any:
+            def stop(*words: Any, calls: list[Any] = calls, method: Any = method) -> Any:
                 calls.append(words)
                 if len(calls) == 2 or method.__name__ != "_write":
                     raise KeyboardInterrupt
@@ -237,7 +237,6 @@ def test_two_processes_write_what_one_writes(numbers: Path, proteins: Path, ask:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--whiten", "model"), "holds whitened embeddings, and the head of"),
         (("--normalize",), "holds normalised embeddings, and the head of"),
         (("--pooling", "max"), "was made with --pooling max, and the head of"),
         (("--level", "L0"), "holds level L0, which is less than level L1 of the head"),
@@ -250,11 +249,16 @@ def test_embeddings_that_the_head_does_not_answer_of_are_refused(
     folder = embedded(tiny_checkpoint, proteins, tmp_path / "embeddings", *words)
     with pytest.raises(ValueError, match=says):
         ask(numbers, None, embeddings=str(folder))
+    manifest = json.loads((folder / "_manifest.json").read_text())
+    # As of a model that knows how to whiten.
+    (folder / "_manifest.json").write_text(json.dumps(manifest | {"job": manifest["job"] | {"whiten": True}}))
+    with pytest.raises(ValueError, match="holds whitened embeddings, and the head of"):
+        ask(numbers, None, embeddings=str(folder))
     assert not (tmp_path / "out").exists()
 
 
 def test_embeddings_of_another_model_are_refused(
-    numbers: Path, classes: Path, mini_checkpoint: Path, proteins: Path, ask: Predict, tmp_path: Path
+    numbers: Path, mini_checkpoint: Path, proteins: Path, ask: Predict, tmp_path: Path
 ) -> None:
     folder = embedded(mini_checkpoint, proteins, tmp_path / "embeddings")
     with pytest.raises(ValueError, match="which is another model than"):
