@@ -125,7 +125,8 @@ def open_embeddings(path: str, checkpoint: Checkpoint, heads: Heads) -> Embeddin
             f"{path} was made with {folder.model.name}, which is another model than {name} was trained on: {mend}"
         )
     options = folder.options
-    for said, is_so in (("whitened", options.whiten), ("normalised", options.normalize)):
+    signs = options.output_dtype == "binary"
+    for said, is_so in (("signs", signs), ("whitened", options.whiten), ("normalised", options.normalize)):
         if is_so:
             raise InputError(f"{path} holds {said} embeddings, and the head of {name} was fitted on plain ones: {mend}")
     if options.pooling != heads.pooling:
@@ -304,10 +305,10 @@ class _Prediction:
         """Predict one part, and write its file."""
         part = folder.parts[index]
         first = part["first_record"]
-        column, _, _ = folder.column_of(self.heads.level)
+        width, _ = folder.width_of(self.heads.level)
         wanted = range(first, first + part["records"])
         rows: list[tuple[dict[str, Any], np.ndarray]] = [
-            (row, value) for row, value in folder.all_rows(column, np.asarray(wanted)) if row["record"] in wanted
+            (row, value) for row, value in folder.all_rows(width, np.asarray(wanted)) if row["record"] in wanted
         ]
         rejects: list[Reject] = []
         sequences: list[str] = []
