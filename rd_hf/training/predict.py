@@ -125,8 +125,8 @@ def open_embeddings(path: str, checkpoint: Checkpoint, heads: Heads) -> Embeddin
             f"{path} was made with {folder.model.name}, which is another model than {name} was trained on: {mend}"
         )
     options = folder.options
-    signs = options.output_dtype == "binary"
-    for said, is_so in (("signs", signs), ("whitened", options.whiten), ("normalised", options.normalize)):
+    binary = options.output_dtype == "binary"
+    for said, is_so in (("binary", binary), ("whitened", options.whiten), ("normalised", options.normalize)):
         if is_so:
             raise InputError(f"{path} holds {said} embeddings, and the head of {name} was fitted on plain ones: {mend}")
     if options.pooling != heads.pooling:
