@@ -183,10 +183,12 @@ def test_a_handler_of_the_callers_own_is_left_alone() -> None:
     before = signal.signal(signal.SIGTERM, handler := lambda *_: None)
     try:
         assert run_command("tool", lambda: int(signal.getsignal(signal.SIGTERM) is not handler)) == 0
+        # A command of another test that was ended leaves it ignored.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        assert run_command("tool", lambda: int(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)) == 0
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert run_command("tool", lambda: int(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)) == 0
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_fault_of_the_program_keeps_its_traceback() -> None:
