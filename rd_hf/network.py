@@ -67,7 +67,8 @@ def hub_asked_once(wanted: str, instead: str | None = _WITHOUT) -> Iterator[None
             # The client's own error of offline mode is a ConnectionError, and so is what datasets makes of it.
             if not (offline or _hub.trouble) or not _has_cause(error, (LocalEntryNotFoundError, ConnectionError)):
                 raise
-            raise InputError(_sentence(_hub.wanted or wanted, None if offline else _hub.trouble, instead)) from error
+            named = _hub.wanted or _backbone(error) or wanted
+            raise InputError(_sentence(named, None if offline else _hub.trouble, instead)) from error
 
 
 @contextmanager
@@ -223,6 +224,12 @@ def _has_cause(error: BaseException | None, kinds: tuple[type[BaseException], ..
         seen.append(error)
         error = error.__cause__ or error.__context__
     return False
+
+
+def _backbone(error: BaseException) -> str | None:
+    """The repo of a backbone that could not be loaded, as the model says it; None of anything else."""
+    found = re.match(r"(\S+), the backbone of \S+ cannot be loaded", str(error))
+    return None if found is None else found[1]
 
 
 def _repo(url: str) -> str | None:

@@ -209,7 +209,7 @@ def test_help_teaches_and_does_not_wait_for_torch() -> None:
         [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, timeout=60, check=True
     )
     assert run.stdout.endswith("heavy: []\n")
-    for words in ("Interrupted", "_rejects.tsv", "never cls, eos or padding", "no residue and no record is lost"):
+    for words in ("Interrupted", "_rejects.tsv", "never of cls, eos or padding", "no residue and no record is lost"):
         assert words in " ".join(run.stdout.split())
 
 

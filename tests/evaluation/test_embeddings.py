@@ -57,7 +57,7 @@ def test_pooled_states_equal_one_forward_pass_a_variant(
 
 
 def test_unknown_pooling_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown pooling max: choose from mean, site, difference"):
+    with pytest.raises(ValueError, match="pooling must be one of mean, site, difference, not 'max'"):
         AssayOptions(pooling=("mean", "max"))
 
 
