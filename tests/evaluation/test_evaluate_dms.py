@@ -185,7 +185,6 @@ def test_worker_processes_give_the_rows_of_one_process(run, tmp_path: Path) -> N
     ("arguments", "words"),
     [
         (("--assays", "absent.csv"), "absent.csv"),
-        (("--splits", "leave_one_out"), "choose from"),
         (("--folds", "absent.tsv"), "absent.tsv"),
         (("--low-n", "3"), "low-n"),
     ],
