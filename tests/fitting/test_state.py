@@ -236,6 +236,7 @@ def test_all_sequences_are_more_than_some_of_them(
 def test_numbers_of_directions_are_judged_before_the_data_are_read(
     family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "no.fasta").write_text("no record: reading it is an error\n")
     for flag, words in (
         (("--keep", "10", "20"), "--keep needs one number for each level after the first (1), got [10, 20]"),
         (("--block-weights", "1"), "1 block weights for 2 levels (L0, L1): give one a level"),
