@@ -102,9 +102,14 @@ def _is_unfitted(folder: Path) -> bool:
     if any(next(folder.glob(pattern), None) for pattern in ("*.safetensors", "*.bin")):
         return False
     try:
-        return json.loads((folder / "config.json").read_bytes()).get("model_type") == "rd_esm"
+        if json.loads((folder / "config.json").read_bytes()).get("model_type") != "rd_esm":
+            return False
+        from rd_hf.model.configuration_rd_esm import RDEsmConfig
+
+        RDEsmConfig.from_pretrained(folder)
     except (ValueError, OSError, AttributeError, RecursionError):
-        return False
+        return False  # damaged: whoever reads it says how
+    return True
 
 
 def _maker(folder: Path) -> str:
