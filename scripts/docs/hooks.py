@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = "scripts/docs"
 LINK = re.compile(r"(?<=\]\()([^)\s#]+)(?=[#)])")
 SECTION = re.compile(r"<!-- section (\S+)#(\S+) -->\n")
-ROOMS = ("rd_hf", "rd_hf.embedding", "rd_hf.fitting", "rd_hf.search", "rd_hf.hub")
+ROOMS = ("rd_hf", "rd_hf.embedding", "rd_hf.fitting", "rd_hf.search", "rd_hf.hub", "rd_hf.training")
 
 
 def readmes() -> list[str]:
