@@ -140,7 +140,7 @@ def test_the_cache_is_bounded(tiny_checkpoint: Path, runs: list[str], monkeypatc
         ({}, ["MKT", "GSH", "MK1"], r"row 3 of X \('MK1'\) cannot be embedded: "),
         ({"level": "L9"}, ["MKT"], "has no level 'L9'; its levels are L0, L1, L2"),
         ({"pooling": "residue"}, ["MKT"], "pooling must be one of mean, max, cls, which give a row a sequence"),
-        ({"model": "nowhere-at-all"}, ["MKT"], "nowhere-at-all is neither a folder here"),
+        ({"model": "nowhere-at-all"}, ["MKT"], "nowhere-at-all is no folder here"),
     ],
 )
 def test_what_it_cannot_take_is_said(tiny_checkpoint: Path, settings: Any, sequences: Any, message: str) -> None:

@@ -37,7 +37,8 @@ def dequantize(values: np.ndarray) -> np.ndarray:
     """Return what is stored as floats.
 
     Args:
-        values: (rows, width / 8) uint8, or with other leading dimensions: signs of a folder or an `Embedder` with ``output_dtype="binary"``; or floats.
+        values: (rows, width / 8) uint8, or with other leading dimensions: signs of a folder or an `Embedder` with
+            ``output_dtype="binary"``; or floats.
 
     Returns:
         (rows, width) float32, 1 for a dimension above zero and else -1; floats as they are.

@@ -16,6 +16,7 @@ from rd_hf.carried import model_place
 from rd_hf.data.batching import collate
 from rd_hf.data.records import InputError
 from rd_hf.embedding.checkpoint import Checkpoint, pinned_config
+from rd_hf.embedding.reader import EmbeddingFolder
 from rd_hf.hub.checkpoint import TRAINING_FILE
 from rd_hf.hub.sources import find_file
 from rd_hf.model.heads_rd_esm import RDEsmForSequenceClassification, RDEsmForTokenClassification
@@ -205,3 +206,34 @@ def load_heads(checkpoint: Checkpoint, level: str | None, probabilities: bool) -
         except (ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{found} is damaged ({error}): train again") from error
     return Heads(model, level, config.nested_dims[level], training, probabilities)
+
+
+def open_embeddings(path: str, checkpoint: Checkpoint, heads: Heads) -> EmbeddingFolder:
+    """Open a finished folder of embeddings; raise an InputError unless the head answers of what it holds."""
+    name, folder = checkpoint.name, EmbeddingFolder(path)
+    if heads.wild_type:
+        raise InputError(
+            f"the heads of {name} are of variants of one protein and need their sequences, which {path} does not hold: "
+            "give them with --input"
+        )
+    mend = "embed the proteins for it, or give them with --input"
+    if not heads.is_of(checkpoint, folder.model):
+        raise InputError(
+            f"{path} was made with {folder.model.name}, which is another model than {name} was trained on: {mend}"
+        )
+    options = folder.options
+    binary = options.output_dtype == "binary"
+    for said, is_so in (("binary", binary), ("whitened", options.whiten), ("normalised", options.normalize)):
+        if is_so:
+            raise InputError(f"{path} holds {said} embeddings, and the head of {name} was fitted on plain ones: {mend}")
+    if options.pooling != heads.pooling:
+        raise InputError(
+            f"{path} was made with --pooling {options.pooling}, and the head of {name} needs {heads.pooling}: {mend}"
+        )
+    held = folder.model.nested_dims.get(folder.level), folder.width
+    if folder.width < heads.width or heads.level not in folder.model.nested_dims:
+        at = f"level {folder.level}" if held[0] == held[1] else f"{folder.width} dimensions"
+        raise InputError(
+            f"{path} holds {at}, which is less than level {heads.level} of the head ({heads.width} dimensions): {mend}"
+        )
+    return folder

@@ -40,7 +40,7 @@ from rd_hf.embedding.reader import EmbeddingFolder
 from rd_hf.embedding.settings import JobSettings
 from rd_hf.files import FolderError, Workspace, file_sha256, write_json
 from rd_hf.launch import Processes, leave, processes
-from rd_hf.training.answers import Heads, load_heads
+from rd_hf.training.answers import Heads, load_heads, open_embeddings
 from rd_hf.training.predict_settings import PredictionSettings, PredictionSummary
 
 MANIFEST_FILE, REJECTS_FILE, EMBEDDINGS_FOLDER = "_predictions.json", "_rejects.tsv", ".embeddings"
@@ -109,37 +109,6 @@ def run_launched(
     finally:
         leave(joined)
     return summary if group.is_main else None
-
-
-def open_embeddings(path: str, checkpoint: Checkpoint, heads: Heads) -> EmbeddingFolder:
-    """Open a finished folder of embeddings; raise an InputError unless the head answers of what it holds."""
-    name, folder = checkpoint.name, EmbeddingFolder(path)
-    if heads.wild_type:
-        raise InputError(
-            f"the heads of {name} are of variants of one protein and need their sequences, which {path} does not hold: "
-            "give them with --input"
-        )
-    mend = "embed the proteins for it, or give them with --input"
-    if not heads.is_of(checkpoint, folder.model):
-        raise InputError(
-            f"{path} was made with {folder.model.name}, which is another model than {name} was trained on: {mend}"
-        )
-    options = folder.options
-    binary = options.output_dtype == "binary"
-    for said, is_so in (("binary", binary), ("whitened", options.whiten), ("normalised", options.normalize)):
-        if is_so:
-            raise InputError(f"{path} holds {said} embeddings, and the head of {name} was fitted on plain ones: {mend}")
-    if options.pooling != heads.pooling:
-        raise InputError(
-            f"{path} was made with --pooling {options.pooling}, and the head of {name} needs {heads.pooling}: {mend}"
-        )
-    held = folder.model.nested_dims.get(folder.level), folder.width
-    if folder.width < heads.width or heads.level not in folder.model.nested_dims:
-        at = f"level {folder.level}" if held[0] == held[1] else f"{folder.width} dimensions"
-        raise InputError(
-            f"{path} holds {at}, which is less than level {heads.level} of the head ({heads.width} dimensions): {mend}"
-        )
-    return folder
 
 
 def read_manifest(output: Path) -> dict[str, Any] | None:
