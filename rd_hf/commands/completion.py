@@ -12,12 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rd_hf.carried import model_place
+from rd_hf.carried import CHECKPOINTS, model_place
 from rd_hf.embedding.options import WHITENED
 from rd_hf.families import NAMED
 
-# Names that --model knows beside folders.
-CARRIED = ("rd-esm2-mini",)
 DEVICES = ("cpu", "cuda", "cuda:0", "cuda:1", "mps")
 
 
@@ -47,7 +45,7 @@ def families(prefix: str, **_: Any) -> list[str]:
 
 def models(prefix: str, **_: Any) -> list[str]:
     """Checkpoints that have a name, and folders."""
-    return [*(name for name in CARRIED if name.startswith(prefix)), *_folders(prefix, "config.json")]
+    return [*(name for name in CHECKPOINTS if name.startswith(prefix)), *_folders(prefix, "config.json")]
 
 
 def embeddings(prefix: str, **_: Any) -> list[str]:
