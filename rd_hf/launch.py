@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -86,6 +88,20 @@ def leave(group: Processes | None) -> None:
         import torch.distributed as dist
 
         dist.destroy_process_group()
+
+
+@contextmanager
+def left_at_the_end(group: Processes) -> Iterator[None]:
+    """Leave the other processes as the work inside ends; not after an interruption, which they may not have had."""
+    joined: Processes | None = group
+    try:
+        yield
+    except KeyboardInterrupt:
+        # Nobody waits for them.
+        joined = None
+        raise
+    finally:
+        leave(joined)
 
 
 def _state() -> Any:

@@ -25,7 +25,7 @@ from rd_hf.embedding.options import AUTO_MEANS, DTYPE, OLD_DTYPE, EmbeddingOptio
 from rd_hf.embedding.progress import Progress
 from rd_hf.embedding.settings import JobSettings, JobSummary
 from rd_hf.embedding.worker import StageTimer, Worker
-from rd_hf.launch import Processes, leave, processes
+from rd_hf.launch import Processes, left_at_the_end, processes
 from rd_hf.memory import bound_kernels
 from rd_hf.options import options_from
 
@@ -85,15 +85,8 @@ def settings_from(args: argparse.Namespace) -> tuple[JobSettings, list[str]]:
 def run_launched(settings: JobSettings, show_progress: bool) -> JobSummary | None:
     """Run a job in the processes that a launcher started, or in this one; the summary in the main process."""
     group = processes()
-    joined: Processes | None = group
-    try:
+    with left_at_the_end(group):
         summary = run_job(settings, group, show_progress=show_progress, hints=True)
-    except KeyboardInterrupt:
-        # The others may not have been interrupted: nobody waits for them.
-        joined = None
-        raise
-    finally:
-        leave(joined)
     return summary if group.is_main else None
 
 

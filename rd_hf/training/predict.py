@@ -39,7 +39,7 @@ from rd_hf.embedding.ray import RaySettings
 from rd_hf.embedding.reader import EmbeddingFolder
 from rd_hf.embedding.settings import JobSettings
 from rd_hf.files import FolderError, Workspace, file_sha256, write_json
-from rd_hf.launch import Processes, leave, processes
+from rd_hf.launch import Processes, left_at_the_end, processes
 from rd_hf.training.answers import Heads, load_heads, open_embeddings
 from rd_hf.training.predict_settings import PredictionSettings, PredictionSummary
 
@@ -99,15 +99,8 @@ def run_launched(
 ) -> PredictionSummary | None:
     """Run a prediction in the processes that a launcher started, or in this one; the summary in the main process."""
     group = Processes() if ray is not None else processes()
-    joined: Processes | None = group
-    try:
+    with left_at_the_end(group):
         summary = run_prediction(settings, group, ray, show_progress=show_progress)
-    except KeyboardInterrupt:
-        # The others may not have been interrupted: nobody waits for them.
-        joined = None
-        raise
-    finally:
-        leave(joined)
     return summary if group.is_main else None
 
 
