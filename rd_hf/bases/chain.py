@@ -162,15 +162,19 @@ class ChainWalk:
             self.mean_ahead[: self.next_width] - basis.backbone_mean,
         )
 
-    def step(self, basis: Basis, residual: torch.Tensor, along: torch.Tensor, decoder: LinearDecoder) -> StepFigures:
-        """Judge a basis, fitted on these residues or on others, given R_i and R_i V_i, and go on to the next level."""
+    def step(
+        self, basis: Basis, residual: torch.Tensor, along: torch.Tensor, scatters: StepScatters, decoder: LinearDecoder
+    ) -> StepFigures:
+        """Judge a basis and its decoder, fitted on these residues or on others, and go on to the next level.
+
+        Given R_i, R_i V_i, and the :meth:`scatters` of the step.
+        """
         offset = self.residual_mean(basis)
         # Second moments about zero: a prediction that is off by a constant is wrong by that constant.
         lost = residual.diagonal() + self.count * offset**2
         kept = (along * basis.directions).sum() + self.count * (offset @ basis.directions).square().sum()
         total = self.totals[self.level + 1]
         varies = total > 0
-        scatters = self.scatters(basis, along)
         if self.level < len(self.widths) - 2:
             self.extend(basis, along)
         return StepFigures(
@@ -236,12 +240,14 @@ def fit_chain(
         )
         # The directions are eigenvectors of this R_i, so that R_i V_i needs no product.
         along = vectors * spectrum[:directions]
-        decoder = fit_decoder(fitted, walk.scatters(basis, along))
-        training = walk.step(basis, residual, along, decoder)
+        scatters = walk.scatters(basis, along)
+        decoder = fit_decoder(fitted, scatters)
+        training = walk.step(basis, residual, along, scatters, decoder)
         held = None
         if check is not None:
             held_residual = check.residual_scatter(basis.regression)
-            held = check.step(basis, held_residual, held_residual @ vectors, decoder)
+            held_along = held_residual @ vectors
+            held = check.step(basis, held_residual, held_along, check.scatters(basis, held_along), decoder)
         bases.append(basis)
         reports.append(
             FitReport(
