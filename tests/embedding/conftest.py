@@ -133,3 +133,16 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     for place in mounted:
         # A process that a test ended may still be leaving: it keeps its file, and the name goes away at once.
         subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def job_of_ten(embed: Callable[..., Outcome], model: Path, folder: Path) -> Callable[..., Path]:
+    """What embeds ten proteins, in parts of four, into a folder of the name given, with the options given."""
+    fasta = random_fasta(folder / "p.fasta", 10, longest=20)
+
+    def run(name: str, *options: object) -> Path:
+        words = ("--model", model, "--input", fasta, "--part-records", 4, "--output", folder / name)
+        outcome = embed(*words, *options)
+        assert outcome.status == 0, outcome.stderr
+        return folder / name
+
+    return run

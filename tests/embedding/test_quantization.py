@@ -24,7 +24,7 @@ from rd_hf.embedding.reader import EmbeddingFolder
 from rd_hf.embedding.storage import columns_of
 from rd_hf.fitting import install_whitening
 from tests.conftest import TWO_PROCESSES, random_model
-from tests.embedding.conftest import Outcome, content_hashes, parts, random_fasta, read, run_process
+from tests.embedding.conftest import Outcome, content_hashes, job_of_ten, parts, read, run_process
 
 Embed = Callable[..., Outcome]
 DIMS = {"L0": 32, "L1": 48, "L2": 64}
@@ -48,16 +48,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def job(embed: Embed, model: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Embed ten proteins in parts of four; the folder."""
-    fasta = random_fasta(tmp_path / "p.fasta", 10, longest=20)
-
-    def run(name: str, *options: object) -> Path:
-        words = ("--model", model, "--input", fasta, "--part-records", 4, "--output", tmp_path / name)
-        outcome = embed(*words, *options)
-        assert outcome.status == 0, outcome.stderr
-        return tmp_path / name
-
-    return run
+    return job_of_ten(embed, model, tmp_path)
 
 
 def stored(folder: Path) -> torch.Tensor:

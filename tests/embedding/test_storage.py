@@ -17,7 +17,7 @@ from rd_hf.data.records import InputError
 from rd_hf.embedding import Embedder, EmbeddingOptions
 from rd_hf.embedding.reader import EmbeddingFolder
 from rd_hf.embedding.storage import columns_of, covering, described, read_columns
-from tests.embedding.conftest import Outcome, content_hashes, parts, random_fasta, read
+from tests.embedding.conftest import Outcome, content_hashes, job_of_ten, parts, read
 
 Embed = Callable[..., Outcome]
 DIMS = {"L0": 32, "L1": 48, "L2": 64}
@@ -26,16 +26,7 @@ BLOCKS = ("--layout", "blocks")
 
 @pytest.fixture
 def job(embed: Embed, tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Embed ten proteins in parts of four; the folder."""
-    fasta = random_fasta(tmp_path / "p.fasta", 10, longest=20)
-
-    def run(name: str, *options: object) -> Path:
-        words = ("--model", tiny_checkpoint, "--input", fasta, "--part-records", 4, "--output", tmp_path / name)
-        outcome = embed(*words, *options)
-        assert outcome.status == 0, outcome.stderr
-        return tmp_path / name
-
-    return run
+    return job_of_ten(embed, tiny_checkpoint, tmp_path)
 
 
 def spans(options: EmbeddingOptions, widths: dict[str, int]) -> dict[str, tuple[str, int, int]]:
