@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from rd_hf.bases.moments import JointMoments
-from rd_hf.bases.reconstruction import LinearDecoder, StepScatters, fit_decoder
+from rd_hf.bases.reconstruction import StepScatters, fit_decoder
 from rd_hf.bases.regression import RegressionKind, descending_eigh, regress
 
 
@@ -163,15 +163,15 @@ class ChainWalk:
         )
 
     def step(
-        self, basis: Basis, residual: torch.Tensor, along: torch.Tensor, scatters: StepScatters, decoder: LinearDecoder
+        self, basis: Basis, variances: torch.Tensor, along: torch.Tensor, decoder_error: float, block_r2: float
     ) -> StepFigures:
-        """Judge a basis and its decoder, fitted on these residues or on others, and go on to the next level.
+        """Judge a basis, fitted on these residues or on others, and go on to the next level.
 
-        Given R_i, R_i V_i, and the :meth:`scatters` of the step.
+        Given the diagonal of R_i, R_i V_i, and what its linear decoder does here.
         """
         offset = self.residual_mean(basis)
         # Second moments about zero: a prediction that is off by a constant is wrong by that constant.
-        lost = residual.diagonal() + self.count * offset**2
+        lost = variances + self.count * offset**2
         kept = (along * basis.directions).sum() + self.count * (offset @ basis.directions).square().sum()
         total = self.totals[self.level + 1]
         varies = total > 0
@@ -183,8 +183,8 @@ class ChainWalk:
             r2_uniform=float((1 - lost[varies] / total[varies]).mean()),
             residual_variance_kept=float(kept / lost.sum()) if lost.sum() > 0 else 1.0,
             reconstruction_error=float((lost.sum() - kept) / total.sum()),
-            decoder_error=decoder.error(scatters),
-            block_r2=decoder.block_r2(scatters),
+            decoder_error=decoder_error,
+            block_r2=block_r2,
         )
 
 
@@ -240,14 +240,17 @@ def fit_chain(
         )
         # The directions are eigenvectors of this R_i, so that R_i V_i needs no product.
         along = vectors * spectrum[:directions]
-        scatters = walk.scatters(basis, along)
-        decoder = fit_decoder(fitted, scatters)
-        training = walk.step(basis, residual, along, scatters, decoder)
+        variances = residual.diagonal().clone()
+        # The largest matrix here: the decoder needs the room.
+        del residual
+        decoder = fit_decoder(fitted, walk.scatters(basis, along))
+        training = walk.step(basis, variances, along, decoder.fitted_error, decoder.fitted_block_r2)
         held = None
         if check is not None:
-            held_residual = check.residual_scatter(basis.regression)
-            held_along = held_residual @ vectors
-            held = check.step(basis, held_residual, held_along, check.scatters(basis, held_along), decoder)
+            residual = check.residual_scatter(basis.regression)
+            along, variances = residual @ vectors, residual.diagonal().clone()
+            scatters = check.scatters(basis, along)
+            held = check.step(basis, variances, along, decoder.error(scatters), decoder.block_r2(scatters))
         bases.append(basis)
         reports.append(
             FitReport(

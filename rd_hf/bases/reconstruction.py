@@ -47,6 +47,9 @@ class LinearDecoder:
     state_from_prefix: torch.Tensor  # W, (p, k)
     block_from_prefix: torch.Tensor  # B, (p, d)
     state_from_rest: torch.Tensor  # T, (d, k)
+    # On those residues, where what least squares explains is the product of coefficients and covariances.
+    fitted_error: float
+    fitted_block_r2: float
 
     def block_r2(self, of: StepScatters) -> float:
         """Share of the block's variance that is a linear function of the prefix: its R^2 by B."""
@@ -61,7 +64,9 @@ class LinearDecoder:
         w, b, t = self.state_from_prefix, self.block_from_prefix, self.state_from_rest
         along = of.prefix @ w
         lost = of.total - 2 * (w * of.prefix_state).sum() + (w * along).sum()
-        rest, rest_state = _rest(b, of)
+        of_block = b.T @ of.prefix_block
+        rest = of.block - of_block - of_block.T + b.T @ (of.prefix @ b)
+        rest_state = of.block_state - b.T @ of.prefix_state
         # With what the prefix says of h_i taken off: cov(u, h - e W), where cov(u, e) vanishes on the fitted set only.
         rest_state -= (of.prefix_block.T @ w).sub_(b.T @ along)
         lost += (t * (rest @ t)).sum() - 2 * (t * rest_state).sum()
@@ -74,13 +79,10 @@ def fit_decoder(prefix: Regression, of: StepScatters) -> LinearDecoder:
     degrees = of.count - 1
     w = least_squares(prefix.eigenvalues, prefix.vectors, of.prefix_state / degrees)
     b = least_squares(prefix.eigenvalues, prefix.vectors, of.prefix_block / degrees)
-    rest, rest_state = _rest(b, of)
-    values, vectors = torch.linalg.eigh(rest)
-    return LinearDecoder(w, b, least_squares(values, vectors, rest_state))
-
-
-def _rest(b: torch.Tensor, of: StepScatters) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scatters of u = b_i - e_(i-1) B with itself, (d, d), and with h_i, (d, k)."""
-    along = b.T @ of.prefix_block
-    rest = of.block - along - along.T + b.T @ (of.prefix @ b)
-    return (rest + rest.T) / 2, of.block_state - b.T @ of.prefix_state
+    rest = of.block - b.T @ of.prefix_block  # of residues of least squares
+    rest_state = of.block_state - b.T @ of.prefix_state
+    values, vectors = torch.linalg.eigh((rest + rest.T) / 2)
+    t = least_squares(values, vectors, rest_state)
+    explained, of_block = (w * of.prefix_state).sum() + (t * rest_state).sum(), (b * of.prefix_block).sum()
+    block = of.block.trace()
+    return LinearDecoder(w, b, t, float(1 - explained / of.total), float(of_block / block) if block > 0 else 0.0)

@@ -45,7 +45,8 @@ def test_theorem_1_is_reached_by_least_squares() -> None:
     *_, reports = fitted("ols")
     for report in reports:
         assert report.training is not None
-        assert report.training.decoder_error == pytest.approx(report.training.reconstruction_error, rel=1e-9)
+        # The share explained is first order in W's rounding, float64's epsilon times the condition of C: 1e-7 here.
+        assert report.training.decoder_error == pytest.approx(report.training.reconstruction_error, rel=1e-6)
         # The residual of least squares is uncorrelated with what it was regressed on.
         assert abs(report.training.block_r2) < 1e-12
 
