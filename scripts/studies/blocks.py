@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     config = family.model.config
     if len(family.names) < 2:
         raise ValueError(f"{options.model[0]} has one level and no residual block; give a reverse-distilled family")
-    evaluation.output.claim()
+    evaluation.claim()
     training, heldout = split_sample(draw_fit_sample(family, options))
     if not heldout:
         raise ValueError("no sequence is held out to judge the bases on; give more --input")
