@@ -48,7 +48,12 @@ def make_grid(spreads: Sequence[torch.Tensor], options: EmbeddingOptions) -> np.
         options: that say which of them is stored.
     """
     own = [spread[int(options.one_row), int(options.whiten)].cpu().numpy() for spread in spreads]
-    centre, deviation = np.concatenate(own, axis=1).astype(np.float32)
+    return grid_of(*np.concatenate(own, axis=1))
+
+
+def grid_of(mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """Return the grid, (2, width) float32, of dimensions with this mean and deviation, (width,) each."""
+    centre, deviation = mean.astype(np.float32), deviation.astype(np.float32)
     # A dimension that never varied needs a step all the same.
     step = np.where(deviation > 0, deviation * np.float32(GRID_DEVIATIONS / MOST), 1).astype(np.float32)
     return np.stack((centre, step))

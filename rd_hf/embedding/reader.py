@@ -52,6 +52,7 @@ class EmbeddingFolder:
         level, width: the widest that it holds.
         levels: width of each level that its rows hold, smallest first; the largest may be cut.
         columns: of embeddings, in either layout.
+        bytes_read: of columns, so far, by :meth:`batches`.
         grid: (2, width) float32, centre and step of each dimension where they are stored as int8, else None.
 
     Raises:
@@ -77,6 +78,7 @@ class EmbeddingFolder:
         self.levels = self.model.held(self.width)
         self.grid = read_grid(self.manifest) if self.options.output_dtype == INT8 else None
         self._footers: OrderedDict[Path, Any] = OrderedDict()
+        self.bytes_read = 0
         self._with_journal = with_journal
         self._verified: set[int] = set()
         if with_journal and not self._folder.noted_parts():
@@ -188,7 +190,9 @@ class EmbeddingFolder:
             try:
                 with open_part(path, self._footer(path)) as file:
                     self._verify(index, file.schema_arrow, columns, wanted is None)
-                    for batch in file.iter_batches(size, row_groups=_row_groups(file, wanted), columns=columns):
+                    groups = _row_groups(file, wanted)
+                    self.bytes_read += _bytes_of(file.metadata, groups, columns)
+                    for batch in file.iter_batches(size, row_groups=groups, columns=columns):
                         if any(batch[name].null_count for name in {"record", *self.manifest["columns"]} & {*columns}):
                             raise _damaged(path)
                         if batch.num_rows:
@@ -361,6 +365,13 @@ def _has_checksums(schema: Any) -> bool:
 def _holds(wanted: np.ndarray, first: int, last: int) -> bool:
     """Whether any of the ascending records lies in a range, its ends included."""
     return bool(np.searchsorted(wanted, last, "right") > np.searchsorted(wanted, first, "left"))
+
+
+def _bytes_of(metadata: Any, groups: list[int], columns: list[str]) -> int:
+    """How large columns are in row groups of a file."""
+    paths = [metadata.schema.column(leaf).path.partition(".")[0] for leaf in range(metadata.num_columns)]
+    leaves = [leaf for leaf, name in enumerate(paths) if name in columns]
+    return sum(metadata.row_group(group).column(leaf).total_compressed_size for group in groups for leaf in leaves)
 
 
 def _row_groups(file: Any, wanted: np.ndarray | None) -> list[int]:

@@ -41,7 +41,9 @@ from rd_hf.data.residues import clean_sequence
 from rd_hf.embedding import EmbeddingOptions, JobSettings, run_job
 from rd_hf.embedding.columns import to_arrow
 from rd_hf.embedding.folder import OutputFolder
+from rd_hf.embedding.options import INT8
 from rd_hf.embedding.part_file import write_part
+from rd_hf.embedding.quantization import described_grid, grid_of
 from rd_hf.embedding.storage import columns_of, described, format_of
 from rd_hf.search import SearchSettings, SearchSummary, run_search
 from rd_hf.search.database import Database
@@ -76,17 +78,22 @@ def write_folder(
     width = nested_dims[level]
     parts: list[dict[str, object]] = []
     done = 0
-    stored = EmbeddingOptions(layout=str(options.get("layout", "plain")))
+    chosen = {name: str(options[name]) for name in ("layout", "output_dtype") if name in options}
+    stored = EmbeddingOptions(**chosen)  # type: ignore[arg-type]
     held = columns_of(stored, {level: width}, nested_dims)
+    grid: np.ndarray | None = None
     for index, values in enumerate(vectors):
         rows = len(values)
+        if grid is None and stored.output_dtype == INT8:
+            # As a fit would store it, of the first file's rows.
+            grid = grid_of(values.mean(axis=0), values.std(axis=0))
         names = [f"r{done + row + 1}" for row in range(rows)] if ids is None else ids[done : done + rows]
         columns = {
             "source": pa.array(["synthetic"] * rows),
             "record": pa.array(np.arange(done + 1, done + rows + 1), pa.int64()),
             "id": pa.array(names, pa.string()),
             "length": pa.array(np.full(rows, 100), pa.int32()),
-            **{one.name: to_arrow(list(values), one.width, stored, one.first) for one in held},
+            **{one.name: to_arrow(list(values), one.width, stored, one.first, grid) for one in held},
         }
         file = folder.part_path(index)
         with file.open("wb") as handle:
@@ -107,6 +114,7 @@ def write_folder(
             "job": job | columns,
             "columns": described(held),
             "parts": parts,
+            **({} if grid is None else {"grid": described_grid(grid)}),
         }
     )
     folder.leave()
