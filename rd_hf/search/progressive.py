@@ -147,8 +147,7 @@ class CandidateEmbedder:
     def _stored(self, records: np.ndarray) -> np.ndarray:
         """(records, width) float32: what the database holds of ascending records."""
         level = list(self.database.levels)[-1]
-        chunks = self.database.chunks(level, records, as_stored=True)
-        return np.concatenate([chunk.vectors[np.isin(chunk.records, records)] for chunk in chunks])
+        return np.concatenate([chunk.vectors for chunk in self.database.chunks(level, records, as_stored=True)])
 
     def _check(self, records: np.ndarray, vectors: np.ndarray, stored: np.ndarray) -> None:
         """Raise unless the first dimensions are those stored: else these are not the proteins that were embedded."""

@@ -1,11 +1,15 @@
 """What a search costs: time and memory for many rows, and compute against recall for a progressive one.
 
     python scripts/benchmarks/search.py rows --rows 1000000 --width 1280
+    python scripts/benchmarks/search.py bytes --rows 1000000 --width 320
     python scripts/benchmarks/search.py table --model hub_configs/rd-esm2-mini --data domains.fasta.gz
 
 ``rows`` writes synthetic embeddings to a folder, searches them in a process of its own a way, and prints the seconds
 (by the clock, and of a core, which tell more where others use the machine) and the peak of each process' memory
 (VmHWM) as Markdown. The floor is one reading of the rows, which is printed too.
+
+``bytes`` does so with the same rows in float32 and as int8 in blocks, and shortlists by signs, and prints milliseconds
+a query as the median of several runs in turn, whitened by the rows; what is kept of them is made before.
 
 ``table`` embeds the proteins at the model's smallest and largest level and searches for some of them among the rest,
 progressively with shortlists of several sizes, each with an empty cache. Compute is counted in parameters times
@@ -143,8 +147,9 @@ def measure(settings: dict[str, object]) -> None:
     """One search in this process; prints its seconds, recall and peak."""
     summary = run_search(SearchSettings(**settings), show_progress=False)  # type: ignore[arg-type]
     recall = None if summary.recall is None else [summary.recall.first, summary.recall.all]
-    cpu = time.process_time()
-    print(json.dumps({"seconds": summary.seconds, "cpu": cpu, "recall": recall, "peak": resident_mb("VmHWM")}))
+    cpu, peak = time.process_time(), resident_mb("VmHWM")
+    told = {"seconds": summary.seconds, "cpu": cpu, "recall": recall, "peak": peak, "bytes": summary.bytes_read}
+    print(json.dumps(told))
 
 
 def rows_benchmark(args: argparse.Namespace) -> None:
@@ -192,6 +197,62 @@ def rows_benchmark(args: argparse.Namespace) -> None:
             shares = [f"{share:.4f}" for share in answer["recall"] or []] or ["exact", "exact"]
             spent = f"{answer['seconds']:.0f} | {answer['cpu']:.0f}"
             print(f"| {name} | {spent} | {answer['peak']:,.0f} | {' | '.join(shares)} |", flush=True)
+
+
+def bytes_benchmark(args: argparse.Namespace) -> None:
+    """Bytes and milliseconds of searches in float32, int8 and signs."""
+    from benchmarks.common import answer_of
+
+    dims = {level: args.width // share for level, share in LEVELS.items()}
+    block = dims["large"] - dims["medium"]
+    signs = {"index": "binary", "recall_sample": 0}
+    ways: list[tuple[str, str, int, dict[str, object]]] = [
+        ("float32, exact", "floats", 4 * args.width, {}),
+        ("int8, exact", "bytes", args.width, {}),
+        *(
+            (
+                f"{size} by the signs of {'the last block' if of == 'block' else 'all'}, int8",
+                "bytes",
+                args.width + (block if of == "block" else args.width) // 8,
+                {**signs, "signs": of, "shortlist": size},
+            )
+            for of in ("block", "all")
+            for size in (200, 500)
+        ),
+    ]
+    with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
+        place = Path(temporary)
+        stored = {"floats": {}, "bytes": {"layout": "blocks", "output_dtype": "int8"}}
+        made: list[tuple[str, int, int, dict[str, str]]] = [(n, args.rows, 1, how) for n, how in stored.items()]
+        for name, rows, seed, how in [*made, ("queries", args.queries, 2, {})]:
+            if not (place / name).exists():
+                write_folder(place / name, families(rows, args.width, seed), dims, **how)
+        answers: dict[str, list[dict[str, float]]] = {}
+        found: dict[str, dict[int, list[int]]] = {}
+        # The first round makes what later ones find, and is not counted.
+        for _ in range(args.repeats + 1):
+            for name, folder, _, chosen in ways:
+                output = place / "hits.parquet"
+                settings = {"queries": str(place / "queries"), "database": str(place / folder), "output": str(output)}
+                command = [
+                    sys.executable,
+                    __file__,
+                    "measure",
+                    json.dumps({**settings, "whiten": "database", **chosen}),
+                ]
+                answers.setdefault(name, []).append(answer_of(command))
+                found[name] = _hits(output)
+        print(
+            f"{args.rows:,} rows of {args.width:,}, {args.queries:,} queries together, k = 10, medians of "
+            f"{args.repeats} runs in turn\n\n| search | bytes a protein | MB read | ms a query | of a core | nearest "
+            "found | ten nearest found |\n|---|---|---|---|---|---|---|"
+        )
+        for name, _, size, _ in ways:
+            counted = answers[name][1:]
+            spent = (1000 * np.median([one[what] for one in counted]) / args.queries for what in ("seconds", "cpu"))
+            shares = _recall(found[name], found[ways[0][0]])
+            cells = [f"{size:,}", f"{counted[-1]['bytes'] / 1e6:,.0f}", *(f"{one:.1f}" for one in spent)]
+            print(f"| {name} | {' | '.join(cells)} | {shares[0]:.4f} | {shares[1]:.4f} |", flush=True)
 
 
 def table_benchmark(args: argparse.Namespace) -> None:
@@ -274,11 +335,16 @@ def _found(settings: SearchSettings) -> tuple[dict[int, list[int]], SearchSummar
     """Records found for each query, nearest first."""
     with contextlib.redirect_stderr(io.StringIO()):
         summary = run_search(settings, show_progress=False)
+    return _hits(settings.output), summary
+
+
+def _hits(path: str | Path) -> dict[int, list[int]]:
+    """Records found for each query, nearest first, of a search's output."""
     found: dict[int, list[int]] = {}
-    hits = pq.read_table(settings.output)
+    hits = pq.read_table(path)
     for query, record in zip(hits["query_record"].to_pylist(), hits["record"].to_pylist(), strict=True):
         found.setdefault(query, []).append(record)
-    return found, summary
+    return found
 
 
 def _recall(found: dict[int, list[int]], exact: dict[int, list[int]]) -> tuple[float, float]:
@@ -297,6 +363,11 @@ def main(argv: list[str] | None = None) -> None:
     rows.add_argument("--width", type=int, default=1280)
     rows.add_argument("--queries", type=int, default=1000)
     rows.add_argument("--keep", type=Path, help="folder to leave the rows in, or where an earlier run left them")
+    few = what.add_parser("bytes", help="bytes and time in float32, int8 and signs")
+    few.add_argument("--rows", type=int, default=1_000_000)
+    few.add_argument("--width", type=int, default=320)
+    few.add_argument("--queries", type=int, default=200)
+    few.add_argument("--repeats", type=int, default=3)
     table = what.add_parser("table", help="compute against recall of a progressive search")
     table.add_argument("--model", default=str(REPOSITORY / "hub_configs" / "rd-esm2-mini"))
     table.add_argument("--data", type=Path, required=True, help="FASTA")
@@ -309,6 +380,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.what == "measure":
         measure(args.settings)
+    elif args.what == "bytes":
+        bytes_benchmark(args)
     elif args.what == "rows":
         rows_benchmark(args)
     else:
