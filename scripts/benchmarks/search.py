@@ -147,9 +147,8 @@ def measure(settings: dict[str, object]) -> None:
     """One search in this process; prints its seconds, recall and peak."""
     summary = run_search(SearchSettings(**settings), show_progress=False)  # type: ignore[arg-type]
     recall = None if summary.recall is None else [summary.recall.first, summary.recall.all]
-    cpu, peak = time.process_time(), resident_mb("VmHWM")
-    told = {"seconds": summary.seconds, "cpu": cpu, "recall": recall, "peak": peak, "bytes": summary.bytes_read}
-    print(json.dumps(told))
+    cpu = time.process_time()
+    print(json.dumps({"seconds": summary.seconds, "cpu": cpu, "recall": recall, "peak": resident_mb("VmHWM")}))
 
 
 def rows_benchmark(args: argparse.Namespace) -> None:
@@ -201,8 +200,6 @@ def rows_benchmark(args: argparse.Namespace) -> None:
 
 def bytes_benchmark(args: argparse.Namespace) -> None:
     """Bytes and milliseconds of searches in float32, int8 and signs."""
-    from benchmarks.common import answer_of
-
     dims = {level: args.width // share for level, share in LEVELS.items()}
     block = dims["large"] - dims["medium"]
     signs = {"index": "binary", "recall_sample": 0}
@@ -221,37 +218,40 @@ def bytes_benchmark(args: argparse.Namespace) -> None:
         ),
     ]
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
-        place = Path(temporary)
+        place = args.keep or Path(temporary)
         stored = {"floats": {}, "bytes": {"layout": "blocks", "output_dtype": "int8"}}
         made: list[tuple[str, int, int, dict[str, str]]] = [(n, args.rows, 1, how) for n, how in stored.items()]
         for name, rows, seed, how in [*made, ("queries", args.queries, 2, {})]:
             if not (place / name).exists():
                 write_folder(place / name, families(rows, args.width, seed), dims, **how)
-        answers: dict[str, list[dict[str, float]]] = {}
-        found: dict[str, dict[int, list[int]]] = {}
+        spent: dict[str, list[tuple[float, float]]] = {}
+        found: dict[str, tuple[dict[int, list[int]], SearchSummary]] = {}
         # The first round makes what later ones find, and is not counted.
-        for _ in range(args.repeats + 1):
+        for turn in range(args.repeats + 1):
             for name, folder, _, chosen in ways:
-                output = place / "hits.parquet"
-                settings = {"queries": str(place / "queries"), "database": str(place / folder), "output": str(output)}
-                command = [
-                    sys.executable,
-                    __file__,
-                    "measure",
-                    json.dumps({**settings, "whiten": "database", **chosen}),
-                ]
-                answers.setdefault(name, []).append(answer_of(command))
-                found[name] = _hits(output)
+                settings = SearchSettings(
+                    str(place / "queries"),
+                    str(place / folder),
+                    str(Path(temporary) / "hits.parquet"),
+                    whiten="database",
+                    **chosen,  # type: ignore[arg-type]
+                )
+                started, computing = time.perf_counter(), time.process_time()
+                found[name] = _found(settings)
+                if turn:
+                    seconds = time.perf_counter() - started, time.process_time() - computing
+                    spent.setdefault(name, []).append(seconds)
+        exact, queries = found[ways[0][0]]
         print(
-            f"{args.rows:,} rows of {args.width:,}, {args.queries:,} queries together, k = 10, medians of "
+            f"{queries.rows:,} rows of {args.width:,}, {queries.queries:,} queries together, k = 10, medians of "
             f"{args.repeats} runs in turn\n\n| search | bytes a protein | MB read | ms a query | of a core | nearest "
             "found | ten nearest found |\n|---|---|---|---|---|---|---|"
         )
         for name, _, size, _ in ways:
-            counted = answers[name][1:]
-            spent = (1000 * np.median([one[what] for one in counted]) / args.queries for what in ("seconds", "cpu"))
-            shares = _recall(found[name], found[ways[0][0]])
-            cells = [f"{size:,}", f"{counted[-1]['bytes'] / 1e6:,.0f}", *(f"{one:.1f}" for one in spent)]
+            hits, summary = found[name]
+            times = 1000 * np.median(spent[name], axis=0) / summary.queries
+            cells = [f"{size:,}", f"{summary.bytes_read / 1e6:,.0f}", *(f"{one:.1f}" for one in times)]
+            shares = _recall(hits, exact)
             print(f"| {name} | {' | '.join(cells)} | {shares[0]:.4f} | {shares[1]:.4f} |", flush=True)
 
 
@@ -368,6 +368,7 @@ def main(argv: list[str] | None = None) -> None:
     few.add_argument("--width", type=int, default=320)
     few.add_argument("--queries", type=int, default=200)
     few.add_argument("--repeats", type=int, default=3)
+    few.add_argument("--keep", type=Path, help="folder to leave the rows in, or where an earlier run left them")
     table = what.add_parser("table", help="compute against recall of a progressive search")
     table.add_argument("--model", default=str(REPOSITORY / "hub_configs" / "rd-esm2-mini"))
     table.add_argument("--data", type=Path, required=True, help="FASTA")
