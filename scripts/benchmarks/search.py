@@ -223,7 +223,7 @@ def bytes_benchmark(args: argparse.Namespace) -> None:
         made: list[tuple[str, int, int, dict[str, str]]] = [(n, args.rows, 1, how) for n, how in stored.items()]
         for name, rows, seed, how in [*made, ("queries", args.queries, 2, {})]:
             if not (place / name).exists():
-                write_folder(place / name, families(rows, args.width, seed), dims, **how)
+                write_folder(place / name, families(rows, args.width, seed), dims, **how)  # type: ignore[arg-type]
         spent: dict[str, list[tuple[float, float]]] = {}
         found: dict[str, tuple[dict[int, list[int]], SearchSummary]] = {}
         # The first round makes what later ones find, and is not counted.
