@@ -369,8 +369,9 @@ def _holds(wanted: np.ndarray, first: int, last: int) -> bool:
 
 def _bytes_of(metadata: Any, groups: list[int], columns: list[str]) -> int:
     """How large columns are in row groups of a file."""
-    paths = [metadata.schema.column(leaf).path.partition(".")[0] for leaf in range(metadata.num_columns)]
-    leaves = [leaf for leaf, name in enumerate(paths) if name in columns]
+    paths = [f"{metadata.schema.column(leaf).path}." for leaf in range(metadata.num_columns)]
+    # A level's name may have a point too, as what is within a column has.
+    leaves = [leaf for leaf, path in enumerate(paths) if path.startswith(tuple(f"{name}." for name in columns))]
     return sum(metadata.row_group(group).column(leaf).total_compressed_size for group in groups for leaf in leaves)
 
 
