@@ -309,3 +309,12 @@ class Workspace:
             path.unlink(missing_ok=True)
         with suppress(OSError):
             self.path.rmdir()
+
+
+def readable(size: float) -> str:
+    """Bytes in decimal units, as disks and downloads are sold."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"

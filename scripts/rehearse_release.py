@@ -193,7 +193,7 @@ def section(
     threads: int,
 ) -> str:
     """Markdown: what was planned, what happened."""
-    from rd_hf.hub.plan import readable
+    from rd_hf.files import readable
 
     how = "all backbones held" if args.group_tokens is None else f"one at a time, groups of {args.group_tokens} tokens"
     planned = plan["resident" if args.group_tokens is None else "sequential"]

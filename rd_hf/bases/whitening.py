@@ -17,7 +17,7 @@ suit what is compared as means.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -79,6 +79,7 @@ def chain_whitening(
     bases: Sequence[Basis],
     weights: Sequence[float] | None = None,
     shrinkage: float | None = None,
+    sequence_means: JointMoments | None = None,
 ) -> Whitening:
     """Whiten by the residues that a chain was fitted on, with weights chosen without labels.
 
@@ -97,6 +98,7 @@ def chain_whitening(
         bases: fitted on them.
         weights: of each level; by default as above, scaled so that the largest is 1.
         shrinkage: see :func:`whitening_map`.
+        sequence_means: of the means of the backbones' states over each sequence, where ``spreads`` are wanted.
     """
     blocks: list[BlockMoments] = []
     chosen: list[float] = []
@@ -111,7 +113,24 @@ def chain_whitening(
                 weight = _weight({"e": torch.block_diag(*prefix), "b": own, "h": state}, covariances)
             chosen.append(weight)
             prefix.append(weight * own)
-    return fit_whitening(blocks, weights or [weight / max(chosen) for weight in chosen], shrinkage=shrinkage)
+    found = fit_whitening(blocks, weights or [weight / max(chosen) for weight in chosen], shrinkage=shrinkage)
+    if sequence_means is None or sequence_means.count < 2:
+        return found
+    means = [block for block, _ in _walked(sequence_means, bases)]
+    return replace(found, spreads=tuple(map(_spread, blocks, means, found.means, found.maps)))
+
+
+def _spread(residues: BlockMoments, means: BlockMoments, centre: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Mean and deviation of each dimension of a block: as :attr:`Whitening.spreads` has them."""
+    spreads = []
+    for of in (residues, means):
+        # What is affine moves means and covariances in closed form.
+        white = ((of.mean - centre) @ matrix, matrix.T @ of.covariance @ matrix)
+        spreads += [
+            torch.stack((mean, covariance.diagonal().clamp_min(0.0).sqrt()))
+            for mean, covariance in ((of.mean, of.covariance), white)
+        ]
+    return torch.stack(spreads).view(2, 2, 2, -1)
 
 
 def _weight(maps: Mapping[str, torch.Tensor], covariances: Mapping[str, torch.Tensor]) -> float:
@@ -138,6 +157,8 @@ class Whitening:
     means: tuple[torch.Tensor, ...]  # (d_i,) float64 each
     maps: tuple[torch.Tensor, ...]  # (d_i, d_i) float64 each, times its weight; columns in order of falling variance
     weights: tuple[float, ...]
+    # (2, 2, 2, d_i) float64 each: of residues and of means over a sequence's; plain and whitened; mean and deviation.
+    spreads: tuple[torch.Tensor, ...] = ()
 
     @property
     def widths(self) -> list[int]:
@@ -146,7 +167,7 @@ class Whitening:
 
     def up_to(self, blocks: int) -> Whitening:
         """Return the whitening of the first blocks alone."""
-        return Whitening(self.means[:blocks], self.maps[:blocks], self.weights[:blocks])
+        return Whitening(self.means[:blocks], self.maps[:blocks], self.weights[:blocks], self.spreads[:blocks])
 
     def __call__(self, embedding: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Whiten nested embeddings of any level that ends at a block.

@@ -119,7 +119,10 @@ def model_text(facts: ModelFacts) -> str:
         )
     if facts.whitening is not None:
         weights = ", ".join(f"{weight:.3g}" for weight in facts.whitening["weights"])
-        lines.append(f"whitening (--whiten): by {facts.whitening.get('of', 'statistics')}, blocks weighed {weights}")
+        grids = "; grids of one byte (--output-dtype int8)" if facts.whitening.get("grids") else ""
+        lines.append(
+            f"whitening (--whiten): by {facts.whitening.get('of', 'statistics')}, blocks weighed {weights}{grids}"
+        )
     if facts.one_pass is not None:
         layers = ", ".join(map(str, facts.one_pass["layers"]))
         own = "; R2 held-out " + ", ".join(f"{level} {r2:.4f}" for level, r2 in facts.one_pass["r2"].items())

@@ -35,7 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
     main = ("database", "queries", "output", "model", "revision", "k", "metric", "level", "whiten", "block_weights")
     add_options(parser, SearchSettings, *main, "device")
     less = parser.add_argument_group("pay for less")
-    add_options(less, SearchSettings, "shortlist_level", "shortlist", "index", "sequences", "cache", "recall_sample")
+    add_options(
+        less, SearchSettings, "shortlist_level", "shortlist", "index", "signs", "sequences", "cache", "recall_sample"
+    )
     add_options(parser.add_argument_group("labels"), SearchSettings, "labels", "label_column")
     return parser
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from rd_hf.carried import model_place
 from rd_hf.data.records import InputError
 from rd_hf.devices import check_device
-from rd_hf.embedding.options import EmbeddingOptions
-from rd_hf.embedding.quantization import refuse_odd_widths
+from rd_hf.embedding.options import INT8, EmbeddingOptions
+from rd_hf.embedding.quantization import make_grid, refuse_odd_widths
 from rd_hf.files import file_sha256
 from rd_hf.lazy import gc_paused
 from rd_hf.model_names import check_model_name
@@ -27,6 +27,7 @@ from rd_hf.trust import refuse_foreign_code
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from rd_hf.model.configuration_rd_esm import RDEsmConfig
@@ -52,6 +53,7 @@ class Checkpoint:
     block_weights: list[float] | None = None  # per level's block; None where the model has nothing to whiten by
     # Commits that are loaded of backbones whose revision the model leaves open, by repo (and branch).
     backbones: dict[str, str] = field(default_factory=dict)
+    grids: bool = False  # whether the model holds statistics of which grids are made
 
     def __post_init__(self) -> None:
         # A manifest is anybody's file.
@@ -100,8 +102,25 @@ class Checkpoint:
         """Raise an InputError where embeddings of this model cannot be stored as asked."""
         if options.whiten:
             self.refuse_to_whiten()
+        if options.output_dtype == INT8 and (self.one_pass or not self.grids):
+            why = (
+                "for what one pass reads out" if self.one_pass else "since it was fitted before rd_hf 0.3, or imported"
+            )
+            mend = "leave --one-pass away" if self.one_pass else "fit it again with rd-hf fit"
+            raise InputError(f"{self.name} holds no grids of one byte, {why}: {mend}, or store float16")
         widest = max(self.widths(options.levels, options.width).values())
         refuse_odd_widths(options.output_dtype, self.held(widest), self.name)
+
+    def grid(self, options: EmbeddingOptions) -> np.ndarray | None:
+        """Return what embeddings are rounded to, (2, width) float32: centres and steps; None unless they are int8."""
+        if options.output_dtype != INT8:
+            return None
+        spreads = [block.get_buffer("spread") for block in self.bases(self.largest(options)).whitening or ()]
+        return make_grid(spreads, options)[:, : max(self.widths(options.levels, options.width).values())]
+
+    def bases(self, level: str) -> RDEsmModel:
+        """Load what was fitted of the levels up to one, and no backbone."""
+        return load_model(self.name, self.revision, self.fingerprint, level, "float32", None, "cpu", above=level)
 
     def held(self, widest: int) -> dict[str, int]:
         """Return the width of each level that the first ``widest`` dimensions hold, the last perhaps cut."""
@@ -165,8 +184,8 @@ def resolve(
     limits = {level: family.longest_input(level) for level in family.nested_dims}
     longest = {level: limit - SPECIAL_TOKENS for level, limit in limits.items() if limit is not None}
     fingerprint = f"one-pass:{fingerprint}" if one_pass else fingerprint
-    weights = family.whitening["weights"] if family.whitening else None
-    return Checkpoint(name, commit, fingerprint, family.nested_dims, longest, one_pass, weights, loaded)
+    weights, grids = (family.whitening or {}).get("weights"), bool((family.whitening or {}).get("grids"))
+    return Checkpoint(name, commit, fingerprint, family.nested_dims, longest, one_pass, weights, loaded, grids)
 
 
 def _without_backbones(fingerprint: str) -> str:

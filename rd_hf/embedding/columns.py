@@ -16,10 +16,12 @@ from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.quantization import quantized, stored_type, stored_width
 
 
-def finish(values: np.ndarray, width: int, options: EmbeddingOptions, first: int = 0) -> np.ndarray:
+def finish(
+    values: np.ndarray, width: int, options: EmbeddingOptions, first: int = 0, grid: np.ndarray | None = None
+) -> np.ndarray:
     """Cut an embedding, (..., widest) float32, to what is stored of it: (..., width) of ``options.output_dtype``.
 
-    Of ``binary`` it is (..., width / 8) uint8.
+    Of ``binary`` it is (..., width / 8) uint8; of ``int8``, places on the ``grid``, which is that of all dimensions.
 
     A zero vector stays zero when normalised. ``first`` dimensions are left out, which then are in another column.
     """
@@ -27,7 +29,7 @@ def finish(values: np.ndarray, width: int, options: EmbeddingOptions, first: int
     if options.normalize:
         length = np.linalg.norm(cut, axis=-1, keepdims=True)
         cut = cut / np.where(length > 0, length, 1)
-    return quantized(cut, options.output_dtype)
+    return quantized(cut, options.output_dtype, None if grid is None else grid[:, first : first + width])
 
 
 def why_not_stored(values: np.ndarray, widths: Mapping[str, int], options: EmbeddingOptions) -> str | None:
@@ -61,14 +63,20 @@ def value_column(rows: np.ndarray, offsets: np.ndarray | None = None) -> pa.Arra
     return vectors if offsets is None else pa.ListArray.from_arrays(_offsets(np.diff(offsets)), vectors)
 
 
-def to_arrow(values: Sequence[np.ndarray], width: int, options: EmbeddingOptions, first: int = 0) -> pa.Array:
+def to_arrow(
+    values: Sequence[np.ndarray],
+    width: int,
+    options: EmbeddingOptions,
+    first: int = 0,
+    grid: np.ndarray | None = None,
+) -> pa.Array:
     """Make one column for records whose embeddings are (widest,) or (rows, widest) float32 each; see :func:`finish`."""
     if not values:
         return pa.nulls(0, value_type(width, options))
     if options.one_row:
-        return value_column(finish(np.stack(values), width, options, first))
+        return value_column(finish(np.stack(values), width, options, first, grid))
     # Cut, normalised and cast record by record, so that only one float32 copy of a long protein is about.
-    rows = np.concatenate([finish(rows, width, options, first) for rows in values])
+    rows = np.concatenate([finish(rows, width, options, first, grid) for rows in values])
     return value_column(rows, np.cumsum([0, *map(len, values)]))
 
 

@@ -16,7 +16,7 @@ from rd_hf.data.values import as_list, column_names, position_numbers, sequence_
 from rd_hf.devices import check_device_is_there, pick_device
 from rd_hf.embedding.checkpoint import is_worker, resolve, threads_of_a_worker
 from rd_hf.embedding.columns import finish, value_type, why_not_stored
-from rd_hf.embedding.options import BINARY, EmbeddingOptions
+from rd_hf.embedding.options import BYTES, EmbeddingOptions
 from rd_hf.embedding.quantization import dequantize, stored_type, stored_width
 from rd_hf.embedding.storage import columns_of
 
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 # Below any norm that an embedding has: a vector of zeros is divided by it.
 _TINY = 1e-12
+_BYTES = tuple(map(stored_type, BYTES))
 
 
 class Embedder:
@@ -67,6 +68,10 @@ class Embedder:
             manifest's `model` has them; by default those of now.
         **options: other fields of [`EmbeddingOptions`].
 
+    Attributes:
+        grid (`numpy.ndarray`, *optional*): `(2, width)`, with `output_dtype="int8"`: centre and step of each dimension,
+            for [`dequantize`].
+
     Raises:
         InputError: no such model, level or device.
         ValueError: an unknown choice.
@@ -96,6 +101,7 @@ class Embedder:
         self.options = self.checkpoint.within(self.options)
         self.widths = self.checkpoint.widths(levels, self.options.width)
         self.checkpoint.refuse_to_store(self.options)
+        self.grid = self.checkpoint.grid(self.options)
         self.columns = columns_of(self.options, self.widths, self.checkpoint.nested_dims)
         self.sequence_column = sequence_column
         self.positions_column = positions_column
@@ -221,7 +227,8 @@ class Embedder:
         whitens by the database itself.
 
         Args:
-            a: (n, width), or one vector (width,); numpy, torch on the CPU, or lists. Signs as bytes are unpacked.
+            a: (n, width), or one vector (width,); numpy, torch on the CPU, or lists. Signs as bytes are unpacked;
+                int8 goes through [`dequantize`] first.
             b: (m, width), or one vector (width,), of the same level.
 
         Returns:
@@ -229,11 +236,10 @@ class Embedder:
 
         Raises:
             InputError: vectors of different widths, or no vectors.
+            ValueError: int8.
         """
         given = (np.atleast_2d(np.asarray(vectors)) for vectors in (a, b))
-        one, other = (
-            dequantize(rows) if rows.dtype == stored_type(BINARY) else rows.astype(np.float32) for rows in given
-        )
+        one, other = (dequantize(rows) if rows.dtype in _BYTES else rows.astype(np.float32) for rows in given)
         if one.ndim != 2 or other.ndim != 2 or one.shape[1] != other.shape[1]:
             raise InputError(
                 f"similarity() takes vectors of one width, (n, width) and (m, width), not {one.shape} and "
@@ -298,7 +304,8 @@ class Embedder:
         columns: dict[str, list[Any]] = {}
         for column in self.columns:
             columns[column.name] = [
-                None if value is None else finish(value, column.width, self.options, column.first) for value in found
+                None if value is None else finish(value, column.width, self.options, column.first, self.grid)
+                for value in found
             ]
         if self.on_reject == "null":
             columns["reject_reason"] = reasons

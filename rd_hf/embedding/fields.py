@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import Field, dataclass
 from typing import Any
 
-from rd_hf.embedding.options import BLOCKS, EmbeddingOptions
+from rd_hf.embedding.options import BLOCKS, INT8, PLAIN, EmbeddingOptions
 from rd_hf.embedding.settings import JobSettings
 from rd_hf.embedding.storage import read_columns
 from rd_hf.options import Bounds, option_fields
@@ -92,11 +92,12 @@ MANIFEST = {
     "columns": Each({"level": TEXT, "width": SIZE}, dict),
     "parts": Each(_PART),
     "counts": Each(COUNT, dict),
+    "grid": {"centre": Each(NUMBER), "step": Each(NUMBER)},
     "versions": Each(_or_null(TEXT), dict),
 }
 ENTRY = {
     **_PART,
-    **dict.fromkeys(("index", "unique", "long", "residues"), COUNT),
+    **dict.fromkeys(("index", "unique", "long", "residues", "clipped"), COUNT),
     "digest": TEXT,
     "rejects": Each({"source": TEXT, "record": SIZE, "id": TEXT, "reason": TEXT}),
 }
@@ -153,6 +154,11 @@ def unfinished(manifest: dict[str, Any]) -> str | None:
         ends = [*list(dims.items())[: len(held) - 1], (held[-1].level, held[-1].stop)]
         if [(column.level, column.stop) for column in held] != ends or held[-1].stop > dims[held[-1].level]:
             return f"columns is {_short(columns)}, and not what one level after the other adds"
+    if manifest["job"].get("output_dtype") == INT8:
+        held = read_columns(columns, manifest["job"].get("layout", PLAIN))
+        grid, widest = manifest.get("grid", {}), max(column.stop for column in held)
+        if [len(grid.get(name, ())) for name in ("centre", "step")] != [widest] * 2 or min(grid["step"]) <= 0:
+            return f"grid is not a centre and a step above zero for each of {widest:,} dimensions"
     following = 1
     for index, part in enumerate(manifest["parts"]):
         if absent := [name for name in _PART if name not in part]:

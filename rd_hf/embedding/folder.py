@@ -64,6 +64,7 @@ class PartEntry:
     sha256: str
     bytes: int
     rejects: tuple[Reject, ...]
+    clipped: int = 0  # numbers beyond the grid that they are stored on
 
     @classmethod
     def from_json(cls, text: str) -> PartEntry:
@@ -75,7 +76,8 @@ class PartEntry:
 
     def to_json(self) -> str:
         """Write it as the journal has it."""
-        return json.dumps(asdict(self), indent=1)
+        # Versions that know of no grid take up folders without one.
+        return json.dumps({name: one for name, one in asdict(self).items() if name != "clipped" or one}, indent=1)
 
 
 class OutputFolder:

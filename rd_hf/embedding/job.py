@@ -162,7 +162,7 @@ def ending(summary: JobSummary, output: str, words: str = "") -> str:
 
 def counted(entries: Sequence[PartEntry]) -> dict[str, int]:
     """Add up the counts of parts."""
-    names = ("records", "written", "rejected", "unique", "long", "residues")
+    names = ("records", "written", "rejected", "unique", "long", "residues", "clipped")
     return {name: sum(getattr(entry, name) for entry in entries) for name in names}
 
 
@@ -195,6 +195,8 @@ def complete(folder: OutputFolder, digests: Sequence[str], records: int, is_main
         folder.write_rejects(reject for entry in entries for reject in entry.rejects)
         manifest = folder.manifest() or {}
         manifest["status"] = "complete"
+        if "grid" not in manifest:
+            del counts["clipped"]
         manifest["counts"] = {**counts, "parts": len(entries)}
         names = ("file", "sha256", "bytes", "first_record", "records", "written", "rejected")
         manifest["parts"] = [{name: getattr(entry, name) for name in names} for entry in entries]

@@ -15,6 +15,7 @@ from rd_hf.data.sources import is_hub_dataset, source_size
 from rd_hf.embedding.checkpoint import Checkpoint, resolve
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry, differences
 from rd_hf.embedding.options import DTYPE, PLAIN
+from rd_hf.embedding.quantization import described_grid
 from rd_hf.embedding.settings import COLUMNS, LIMITS, JobSettings
 from rd_hf.embedding.storage import FORMATS, columns_of, described, format_of
 from rd_hf.launch import Processes
@@ -178,6 +179,7 @@ def _begin(settings: JobSettings, folder: OutputFolder, checkpoint: Checkpoint, 
     before = _compare(folder, checkpoint, job)
     if before is None:
         widths = checkpoint.widths(settings.options.levels, settings.options.width)
+        grid = checkpoint.grid(settings.options)
         content = {
             "format": format_of(settings.options),
             "status": "running",
@@ -185,6 +187,7 @@ def _begin(settings: JobSettings, folder: OutputFolder, checkpoint: Checkpoint, 
             "job": job,
             "files": _files(settings),
             "columns": described(columns_of(settings.options, widths, checkpoint.nested_dims)),
+            **({} if grid is None else {"grid": described_grid(grid)}),
             "versions": installed_versions(),
         }
         folder.write_manifest(content)

@@ -15,9 +15,9 @@ from rd_hf.options import check_options, option, whole
 DTYPE = "float32"
 # What versions up to 0.2 had for "whichever is measured to be faster".
 OLD_DTYPE = "auto"
-# What is stored; of binary the sign of each whitened dimension, eight in a byte.
-BINARY = "binary"
-OUTPUT_DTYPES = ("float32", "float16", BINARY)
+# What is stored; of int8 a place on the model's grid, of binary the sign of each whitened dimension, eight in a byte.
+INT8, BINARY = BYTES = ("int8", "binary")
+OUTPUT_DTYPES = ("float32", "float16", *BYTES)
 # How vectors lie in columns: whole, or what each level adds in a column of its own. What is not said is PLAIN.
 PLAIN, BLOCKS = LAYOUTS = ("plain", "blocks")
 # As rd-hf search has them; it also whitens by the database, which an embedding job has none of.
@@ -82,8 +82,8 @@ class EmbeddingOptions:
     output_dtype: str = flag(
         "output_dtype",
         "float32",
-        "; float32 holds bfloat16's values exactly, which Arrow lacks; binary is the sign of each whitened dimension, "
-        "eight in a byte (it whitens by itself)",
+        "; float32 holds bfloat16's values exactly, which Arrow lacks; int8 is a place on a grid that comes with the "
+        "model, binary the sign of each whitened dimension, eight in a byte (it whitens by itself)",
         choices=OUTPUT_DTYPES,
     )
     layout: str = flag(
@@ -136,6 +136,17 @@ class EmbeddingOptions:
                 f"width {self.width} cuts one embedding, and levels {', '.join(self.levels)} are several: give one "
                 "level or none"
             )
+        if self.output_dtype == INT8:
+            if self.normalize:
+                raise ValueError(
+                    "int8 is of plain or whitened dimensions, whose grids a fit stores, and normalize scales each "
+                    "vector by a length of its own: leave one of them away"
+                )
+            if self.pooling in ("max", "cls"):
+                raise ValueError(
+                    f"int8 has grids of residues and of their means, and none of pooling {self.pooling!r}: choose "
+                    "pooling 'mean', 'residue' or 'positions', or store float16"
+                )
         if self.output_dtype == BINARY:
             if self.normalize:
                 raise ValueError("binary keeps signs, which have no length to normalize: leave one of them away")

@@ -10,7 +10,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rd_hf.embedding.options import BINARY, BLOCKS, EmbeddingOptions
+from rd_hf.embedding.options import BLOCKS, BYTES, EmbeddingOptions
 from rd_hf.embedding.storage import Column
 
 # Rows are read back in groups of about this size.
@@ -43,7 +43,7 @@ def write_part(
     # Embeddings are as good as noise to a compressor: only text is worth its time.
     codecs = dict.fromkeys(("source", "id", "description"), "zstd")
     repeated = ["source"]
-    if options.output_dtype == BINARY:
+    if options.output_dtype in BYTES:
         # Parquet has no numbers of one byte: as places in a list of all 256 they take one. How the vectors are cut is
         # noted for each number, and is what a compressor finds.
         leaves = [column.name + ".list.element" * (1 if options.one_row else 2) for column in vectors]

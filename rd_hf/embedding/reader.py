@@ -22,9 +22,9 @@ from rd_hf.data.records import FastaRecord, InputError, readable
 from rd_hf.embedding.checkpoint import Checkpoint
 from rd_hf.embedding.finished import finished_manifest, stored_options
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry
-from rd_hf.embedding.options import BINARY
+from rd_hf.embedding.options import BYTES, INT8
 from rd_hf.embedding.parts import cut_parts, read_all
-from rd_hf.embedding.quantization import dequantize, stored_width
+from rd_hf.embedding.quantization import dequantize, read_grid, stored_type, stored_width
 from rd_hf.embedding.settings import COLUMNS, LIMITS, JobSettings
 from rd_hf.embedding.storage import covering, read_columns
 from rd_hf.files import file_sha256
@@ -52,6 +52,8 @@ class EmbeddingFolder:
         level, width: the widest that it holds.
         levels: width of each level that its rows hold, smallest first; the largest may be cut.
         columns: of embeddings, in either layout.
+        bytes_read: of columns, so far, by :meth:`batches`.
+        grid: (2, width) float32, centre and step of each dimension where they are stored as int8, else None.
 
     Raises:
         InputError: no such folder, its job is not finished, or its manifest is not as a job writes it. What reads
@@ -74,7 +76,9 @@ class EmbeddingFolder:
         widest = max(self.columns, key=lambda column: column.stop)
         self.level, self.width = widest.level, widest.stop
         self.levels = self.model.held(self.width)
+        self.grid = read_grid(self.manifest) if self.options.output_dtype == INT8 else None
         self._footers: OrderedDict[Path, Any] = OrderedDict()
+        self.bytes_read = 0
         self._with_journal = with_journal
         self._verified: set[int] = set()
         if with_journal and not self._folder.noted_parts():
@@ -124,7 +128,7 @@ class EmbeddingFolder:
         Args:
             batch: with those columns.
             width: a number of dimensions, by default all.
-            as_stored: not as floats, where signs are stored.
+            as_stored: not as floats, where bytes are stored.
 
         Returns:
             (rows, width), or with several rows a record all of them below each other; of the stored dtype, which is a
@@ -139,7 +143,7 @@ class EmbeddingFolder:
             rows = np.asarray(values.flatten()).reshape(len(values), values.type.list_size)
             pieces.append(rows[:, : stored_width(width - column.first, dtype)])
         joined = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
-        return joined if as_stored else dequantize(joined)
+        return joined if as_stored else dequantize(joined, self.grid)
 
     def check_files(self, columns: Iterable[str]) -> None:
         """Raise an InputError unless every file is as large as it was written, of as many rows, with these columns."""
@@ -186,7 +190,9 @@ class EmbeddingFolder:
             try:
                 with open_part(path, self._footer(path)) as file:
                     self._verify(index, file.schema_arrow, columns, wanted is None)
-                    for batch in file.iter_batches(size, row_groups=_row_groups(file, wanted), columns=columns):
+                    groups = _row_groups(file, wanted)
+                    self.bytes_read += _bytes_of(file.metadata, groups, columns)
+                    for batch in file.iter_batches(size, row_groups=groups, columns=columns):
                         if any(batch[name].null_count for name in {"record", *self.manifest["columns"]} & {*columns}):
                             raise _damaged(path)
                         if batch.num_rows:
@@ -313,7 +319,9 @@ class EmbeddingFolder:
             dtype, width = self.options.output_dtype, self.manifest["columns"][name]["width"]
             if not pa.types.is_fixed_size_list(kind) or kind.list_size != stored_width(width, dtype):
                 return False
-            return kind.value_type == pa.uint8() if dtype == BINARY else pa.types.is_floating(kind.value_type)
+            if dtype in BYTES:
+                return kind.value_type == pa.from_numpy_dtype(stored_type(dtype))
+            return pa.types.is_floating(kind.value_type)
 
         return all(map(holds, {*columns, *self.manifest["columns"]}))
 
@@ -357,6 +365,14 @@ def _has_checksums(schema: Any) -> bool:
 def _holds(wanted: np.ndarray, first: int, last: int) -> bool:
     """Whether any of the ascending records lies in a range, its ends included."""
     return bool(np.searchsorted(wanted, last, "right") > np.searchsorted(wanted, first, "left"))
+
+
+def _bytes_of(metadata: Any, groups: list[int], columns: list[str]) -> int:
+    """How large columns are in row groups of a file."""
+    paths = [f"{metadata.schema.column(leaf).path}." for leaf in range(metadata.num_columns)]
+    # A level's name may have a point too, as what is within a column has.
+    leaves = [leaf for leaf, path in enumerate(paths) if path.startswith(tuple(f"{name}." for name in columns))]
+    return sum(metadata.row_group(group).column(leaf).total_compressed_size for group in groups for leaf in leaves)
 
 
 def _row_groups(file: Any, wanted: np.ndarray | None) -> list[int]:

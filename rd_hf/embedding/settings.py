@@ -122,6 +122,7 @@ class JobSummary:
     padding: int
     seconds: dict[str, float]  # of each stage, in this process
     device: str | None  # that this process used, None if nothing was left to compute
+    clipped: int = 0  # numbers of the whole job beyond the grid that they are stored on
     lost: int = 0  # parts that were started again after a worker or a machine was lost, which a job on Ray knows
 
     def __str__(self) -> str:
@@ -135,6 +136,8 @@ class JobSummary:
             f"{self.tokens:,} tokens computed on {self.device or 'no device'}, {share:.1f} % of them padding",
             f"seconds: {spent}",
         ]
+        if self.clipped:
+            lines.insert(2, f"{self.clipped:,} numbers lay beyond the grid, and are stored as its end")
         if self.lost:
             lines.insert(3, f"{self.lost:,} parts were begun again after a worker or the job itself was lost")
         return "\n".join(lines)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
-from rd_hf.embedding.options import BINARY, BLOCKS, EmbeddingOptions
+from rd_hf.embedding.options import BLOCKS, BYTES, EmbeddingOptions
 
 # Manifests of folders that earlier versions read too, and of those whose columns they would take for something else.
 MANIFEST_FORMAT, LATER_FORMAT = FORMATS = (2, 3)
@@ -51,7 +51,7 @@ def columns_of(options: EmbeddingOptions, widths: Mapping[str, int], nested_dims
 
 def format_of(options: EmbeddingOptions) -> int:
     """Return the format that a manifest with these options names, which tells earlier versions to keep off."""
-    return LATER_FORMAT if options.layout == BLOCKS or options.output_dtype == BINARY else MANIFEST_FORMAT
+    return LATER_FORMAT if options.layout == BLOCKS or options.output_dtype in BYTES else MANIFEST_FORMAT
 
 
 def described(columns: Iterable[Column]) -> dict[str, dict[str, Any]]:

@@ -19,6 +19,7 @@ from rd_hf.embedding.folder import OutputFolder, PartEntry, Reject
 from rd_hf.embedding.manifest import check_digest, check_known, known_parts
 from rd_hf.embedding.parts import Part, cut_parts, read_all
 from rd_hf.embedding.progress import Progress
+from rd_hf.embedding.quantization import beyond, read_grid
 from rd_hf.embedding.settings import JobSettings
 from rd_hf.embedding.storage import columns_of
 from rd_hf.launch import Processes
@@ -72,6 +73,7 @@ class Worker:
     hints: bool = False  # whether to name a faster dtype
     engine: Engine | None = None
     kept: int = 0
+    grid: np.ndarray | None = None  # of the folder, where its numbers lie on one
 
     def run(self) -> tuple[list[str], int]:
         """Do this process's parts; return the digest of every part and the number of all records."""
@@ -223,9 +225,11 @@ class Worker:
         if options.takes_positions:
             columns["positions"] = integer_lists([row.positions for row in rows])
         values = [row.value for row in rows]
+        if self.grid is None:
+            self.grid = read_grid(self.folder.manifest() or {})
         vectors = columns_of(options, self.widths, self.checkpoint.nested_dims)
         for one in vectors:
-            columns[one.name] = to_arrow(values, one.width, options, one.first)
+            columns[one.name] = to_arrow(values, one.width, options, one.first, self.grid)
         about = {
             "model": self.checkpoint.name,
             "revision": self.checkpoint.revision,
@@ -250,6 +254,7 @@ class Worker:
             unique=len({row.key for row in rows}),
             long=sum(row.long for row in rows),
             residues=sum(row.length or 0 for row in rows),
+            clipped=0 if self.grid is None else sum(beyond(value, self.grid) for value in values),
             digest=part.digest,
             file=path.name,
             sha256=sha256,

@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 
 import torch
@@ -145,17 +145,20 @@ def fit_bases(
     finally:
         workspace.leave()
     moments = {split: _reduced(own, accelerator) for split, own in progress.moments.items()}
+    means = moments.pop("means")
     seen, expected = sum(split.count for split in moments.values()), sum(map(len, sample.sequences))
     if seen != expected:
         raise RuntimeError(
             f"the moments hold {seen} residues where the sample has {expected}: {state_folder} is inconsistent, "
             "delete it and fit again"
         )
-    return _solve(moments, config, options)
+    return _solve(moments, means, config, options)
 
 
-def _solve(moments: Mapping[Split, JointMoments], config: RDEsmConfig, options: FitOptions) -> FitResult:
-    """Everything in closed form, from the moments of each split of the sample."""
+def _solve(
+    moments: Mapping[Split, JointMoments], means: JointMoments, config: RDEsmConfig, options: FitOptions
+) -> FitResult:
+    """Everything in closed form, from the moments of each split of the sample, and of the means of sequences."""
     names, levels = config.level_names, len(config.levels)
     kind, alpha = options.regression, options.ridge_alpha
     training, tuning, heldout = moments["training"], moments.get("tuning"), moments["heldout"]
@@ -166,7 +169,7 @@ def _solve(moments: Mapping[Split, JointMoments], config: RDEsmConfig, options: 
         states.merge(tuning.first_levels(levels))
     judged_on = heldout.first_levels(levels)
     bases, reports = fit_chain(states, names, config.residual_directions, kind, alpha, judged_on)
-    whitening = chain_whitening(states, bases, options.block_weights)
+    whitening = chain_whitening(states, bases, options.block_weights, sequence_means=means)
     result = FitResult(bases, reports, states.count, heldout.count, whitening=whitening)
     if tuning is None:
         return result
@@ -204,7 +207,7 @@ def _accumulate(
                 if not progress.done:
                     _refuse_constant(states, names)
                 try:
-                    progress.add(index, split, states)
+                    progress.add(index, split, states, [len(sample.sequences[position]) for position in positions])
                 except NonFiniteStatesError as error:
                     # Behind the levels come layers of the last of them.
                     raise ValueError(
@@ -305,7 +308,8 @@ def install_whitening(model: RDEsmModel, whitening: Whitening, **record: str | f
     """Put a whitening of its blocks into a model (rounded to float32), and where it comes from into its config.
 
     For bases that came without: whiten by a set of your own, then save the model. The record says what the statistics
-    are ``of`` ("residues", "proteins"), and the ``criterion`` of the weights.
+    are ``of`` ("residues", "proteins"), and the ``criterion`` of the weights. Grids to round to
+    (``--output-dtype int8``) are those of its ``spreads``, and none without.
 
     Raises:
         ValueError: the blocks are not those of the model.
@@ -316,9 +320,12 @@ def install_whitening(model: RDEsmModel, whitening: Whitening, **record: str | f
     )
     if own != widths:
         raise ValueError(f"a whitening of blocks {own} does not fit a model whose blocks are {widths} wide")
-    module = RDEsmWhitening(widths, whitening.weights)
-    for block, mean, matrix, weight in zip(module, whitening.means, whitening.maps, whitening.weights, strict=True):
+    module = RDEsmWhitening(widths, whitening.weights, bool(whitening.spreads))
+    parts = zip_longest(module, whitening.means, whitening.maps, whitening.weights, whitening.spreads)
+    for block, mean, matrix, weight, spread in parts:
         # A weight of zero leaves nothing of its map.
-        block.load_state_dict({"mean": mean, "map": matrix / weight if weight else matrix})
+        state = {"mean": mean, "map": matrix / weight if weight else matrix}
+        block.load_state_dict(state if spread is None else state | {"spread": spread})
     model.whitening = module.to(model.device)
-    model.config.whitening = {"weights": list(whitening.weights), **record}
+    grids = {"grids": True} if whitening.spreads else {}
+    model.config.whitening = {"weights": list(whitening.weights), **grids, **record}

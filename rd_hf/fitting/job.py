@@ -217,8 +217,10 @@ def _fitted_options(
 
 def moments_bytes(config: RDEsmConfig, layers: int) -> int:
     """Bytes of the moments over all levels and so many layers of the largest backbone, float64, all copies."""
-    width = sum(config.backbone_widths) + layers * config.backbone_widths[-1]
-    return 8 * width**2 * _COPIES
+    levels = sum(config.backbone_widths)
+    width = levels + layers * config.backbone_widths[-1]
+    # The means of sequences have moments over the levels alone.
+    return 8 * (width**2 * _COPIES + levels**2)
 
 
 def choose_layers(config: RDEsmConfig, asked: Sequence[int] = ()) -> tuple[int, ...]:

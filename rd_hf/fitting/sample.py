@@ -20,8 +20,8 @@ from rd_hf.fitting.settings import FitOptions
 
 # Of the sequences to fit on, those by which the ridge is chosen before all are fitted together.
 _TUNING_SHARE = 0.1
-# Fitted on; chooses the ridge of a readout; kept out to judge by.
-Split = Literal["training", "tuning", "heldout"]
+# Fitted on; chooses the ridge of a readout; kept out to judge by. And of all that is fitted on, means of sequences.
+Split = Literal["training", "tuning", "heldout", "means"]
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,8 @@ class FitProgress:
         if options.one_pass is not None:
             splits.append("tuning")
         self.moments = {split: JointMoments(widths, device, product_dtype) for split in splits}
+        # Of the means over each sequence that is fitted on: what grids to round to are made of.
+        self.moments["means"] = JointMoments(levels, device, product_dtype)
         self.done: list[int] = []
         found = sorted(folder.glob("moments-*.safetensors"))
         runs = {path: int(path.name.split("-")[1]) for path in found}
@@ -66,7 +68,7 @@ class FitProgress:
         if self.path in found:
             tensors = load_tensors(self.path)
             self.done = tensors["done"].tolist()
-            for split in splits:
+            for split in self.moments:
                 self.moments[split] = JointMoments.from_state(_of_split(tensors, split), device, product_dtype)
 
     def remaining(self, batches: int) -> list[int]:
@@ -79,9 +81,17 @@ class FitProgress:
         mine = remaining[self.accelerator.process_index :: self.accelerator.num_processes]
         return [index for index in mine if index not in done]
 
-    def add(self, index: int, split: Split, states: Sequence[torch.Tensor]) -> None:
-        """Add the states of a batch; raises as :meth:`JointMoments.update` does."""
+    def add(self, index: int, split: Split, states: Sequence[torch.Tensor], lengths: Sequence[int]) -> None:
+        """Add the states of a batch of sequences of these lengths; raises as :meth:`JointMoments.update` does."""
         self.moments[split].update(states)
+        if split != "heldout":
+            means = self.moments["means"]
+            means.update(
+                [
+                    torch.stack([rows.float().mean(dim=0) for rows in state.split(list(lengths))])
+                    for state, _ in zip(states, means.widths, strict=False)
+                ]
+            )
         self.done.append(index)
 
     def save(self) -> None:
@@ -152,7 +162,7 @@ def weights_sha256(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-STATE_FORMAT = 2
+STATE_FORMAT = 3
 SETTINGS_FILE = "settings.json"
 # What a finished fit takes away from its state folder. The settings go first: without them a fit is finished.
 STATE_FILES = (SETTINGS_FILE, "moments-*.safetensors", "fit_report.png")

@@ -21,6 +21,7 @@ from rd_hf.data.batching import SPECIAL_TOKENS, token_budget_batches
 from rd_hf.data.fasta import read_fasta
 from rd_hf.data.records import InputError
 from rd_hf.families import FAMILIES, Member, esm2_backbone
+from rd_hf.files import readable
 from rd_hf.hub.describe import backbone_cost
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.families_rd_esm import family_of
@@ -130,15 +131,6 @@ def duration(seconds: float) -> str:
     if seconds >= 5400:
         return f"{seconds / 3600:.1f} hours"
     return f"{seconds / 60:.0f} minutes" if seconds >= 100 else f"{seconds:.0f} seconds"
-
-
-def readable(size: float) -> str:
-    """Bytes in decimal units, as disks and downloads are sold."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB"
 
 
 def encoder_on_meta(backbone: dict[str, Any], level: str) -> PreTrainedModel:

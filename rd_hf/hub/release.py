@@ -23,12 +23,12 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from rd_hf.data.records import InputError
 from rd_hf.families import esm2_config
-from rd_hf.files import write_json
+from rd_hf.files import readable, write_json
 from rd_hf.fitting import FitSettings, Sample, draw_sample, run_fit
 from rd_hf.fitting.sample import plan_batches
 from rd_hf.hub.checkpoint import REPORT_FILE, by_name, read_config
 from rd_hf.hub.options import ImportSettings
-from rd_hf.hub.plan import make_plan, memory_in_use, memory_of_imports, readable
+from rd_hf.hub.plan import make_plan, memory_in_use, memory_of_imports
 from rd_hf.hub.published import Recipe, import_checkpoint
 from rd_hf.hub.push import compare_with_hub, push_folder
 from rd_hf.hub.release_settings import STAGES, ReleaseSettings

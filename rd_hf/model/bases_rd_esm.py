@@ -194,14 +194,19 @@ class RDEsmBlockWhitening(Float32Module):
 
     Args:
         width (`int`): d, width of the block.
+        grids (`bool`): whether it holds `spread`, of which grids for numbers of one byte are made: `(2, 2, 2, d)`, of
+            residues and of means over a sequence's; as they are and whitened; each dimension's mean and deviation.
     """
 
     mean: torch.Tensor
     map: torch.Tensor
+    spread: torch.Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, grids: bool = False) -> None:
         super().__init__()
         self._zeros("mean", width)
+        if grids:
+            self._zeros("spread", 2, 2, 2, width)
         # Principal axes over deviations, columns in order of falling variance.
         self.register_buffer("map", torch.eye(width, dtype=torch.float32))
 
@@ -225,10 +230,11 @@ class RDEsmWhitening(nn.ModuleList):
     Args:
         widths (`Sequence[int]`): d_i of each block.
         weights (`Sequence[float]`): of each block.
+        grids (`bool`): whether blocks hold what grids are made of.
     """
 
-    def __init__(self, widths: Sequence[int], weights: Sequence[float]) -> None:
-        super().__init__(RDEsmBlockWhitening(width) for width in widths)
+    def __init__(self, widths: Sequence[int], weights: Sequence[float], grids: bool = False) -> None:
+        super().__init__(RDEsmBlockWhitening(width, grids) for width in widths)
         self.widths, self.weights = list(widths), list(weights)
 
     def forward(self, embedding: torch.Tensor) -> torch.Tensor:

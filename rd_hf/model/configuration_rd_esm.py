@@ -95,8 +95,8 @@ class RDEsmConfig(PretrainedConfig):
             A record of how the bases were fitted (regression, sequences, residues, seed, data), for the model card;
             the model never reads it.
         whitening (`dict`, *optional*):
-            Where the checkpoint holds statistics to whiten by: `weights`, a number per level that its whitened block
-            is multiplied by, and a record of where both come from (`of`, `criterion`).
+            Where the checkpoint holds statistics to whiten by: `weights`, a number per level that its whitened block is
+            multiplied by; a record of both (`of`, `criterion`); `grids`, whether it holds those for numbers of a byte.
         backbones_in_checkpoint (`bool`):
             `True`: the checkpoint holds backbones and bases. `False`: it holds the bases only, and each backbone
             is fetched from its `repo_id` at its `revision`.

@@ -252,7 +252,7 @@ class RDEsmModel(RDEsmPreTrainedModel):
         self.whitening = None
         if config.whitening:
             sizes = [wide - narrow for narrow, wide in zip([0, *widths], widths)]
-            self.whitening = RDEsmWhitening(sizes, config.whitening["weights"])
+            self.whitening = RDEsmWhitening(sizes, config.whitening["weights"], bool(config.whitening.get("grids")))
         self.post_init()
 
     @staticmethod

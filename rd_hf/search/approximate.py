@@ -1,4 +1,5 @@
-"""Approximate indices: faiss' inverted lists and its graph, over one byte per dimension, kept for the next search.
+"""Approximate indices, kept for the next search: faiss' inverted lists and its graph, over one byte per dimension, and
+the signs of dimensions, a bit each, which are all compared.
 
 They only pick candidates, which are then scored from the rows themselves: what an index costs is candidates it
 misses, never a wrong score.
@@ -37,6 +38,7 @@ class ApproximateIndex:
     kind: str
     metric: str
     records: np.ndarray
+    first: int | None = None  # of the dimensions whose signs it holds; None of other kinds
 
     def candidates(
         self, queries: np.ndarray, count: int, own: np.ndarray | None, allowed: np.ndarray | None
@@ -55,6 +57,9 @@ class ApproximateIndex:
         """
         faiss = need_faiss()
         asked = min(len(self.records) if allowed is None else len(allowed), count + (own is not None))
+        if self.first is not None:
+            rows = self._nearest_signs(_signs(queries, self.first), asked, allowed)
+            return self._without_own(np.where(rows < 0, NOBODY, self.records[rows]), count, own), np.arange(0)
         chosen: dict[str, Any] = {}
         if allowed is not None:
             mask = np.packbits(np.isin(self.records, allowed, assume_unique=True), bitorder="little")
@@ -71,13 +76,28 @@ class ApproximateIndex:
                 parameters = faiss.SearchParametersHNSW(efSearch=effort, **chosen)
             _, rows[pending] = self.index.search(prepared[pending], asked, params=parameters)
             pending = pending[(rows[pending] < 0).any(axis=1)]
-        records = np.where(rows < 0, NOBODY, self.records[rows])
+        return self._without_own(np.where(rows < 0, NOBODY, self.records[rows]), count, own), pending
+
+    @staticmethod
+    def _without_own(records: np.ndarray, count: int, own: np.ndarray | None) -> np.ndarray:
+        """A record's own row goes; where it was not found, the last of the others does."""
         if own is None:
-            return records, pending
-        # A record's own row goes; where it was not found, the last of the others does.
+            return records
         records = np.where(records == own[:, None], NOBODY, records)
         order = np.argsort(records == NOBODY, axis=1, kind="stable")
-        return np.take_along_axis(records, order, axis=1)[:, :count], pending
+        return np.take_along_axis(records, order, axis=1)[:, :count]
+
+    def _nearest_signs(self, signs: np.ndarray, asked: int, allowed: np.ndarray | None) -> np.ndarray:
+        """(queries, asked) places of the rows with the fewest other signs, among those allowed."""
+        faiss, index = need_faiss(), self.index
+        places = None
+        if allowed is not None:
+            # faiss' index of bits takes no selection: one of the rows that are allowed.
+            places = np.flatnonzero(np.isin(self.records, allowed, assume_unique=True))
+            index = faiss.IndexBinaryFlat(self.index.d)
+            index.add(faiss.vector_to_array(self.index.xb).reshape(len(self.records), -1)[places])
+        _, found = index.search(signs, asked)
+        return found if places is None else np.where(found < 0, found, places[found])
 
     def _efforts(self, asked: int) -> Iterator[int]:
         """Yield the number of lists, or of nodes of the graph, to look at: each time twice as many, up to all."""
@@ -92,11 +112,25 @@ class ApproximateIndex:
 
 
 def open_index(
-    database: Database, level: str, metric: str, kind: str, cache: Path, report: Callable[[str], None], on_rows: OnRows
+    database: Database,
+    level: str,
+    metric: str,
+    kind: str,
+    cache: Path,
+    report: Callable[[str], None],
+    on_rows: OnRows,
+    first: int | None = None,
 ) -> ApproximateIndex:
-    """Open the index of a database's rows that an earlier search left in ``cache``, or make one and keep it there."""
+    """Open the index of a database's rows that an earlier search left in ``cache``, or make one and keep it there.
+
+    Of kind ``binary`` it holds the signs of the level's dimensions from ``first`` on.
+    """
     faiss = need_faiss()
     what = [database.content, level, metric, kind, _LISTS, _TRAIN_ROWS, _LINKS]
+    read, write, width = faiss.read_index, faiss.write_index, database.levels[level]
+    if first is not None:
+        what = [database.content, level, kind, first]
+        read, write, width = faiss.read_index_binary, faiss.write_index_binary, _bits(width - first)
     if database.whitening is not None:
         what.append(database.whitening.digest)
     path = cache / f"{kind}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]}.faiss"
@@ -106,22 +140,30 @@ def open_index(
     note = path.with_suffix(".sha256")
     if path.is_file() and note.is_file() and note.read_bytes().strip() == file_sha256(path).encode():
         with suppress(RuntimeError):
-            index = faiss.read_index(str(path))
-            if index.ntotal == len(records) and index.d == database.levels[level]:
-                return ApproximateIndex(index, kind, metric, records)
-    index = _build(faiss, database, level, metric, kind, on_rows)
+            index = read(str(path))
+            if index.ntotal == len(records) and index.d == width:
+                return ApproximateIndex(index, kind, metric, records, first)
+    index = _build(faiss, database, level, metric, kind, on_rows, first)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            faiss.write_index(index, str(temporary))
+            write(index, str(temporary))
         write_text(note, f"{file_sha256(path)}\n")
     except (OSError, FolderError, RuntimeError) as error:
         report(f"the index cannot be kept in {cache} ({error}): the next search makes it anew; name another --cache")
-    return ApproximateIndex(index, kind, metric, records)
+    return ApproximateIndex(index, kind, metric, records, first)
 
 
-def _build(faiss: Any, database: Database, level: str, metric: str, kind: str, on_rows: OnRows) -> Any:
+def _build(
+    faiss: Any, database: Database, level: str, metric: str, kind: str, on_rows: OnRows, first: int | None
+) -> Any:
     width, rows = database.levels[level], database.rows
+    if first is not None:
+        index = faiss.IndexBinaryFlat(_bits(width - first))
+        for chunk in database.chunks(level):
+            index.add(_signs(chunk.vectors, first))
+            on_rows(len(chunk.records))
+        return index
     lists = max(1, min(round(_LISTS * rows**0.5), rows // _ROWS_A_LIST))
     index = faiss.index_factory(width, f"IVF{lists},SQ8" if kind == "ivf" else f"HNSW{_LINKS}_SQ8", faiss.METRIC_L2)
     # Every n-th row: the order of a proteome says nothing about its embeddings, but the first rows may be a family.
@@ -136,3 +178,13 @@ def _build(faiss: Any, database: Database, level: str, metric: str, kind: str, o
 def _prepared(vectors: np.ndarray, metric: str) -> np.ndarray:
     """Vectors whose Euclidean order is the metric's: of unit length for the cosine."""
     return unit(vectors) if metric == "cosine" else vectors
+
+
+def _bits(width: int) -> int:
+    """How many bits so many signs take: whole bytes."""
+    return -(-width // 8) * 8
+
+
+def _signs(vectors: np.ndarray, first: int) -> np.ndarray:
+    """Signs of the dimensions from ``first`` on, (rows, bytes) uint8."""
+    return np.packbits(vectors[:, first:] > 0, axis=1)

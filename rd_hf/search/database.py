@@ -75,7 +75,7 @@ class Database(EmbeddingFolder):
 
         Args:
             level: one of ``levels``: its own column, or the first dimensions of the next larger one.
-            wanted: ascending records; what cannot hold any of them is not read. Chunks still hold others too.
+            wanted: ascending records, of which chunks are; what cannot hold any of them is not read.
             as_stored: not whitened.
 
         Raises:
@@ -90,6 +90,12 @@ class Database(EmbeddingFolder):
             if records[0] <= last or (np.diff(records) <= 0).any():
                 raise InputError(f"{file}: its records are not in order: embed again")
             last = int(records[-1])
+            if wanted is not None:
+                # Before anything is computed of the others.
+                chosen = np.isin(records, wanted, assume_unique=True)
+                if not chosen.any():
+                    continue
+                records, batch = records[chosen], batch.filter(pa.array(chosen))
             vectors = self.vectors(batch, width).astype(np.float32, copy=False)
             if self.options.normalize and columns[-1].level != level:
                 # Each level was normalised for itself: the first dimensions of a larger one are a scaled copy.

@@ -36,11 +36,12 @@ class SearchPlan:
     candidates: int = 0
     progressive: bool = False
 
-    def shortlist(self, index: str) -> str | None:
+    def shortlist(self, index: str, signs: str) -> str | None:
         """How candidates are picked, in words."""
         if not self.candidates:
             return None
-        return f"{self.candidates:,} candidates per query at level {self.shortlist_level} ({index})"
+        how = index if index != "binary" else f"signs of {'its block' if signs == 'block' else 'all dimensions'}"
+        return f"{self.candidates:,} candidates per query at level {self.shortlist_level} ({how})"
 
 
 def plan_search(settings: SearchSettings, database: Database, queries_hold: dict[str, int]) -> SearchPlan:

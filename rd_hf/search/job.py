@@ -223,13 +223,14 @@ class _Search:
                     predictions = [transfer(one, settings.k) for one in neighbours]
                     predicted += sum(map(len, predictions))
                     write_labels(predictions_table(chunk.records, ids, predictions))
+        bytes_read = database.bytes_read
         return SearchSummary(
             queries=done,
             rows=database.rows if self.allowed is None else len(self.allowed),
             hits=hits,
             level=plan.level,
             metric=settings.metric,
-            shortlist=plan.shortlist(settings.index),
+            shortlist=plan.shortlist(settings.index, settings.signs),
             recall=sample.recall(lambda chunk: self._exact(chunk, "recall")) if sampled else None,
             computed=larger.computed if larger else 0,
             reused=larger.reused if larger else 0,
@@ -238,6 +239,7 @@ class _Search:
             seconds=time.perf_counter() - started,
             whitening=None if database.whitening is None else str(database.whitening),
             short=str(short) or None,
+            bytes_read=bytes_read,
         )
 
     @contextmanager
@@ -288,8 +290,12 @@ class _Search:
         if settings.index == "exact":
             return compare(queries, own)
         if self.index is None:
+            first = None
+            if settings.index == "binary":
+                below = [width for width in database.levels.values() if width < queries.shape[1]]
+                first = max(below, default=0) if settings.signs == "block" else 0
             self.index = open_index(
-                database, plan.shortlist_level, settings.metric, settings.index, self.cache, self.report, on_rows
+                database, plan.shortlist_level, settings.metric, settings.index, self.cache, self.report, on_rows, first
             )
         found, short = self.index.candidates(queries, plan.candidates, own, self.allowed)
         if not len(short):

@@ -26,6 +26,7 @@ from rd_hf.data.sources import is_there, read_records
 from rd_hf.embedding import Embedder, EmbeddingOptions
 from rd_hf.embedding.checkpoint import Checkpoint
 from rd_hf.embedding.columns import finish
+from rd_hf.embedding.quantization import dequantize
 from rd_hf.files import FolderError, replacing
 from rd_hf.search.database import UNKNOWN, Chunk, Database, plain
 
@@ -146,14 +147,14 @@ class CandidateEmbedder:
     def _stored(self, records: np.ndarray) -> np.ndarray:
         """(records, width) float32: what the database holds of ascending records."""
         level = list(self.database.levels)[-1]
-        chunks = self.database.chunks(level, records, as_stored=True)
-        return np.concatenate([chunk.vectors[np.isin(chunk.records, records)] for chunk in chunks])
+        return np.concatenate([chunk.vectors for chunk in self.database.chunks(level, records, as_stored=True)])
 
     def _check(self, records: np.ndarray, vectors: np.ndarray, stored: np.ndarray) -> None:
         """Raise unless the first dimensions are those stored: else these are not the proteins that were embedded."""
         options = self.database.options
-        first = finish(vectors, stored.shape[1], options).astype(np.float32)
-        half = options.dtype != "float32" or options.output_dtype == "float16"
+        first = finish(vectors, stored.shape[1], options, grid=self.database.grid)
+        first = dequantize(first, self.database.grid).astype(np.float32)
+        half = options.dtype != "float32" or options.output_dtype != "float32"
         off = np.linalg.norm(first - stored, axis=1) > (_SAME_HALF if half else _SAME) * np.linalg.norm(stored, axis=1)
         if off.any():
             record = int(records[np.flatnonzero(off)[0]])

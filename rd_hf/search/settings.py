@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
+from rd_hf.files import readable
 from rd_hf.flags import FILE, GPU, NAMES, flag
 from rd_hf.options import check_options, option, real, whole
 from rd_hf.tables import FORMATS
@@ -59,8 +60,15 @@ class SearchSettings:
     index: str = option(
         "exact",
         "what picks candidates: a comparison with every row (exact, the default), or faiss' inverted lists (ivf) or "
-        "graph (hnsw), held in memory with one byte per dimension and kept for the next search",
-        choices=("exact", "ivf", "hnsw"),
+        "graph (hnsw), held in memory with one byte per dimension, or the signs of dimensions (binary), with one bit; "
+        "kept for the next search",
+        choices=("exact", "ivf", "hnsw", "binary"),
+    )
+    signs: str = option(
+        "block",
+        "dimensions whose signs --index binary compares: those that --shortlist-level adds to the next smaller one "
+        "(block, the default), or all up to it",
+        choices=("block", "all"),
     )
     labels: str | None = flag("labels", None, ": each query is given the labels of its neighbours")
     label_column: str | None = option(
@@ -96,6 +104,8 @@ class SearchSettings:
             raise ValueError(f"--output {self.output} must end in one of {', '.join(FORMATS)}")
         if self.shortlist is not None and self.shortlist < self.k:
             raise ValueError(f"--shortlist {self.shortlist} holds fewer candidates than --neighbours {self.k} asks for")
+        if self.signs == "all" and self.index != "binary":
+            raise ValueError("--signs are what --index binary compares: give that too, or leave them away")
         if self.label_column is not None and self.labels is None:
             raise ValueError(f"--label-column {self.label_column} is given, but no --labels that it is a column of")
 
@@ -131,6 +141,7 @@ class SearchSummary:
         seconds: of the whole search.
         whitening: how vectors were whitened, in words; None where they were compared as they are.
         short: which queries have fewer than k hits, in words; None where none has.
+        bytes_read: of the database's files, but for the sample that gives the recall.
     """
 
     queries: int
@@ -147,12 +158,13 @@ class SearchSummary:
     seconds: float
     whitening: str | None = None
     short: str | None = None
+    bytes_read: int = 0
 
     def __str__(self) -> str:
         recall, computes = self.recall, self.computed or self.reused
         lines = [
             f"{self.queries:,} queries against {self.rows:,} proteins: {self.hits:,} hits, {self.metric} at level "
-            f"{self.level}",
+            f"{self.level}, {readable(float(f'{self.bytes_read:.2g}'))} of the database read",
             self.short,
             self.whitening and f"whitened {self.whitening}",
             self.shortlist and f"shortlist: {self.shortlist}",

@@ -19,7 +19,7 @@ import torch
 from rd_hf.bases.moments import JointMoments, load_tensors, save_tensors
 from rd_hf.bases.whitening import Whitening, block_moments, fit_whitening
 from rd_hf.data.records import InputError
-from rd_hf.embedding.checkpoint import Checkpoint, load_model
+from rd_hf.embedding.checkpoint import Checkpoint
 from rd_hf.files import FolderError
 from rd_hf.search.database import Database, OnRows, every_nth
 from rd_hf.search.settings import SearchSettings
@@ -224,10 +224,7 @@ def _cached(path: Path, blocks: int) -> _Statistics | None:
 
 def _of_model(checkpoint: Checkpoint, level: str, given: Sequence[float]) -> Whitening:
     """The whitening that came with a model: its bases alone are read, no backbone is needed."""
-    model = load_model(
-        checkpoint.name, checkpoint.revision, checkpoint.fingerprint, level, "float32", None, "cpu", above=level
-    )
-    module = model.whitening
+    module = checkpoint.bases(level).whitening
     assert module is not None
     weights = tuple(given)[: len(module.widths)] or tuple(module.weights)
     maps = (block.get_buffer("map").double() * weight for block, weight in zip(module, weights, strict=True))

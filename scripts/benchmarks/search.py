@@ -1,11 +1,15 @@
 """What a search costs: time and memory for many rows, and compute against recall for a progressive one.
 
     python scripts/benchmarks/search.py rows --rows 1000000 --width 1280
+    python scripts/benchmarks/search.py bytes --rows 1000000 --width 320
     python scripts/benchmarks/search.py table --model hub_configs/rd-esm2-mini --data domains.fasta.gz
 
 ``rows`` writes synthetic embeddings to a folder, searches them in a process of its own a way, and prints the seconds
 (by the clock, and of a core, which tell more where others use the machine) and the peak of each process' memory
 (VmHWM) as Markdown. The floor is one reading of the rows, which is printed too.
+
+``bytes`` does so with the same rows in float32 and as int8 in blocks, and shortlists by signs, and prints milliseconds
+a query as the median of several runs in turn, whitened by the rows; what is kept of them is made before.
 
 ``table`` embeds the proteins at the model's smallest and largest level and searches for some of them among the rest,
 progressively with shortlists of several sizes, each with an empty cache. Compute is counted in parameters times
@@ -41,7 +45,9 @@ from rd_hf.data.residues import clean_sequence
 from rd_hf.embedding import EmbeddingOptions, JobSettings, run_job
 from rd_hf.embedding.columns import to_arrow
 from rd_hf.embedding.folder import OutputFolder
+from rd_hf.embedding.options import INT8
 from rd_hf.embedding.part_file import write_part
+from rd_hf.embedding.quantization import described_grid, grid_of
 from rd_hf.embedding.storage import columns_of, described, format_of
 from rd_hf.search import SearchSettings, SearchSummary, run_search
 from rd_hf.search.database import Database
@@ -76,17 +82,22 @@ def write_folder(
     width = nested_dims[level]
     parts: list[dict[str, object]] = []
     done = 0
-    stored = EmbeddingOptions(layout=str(options.get("layout", "plain")))
+    chosen = {name: str(options[name]) for name in ("layout", "output_dtype") if name in options}
+    stored = EmbeddingOptions(**chosen)  # type: ignore[arg-type]
     held = columns_of(stored, {level: width}, nested_dims)
+    grid: np.ndarray | None = None
     for index, values in enumerate(vectors):
         rows = len(values)
+        if grid is None and stored.output_dtype == INT8:
+            # As a fit would store it, of the first file's rows.
+            grid = grid_of(values.mean(axis=0), values.std(axis=0))
         names = [f"r{done + row + 1}" for row in range(rows)] if ids is None else ids[done : done + rows]
         columns = {
             "source": pa.array(["synthetic"] * rows),
             "record": pa.array(np.arange(done + 1, done + rows + 1), pa.int64()),
             "id": pa.array(names, pa.string()),
             "length": pa.array(np.full(rows, 100), pa.int32()),
-            **{one.name: to_arrow(list(values), one.width, stored, one.first) for one in held},
+            **{one.name: to_arrow(list(values), one.width, stored, one.first, grid) for one in held},
         }
         file = folder.part_path(index)
         with file.open("wb") as handle:
@@ -107,6 +118,7 @@ def write_folder(
             "job": job | columns,
             "columns": described(held),
             "parts": parts,
+            **({} if grid is None else {"grid": described_grid(grid)}),
         }
     )
     folder.leave()
@@ -184,6 +196,63 @@ def rows_benchmark(args: argparse.Namespace) -> None:
             shares = [f"{share:.4f}" for share in answer["recall"] or []] or ["exact", "exact"]
             spent = f"{answer['seconds']:.0f} | {answer['cpu']:.0f}"
             print(f"| {name} | {spent} | {answer['peak']:,.0f} | {' | '.join(shares)} |", flush=True)
+
+
+def bytes_benchmark(args: argparse.Namespace) -> None:
+    """Bytes and milliseconds of searches in float32, int8 and signs."""
+    dims = {level: args.width // share for level, share in LEVELS.items()}
+    block = dims["large"] - dims["medium"]
+    signs = {"index": "binary", "recall_sample": 0}
+    ways: list[tuple[str, str, int, dict[str, object]]] = [
+        ("float32, exact", "floats", 4 * args.width, {}),
+        ("int8, exact", "bytes", args.width, {}),
+        *(
+            (
+                f"{size} by the signs of {'the last block' if of == 'block' else 'all'}, int8",
+                "bytes",
+                args.width + (block if of == "block" else args.width) // 8,
+                {**signs, "signs": of, "shortlist": size},
+            )
+            for of in ("block", "all")
+            for size in (200, 500)
+        ),
+    ]
+    with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
+        place = args.keep or Path(temporary)
+        stored = {"floats": {}, "bytes": {"layout": "blocks", "output_dtype": "int8"}}
+        made: list[tuple[str, int, int, dict[str, str]]] = [(n, args.rows, 1, how) for n, how in stored.items()]
+        for name, rows, seed, how in [*made, ("queries", args.queries, 2, {})]:
+            if not (place / name).exists():
+                write_folder(place / name, families(rows, args.width, seed), dims, **how)  # type: ignore[arg-type]
+        spent: dict[str, list[tuple[float, float]]] = {}
+        found: dict[str, tuple[dict[int, list[int]], SearchSummary]] = {}
+        # The first round makes what later ones find, and is not counted.
+        for turn in range(args.repeats + 1):
+            for name, folder, _, chosen in ways:
+                settings = SearchSettings(
+                    str(place / "queries"),
+                    str(place / folder),
+                    str(Path(temporary) / "hits.parquet"),
+                    whiten="database",
+                    **chosen,  # type: ignore[arg-type]
+                )
+                started, computing = time.perf_counter(), time.process_time()
+                found[name] = _found(settings)
+                if turn:
+                    seconds = time.perf_counter() - started, time.process_time() - computing
+                    spent.setdefault(name, []).append(seconds)
+        exact, queries = found[ways[0][0]]
+        print(
+            f"{queries.rows:,} rows of {args.width:,}, {queries.queries:,} queries together, k = 10, medians of "
+            f"{args.repeats} runs in turn\n\n| search | bytes a protein | MB read | ms a query | of a core | nearest "
+            "found | ten nearest found |\n|---|---|---|---|---|---|---|"
+        )
+        for name, _, size, _ in ways:
+            hits, summary = found[name]
+            times = 1000 * np.median(spent[name], axis=0) / summary.queries
+            cells = [f"{size:,}", f"{summary.bytes_read / 1e6:,.0f}", *(f"{one:.1f}" for one in times)]
+            shares = _recall(hits, exact)
+            print(f"| {name} | {' | '.join(cells)} | {shares[0]:.4f} | {shares[1]:.4f} |", flush=True)
 
 
 def table_benchmark(args: argparse.Namespace) -> None:
@@ -266,11 +335,16 @@ def _found(settings: SearchSettings) -> tuple[dict[int, list[int]], SearchSummar
     """Records found for each query, nearest first."""
     with contextlib.redirect_stderr(io.StringIO()):
         summary = run_search(settings, show_progress=False)
+    return _hits(settings.output), summary
+
+
+def _hits(path: str | Path) -> dict[int, list[int]]:
+    """Records found for each query, nearest first, of a search's output."""
     found: dict[int, list[int]] = {}
-    hits = pq.read_table(settings.output)
+    hits = pq.read_table(path)
     for query, record in zip(hits["query_record"].to_pylist(), hits["record"].to_pylist(), strict=True):
         found.setdefault(query, []).append(record)
-    return found, summary
+    return found
 
 
 def _recall(found: dict[int, list[int]], exact: dict[int, list[int]]) -> tuple[float, float]:
@@ -289,6 +363,12 @@ def main(argv: list[str] | None = None) -> None:
     rows.add_argument("--width", type=int, default=1280)
     rows.add_argument("--queries", type=int, default=1000)
     rows.add_argument("--keep", type=Path, help="folder to leave the rows in, or where an earlier run left them")
+    few = what.add_parser("bytes", help="bytes and time in float32, int8 and signs")
+    few.add_argument("--rows", type=int, default=1_000_000)
+    few.add_argument("--width", type=int, default=320)
+    few.add_argument("--queries", type=int, default=200)
+    few.add_argument("--repeats", type=int, default=3)
+    few.add_argument("--keep", type=Path, help="folder to leave the rows in, or where an earlier run left them")
     table = what.add_parser("table", help="compute against recall of a progressive search")
     table.add_argument("--model", default=str(REPOSITORY / "hub_configs" / "rd-esm2-mini"))
     table.add_argument("--data", type=Path, required=True, help="FASTA")
@@ -301,6 +381,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.what == "measure":
         measure(args.settings)
+    elif args.what == "bytes":
+        bytes_benchmark(args)
     elif args.what == "rows":
         rows_benchmark(args)
     else:

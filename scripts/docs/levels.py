@@ -32,9 +32,10 @@ HEAD = ("level", "width", "download", "disk", "memory", "one at a time", "two CP
 def render() -> str:
     """The table."""
     from rd_hf.families import esm2_config
+    from rd_hf.files import readable
     from rd_hf.fitting import FitOptions, draw_sample
     from rd_hf.fitting.sample import plan_batches
-    from rd_hf.hub.plan import make_plan, readable
+    from rd_hf.hub.plan import make_plan
 
     options = FitOptions()
     sample = draw_sample([str(files("rd_hf").joinpath("data/examples/proteins_1000.fasta.gz"))], options)

@@ -72,6 +72,23 @@ def test_the_moments_of_states_give_the_whitening_of_every_block() -> None:
         assert torch.allclose(one, other, rtol=1e-7, atol=1e-7 * float(other.abs().max()))
 
 
+def test_the_spread_of_every_dimension_is_that_of_residues_and_of_means_over_them() -> None:
+    levels = family(4000)
+    sequences = [level.unflatten(0, (100, 40)).mean(dim=1) for level in levels]
+    moments = moments_of(levels)
+    bases, _ = fit_chain(moments, NAMES, KEEP)
+    found = chain_whitening(moments, bases, [1, 2, 3], sequence_means=moments_of(sequences))
+    spreads = torch.cat(found.spreads, dim=-1)
+    for kind, rows in enumerate((apply(levels, bases)[-1], apply(sequences, bases)[-1])):
+        for whitened, values in enumerate((rows, found(rows))):
+            mean, deviation = spreads[kind, whitened]
+            # Scatters of some thousand terms, cancelled once.
+            assert torch.allclose(mean, values.mean(dim=0), atol=1e-7)
+            assert torch.allclose(deviation, values.std(dim=0), rtol=1e-6)
+    assert chain_whitening(moments, bases).spreads == ()
+    assert [len(spread[0, 0, 0]) for spread in found.up_to(2).spreads] == BLOCKS[:2]
+
+
 def test_weights_scale_their_blocks_and_nothing_else() -> None:
     data = rows(200)
     blocks = moments_of_rows(data, BLOCKS)

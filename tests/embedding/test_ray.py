@@ -117,10 +117,11 @@ def test_the_folder_is_that_of_the_local_job(
     }, "staged files and signs are cleared away"
 
 
-def test_signs_in_blocks_are_those_of_the_local_job(connected: RayCluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["int8", "binary"])
+def test_bytes_in_blocks_are_those_of_the_local_job(connected: RayCluster, tmp_path: Path, dtype: str) -> None:
     model = whitened_model(tmp_path / "model")
     fasta = random_fasta(tmp_path / "p.fasta", 20, longest=40)
-    words = ["--model", model, "--input", fasta, "--part-records", 7, "--output-dtype", "binary", "--layout", "blocks"]
+    words = ["--model", model, "--input", fasta, "--part-records", 7, "--output-dtype", dtype, "--layout", "blocks"]
     assert run_process(*words, "--output", tmp_path / "local").status == 0
     outcome = run_process(*words, "--output", tmp_path / "ray", *on_one(connected))
     assert outcome.status == 0, outcome.stderr

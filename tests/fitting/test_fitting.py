@@ -212,6 +212,11 @@ def test_a_fit_keeps_what_its_blocks_are_whitened_by(fasta: Path, tmp_path: Path
         assert covariance.diagonal()[0] == pytest.approx(1, abs=0.05)
         assert (covariance - covariance.diagonal().diag()).abs().max() < 0.01
         assert block.mean(dim=0).abs().max() < 0.01 * weight
+    spreads = torch.cat([block.spread for block in model.whitening], dim=-1)
+    for kind, values in enumerate((whitened, torch.stack([own.mean(dim=0) for own in rows]))):
+        # Of float32 states, in other batches than the fit's.
+        assert torch.allclose(spreads[kind, 1, 0].double(), values.mean(dim=0), atol=1e-4)
+        assert torch.allclose(spreads[kind, 1, 1].double(), values.std(dim=0), rtol=1e-3)
     wrong = FitOptions(num_sequences=60, block_weights=(1.0, 2.0))
     with pytest.raises(ValueError, match=r"2 block weights for 3 levels \(L0, L1, L2\)"):
         fit_bases(model, sample, wrong, tmp_path / "other", Accelerator(cpu=True))

@@ -21,8 +21,9 @@ from transformers import EsmModel
 from rd_hf.commands.release import main as release_command
 from rd_hf.data.records import InputError
 from rd_hf.families import ESM2, esm2_config
+from rd_hf.files import readable
 from rd_hf.hub.describe import describe_model
-from rd_hf.hub.plan import Plan, bases_bytes, free_memory, make_plan, readable, stored_bytes
+from rd_hf.hub.plan import Plan, bases_bytes, free_memory, make_plan, stored_bytes
 from rd_hf.hub.push import PushPlan
 from rd_hf.hub.release import PUBLISHED_RECIPE, PUBLISHED_REPO, Release, judge, parse_memory
 from rd_hf.model.modeling_rd_esm import RDEsmModel

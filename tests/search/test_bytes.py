@@ -74,8 +74,13 @@ def test_a_small_level_is_searched_by_its_share_of_the_bytes(
         database = counted.folder = write_folder(tmp_path / layout, files(ROWS, 0), DIMS, **made)
         counted.read_bytes = 0
         output = tmp_path / f"{layout}.tsv"
-        assert run("--queries", queries, "--database", database, *SETTINGS, "--output", output).status == 0
+        outcome = run("--queries", queries, "--database", database, *SETTINGS, "--output", output)
+        assert outcome.status == 0
         read[layout] = counted.read_bytes
+        # Beside the columns that are told, footers.
+        said = float(outcome.stdout.partition(" MB of the database read")[0].rpartition(" ")[2])
+        # Of two digits.
+        assert said == pytest.approx(read[layout] / 1e6, rel=0.04)
     assert (tmp_path / "plain.tsv").read_bytes() == (tmp_path / "blocks.tsv").read_bytes()
     share = 4 * DIMS["0.3M"] * ROWS
     assert share < read["blocks"] <= 1.05 * share

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rd_hf.embedding.reader import EmbeddingFolder
 from rd_hf.search import approximate
 from tests.search.conftest import Outcome, by_hand, protein_like, read_hits, records_found
 
@@ -63,7 +64,7 @@ def test_the_sample_is_of_the_size_asked_for(
     assert "recall" not in outcome.stdout
 
 
-@pytest.mark.parametrize("index", ["ivf", "hnsw"])
+@pytest.mark.parametrize("index", ["ivf", "hnsw", "binary"])
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_an_approximate_index_picks_and_the_rows_score(
     run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path, index: str, metric: str
@@ -91,6 +92,36 @@ def test_an_approximate_index_picks_and_the_rows_score(
     assert (records_found(tmp_path / "hits.tsv", 4) % 2 == 1).all(), "only the labelled"
 
 
+@pytest.mark.parametrize(
+    ("words", "first", "stop"), [((), 16, 32), (("--signs", "all"), 0, 32), (("--level", "M"), 8, 16)]
+)
+@pytest.mark.parametrize("stored", [{}, {"layout": "blocks", "output_dtype": "int8"}], ids=["float32", "int8"])
+def test_signs_of_a_block_pick_and_the_rows_score(
+    run: Callable[..., Outcome],
+    folder: Callable[..., Path],
+    tmp_path: Path,
+    words: tuple[str, ...],
+    first: int,
+    stop: int,
+    stored: dict[str, str],
+) -> None:
+    """Every candidate has no more other signs than a row that is none; labels and a record's own row as elsewhere."""
+    rows = np.random.default_rng(0).standard_normal((200, 32)).astype(np.float32)
+    database = folder(rows, **stored)
+    signs = np.stack([row for _, row in EmbeddingFolder(database).all_rows()])[:, first:stop] > 0
+    (tmp_path / "labels.tsv").write_text("".join(f"r{record}\tx\n" for record in range(1, 201, 2)))
+    asked = [*("--input", database, database, "--index", "binary", "--neighbours", 12, "--shortlist", 12, *words)]
+    for more, allowed in ((), np.arange(200)), (("--labels", tmp_path / "labels.tsv"), np.arange(0, 200, 2)):
+        outcome = run(*asked, *more, "--output", tmp_path / "hits.tsv")
+        assert 0 < told(outcome)[2] < 1
+        assert ("all dimensions" in outcome.stdout) == ("all" in words)
+        for number, found in enumerate(records_found(tmp_path / "hits.tsv", 12) - 1):
+            others = allowed[allowed != number]
+            assert set(found) <= set(others)
+            differ = (signs != signs[number]).sum(axis=1)
+            assert differ[found].max() <= differ[np.setdiff1d(others, found)].min()
+
+
 def test_an_approximate_index_leaves_a_records_own_row_out(
     run: Callable[..., Outcome], folder: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -111,14 +142,14 @@ def test_an_index_is_kept_and_made_anew_where_it_is_damaged(
     build = approximate._build
     monkeypatch.setattr(approximate, "_build", lambda *arguments: made.append(arguments[4]) or build(*arguments))
     arguments = ("--input", database, database, "--output", tmp_path / "hits.tsv", "--index")
-    for index in ("ivf", "ivf", "hnsw", "ivf"):
+    for index in ("ivf", "ivf", "hnsw", "binary", "binary", "ivf"):
         assert run(*arguments, index).status == 0
-    assert made == ["ivf", "hnsw"]
+    assert made == ["ivf", "hnsw", "binary"]
     before = (tmp_path / "hits.tsv").read_text()
     (kept,) = (database / ".search").glob("ivf-*.faiss")
     kept.write_bytes(kept.read_bytes()[:100])
     assert run(*arguments, "ivf").status == 0
-    assert made == ["ivf", "hnsw", "ivf"]
+    assert made == ["ivf", "hnsw", "binary", "ivf"]
     assert (tmp_path / "hits.tsv").read_text() == before
 
 

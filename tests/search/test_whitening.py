@@ -105,7 +105,7 @@ def test_a_shortlist_is_picked_by_the_whitened_prefix(
     assert np.array_equal(np.sort(found), np.sort(expected))
 
 
-@pytest.mark.parametrize("index", ["ivf", "hnsw"])
+@pytest.mark.parametrize("index", ["ivf", "hnsw", "binary"])
 def test_an_index_is_of_what_is_compared(
     run: Run, world: tuple[np.ndarray, np.ndarray], tmp_path: Path, index: str
 ) -> None:
