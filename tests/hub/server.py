@@ -334,7 +334,7 @@ class _Handler(BaseHTTPRequestHandler):
             errors.append('"size_categories" must be those of the Hub')
         if not all(isinstance(tag, str) and tag for tag in data.get("tags", [])):
             errors.append('"tags" must be texts')
-        self.json({"errors": [{"message": one} for one in errors], "warnings": []})
+        self.json({"errors": [{"message": one} for one in errors], "warnings": []}, 400 if errors else 200)
 
     def create_repo(self, content: bytes, **_: object) -> None:
         if not self.authorised():
