@@ -137,10 +137,10 @@ def _again(url: str, read: Callable[[], Result]) -> Result:
     for pause in (*(_PAUSES[:1] if url.startswith("hf://") else _PAUSES), None):
         try:
             return read()
-        except (InputError, FileNotFoundError, PermissionError) as error:
-            raise _error(url, error) if isinstance(error, OSError) else error from None
+        except InputError:
+            raise
         except Exception as error:
-            if pause is None:
+            if pause is None or isinstance(error, (FileNotFoundError, PermissionError)):
                 raise _error(url, error) from error
             time.sleep(pause)
     raise AssertionError
