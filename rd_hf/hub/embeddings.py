@@ -17,6 +17,7 @@ from rd_hf.data.remote import MANIFEST, REJECTS, is_remote
 from rd_hf.embedding.folder import OutputFolder
 from rd_hf.embedding.reader import EmbeddingFolder
 from rd_hf.embedding.storage import covering
+from rd_hf.files import error_text
 from rd_hf.hub.card import dataset_card, read_card
 from rd_hf.hub.checkpoint import CARD_FILE
 from rd_hf.hub.options import PushOptions
@@ -153,10 +154,16 @@ def _upload(api: HfApi, folder: Path, names: Sequence[str], where: dict[str, Any
         for name in names:
             os.symlink((folder / name).resolve(), Path(staged, name))
         # Clients from 2.0 on have one way for folders of any size.
-        if upload := getattr(api, "upload_large_folder", None):
-            upload(folder_path=staged, print_report=False, **where)
-        else:
-            api.upload_folder(folder_path=staged, commit_message=message, **where)
+        try:
+            if upload := getattr(api, "upload_large_folder", None):
+                upload(folder_path=staged, print_report=False, **where)
+            else:
+                api.upload_folder(folder_path=staged, commit_message=message, **where)
+        except RuntimeError as error:  # as the client says that a file did not arrive
+            why = error_text(error.__cause__ or error)
+            raise InputError(
+                f"{error_text(error)} ({why}): give the same command again, what arrived is not sent again"
+            ) from error
 
 
 def _card(stored: EmbeddingFolder, repo_id: str, license: str | None, has_rejects: bool) -> str:

@@ -535,11 +535,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def ranged(self, content: bytes, headers: dict[str, str]) -> None:
         """Answer with the part of a file that is asked for."""
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        wanted = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range") or "")
         headers = {**headers, "Accept-Ranges": "bytes"}
         if wanted is None:
             self.answer(200, content, headers)
             return
+        if not wanted[1]:
+            wanted = re.fullmatch(r"(\d+)-()", f"{max(0, len(content) - int(wanted[2]))}-")
+            assert wanted is not None
         start, end = int(wanted[1]), min(int(wanted[2] or len(content) - 1), len(content) - 1)
         if start > end:
             self.answer(416, headers={"Content-Range": f"bytes */{len(content)}"})
