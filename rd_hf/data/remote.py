@@ -55,7 +55,7 @@ def pinned(url: str) -> str:
         return f"hf://{prefix}{place.repo_id}@{commit}/{place.path_in_repo}".rstrip("/")
 
 
-def described(url: str) -> dict[str, Any]:
+def facts_of(url: str) -> dict[str, Any]:
     """Return what a manifest notes of a file: its address, its size, and what changes with its content.
 
     Raises:

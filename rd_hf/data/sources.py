@@ -22,7 +22,7 @@ from rd_hf.data.fasta import read_fasta
 from rd_hf.data.missing import no_file, no_such_file
 from rd_hf.data.nucleotides import watch_nucleotides
 from rd_hf.data.records import FastaRecord, InputError, not_encodable, readable
-from rd_hf.data.remote import described, is_remote
+from rd_hf.data.remote import facts_of, is_remote
 from rd_hf.data.residues import RejectedSequenceError
 from rd_hf.data.streams import SUFFIXES
 from rd_hf.data.tables import FORMATS, BadRow, Row, Table, of_rows
@@ -68,7 +68,7 @@ def check_sources(sources: Sequence[str], processes: int = 1) -> None:
             if processes > 1:
                 raise InputError("standard input cannot be shared by several processes: write it to a file first")
         elif is_remote(source):
-            described(source)
+            facts_of(source)
         elif not is_there(source):
             raise no_such_file(source)
         elif Path(source).is_dir() and not is_carried_input(source):

@@ -11,7 +11,7 @@ from typing import Any
 
 from rd_hf.carried import is_carried_input
 from rd_hf.data.records import InputError, readable
-from rd_hf.data.remote import described, is_remote, pinned
+from rd_hf.data.remote import facts_of, is_remote, pinned
 from rd_hf.data.sources import is_hub_dataset, source_size
 from rd_hf.embedding.checkpoint import Checkpoint, resolve
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry, differences
@@ -91,7 +91,7 @@ def _files(settings: JobSettings) -> list[dict[str, Any] | None]:
     Files are compared by this, not by their names.
     """
     return [
-        described(source)
+        facts_of(source)
         if is_remote(source)
         else None
         if (size := source_size(source)) is None

@@ -113,7 +113,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_store_is_read() -> None:
     check_sources(["s3://bucket/p.fasta"])
     assert read("s3://bucket/p.fasta") == [("a", "MKTAYIAKQR")]
-    assert remote.described("s3://bucket/p.fasta")["bytes"] == 14
+    assert remote.facts_of("s3://bucket/p.fasta")["bytes"] == 14
     with pytest.raises(InputError, match="no such file there"):
         check_sources(["s3://bucket/q.fasta"])
 
@@ -154,10 +154,10 @@ class TestOfTheWeb:
 
     def test_a_change_is_told_by_its_etag(self, hub: FakeHub) -> None:
         url = f"{hub.endpoint}/datasets/me/proteins/resolve/main/p.csv"
-        before = remote.described(url)
+        before = remote.facts_of(url)
         files = dict(hub.repos["datasets/me/proteins"].commits[hub.repos["datasets/me/proteins"].refs["main"]])
         files["p.csv"] = files["p.csv"].replace(b"A", b"G")
         hub.repos["datasets/me/proteins"].commit(files)
-        now = remote.described(url)
+        now = remote.facts_of(url)
         assert before["bytes"] == now["bytes"]
         assert before["version"] != now["version"]
