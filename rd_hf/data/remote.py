@@ -88,7 +88,7 @@ def open_remote(url: str) -> io.BufferedReader:
 
 def _system(url: str) -> tuple[Any, str]:
     """The file system of an address, and what the address is called there."""
-    import fsspec
+    from fsspec.core import url_to_fs
 
     how: dict[str, Any] = {}
     if url.startswith("http"):
@@ -98,7 +98,7 @@ def _system(url: str) -> tuple[Any, str]:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
         how = {"client_kwargs": {"trust_env": True, "timeout": timeout}}
     # What an earlier one knows of a repo may be out of date.
-    return fsspec.url_to_fs(url, skip_instance_cache=True, **how)
+    return url_to_fs(url, skip_instance_cache=True, **how)
 
 
 @contextmanager

@@ -264,6 +264,51 @@ def test_the_lines_of_the_card_read_a_level_from_the_hub(
     assert any("/cdn/" in request.path or "parquet" in request.path for request in hub.log[start:])
 
 
+def test_commands_read_what_was_published_as_they_read_the_folder(
+    hub: FakeHub, push: Callable[..., Outcome], desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert push("embeddings", "--repo-id", "me/proteins").status == 0
+    found: dict[str, list[str]] = {}
+    for place in ("embeddings", "hf://datasets/me/proteins"):
+        hits, page, table = (str(tmp_path / name) for name in ("hits.tsv", "map.html", "map.tsv"))
+        # Against itself, and by the queries' sequences, wherever they lie.
+        for words in (
+            ["search", place, "--input", place, "--output", hits],
+            ["map", place, "--output", page, "--table", table],
+            ["info", place, "--verify", "--json"],
+        ):
+            done = run_here(main, capsys, *words)
+            assert done.status == 0, done.stderr
+        found[place] = [Path(hits).read_text(), Path(table).read_text(), done.stdout]
+    here, there = found.values()
+    assert here[:2] == there[:2]
+    assert json.loads(there[2]) == json.loads(here[2]) | {"files": [None]}
+    for words in (["export", "hf://datasets/me/proteins", "--output", str(tmp_path / "e.h5")],):
+        done = run_here(main, capsys, *words)
+        assert done.status == 1
+        assert "was published without its journal" in done.stderr
+
+
+def test_a_fit_and_a_search_take_sequences_from_the_hub(
+    hub: FakeHub, desk: Path, tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "proteins").mkdir()
+    (tmp_path / "proteins" / "p.fasta").write_text((desk / "p.fasta").read_text())
+    hub.add("datasets/me/fasta", tmp_path / "proteins")
+    found = []
+    for number, place in enumerate(("p.fasta", "hf://datasets/me/fasta/p.fasta")):
+        out, hits = tmp_path / f"fit{number}", tmp_path / "hits.tsv"
+        words = ["fit", "--config", tiny_checkpoint, "--input", place, "--output", out, "--quiet"]
+        done = run_here(main, capsys, *words)
+        assert done.status == 0, done.stderr
+        words = ["search", "embeddings", "--input", place, "--output", hits, "--quiet"]
+        done = run_here(main, capsys, *words)
+        assert done.status == 0, done.stderr
+        weights = sorted(out.glob("*.safetensors"))
+        found.append(([path.read_bytes() for path in weights], hits.read_text()))
+    assert found[0] == found[1]
+
+
 def test_a_repo_of_another_kind_of_privacy_is_left_alone(hub: FakeHub, push: Callable[..., Outcome]) -> None:
     hub.repos["datasets/me/proteins"] = Repo()
     hub.repos["datasets/me/proteins"].commit({".gitattributes": b""})
