@@ -5,14 +5,14 @@
     rd-hf push --model my-fit --repo-id my-name/rd-esm2-650M --private
     rd-hf push embeddings --repo-id my-name/proteome-650M --license cc-by-4.0 (a dataset)
 
-Of a folder of embeddings the files that its manifest names go up, with rejects (unless they name paths of this machine),
+Of embeddings, the files that the folder's manifest names go up, with rejects (unless they name paths of this machine),
 manifest and a card; given again after an interruption, the command sends what is missing. Others read a level of it
 where it is: rd-hf search hf://datasets/my-name/proteome-650M.
 
-Of a model, what goes up: config, remote code, weights (as the folder holds them: bases only, or full), tokenizer, fit report
-and figure, and a card made from them; the folder is not changed. A README.md that you wrote or edited goes up as it
-stands, with the repo's name set in an edited one. Code that no version of rd_hf wrote is refused, and settings that
-fetch code from elsewhere are too. After the push the repo's settings and code must be the folder's byte for byte, and
+Of a model, what goes up: config, remote code, weights (as the folder holds them: bases only, or full), tokenizer, fit
+report and figure, and a card made from them; the folder is not changed. A README.md that you wrote or edited goes up
+as it stands, with the repo's name set in an edited one. Code that no version of rd_hf wrote is refused, and settings
+that fetch code from elsewhere are too. After the push the repo's settings and code must be the folder's byte for byte, and
 its output bit for bit; both are computed by the installed package, so that no fetched code runs beside your token.
 """
 

@@ -68,8 +68,8 @@ def facts_of(url: str) -> dict[str, Any]:
             names = sorted(Path(one["name"]).name for one in system.ls(path) if one["type"] == "file")
             shown = next((name for name in names if not name.startswith((".", "_", "README"))), "proteins.fasta.gz")
             raise InputError(f"{url} is a folder: give the files in it, for example {url.rstrip('/')}/{shown}")
-    versions = {"version": str(info[name]) for name in _VERSIONS[::-1] if info.get(name)}
-    return {"path": url, "bytes": info.get("size"), **versions}
+    version = next((str(info[name]) for name in _VERSIONS if info.get(name)), None)
+    return {"path": url, "bytes": info.get("size")} | ({} if version is None else {"version": version})
 
 
 def is_folder(url: str) -> bool:
@@ -240,11 +240,15 @@ class RemoteFolder:
         """Open a file that has this size as one that can be sought in; reads raise InputError."""
         return _Ranged(self, name, size)
 
-    def forget(self, name: str) -> None:
-        """Remove what was read of a file."""
+    def damaged(self, name: str) -> InputError:
+        """Forget what was read of a file, which is not as it was written; the error that says so."""
         self._held.pop(name, None)
         for path in self._kept_at(name):
             path.unlink(missing_ok=True)
+        return InputError(
+            f"{self.url}/{name} is not as it was written, or was damaged on the way: give the same command again, "
+            "which fetches it anew; where that changes nothing, push the folder again"
+        )
 
     def read(self, name: str, size: int, start: int, stop: int) -> bytes:
         """Return the bytes of a range, out of the cache where they were read before."""
@@ -361,4 +365,6 @@ def _keeping(place: Path) -> Iterator[None]:
     try:
         yield
     except (FolderError, OSError) as error:
-        raise InputError(f"{place} cannot be written to ({error_text(error)}): name another cache with HF_HOME") from error
+        raise InputError(
+            f"{place} cannot be written to ({error_text(error)}): name another cache with HF_HOME"
+        ) from error

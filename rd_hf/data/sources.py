@@ -2,8 +2,9 @@
 
 A source is a FASTA file (``-`` for standard input), a table with a sequence column in one of the formats of
 :data:`rd_hf.data.tables.FORMATS`, either compressed or not, here or at an address (:mod:`rd_hf.data.remote`), or a
-dataset on the Hub (``owner/name``, optionally ``owner/name:split``). Tables are read row by row as text: no type is guessed, so that the peptide ``NA`` stays Asn-Ala.
-Every record of a source comes out: what holds no protein comes with the problem it has.
+dataset on the Hub (``owner/name``, optionally ``owner/name:split``). Tables are read row by row as text: no type is
+guessed, so that the peptide ``NA`` stays Asn-Ala. Every record of a source comes out: what holds no protein comes with
+the problem it has.
 """
 
 from __future__ import annotations
@@ -95,8 +96,8 @@ def read_records(
     """Stream the raw records of one source, numbered from 1.
 
     Args:
-        source: path, address, ``-``, ``example`` (carried proteins), or Hub dataset id with an optional ``:split`` (default
-            ``train``).
+        source: path, address, ``-``, ``example`` (carried proteins), or Hub dataset id with an optional ``:split``
+            (default ``train``).
         sequence_column: column of a table that holds sequences; by default the first of
             :data:`rd_hf.data.columns.SEQUENCE_COLUMNS` that exists, which must not hold names.
         id_column: column that holds ids; by default the first of :data:`rd_hf.data.columns.ID_COLUMNS`, else the row

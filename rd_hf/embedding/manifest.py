@@ -90,14 +90,14 @@ def _files(settings: JobSettings) -> list[dict[str, Any] | None]:
 
     Files are compared by this, not by their names.
     """
-    return [
-        facts_of(source)
-        if is_remote(source)
-        else None
-        if (size := source_size(source)) is None
-        else {"path": _place(source), "bytes": size}
-        for source in settings.inputs
-    ]
+
+    def noted(source: str) -> dict[str, Any] | None:
+        if is_remote(source):
+            return facts_of(source)
+        size = source_size(source)
+        return None if size is None else {"path": _place(source), "bytes": size}
+
+    return list(map(noted, settings.inputs))
 
 
 def _files_then(manifest: Mapping[str, Any]) -> list[dict[str, Any] | None]:
@@ -216,10 +216,10 @@ def _begin(settings: JobSettings, folder: OutputFolder, checkpoint: Checkpoint, 
         if before.get("status") == "complete" or not then or not now:
             continue
         if any(then.get(one) != now.get(one) for one in ("bytes", "version")):
+            unlike = "" if then["bytes"] != now["bytes"] else ", but has changed since"
             notes.append(
-                f"{name} had {then['bytes']:,} bytes when {folder.path} was begun and has {now['bytes']:,}"
-                f"{'' if then['bytes'] != now['bytes'] else ', but has changed since'}: finished parts are compared with "
-                "it, and the others made of it as it is now"
+                f"{name} had {then['bytes']:,} bytes when {folder.path} was begun and has {now['bytes']:,}{unlike}: "
+                "finished parts are compared with it, and the others made of it as it is now"
             )
         elif is_remote(name) and (today := pinned(name)) != now["path"]:
             notes.append(f"{name} has moved on, to {today}: it is read as it was when {folder.path} was begun")

@@ -369,14 +369,10 @@ class EmbeddingFolder:
         return self._footers[name]
 
     def _damaged(self, part: dict[str, Any]) -> InputError:
-        name = part["file"]
-        if self._remote is None:
-            return InputError(f"{self.path / name} is not as it was written: give the command that wrote it again")
-        self._remote.forget(name)
-        return InputError(
-            f"{self._remote.url}/{name} is not as it was written, or was damaged on the way: give the same command "
-            "again, which fetches it anew; where that changes nothing, push the folder again"
-        )
+        if self._remote is not None:
+            return self._remote.damaged(part["file"])
+        path = self.path / part["file"]
+        return InputError(f"{path} is not as it was written: give the command that wrote it again")
 
 
 def _has_checksums(schema: Any) -> bool:

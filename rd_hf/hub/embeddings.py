@@ -56,7 +56,9 @@ def plan_embeddings(folder: str | os.PathLike, repo_id: str, *, license: str | N
     stored.check_files(())
     notes = []
     # Where inputs lay is this machine's business.
-    noted = [one if isinstance(one, dict) and is_remote(one.get("path", "")) else None for one in _list(stored, "files")]
+    noted = [
+        one if isinstance(one, dict) and is_remote(one.get("path", "")) else None for one in _list(stored, "files")
+    ]
     small = {MANIFEST: _json({**stored.manifest, "files": noted})}
     rejects = Path(stored.rejects_path)
     if rejects.is_file():

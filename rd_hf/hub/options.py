@@ -58,9 +58,7 @@ class PushSettings:
 
     repo_id: str = flag("repo_id", MISSING, ", made where it does not exist", required=True)
     embeddings: str | None = flag("embeddings", None, ": what rd-hf embed finished, to be a dataset", nargs="?")
-    model: str | Path | None = flag(
-        "model", None, ": a folder, such as rd-hf fit makes, or rd-esm2-mini", kind=Path
-    )
+    model: str | Path | None = flag("model", None, ": a folder, such as rd-hf fit makes, or rd-esm2-mini", kind=Path)
     dry_run: bool = option(False, "list the files and print the card; push nothing")
 
 

@@ -182,7 +182,7 @@ def push_folder(folder: str | Path, repo_id: str, **options: Any) -> PushResult:
 
 
 def made_repo(api: HfApi, repo_id: str, asked: PushOptions, repo_type: str = "model") -> str:
-    """Make a repo and its branch, where they are not there; its id. A ValueError where it is not as private as asked."""
+    """Make a repo and its branch where they are not there; its id. A ValueError if it is more or less private."""
     with hub_asked_once(repo_id, instead=None):
         repo_id = api.create_repo(repo_id, repo_type=repo_type, private=asked.private, exist_ok=True).repo_id
     if asked.private is not None and bool(api.repo_info(repo_id, repo_type=repo_type).private) != asked.private:

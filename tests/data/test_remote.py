@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -90,7 +90,7 @@ class Store(MemoryFileSystem):
     """In place of a store in the cloud, which needs a library and a network."""
 
     protocol = "s3"
-    store: dict[str, Any] = {}
+    store: ClassVar[dict[str, Any]] = {}
     _strip_protocol = classmethod(lambda cls, path: MemoryFileSystem._strip_protocol(path.removeprefix("s3://")))
     claims = 0  # bytes that each file is said to have beyond those that come
 

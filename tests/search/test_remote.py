@@ -70,7 +70,10 @@ def test_a_small_level_is_fetched_by_its_share_of_the_bytes_and_once(
     assert share < sent <= 1.05 * share
     # The commit alone is asked for.
     assert again == 0
-    assert {request.path for request in asked} <= {"/api/datasets/me/proteins", "/api/datasets/me/proteins/revision/main"}
+    assert {request.path for request in asked} <= {
+        "/api/datasets/me/proteins",
+        "/api/datasets/me/proteins/revision/main",
+    }
 
 
 def test_a_connection_that_ends_in_the_middle_is_taken_up_again(

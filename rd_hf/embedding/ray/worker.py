@@ -231,7 +231,9 @@ def look_around(assignment: Assignment) -> dict[str, bool]:
     assignment.enter()
     settings = assignment.settings
     record = OutputFolder(settings.output).workspace.record()
-    named = [one for one in settings.inputs if source_size(one) is not None or (Path(one).suffix and not is_remote(one))]
+    named = [
+        one for one in settings.inputs if source_size(one) is not None or (Path(one).suffix and not is_remote(one))
+    ]
     named += [settings.model] if assignment.checkpoint.revision is None else []
     seen = {name: Path(model_place(input_place(name))).exists() for name in named if name != "-"}
     return {"": record is not None and record["token"] == assignment.token} | seen
