@@ -12,14 +12,16 @@ where it is: rd-hf search hf://datasets/my-name/proteome-650M.
 Of a model, what goes up: config, remote code, weights (as the folder holds them: bases only, or full), tokenizer, fit
 report and figure, and a card made from them; the folder is not changed. A README.md that you wrote or edited goes up
 as it stands, with the repo's name set in an edited one. Code that no version of rd_hf wrote is refused, and settings
-that fetch code from elsewhere are too. After the push the repo's settings and code must be the folder's byte for byte, and
-its output bit for bit; both are computed by the installed package, so that no fetched code runs beside your token.
+that fetch code from elsewhere are too. After the push the repo's settings and code must be the folder's byte for
+byte, and its output bit for bit; both are computed by the installed package, so that no fetched code runs beside your
+token.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 from rd_hf.commands._arguments import command_parser, run_with_arguments
 from rd_hf.hub.options import PushOptions, PushSettings
@@ -38,17 +40,20 @@ def run(args: argparse.Namespace) -> None:
         build_parser().error("give --model, or a folder of embeddings")
     # Imported here, so that --help and a mistyped flag answer at once.
     if args.model is None:
-        from rd_hf.hub.embeddings import plan_embeddings as plan_push
-        from rd_hf.hub.embeddings import push_embeddings as push_folder
-    else:
-        from rd_hf.hub.push import plan_push, push_folder
+        from rd_hf.hub import embeddings
 
+        plan_push: Any = embeddings.plan_embeddings
+        push: Any = embeddings.push_embeddings
+    else:
+        from rd_hf.hub import push as models
+
+        plan_push, push = models.plan_push, models.push_folder
     folder = args.embeddings or args.model
     if args.dry_run:
         plan = plan_push(folder, args.repo_id, license=args.license)
         print(f"{plan}\nnothing was pushed (--dry-run); the card:\n\n{plan.card}")
         return
-    result = push_folder(folder, args.repo_id, **vars(options_from(PushOptions, args)))
+    result = push(folder, args.repo_id, **vars(options_from(PushOptions, args)))
     print(result.plan)
     print(f"pushed: {result.url} (revision {result.revision})")
     if result.checked:

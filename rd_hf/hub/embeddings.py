@@ -112,7 +112,7 @@ def push_embeddings(folder: str | os.PathLike, repo_id: str, **options: Any) -> 
         raise InputError(f"the Hub does not take the card ({words}): is --license one of its licences?") from error
     api = HfApi(token=asked.token)
     repo_id = made_repo(api, repo_id, asked, "dataset")
-    where = {"repo_id": repo_id, "repo_type": "dataset", "revision": asked.revision}
+    where: dict[str, Any] = {"repo_id": repo_id, "repo_type": "dataset", "revision": asked.revision}
     parts, small = plan.parts or {}, plan.small or {}
     lacking = _unlike(api, where, parts, plan.files)
     message = asked.commit_message or "Reverse-distilled embeddings"
@@ -138,13 +138,14 @@ def push_embeddings(folder: str | os.PathLike, repo_id: str, **options: Any) -> 
 
 def _unlike(api: HfApi, where: dict[str, Any], parts: dict[str, str], sizes: dict[str, int]) -> list[str]:
     """Parts that a repo lacks, or has with another content."""
-    found = {one.path: one for one in api.list_repo_tree(**where) if hasattr(one, "size")}
+    found: dict[str, Any] = {one.path: one for one in api.list_repo_tree(**where) if hasattr(one, "size")}
 
     def is_there(name: str) -> bool:
         if name not in found or found[name].size != sizes[name]:
             return False
         # Of a repo that keeps Parquet files as text, the Hub tells no SHA-256.
-        return found[name].lfs is None or found[name].lfs.sha256 == parts[name]
+        lfs: Any = found[name].lfs
+        return lfs is None or lfs.sha256 == parts[name]
 
     return [name for name in parts if not is_there(name)]
 
@@ -169,7 +170,7 @@ def _upload(api: HfApi, folder: Path, names: Sequence[str], where: dict[str, Any
 
 
 def _card(stored: EmbeddingFolder, repo_id: str, license: str | None, has_rejects: bool) -> str:
-    levels = []
+    levels: list[dict[str, Any]] = []
     for name, width in stored.levels.items():
         columns = covering(stored.columns, width)
         levels.append(
