@@ -92,7 +92,7 @@ NAMED = [
     ("push --model model --repo-id name", "'name' is no Hub id: write it as owner/name"),
     # What is no file of proteins.
     ("embed --model model --input ftp://x.org/p.fasta --output o", "fetch it (curl -L -o p.fasta ...)"),
-    ("fit --config model --data ftp://x.org/p.fasta --output f", "ftp://x.org/p.fasta is an address of a kind"),
+    ("fit --config model --data ftp://x.org/p.fasta --output f", "ftp://x.org/p.fasta is an address"),
     ("search --queries ftp://x.org/p.fasta --database embeddings --output h.tsv", "fetch it (curl"),
     ("embed --model model --input s3://bucket/p.fasta --output o", "s3:// is read by s3fs: pip install 's3fs'"),
     ("fit --config model --data s3://bucket/p.fasta --output f", "pip install 's3fs'"),

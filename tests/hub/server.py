@@ -46,9 +46,9 @@ class Request:
 class Fault:
     """What goes wrong with the next ``times`` requests of ``method`` whose path matches.
 
-    ``kind``: "status" answers with ``status``; "cut" closes the connection after half of the body; "slow" sends it
-    in small pieces with pauses, ``seconds`` in all; "late" waits for ``seconds`` first; "refuse" closes without an
-    answer.
+    ``kind``: "status" answers with ``status``; "cut" closes the connection after half of the body; "short" answers with
+    half of it, and says so; "slow" sends it in small pieces with pauses, ``seconds`` in all; "late" waits for
+    ``seconds`` first; "refuse" closes without an answer.
     """
 
     method: str
@@ -207,6 +207,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None, length: int = -1) -> None:
         fault, self.fault = self.fault, None
+        if fault is not None and fault.kind == "short":
+            body = body[: len(body) // 2]
         piece = body
         if fault is not None and fault.kind == "cut":
             piece = body[: len(body) // 2]
