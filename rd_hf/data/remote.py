@@ -24,7 +24,7 @@ from rd_hf.network import hub_asked_once
 MANIFEST, REJECTS = "_manifest.json", "_rejects.tsv"
 # What reads each kind of address, beside fsspec.
 _PACKAGES = {"hf": "huggingface_hub", "https": "fsspec[http]", "http": "fsspec[http]", "s3": "s3fs"}
-_PINNED = re.compile(r"@[0-9a-f]{40}(/|$)")
+_PINNED = re.compile(r"hf://.*@[0-9a-f]{40}(/.*)?")
 # What tells one content of an address from another, as file systems call it.
 _VERSIONS = ("ETag", "etag", "Last-Modified", "LastModified")
 # Seconds before each further try, where the library has given up; that of the Hub has tried for long by then.
@@ -42,7 +42,7 @@ def is_remote(source: str | os.PathLike) -> bool:
 
 def pinned(url: str) -> str:
     """Return an address of the Hub at the commit that its revision stands for now, any other as it is."""
-    if not url.startswith("hf://") or _PINNED.search(url):
+    if not url.startswith("hf://") or _PINNED.fullmatch(url):
         return url
     with _explained(url):
         from huggingface_hub import HfApi, constants
@@ -105,7 +105,7 @@ def _system(url: str) -> tuple[Any, str]:
 def _explained(url: str) -> Iterator[None]:
     """Turn whatever a file system raises into one sentence."""
     try:
-        with hub_asked_once(url, instead="give a file") if url.startswith("hf://") else nullcontext():
+        with hub_asked_once(url, instead="give what lies on this machine") if url.startswith("hf://") else nullcontext():
             yield
     except InputError:
         raise
@@ -223,9 +223,9 @@ class RemoteFolder:
         self._held: dict[str, list[tuple[int, int]]] = {}
         self._lock = threading.Lock()
         version = ""
-        if not _PINNED.search(self.url):
+        if not _PINNED.fullmatch(self.url):
             version = f"@{hashlib.sha256(self._manifest()).hexdigest()[:40]}"
-        name = re.sub(r"[^\w.@/-]", "_", self.url.replace("://", "/")) + version
+        name = re.sub(r"[^\w.@/-]|\.\.", "_", self.url.replace("://", "/")) + version
         self.place = Path(constants.HF_HOME) / "rd_hf" / name
         if not (self.place / MANIFEST).is_file():
             manifest = self._manifest()
