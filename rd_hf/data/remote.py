@@ -105,7 +105,9 @@ def _system(url: str) -> tuple[Any, str]:
 def _explained(url: str) -> Iterator[None]:
     """Turn whatever a file system raises into one sentence."""
     try:
-        with hub_asked_once(url, instead="give what lies on this machine") if url.startswith("hf://") else nullcontext():
+        with (
+            hub_asked_once(url, instead="give what lies on this machine") if url.startswith("hf://") else nullcontext()
+        ):
             yield
     except InputError:
         raise
@@ -346,12 +348,12 @@ class _Ranged(io.RawIOBase):
 
 
 def _ranges(noted: Path) -> list[tuple[int, int]]:
-    """The ranges that were noted; a line that a kill cut short is none."""
+    """The ranges that were noted; one whose line a kill cut short names no byte that was not written."""
     try:
-        lines = noted.read_text(encoding="ascii").splitlines(keepends=True)
+        lines = noted.read_text(encoding="ascii").splitlines()
     except (OSError, ValueError):
         return []
-    found = (re.fullmatch(r"(\d+) (\d+)\n", line) for line in lines)
+    found = (re.fullmatch(r"(\d+) (\d+)", line) for line in lines)
     return [(int(one[1]), int(one[2])) for one in found if one]
 
 

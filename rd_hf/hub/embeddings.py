@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, DatasetCardData, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCardData, HfApi, get_session
+from huggingface_hub.utils import hf_raise_for_status
 
 from rd_hf.data.records import InputError
 from rd_hf.data.remote import MANIFEST, REJECTS, is_remote
@@ -102,15 +103,8 @@ def push_embeddings(folder: str | os.PathLike, repo_id: str, **options: Any) -> 
     if asked.create_pr or asked.check_level:
         raise ValueError("--create-pr and --check-level are for models: leave them out, or name a --branch")
     plan = plan_embeddings(folder, repo_id, license=asked.license)
-    try:
-        with hub_asked_once(repo_id, instead=None):
-            DatasetCard(plan.card).validate()
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        words = " ".join(str(error).split())
-        raise InputError(f"the Hub does not take the card ({words}): is --license one of its licences?") from error
     api = HfApi(token=asked.token)
+    _check_card(api, plan)
     repo_id = made_repo(api, repo_id, asked, "dataset")
     where: dict[str, Any] = {"repo_id": repo_id, "repo_type": "dataset", "revision": asked.revision}
     parts, small = plan.parts or {}, plan.small or {}
@@ -134,6 +128,17 @@ def push_embeddings(folder: str | os.PathLike, repo_id: str, **options: Any) -> 
         **where,
     )
     return PushResult(commit.commit_url, commit.oid, plan)
+
+
+def _check_card(api: HfApi, plan: EmbeddingsPlan) -> None:
+    """Raise an InputError where the Hub does not take the card's metadata; it is asked before anything is sent."""
+    with hub_asked_once(plan.repo_id, instead=None):
+        asked = {"repoType": "dataset", "content": plan.card}
+        answer = get_session().post(f"{api.endpoint}/api/validate-yaml", json=asked)
+    if answer.status_code == 400:
+        why = "; ".join(str(one.get("message")) for one in answer.json().get("errors", []))
+        raise InputError(f"the Hub does not take the card: {why}; give another --license, or mend the README.md")
+    hf_raise_for_status(answer)
 
 
 def _unlike(api: HfApi, where: dict[str, Any], parts: dict[str, str], sizes: dict[str, int]) -> list[str]:

@@ -118,7 +118,7 @@ def test_the_card_says_what_is_in_the_folder_and_the_hub_takes_its_metadata(
     assert any(request.path == "/api/validate-yaml" and request.status == 200 for request in hub.log)
     done = push("embeddings", "--repo-id", "me/others", "--license", "my-own")
     assert done.status == 1
-    assert "is --license one of its licences?" in done.stderr
+    assert 'the Hub does not take the card: "license" must be one of' in done.stderr
     assert "datasets/me/others" not in hub.repos
 
 
