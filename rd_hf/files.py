@@ -20,7 +20,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rd_hf.model.staging_rd_esm import clear_staging, is_staging, staging
 
@@ -80,10 +80,15 @@ def explain_errors(path: Path, kind: type[FolderError] = FolderError) -> Iterato
 
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file's content, in hexadecimal digits."""
-    digest = hashlib.sha256()
     with open(path, "rb") as handle:
-        while content := handle.read(1 << 22):
-            digest.update(content)
+        return stream_sha256(handle)
+
+
+def stream_sha256(handle: IO[bytes]) -> str:
+    """SHA-256 of what is left of an open file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    while content := handle.read(1 << 22):
+        digest.update(content)
     return digest.hexdigest()
 
 

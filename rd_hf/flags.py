@@ -13,9 +13,9 @@ from rd_hf.options import option, whole
 
 # What commands that read proteins take, where no narrower words are said.
 READS = (
-    "FASTA, CSV, TSV, JSON lines (each also as .gz, .bz2, .xz, .zst, .lz4) or Parquet files, a Hub dataset "
-    "owner/name[:split], example (the 1,000 proteins that the package carries), or - for FASTA on standard input; "
-    "several are read one after the other"
+    "FASTA, CSV, TSV, JSON lines (each also as .gz, .bz2, .xz, .zst, .lz4) or Parquet files, also at "
+    "hf://datasets/owner/name/FILE, https:// or s3://, a Hub dataset owner/name[:split], example (the 1,000 proteins "
+    "that the package carries), or - for FASTA on standard input; several are read one after the other"
 )
 # How a model is named.
 NAMES = "folder, Hub id, or rd-esm2-mini, which the package carries"

@@ -226,7 +226,7 @@ def sequences() -> Iterator[tuple[str, str]]:
 
 
 def commands(work: Path, root: Path, hub: FakeHub) -> dict[str, Command]:
-    """The seven commands, and what they read, made in ``work``; warms up on the way."""
+    """The eight commands, and what they read, made in ``work``; warms up on the way."""
     import numpy as np
     from transformers import EsmConfig, EsmModel
 
@@ -269,6 +269,8 @@ def commands(work: Path, root: Path, hub: FakeHub) -> dict[str, Command]:
     embed = ["embed", "--model", str(model), "--input", str(fasta), "--part-records", "8", "--quiet"]
     small = work / "small"
     assert _call([*embed, "--level", "L0", "--dtype", "float32", "--output", str(small)]) == 0
+    stored = work / "stored"
+    assert _call([*embed, "--output", str(stored)]) == 0
     fit = ["fit", "--input", str(fasta), "--batch-tokens", "500", "--checkpoint-seconds", "0", "--quiet"]
     fitted = work / "fitted"
     assert _call([*fit, "--config", str(family), "--output", str(fitted)]) == 0
@@ -282,6 +284,9 @@ def commands(work: Path, root: Path, hub: FakeHub) -> dict[str, Command]:
                 *("convert", "--model", str(model), "--ids", str(work / "ids.txt"), "--part-records", "8", "--quiet"),
                 *("--input", *raw, "--output", "{out}"),
             ]
+        ),
+        "convert --layout": Command(
+            ["convert", "--input", str(stored), "--layout", "blocks", "--quiet", "--output", "{out}"]
         ),
         "fit": Command([*fit, "--config", str(model), "--output", "{out}"]),
         "train": Command(

@@ -40,7 +40,7 @@ ALLOWED = {
     "launch.py": set(),
     "devices.py": {"data"},
     "bases": {"bases", "files"},
-    "data": {"carried", "data", "model", "network"},
+    "data": {"carried", "data", "files", "model", "network"},
     # A whole fit loads its family and saves it (hub), with the embedding's default dtype; neither imports fitting.
     "fitting": {
         "options",
@@ -104,6 +104,8 @@ ALLOWED = {
     },
     # Above their room: a release fits, then pushes, and fitting saves by way of the rest of the room.
     "hub/release.py": {"files", "hub", "data", "families", "fitting", "model", "model_names", "network"},
+    # A folder of embeddings is read as all are.
+    "hub/embeddings.py": {"data", "embedding", "files", "hub", "network"},
     "hub/release_settings.py": {"options", "flags", "hub", "families", "fitting"},
     "evaluation": {
         "carried",

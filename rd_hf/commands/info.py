@@ -4,6 +4,7 @@
     rd-hf info my-name/rd-esm2-650M          (of a Hub model, config.json and fit_report.json are fetched)
     rd-hf info rd-esm2-3B                    (a named family, before anything is fitted)
     rd-hf info embeddings                    (what rd-hf embed wrote)
+    rd-hf info hf://datasets/my-name/proteome-650M    (what rd-hf push published of such a folder)
     rd-hf info embeddings --verify           (every file is read, and must have the checksum that was noted)
     rd-hf info my-model --json               (for a program)
 
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from rd_hf.carried import model_place
 from rd_hf.commands._arguments import command_parser, run_with_arguments
+from rd_hf.data.remote import RemoteFolder, is_remote
 from rd_hf.flags import flag
 from rd_hf.options import add_options, option
 
@@ -55,11 +57,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    found = [path for path in (Path(args.what) / name for name in MANIFESTS) if path.is_file()]
+    # A page of the web is no folder.
+    is_away = is_remote(args.what) and not args.what.startswith("http")
+    folder = RemoteFolder(args.what).place if is_away else Path(args.what)
+    found = [path for path in (folder / name for name in MANIFESTS) if path.is_file()]
     if found:
         from rd_hf.embedding.folder import OutputFolder
 
-        content = OutputFolder(args.what).manifest() or {}
+        content = OutputFolder(folder).manifest() or {}
         if args.verify:
             verify(args.what, show_progress=not args.quiet)
         print(json.dumps(content, indent=1) if args.json else embeddings_text(args.what, content))
@@ -150,7 +155,8 @@ def embeddings_text(folder: str, manifest: dict[str, Any]) -> str:
     one_pass = ", in one pass" if model.get("one_pass") else ""
     held = manifest.get("columns", {})
     columns = [f"{name}: {one.get('level')}, {one.get('width', 0):,} wide" for name, one in held.items()]
-    size = sum(file.stat().st_size for file in Path(folder).glob("*.parquet"))
+    size = sum(part["bytes"] for part in manifest.get("parts", []))
+    size = size or sum(file.stat().st_size for file in Path(folder).glob("*.parquet"))
     options = ("pooling", "dtype", "output_dtype", "normalize", "long", "max_length", "width", "whiten", "layout")
     lines = [
         f"{folder}: {manifest.get('status')}, {_bytes(size)} of Parquet",

@@ -20,7 +20,8 @@ def no_such_file(source: str | os.PathLike) -> InputError:
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
         name = text.rpartition("/")[2].partition("?")[0] or "proteins.fasta"
         return InputError(
-            f"{text} is an address, and files are read here: fetch it (curl -L -o {name} ...) and give {name}"
+            f"{text} is an address, and a file is wanted (proteins and tables may lie at hf://, https:// or s3://): "
+            f"fetch it (curl -L -o {name} ...) and give {name}"
         )
     if _SEQUENCE.fullmatch(text) and _RESIDUES.issuperset(text):
         return InputError(

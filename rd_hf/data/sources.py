@@ -1,9 +1,10 @@
 """Any input a user names, as one stream of raw records.
 
 A source is a FASTA file (``-`` for standard input), a table with a sequence column in one of the formats of
-:data:`rd_hf.data.tables.FORMATS`, either compressed or not, or a dataset on the Hub (``owner/name``, optionally
-``owner/name:split``). Tables are read row by row as text: no type is guessed, so that the peptide ``NA`` stays Asn-Ala.
-Every record of a source comes out: what holds no protein comes with the problem it has.
+:data:`rd_hf.data.tables.FORMATS`, either compressed or not, here or at an address (:mod:`rd_hf.data.remote`), or a
+dataset on the Hub (``owner/name``, optionally ``owner/name:split``). Tables are read row by row as text: no type is
+guessed, so that the peptide ``NA`` stays Asn-Ala. Every record of a source comes out: what holds no protein comes with
+the problem it has.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from rd_hf.carried import input_place, is_carried_input
 from rd_hf.data.columns import ID_COLUMNS, SEQUENCE_COLUMNS, check_sequences, holds_sequences, pick
@@ -21,6 +23,7 @@ from rd_hf.data.fasta import read_fasta
 from rd_hf.data.missing import no_file, no_such_file
 from rd_hf.data.nucleotides import watch_nucleotides
 from rd_hf.data.records import FastaRecord, InputError, not_encodable, readable
+from rd_hf.data.remote import facts_of, is_remote
 from rd_hf.data.residues import RejectedSequenceError
 from rd_hf.data.streams import SUFFIXES
 from rd_hf.data.tables import FORMATS, BadRow, Row, Table, of_rows
@@ -32,7 +35,9 @@ _HUB_DATASET = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?")
 
 def table_format(source: str | Path) -> str | None:
     """The suffix of a path that names one of the formats of tables, compressed or not; None for FASTA and the Hub."""
-    suffixes = [suffix.lower() for suffix in Path(source).suffixes]
+    # Behind the path of an address may stand a query.
+    name = urlsplit(str(source)).path if is_remote(source) else source
+    suffixes = [suffix.lower() for suffix in Path(name).suffixes]
     if suffixes and suffixes[-1] in SUFFIXES:
         suffixes.pop()
     return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
@@ -45,8 +50,8 @@ def is_hub_dataset(source: str | Path) -> bool:
 
 
 def is_there(source: str | Path) -> bool:
-    """Whether there is an input of this name: a file, carried proteins, or what reads as a Hub dataset."""
-    return Path(input_place(source)).exists() or is_hub_dataset(source)
+    """Whether there is an input of this name: a file, carried proteins, an address, or what reads as a Hub dataset."""
+    return is_remote(source) or Path(input_place(source)).exists() or is_hub_dataset(source)
 
 
 def check_sources(sources: Sequence[str], processes: int = 1) -> None:
@@ -63,6 +68,8 @@ def check_sources(sources: Sequence[str], processes: int = 1) -> None:
         if source == "-":
             if processes > 1:
                 raise InputError("standard input cannot be shared by several processes: write it to a file first")
+        elif is_remote(source):
+            facts_of(source)
         elif not is_there(source):
             raise no_such_file(source)
         elif Path(source).is_dir() and not is_carried_input(source):
@@ -72,7 +79,7 @@ def check_sources(sources: Sequence[str], processes: int = 1) -> None:
 
 
 def source_size(source: str | Path) -> int | None:
-    """Bytes of a file, None where they are not known before the end (standard input, the Hub)."""
+    """Bytes of a file here, None where they are not known before the end (standard input, the Hub, an address)."""
     path = Path(input_place(source))
     return path.stat().st_size if str(source) != "-" and path.is_file() else None
 
@@ -89,8 +96,8 @@ def read_records(
     """Stream the raw records of one source, numbered from 1.
 
     Args:
-        source: path, ``-``, ``example`` (carried proteins), or Hub dataset id with an optional ``:split`` (default
-            ``train``).
+        source: path, address, ``-``, ``example`` (carried proteins), or Hub dataset id with an optional ``:split``
+            (default ``train``).
         sequence_column: column of a table that holds sequences; by default the first of
             :data:`rd_hf.data.columns.SEQUENCE_COLUMNS` that exists, which must not hold names.
         id_column: column that holds ids; by default the first of :data:`rd_hf.data.columns.ID_COLUMNS`, else the row

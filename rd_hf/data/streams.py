@@ -20,6 +20,7 @@ from typing import Any, TextIO
 
 from rd_hf.data.missing import no_file, no_such_file
 from rd_hf.data.records import KEEP_BYTES, InputError
+from rd_hf.data.remote import is_remote, open_remote
 
 # What reading a damaged compressed stream raises: gzip, xz, and with OSError pyarrow's and a failing disk's.
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, OSError)
@@ -168,11 +169,13 @@ def open_text(path: str | Path, on_read: Callable[[int], None] | None = None) ->
 
 
 def open_bytes(path: str | Path) -> AbstractContextManager[Any]:
-    """Open a file, or standard input ("-"), as it is; raises InputError."""
+    """Open a file, here or remote, or standard input ("-"), as it is; raises InputError."""
     if str(path) == "-":
         if sys.stdin is None or sys.stdin.closed:
             raise InputError("standard input is closed: pipe FASTA into the command, or name a file instead of -")
         return nullcontext(sys.stdin.buffer)
+    if is_remote(path):
+        return open_remote(str(path))
     if Path(path).is_dir():
         raise no_file(Path(path))
     try:

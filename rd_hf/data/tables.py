@@ -10,6 +10,7 @@ A line that fits in neither way is one row with a problem.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import sys
@@ -283,7 +284,7 @@ def parquet(source: str | Path, on_read: Callable[[int], None] | None = None, **
     try:
         # Opened here: the library takes no name that is not UTF-8.
         with open_bytes(source) as raw, pq.ParquetFile(raw) as file:
-            row_bytes = Path(source).stat().st_size / max(1, file.metadata.num_rows)
+            row_bytes = raw.seek(0, io.SEEK_END) / max(1, file.metadata.num_rows)
 
             def read(columns: Sequence[str]) -> Iterator[Row]:
                 for batch in file.iter_batches(batch_size=1000, columns=list(columns)):

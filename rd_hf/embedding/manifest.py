@@ -11,6 +11,7 @@ from typing import Any
 
 from rd_hf.carried import is_carried_input
 from rd_hf.data.records import InputError, readable
+from rd_hf.data.remote import facts_of, is_remote, pinned
 from rd_hf.data.sources import is_hub_dataset, source_size
 from rd_hf.embedding.checkpoint import Checkpoint, resolve
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry, differences
@@ -48,6 +49,7 @@ def open_job(
     notes: list[str] = []
     if group.is_main:
         try:
+            settings = _with_pinned_inputs(settings, folder, folder.holds_work())
             noted = (folder.manifest() or {}).get("model", {}).get("backbones") or settings.backbones
             checkpoint = resolve(settings.model, settings.revision, settings.one_pass, noted)
             checkpoint.refuse_to_store(settings.options)
@@ -65,6 +67,7 @@ def open_job(
     if not group.is_main:
         # The main process has hashed the weights for all.
         checkpoint = Checkpoint(**(folder.manifest() or {})["model"])
+        settings = _with_pinned_inputs(settings, folder, begun=True)
     return checkpoint, replace(settings, options=checkpoint.within(settings.options)), notes
 
 
@@ -84,11 +87,18 @@ def _describe(settings: JobSettings, widths: dict[str, int]) -> dict[str, Any]:
 
 
 def _files(settings: JobSettings) -> list[dict[str, Any] | None]:
-    """Return where each input that is a file lies, and its size: files are compared by this, not by their names."""
-    return [
-        None if (size := source_size(source)) is None else {"path": _place(source), "bytes": size}
-        for source in settings.inputs
-    ]
+    """Return where each input that is a file lies, its size, and of one elsewhere what changes with its content.
+
+    Files are compared by this, not by their names.
+    """
+
+    def noted(source: str) -> dict[str, Any] | None:
+        if is_remote(source):
+            return facts_of(source)
+        size = source_size(source)
+        return None if size is None else {"path": _place(source), "bytes": size}
+
+    return list(map(noted, settings.inputs))
 
 
 def _files_then(manifest: Mapping[str, Any]) -> list[dict[str, Any] | None]:
@@ -104,8 +114,8 @@ def _files_then(manifest: Mapping[str, Any]) -> list[dict[str, Any] | None]:
 
 
 def _place(path: str) -> str:
-    # Carried proteins are the same wherever the package is installed.
-    return path if is_carried_input(path) else readable(str(Path(path).resolve()))
+    # Carried proteins are the same wherever the package is installed, and an address wherever it is typed.
+    return path if is_carried_input(path) or is_remote(path) else readable(str(Path(path).resolve()))
 
 
 def with_stored_settings(settings: JobSettings, folder: OutputFolder) -> JobSettings:
@@ -120,6 +130,15 @@ def with_stored_settings(settings: JobSettings, folder: OutputFolder) -> JobSett
         if readable(source) != name and (source == "-" or is_hub_dataset(source) or _place(source) != known):
             return settings
     return replace(settings, called=tuple(then))
+
+
+def _with_pinned_inputs(settings: JobSettings, folder: OutputFolder, begun: bool) -> JobSettings:
+    """Read inputs on the Hub at one commit: where the job has begun the one that it noted, else today's."""
+    before = (folder.manifest() if begun else None) or {}
+    noted = zip(before.get("job", {}).get("inputs", []), _files_then(before), strict=True)
+    then = {name: file["path"] for name, file in noted if file is not None}
+    places = tuple(pinned(then.get(one, one)) if is_remote(one) else one for one in settings.inputs)
+    return settings if places == settings.inputs else replace(settings, inputs=places, called=settings.names)
 
 
 def known_parts(folder: OutputFolder) -> int | None:
@@ -197,11 +216,16 @@ def _begin(settings: JobSettings, folder: OutputFolder, checkpoint: Checkpoint, 
         folder.write_manifest({**before, "model": asdict(checkpoint)})
     notes = []
     for name, then, now in zip(settings.names, _files_then(before), _files(settings), strict=False):
-        if before.get("status") != "complete" and then and now and then["bytes"] != now["bytes"]:
+        if before.get("status") == "complete" or not then or not now:
+            continue
+        if any(then.get(one) != now.get(one) for one in ("bytes", "version")):
+            unlike = "" if then["bytes"] != now["bytes"] else ", but has changed since"
             notes.append(
-                f"{name} had {then['bytes']:,} bytes when {folder.path} was begun and has {now['bytes']:,}: finished "
-                "parts are compared with it, and the others made of it as it is now"
+                f"{name} had {then['bytes']:,} bytes when {folder.path} was begun and has {now['bytes']:,}{unlike}: "
+                "finished parts are compared with it, and the others made of it as it is now"
             )
+        elif is_remote(name) and (today := pinned(name)) != now["path"]:
+            notes.append(f"{name} has moved on, to {today}: it is read as it was when {folder.path} was begun")
     updated = differences(before.get("versions", {}), installed_versions())
     if not updated or before.get("status") == "complete":
         return notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,19 +68,20 @@ def _rows_of(size: int, all_bytes: int, rows: int) -> int:
     return max(1, size * rows // max(1, all_bytes))
 
 
-def read_footer(path: str | Path) -> pq.FileMetaData:
-    """Read what a file says of its columns, and no other byte of it; an ArrowException where it is none.
+def read_footer(file: IO[bytes]) -> pq.FileMetaData:
+    """Read what an open file says of its columns, and no other byte of it; an ArrowException where it is none.
 
     pyarrow by itself reads 64 kB of every file, which for many files is more than a narrow column of them.
     """
-    with open(path, "rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - _TAIL))
-        length = int.from_bytes(file.read(4), "little")
-        file.seek(max(0, size - _TAIL - length))
-        return pq.read_metadata(pa.BufferReader(file.read()))
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - _TAIL))
+    tail = file.read(_TAIL)
+    length = int.from_bytes(tail[:4], "little")
+    file.seek(max(0, size - _TAIL - length))
+    return pq.read_metadata(pa.BufferReader(file.read(length) + tail))
 
 
-def open_part(path: str | Path, metadata: pq.FileMetaData) -> pq.ParquetFile:
-    """Open a file whose footer is known; its pages are verified as they are read."""
-    return pq.ParquetFile(path, metadata=metadata, memory_map=True, page_checksum_verification=True)
+def open_part(file: str | Path | IO[bytes], metadata: pq.FileMetaData) -> pq.ParquetFile:
+    """Open a file whose footer is known, mapped into memory where it lies here; its pages are verified as read."""
+    mapped = isinstance(file, str | Path)
+    return pq.ParquetFile(file, metadata=metadata, memory_map=mapped, page_checksum_verification=True)

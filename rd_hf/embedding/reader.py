@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from rd_hf.data.records import FastaRecord, InputError, readable
+from rd_hf.data.remote import RemoteFolder, is_remote
 from rd_hf.embedding.checkpoint import Checkpoint
 from rd_hf.embedding.finished import finished_manifest, stored_options
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry
@@ -27,7 +28,7 @@ from rd_hf.embedding.parts import cut_parts, read_all
 from rd_hf.embedding.quantization import dequantize, read_grid, stored_type, stored_width
 from rd_hf.embedding.settings import COLUMNS, LIMITS, JobSettings
 from rd_hf.embedding.storage import covering, read_columns
-from rd_hf.files import file_sha256
+from rd_hf.files import stream_sha256
 
 # Rows that are read together.
 _ROWS = 4096
@@ -41,7 +42,7 @@ class EmbeddingFolder:
     """A finished folder of embeddings, read.
 
     Args:
-        path: the folder.
+        path: the folder, or the address of one that was published: then ranges of its files are read, and kept.
         with_journal: hold every part against the journal's entry too, as :meth:`records` needs.
 
     Attributes:
@@ -62,7 +63,9 @@ class EmbeddingFolder:
     """
 
     def __init__(self, path: str | os.PathLike, with_journal: bool = False) -> None:
-        self.path, self._folder = Path(path), OutputFolder(path)
+        self._remote = RemoteFolder(str(path)) if is_remote(path) else None
+        self.path = Path(path) if self._remote is None else self._remote.place
+        self._folder = OutputFolder(self.path)
         self.manifest = finished_manifest(self._folder)
         job, columns = self.manifest["job"], self.manifest["columns"]
         model = self.manifest["model"]
@@ -77,10 +80,12 @@ class EmbeddingFolder:
         self.level, self.width = widest.level, widest.stop
         self.levels = self.model.held(self.width)
         self.grid = read_grid(self.manifest) if self.options.output_dtype == INT8 else None
-        self._footers: OrderedDict[Path, Any] = OrderedDict()
+        self._footers: OrderedDict[str, Any] = OrderedDict()
         self.bytes_read = 0
         self._with_journal = with_journal
         self._verified: set[int] = set()
+        if with_journal and self._remote is not None:
+            raise JobError(f"{path} was published without its journal: give the folder that it was published from")
         if with_journal and not self._folder.noted_parts():
             raise JobError(f"{path} has lost its journal (the folder .job): copy the folder whole")
         if with_journal and (absent := [name for name in LIMITS if name not in job]):
@@ -152,20 +157,27 @@ class EmbeddingFolder:
         for part in self.parts:
             path = self.path / part["file"]
             try:
-                metadata = self._footer(path)
-                as_written = path.stat().st_size == part["bytes"] and metadata.num_rows == part["written"]
+                metadata = self._footer(part)
+                # The size of what lies elsewhere was seen with its footer.
+                as_written = self._remote is not None or path.stat().st_size == part["bytes"]
+                as_written = as_written and metadata.num_rows == part["written"]
                 as_written = as_written and self._is_part(metadata.schema.to_arrow_schema(), columns)
             except (pa.ArrowException, OSError):
                 as_written = False
             if not as_written:
+                if self._remote is not None:
+                    raise self._damaged(part)
                 raise InputError(f"{path} is missing or not as it was written: give the embed command again")
 
     def verify(self, on_bytes: Callable[[int], object] = lambda count: None) -> None:
         """Hash all files; raise an InputError at the first that is not as it was written."""
         for part in self.parts:
-            path = self.path / part["file"]
-            if not path.is_file() or file_sha256(path) != part["sha256"]:
-                raise _damaged(path)
+            try:
+                as_written = self._sha256(part) == part["sha256"]
+            except OSError:
+                as_written = False
+            if not as_written:
+                raise self._damaged(part)
             on_bytes(part["bytes"])
 
     def batches(
@@ -188,17 +200,17 @@ class EmbeddingFolder:
             if not part["written"] or (wanted is not None and not _holds(wanted, first, beyond - 1)):
                 continue
             try:
-                with open_part(path, self._footer(path)) as file:
+                with open_part(self._bytes(part), self._footer(part)) as file:
                     self._verify(index, file.schema_arrow, columns, wanted is None)
                     groups = _row_groups(file, wanted)
                     self.bytes_read += _bytes_of(file.metadata, groups, columns)
                     for batch in file.iter_batches(size, row_groups=groups, columns=columns):
                         if any(batch[name].null_count for name in {"record", *self.manifest["columns"]} & {*columns}):
-                            raise _damaged(path)
+                            raise self._damaged(part)
                         if batch.num_rows:
                             yield path, batch
             except (pa.ArrowException, OSError) as error:
-                raise _damaged(path) from error
+                raise self._damaged(part) from error
 
     def all_rows(
         self, width: int | None = None, wanted: np.ndarray | None = None
@@ -224,16 +236,15 @@ class EmbeddingFolder:
 
         from rd_hf.embedding.part_file import open_part
 
-        path = self.path / self.parts[index]["file"]
-        entry = self._folder.entry(index)
+        part, entry = self.parts[index], self._folder.entry(index)
         try:
-            with open_part(path, self._footer(path)) as file:
+            with open_part(self._bytes(part), self._footer(part)) as file:
                 self._verify(index, file.schema_arrow, [], whole=True)
                 table = file.read().combine_chunks()
         except (pa.ArrowException, OSError) as error:
-            raise _damaged(path) from error
+            raise self._damaged(part) from error
         if entry is None or table.num_rows != entry.written:
-            raise _damaged(path)
+            raise self._damaged(part)
         arrays = [column.chunk(0) if column.num_chunks else pa.nulls(0, column.type) for column in table.columns]
         batch = pa.RecordBatch.from_arrays(arrays, schema=table.schema)
         return entry, batch, json.loads((table.schema.metadata or {}).get(b"rd_hf", b"{}"))
@@ -328,33 +339,48 @@ class EmbeddingFolder:
     def _verify(self, index: int, schema: Any, columns: list[str], whole: bool) -> None:
         """Raise unless a file is the one that was written, as far as its pages do not say so themselves."""
         part = self.parts[index]
-        path = self.path / part["file"]
         if not self._is_part(schema, columns):
-            raise _damaged(path)
+            raise self._damaged(part)
         if index in self._verified:
             return
         if self._with_journal:
             entry = self._folder.entry(index)
             if entry is None or any(getattr(entry, name, None) != value for name, value in part.items()):
-                raise _damaged(path)
+                raise self._damaged(part)
         if self._with_journal or (whole and not _has_checksums(schema)):
-            if file_sha256(path) != part["sha256"]:
-                raise _damaged(path)
+            if self._sha256(part) != part["sha256"]:
+                raise self._damaged(part)
             self._verified.add(index)
 
-    def _footer(self, path: Path) -> Any:
+    def _bytes(self, part: dict[str, Any]) -> Any:
+        """A part's file, to be opened: its path, or where it lies elsewhere a file that reads ranges of it."""
+        return self.path / part["file"] if self._remote is None else self._remote.open(part["file"], part["bytes"])
+
+    def _opened(self, part: dict[str, Any]) -> IO[bytes]:
+        file = self._bytes(part)
+        return open(file, "rb") if isinstance(file, Path) else file
+
+    def _sha256(self, part: dict[str, Any]) -> str:
+        with self._opened(part) as file:
+            return stream_sha256(file)
+
+    def _footer(self, part: dict[str, Any]) -> Any:
         """What a file says of its columns, read once while few others are."""
         from rd_hf.embedding.part_file import read_footer
 
-        if path not in self._footers:
-            self._footers[path] = read_footer(path)
+        name = part["file"]
+        if name not in self._footers:
+            with self._opened(part) as file:
+                self._footers[name] = read_footer(file)
             if len(self._footers) > _FOOTERS:
                 self._footers.popitem(last=False)
-        return self._footers[path]
+        return self._footers[name]
 
-
-def _damaged(path: Path) -> InputError:
-    return InputError(f"{path} is not as it was written: give the command that wrote it again")
+    def _damaged(self, part: dict[str, Any]) -> InputError:
+        if self._remote is not None:
+            return self._remote.damaged(part["file"])
+        path = self.path / part["file"]
+        return InputError(f"{path} is not as it was written: give the command that wrote it again")
 
 
 def _has_checksums(schema: Any) -> bool:

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from rd_hf.bases.chain import FitReport
 from rd_hf.data.batching import SPECIAL_TOKENS
+from rd_hf.data.remote import is_remote, pinned
 from rd_hf.data.sources import check_sources
 from rd_hf.embedding.dtypes import warn_of
 from rd_hf.files import Workspace, replacing
@@ -90,7 +92,9 @@ def run_fit(
         report(warning)
     options = _fitted_options(settings, model.config, keep, report)
     shown = group.is_main and show_progress
-    sample = draw_sample(settings.data, options, settings.sequence_column, progress=shown, say=report)
+    # Of what may move on all processes read one version.
+    places = broadcast_object_list([pinned(one) if is_remote(one) else one for one in settings.data])
+    sample = draw_sample(places, options, settings.sequence_column, progress=shown, say=report)
     if group.is_main and on_sample is not None:
         on_sample(sample)
     group_batches = 1 if settings.group_tokens is None else settings.group_tokens // options.batch_tokens

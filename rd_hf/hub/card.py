@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
+from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData, metadata_load
 from yaml import YAMLError
 
 from rd_hf.families import FAMILIES
@@ -81,10 +81,19 @@ def render_card(
             if (entry.get("one_pass") or {}).get("level_r2") is not None
         },
     }
-    template = files("rd_hf").joinpath("templates/model_card.md.jinja").read_text(encoding="utf-8")
     data = _metadata(config, _license_of_repo(config, full, license), bool(report), repo_id, training)
-    text = str(ModelCard.from_template(data, template_str=template, **context))
+    text = str(ModelCard.from_template(data, template_str=_template("model_card"), **context))
     return _STAMP.sub(rf"\g<1>{_digest(text)}\g<3>", text, count=1)
+
+
+def dataset_card(data: DatasetCardData, **context: Any) -> str:
+    """Return the text of the card of a dataset of embeddings; see ``templates/embeddings_card.md.jinja``."""
+    context |= {"plain": _plain, "code": _code, "model": _code(context["model"])}
+    return str(DatasetCard.from_template(data, template_str=_template("embeddings_card"), **context))
+
+
+def _template(name: str) -> str:
+    return files("rd_hf").joinpath(f"templates/{name}.md.jinja").read_text(encoding="utf-8")
 
 
 # What the Hub calls the figures of ``training.json``.

@@ -30,7 +30,7 @@ def published_number(word: str) -> str:
 
 @dataclass(frozen=True)
 class PushOptions:
-    """How a checkpoint folder goes to the Hub."""
+    """How a folder goes to the Hub."""
 
     private: bool | None = option(None, "make a new repo private", action="store_true")
     revision: str | None = option(
@@ -42,7 +42,7 @@ class PushOptions:
     )
     create_pr: bool = option(False, "open a pull request instead of committing")
     commit_message: str | None = option(None, "commit message", flags=("--message",), metavar="TEXT")
-    license: str = flag("license", "mit")
+    license: str | None = flag("license", None, " (default: mit), or of embeddings (default: none is stated)")
     token: str | bool | None = option(
         None, "Hub token (default: the one of 'hf auth login', or HF_TOKEN)", metavar="TOKEN"
     )
@@ -56,10 +56,9 @@ class PushOptions:
 class PushSettings:
     """What goes to the Hub, and where."""
 
-    model: str | Path = flag(
-        "model", MISSING, ": a folder, such as rd-hf fit makes, or rd-esm2-mini", kind=Path, required=True
-    )
     repo_id: str = flag("repo_id", MISSING, ", made where it does not exist", required=True)
+    embeddings: str | None = flag("embeddings", None, ": what rd-hf embed finished, to be a dataset", nargs="?")
+    model: str | Path | None = flag("model", None, ": a folder, such as rd-hf fit makes, or rd-esm2-mini", kind=Path)
     dry_run: bool = option(False, "list the files and print the card; push nothing")
 
 

@@ -42,7 +42,8 @@ CHECK_SEQUENCES = ("MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVK
 class PushPlan:
     """What a push would do: sizes of the files that go up, names of those that do not, and the text of the card.
 
-    ``card_kept`` is why the card is the folder's own README.md; None if it was made anew.
+    ``card_kept`` is why the card is the folder's own README.md; None if it was made anew. ``notes`` is what else the
+    user should know.
     """
 
     repo_id: str
@@ -50,6 +51,7 @@ class PushPlan:
     left_out: list[str]
     card: str
     card_kept: str | None = None
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{size:>15,}  {name}" for name, size in self.files.items()]
@@ -58,6 +60,7 @@ class PushPlan:
             lines.append(f"left out: {', '.join(self.left_out)}")
         if self.card_kept:
             lines.append(self.card_kept)
+        lines += self.notes
         return "\n".join(lines)
 
 
@@ -80,7 +83,7 @@ class PushedModelDiffersError(ValueError):
     """What was reloaded from the Hub does not compute what the local model does."""
 
 
-def plan_push(folder: str | Path, repo_id: str, *, license: str = "mit") -> PushPlan:
+def plan_push(folder: str | Path, repo_id: str, *, license: str | None = None) -> PushPlan:
     """Check a folder, make its card for this repo, and list what would be pushed; the folder is not changed.
 
     Raises:
@@ -107,7 +110,7 @@ def plan_push(folder: str | Path, repo_id: str, *, license: str = "mit") -> Push
                     f"level {entry['name']} does not say which commit of {entry['repo_id']} its basis was fitted "
                     f"with: put it in config.json as 'revision' (load_family and rd-hf fit record it)"
                 )
-    card, kept = make_card(folder, repo_id=repo_id, license=license)
+    card, kept = make_card(folder, repo_id=repo_id, license=license or "mit")
     names = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     pushed = [path for path in names if path.is_file() and any(path.match(pattern) for pattern in PUSHED)]
     for path in pushed:
@@ -154,15 +157,7 @@ def push_folder(folder: str | Path, repo_id: str, **options: Any) -> PushResult:
     folder, asked = Path(model_place(folder)), PushOptions(**options)
     plan = plan_push(folder, repo_id, license=asked.license)
     api = HfApi(token=asked.token)
-    with hub_asked_once(repo_id, instead=None):
-        repo_id = api.create_repo(repo_id, private=asked.private, exist_ok=True).repo_id
-    if asked.private is not None and bool(api.model_info(repo_id).private) != asked.private:
-        raise ValueError(
-            f"{repo_id} is there already and is {'public' if asked.private else 'private'}: change that in its "
-            f"settings on the Hub first, or leave the choice out; nothing was pushed"
-        )
-    if asked.revision is not None:
-        api.create_branch(repo_id, branch=asked.revision, exist_ok=True)
+    repo_id = made_repo(api, repo_id, asked)
     # A repo that held the other form keeps none of its weights.
     there = api.list_repo_files(repo_id, revision=asked.revision)
     stale = [name for name in there if name not in plan.files and any(fnmatch(name, pattern) for pattern in WEIGHTS)]
@@ -184,6 +179,20 @@ def push_folder(folder: str | Path, repo_id: str, **options: Any) -> PushResult:
         return result
     checked = compare_with_hub(folder, repo_id, pushed, level=asked.check_level, token=asked.token)
     return replace(result, checked=checked)
+
+
+def made_repo(api: HfApi, repo_id: str, asked: PushOptions, repo_type: str = "model") -> str:
+    """Make a repo and its branch where they are not there; its id. A ValueError if it is more or less private."""
+    with hub_asked_once(repo_id, instead=None):
+        repo_id = api.create_repo(repo_id, repo_type=repo_type, private=asked.private, exist_ok=True).repo_id
+    if asked.private is not None and bool(api.repo_info(repo_id, repo_type=repo_type).private) != asked.private:
+        raise ValueError(
+            f"{repo_id} is there already and is {'public' if asked.private else 'private'}: change that in its "
+            f"settings on the Hub first, or leave the choice out; nothing was pushed"
+        )
+    if asked.revision is not None:
+        api.create_branch(repo_id, repo_type=repo_type, branch=asked.revision, exist_ok=True)
+    return repo_id
 
 
 def compare_with_hub(

@@ -142,7 +142,7 @@ def run_release(settings: ReleaseSettings) -> None:
     work = _stages(settings, config, release)
     options: dict[str, dict[str, Any]] = {
         "judge": {"least_r2": settings.least_r2},
-        "push": {"license": settings.push.license, "private": settings.push.private},
+        "push": {"license": settings.push.license or "mit", "private": settings.push.private},
     }
     for stage in STAGES:
         release.run(stage, set(settings.skip), work[stage], print, **options.get(stage, {}))

@@ -20,7 +20,11 @@ class MapSettings:
         ValueError: an unknown choice, or a number out of its bounds.
     """
 
-    embeddings: str = flag("embeddings", MISSING, ": what rd-hf embed finished, with pooling mean, max or cls")
+    embeddings: str = flag(
+        "embeddings",
+        MISSING,
+        ": what rd-hf embed finished, with pooling mean, max or cls, here or at hf://datasets/owner/name",
+    )
     output: str = flag("output", MISSING, f": the page, such as map.html, {FILE}", required=True, metavar="FILE")
     labels: str | None = flag("labels", None, ": the colours")
     color_by: str | None = option(

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from rd_hf.data.labels import Cells, read_labels
 from rd_hf.data.records import InputError
+from rd_hf.data.remote import is_folder, is_remote
 from rd_hf.devices import check_device
 from rd_hf.embedding import JobSettings, run_job
 from rd_hf.embedding.checkpoint import Checkpoint, resolve
@@ -80,7 +81,7 @@ def _open_queries(
     settings: SearchSettings, database: Database, stack: ExitStack, report: Callable[[str], None], show_progress: bool
 ) -> tuple[Database, SearchPlan]:
     """Open the queries as a folder of embeddings, a temporary one where they are sequences, and plan the search."""
-    if Path(settings.queries).is_dir():
+    if Path(settings.queries).is_dir() or (is_remote(settings.queries) and is_folder(settings.queries)):
         queries = Database(settings.queries)
         _check_comparable(settings, database, queries)
         if settings.model is not None:

@@ -36,7 +36,7 @@ class SearchSettings:
     database: str = flag(
         "embeddings",
         MISSING,
-        ": the database, one row per protein, as rd-hf embed made it",
+        ": the database, one row per protein, as rd-hf embed made it, or hf://datasets/owner/name that was pushed",
         flags=("database",),
         former=("--database",),
     )

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from rd_hf.carried import input_place
 from rd_hf.data.records import InputError
+from rd_hf.data.remote import facts_of, is_remote, pinned
 from rd_hf.data.residues import RejectedSequenceError
 from rd_hf.data.sources import check_sources
 from rd_hf.embedding.checkpoint import Checkpoint, resolve
@@ -188,7 +189,7 @@ class _Prediction:
             return {**job, "probabilities": self.settings.probabilities, "embeddings": self.stored.digest}
         places = [Path(input_place(name)) for name in self.settings.inputs]
         inputs = [
-            file_sha256(place) if place.is_file() else name
+            file_sha256(place) if place.is_file() else str(facts_of(pinned(name))) if is_remote(name) else name
             for name, place in zip(self.settings.inputs, places, strict=True)
         ]
         return {**job, "inputs": inputs, **{name: getattr(self.settings, name) for name in _DECIDING}}

@@ -47,6 +47,8 @@ TYPED = [
     ("info model unfitted", "unfitted belongs to no flag"),
     ("push --model model", "required: --repo-id"),
     ("release --level 35M", "required: --repo-id"),
+    ("push --repo-id me/m", "give --model, or a folder of embeddings"),
+    ("push embeddings --model model --repo-id me/m", "give --model, or a folder of embeddings"),
 ]
 
 # Names and files: exit code 1.
@@ -89,9 +91,11 @@ NAMED = [
     ("fit --backbones a=nothing b=model --data p.fasta --output f", "a=nothing: no such folder, and no Hub id"),
     ("push --model model --repo-id name", "'name' is no Hub id: write it as owner/name"),
     # What is no file of proteins.
-    ("embed --model model --input https://x.org/p.fasta --output o", "fetch it (curl -L -o p.fasta ...)"),
-    ("fit --config model --data https://x.org/p.fasta --output f", "https://x.org/p.fasta is an address"),
-    ("search --queries https://x.org/p.fasta --database embeddings --output h.tsv", "fetch it (curl"),
+    ("embed --model model --input ftp://x.org/p.fasta --output o", "fetch it (curl -L -o p.fasta ...)"),
+    ("fit --config model --data ftp://x.org/p.fasta --output f", "ftp://x.org/p.fasta is an address"),
+    ("search --queries ftp://x.org/p.fasta --database embeddings --output h.tsv", "fetch it (curl"),
+    ("embed --model model --input s3://bucket/p.fasta --output o", "s3:// is read by s3fs: pip install 's3fs'"),
+    ("fit --config model --data s3://bucket/p.fasta --output f", "pip install 's3fs'"),
     ("embed --model model --input MKTAYIAKQRQISF --output o", "reads as a sequence: put it into a FASTA file"),
     ("fit --config model --data MKTAYIAKQRQISF --output f", "reads as a sequence: put it into a FASTA file"),
     ("fit --config rd-esm2-35M --data nothing.fasta --output f", "nothing.fasta: no such file"),
@@ -157,6 +161,12 @@ UNREACHABLE = [
     ("fit --config rd-esm2-35M --data p.fasta --output f", "facebook/esm2_t6_8M_UR50D is neither here"),
     ("fit --backbones a=lab/x b=lab/y --data p.fasta --output f", "lab/x is neither here"),
     ("evaluate dms --model lab/model --assays table.csv --output e", "lab/model is neither here"),
+    ("embed --model model --input hf://datasets/lab/p/p.fasta --output o", "lab/p is neither here"),
+    ("fit --config model --data hf://datasets/lab/p/p.fasta --output f", "lab/p is neither here"),
+    ("search hf://datasets/lab/p --input p.fasta --output h.tsv", "lab/p is neither here"),
+    ("map hf://datasets/lab/p --output m.html", "lab/p is neither here"),
+    ("info hf://datasets/lab/p", "lab/p is neither here"),
+    ("push embeddings --repo-id me/m", "name a way out (HTTPS_PROXY) or a mirror (HF_ENDPOINT)"),
     ("push --model model --repo-id me/m", "name a way out (HTTPS_PROXY) or a mirror (HF_ENDPOINT)"),
     ("release --config lab/model --repo-id me/m --plan", "lab/model is neither here"),
 ]

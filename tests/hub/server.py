@@ -1,5 +1,7 @@
 """A Hub to test against: enough of the Hub's HTTP API for the real huggingface_hub client, on the loopback only.
 
+A repo is known by its id, one of a dataset by ``datasets/`` and its id.
+
 Repos, commits, branches and pull requests live in memory. Weights and pictures are stored as LFS objects and
 served, as the Hub does, through a redirect to a second address with range requests; everything else is a regular
 git blob. Every request is logged with the bytes that its body sent, and faults can be put in front of any path.
@@ -20,7 +22,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-LFS_SUFFIXES = (".safetensors", ".bin", ".png")
+import yaml
+
+LFS_SUFFIXES = (".safetensors", ".bin", ".png", ".parquet")
+
+# Of the Hub's own, those that tests use.
+LICENSES = {"mit", "apache-2.0", "cc-by-4.0", "other", "unknown"}
+SIZES = {"n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B"}
 
 
 @dataclass
@@ -38,9 +46,9 @@ class Request:
 class Fault:
     """What goes wrong with the next ``times`` requests of ``method`` whose path matches.
 
-    ``kind``: "status" answers with ``status``; "cut" closes the connection after half of the body; "slow" sends it
-    in small pieces with pauses, ``seconds`` in all; "late" waits for ``seconds`` first; "refuse" closes without an
-    answer.
+    ``kind``: "status" answers with ``status``; "cut" closes the connection after half of the body; "short" answers with
+    half of it, and says so; "slow" sends it in small pieces with pauses, ``seconds`` in all; "late" waits for
+    ``seconds`` first; "refuse" closes without an answer.
     """
 
     method: str
@@ -199,6 +207,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None, length: int = -1) -> None:
         fault, self.fault = self.fault, None
+        if fault is not None and fault.kind == "short":
+            body = body[: len(body) // 2]
         piece = body
         if fault is not None and fault.kind == "cut":
             piece = body[: len(body) // 2]
@@ -316,14 +326,25 @@ class _Handler(BaseHTTPRequestHandler):
             self.json({"name": "me", "type": "user", "orgs": [], "auth": {"accessToken": {"role": "write"}}})
 
     def validate_yaml(self, content: bytes, **_: object) -> None:
-        self.json({"errors": [], "warnings": []})
+        """What the Hub is known to refuse: a licence and a size that it has no name for, and tags that are no text."""
+        card = json.loads(content)["content"]
+        data = yaml.safe_load(card.split("---")[1]) or {}
+        errors = []
+        if data.get("license", "mit") not in LICENSES:
+            errors.append('"license" must be one of the Hub\'s licences')
+        if not set(data.get("size_categories", [])) <= SIZES:
+            errors.append('"size_categories" must be those of the Hub')
+        if not all(isinstance(tag, str) and tag for tag in data.get("tags", [])):
+            errors.append('"tags" must be texts')
+        self.json({"errors": [{"message": one} for one in errors], "warnings": []}, 400 if errors else 200)
 
     def create_repo(self, content: bytes, **_: object) -> None:
         if not self.authorised():
             self.error(401, "", "Invalid username or password.")
             return
         asked = json.loads(content)
-        repo_id = f"{asked.get('organization') or 'me'}/{asked['name']}"
+        prefix = "datasets/" if asked.get("type") == "dataset" else ""
+        repo_id = f"{prefix}{asked.get('organization') or 'me'}/{asked['name']}"
         url = f"{self.hub.endpoint}/{repo_id}"
         if repo_id in self.hub.repos:
             self.answer(409, json.dumps({"error": "You already created this model repo", "url": url}).encode())
@@ -331,7 +352,7 @@ class _Handler(BaseHTTPRequestHandler):
         private = bool(asked.get("private")) or asked.get("visibility") == "private"
         self.hub.repos[repo_id] = Repo(private=private)
         self.hub.repos[repo_id].commit({".gitattributes": b"*.safetensors filter=lfs\n"})
-        self.json({"url": url, "name": repo_id, "id": repo_id})
+        self.json({"url": url, "name": repo_id, "id": repo_id.removeprefix("datasets/")})
 
     def create_branch(self, repo_id: str, branch: str, **_: object) -> None:
         repo = self.find(repo_id, write=True)
@@ -350,7 +371,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.json(
             {
                 "_id": "0",
-                "id": repo_id,
+                "id": repo_id.removeprefix("datasets/"),
                 "modelId": repo_id,
                 "sha": oid,
                 "private": repo.private,
@@ -393,12 +414,23 @@ class _Handler(BaseHTTPRequestHandler):
             found.append(entry)
         return found
 
-    def tree(self, repo_id: str, revision: str, *path: str, **_: object) -> None:
+    def tree(self, repo_id: str, revision: str, *path: str, query: dict[str, list[str]], **_: object) -> None:
         found = self.at(repo_id, revision)
         if found is None:
             return
         repo, oid = found
-        self.json(self.entries(repo.commits[oid]))
+        folder = unquote(path[0]).strip("/") if path else ""
+        inside = f"{folder}/" if folder else ""
+        held = {name: data for name, data in repo.commits[oid].items() if name.startswith(inside)}
+        if folder and not held:
+            self.error(404, "EntryNotFound", f"{folder} does not exist on {revision}")
+            return
+        deeper = {name for name in held if "/" in name[len(inside) :]}
+        folders = {inside + name[len(inside) :].partition("/")[0] for name in deeper}
+        found_folders = [{"type": "directory", "path": name, "size": 0, "oid": "0" * 40} for name in sorted(folders)]
+        if query.get("recursive", ["false"])[0].lower() != "true":
+            held = {name: data for name, data in held.items() if name not in deeper}
+        self.json([*found_folders, *self.entries(held)])
 
     def paths_info(self, repo_id: str, revision: str, content: bytes, **_: object) -> None:
         found = self.at(repo_id, revision)
@@ -477,7 +509,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(404, headers={"X-Error-Code": "EntryNotFound", "X-Repo-Commit": oid})
             return
         if not name.endswith(LFS_SUFFIXES):
-            self.answer(200, content, {"X-Repo-Commit": oid, "ETag": f'"{blob_oid(content)}"'})
+            self.ranged(content, {"X-Repo-Commit": oid, "ETag": f'"{blob_oid(content)}"'})
             return
         digest = digest_of(content)
         headers = {
@@ -501,28 +533,41 @@ class _Handler(BaseHTTPRequestHandler):
                 headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
             self.stream(200 if wanted is None else 206, content, start, end, headers)
             return
+        self.ranged(content, headers)
+
+    def ranged(self, content: bytes, headers: dict[str, str]) -> None:
+        """Answer with the part of a file that is asked for."""
+        wanted = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range") or "")
+        headers = {**headers, "Accept-Ranges": "bytes"}
         if wanted is None:
             self.answer(200, content, headers)
             return
-        start, end = int(wanted[1]), int(wanted[2] or len(content) - 1)
+        if not wanted[1]:
+            wanted = re.fullmatch(r"(\d+)-()", f"{max(0, len(content) - int(wanted[2]))}-")
+            assert wanted is not None
+        start, end = int(wanted[1]), min(int(wanted[2] or len(content) - 1), len(content) - 1)
+        if start > end:
+            self.answer(416, headers={"Content-Range": f"bytes */{len(content)}"})
+            return
         headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
         self.answer(206, content[start : end + 1], headers)
 
 
-_REPO = r"([\w.-]+/[\w.-]+)"
+_REPO = r"((?:datasets/)?[\w.-]+/[\w.-]+)"
+_API = r"/api/(?:models/)?((?:datasets/)?[\w.-]+/[\w.-]+)"
 _ROUTES = [
     ("GET", r"/mark/(.+)", "mark"),
     ("GET", r"/api/whoami-v2", "whoami"),
     ("POST", r"/api/validate-yaml", "validate_yaml"),
     ("POST", r"/api/repos/create", "create_repo"),
-    ("POST", rf"/api/models/{_REPO}/branch/([^/]+)", "create_branch"),
-    ("GET", rf"/api/models/{_REPO}/refs", "refs"),
-    ("GET", rf"/api/models/{_REPO}/revision/([^/]+)", "info"),
-    ("GET", rf"/api/models/{_REPO}/tree/([^/]+)(/.*)?", "tree"),
-    ("POST", rf"/api/models/{_REPO}/paths-info/([^/]+)", "paths_info"),
-    ("POST", rf"/api/models/{_REPO}/preupload/([^/]+)", "preupload"),
-    ("POST", rf"/api/models/{_REPO}/commit/([^/]+)", "commit"),
-    ("GET", rf"/api/models/{_REPO}", "info"),
+    ("POST", rf"{_API}/branch/([^/]+)", "create_branch"),
+    ("GET", rf"{_API}/refs", "refs"),
+    ("GET", rf"{_API}/revision/([^/]+)", "info"),
+    ("GET", rf"{_API}/tree/([^/]+)(/.*)?", "tree"),
+    ("POST", rf"{_API}/paths-info/([^/]+)", "paths_info"),
+    ("POST", rf"{_API}/preupload/([^/]+)", "preupload"),
+    ("POST", rf"{_API}/commit/([^/]+)", "commit"),
+    ("GET", rf"{_API}", "info"),
     ("POST", rf"/{_REPO}\.git/info/lfs/objects/batch", "lfs_batch"),
     ("PUT", r"/upload/([0-9a-f]{64})", "upload"),
     ("GET|HEAD", rf"/{_REPO}/resolve/([^/]+)/(.+)", "resolve"),

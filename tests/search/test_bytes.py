@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rd_hf.embedding import part_file
+from rd_hf.embedding import part_file, reader
 from tests.search.conftest import Outcome, write_folder
 
 DIMS = {"0.3M": 64, "1.2M": 128, "2.7M": 192}
@@ -50,7 +50,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> type[CountingFile]:
         return original(pa.PythonFile(CountingFile(path), mode="r"), **how)
 
     monkeypatch.setattr(part_file.pq, "ParquetFile", opened)
-    monkeypatch.setattr(part_file, "open", lambda path, mode: CountingFile(path), raising=False)
+    monkeypatch.setattr(reader, "open", lambda path, mode: CountingFile(path), raising=False)
     return CountingFile
 
 

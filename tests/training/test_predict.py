@@ -18,10 +18,12 @@ from transformers import AutoTokenizer, pipeline
 
 from rd_hf.__main__ import main
 from rd_hf.data.batching import collate
+from rd_hf.files import FolderError
 from rd_hf.model.heads_rd_esm import RDEsmForSequenceClassification, RDEsmForTokenClassification
 from rd_hf.training import PredictionSettings, TrainingSettings, predict, run_prediction, run_training
 from tests.conftest import TWO_PROCESSES, environment
 from tests.embedding.test_folder import snapshot
+from tests.hub.local import hub_here
 from tests.training.conftest import labelled, write_table
 from tests.training.test_residues import chains
 from tests.training.test_variants import WILD_TYPE, scan
@@ -130,6 +132,30 @@ def test_numbers_are_those_of_the_model_with_its_interval(
             again = ask(numbers, None, f"from-{name}", embeddings=str(folder))
         same(again["prediction"], expected)
         assert (tmp_path / f"from-{name}" / "_rejects.tsv").read_bytes() == (folder / "_rejects.tsv").read_bytes()
+
+
+def test_what_lies_on_the_hub_gives_the_same(
+    numbers: Path, tiny_checkpoint: Path, proteins: Path, ask: Predict, tmp_path: Path
+) -> None:
+    expected = ask(numbers, proteins)
+    folder = embedded(tiny_checkpoint, proteins, tmp_path / "embeddings", "--level", "L2")
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "p.fasta").write_bytes(proteins.read_bytes())
+    with hub_here(tmp_path / "home") as hub:
+        for name, place in (("files", tmp_path / "files"), ("embeddings", folder)):
+            hub.add(f"datasets/me/{name}", place)
+        url = "hf://datasets/me/files/p.fasta"
+        found = ask(numbers, None, "files-there", inputs=(url,))
+        again = ask(numbers, None, "embeddings-there", embeddings="hf://datasets/me/embeddings")
+        assert found.equals(expected)
+        same(again["prediction"], expected["prediction"])
+        rejects = [(tmp_path / one / "_rejects.tsv").read_bytes() for one in ("embeddings-there", "embeddings")]
+        assert rejects[0] == rejects[1]
+        # What has moved on is another input.
+        (tmp_path / "files" / "p.fasta").write_text(">a\nMKTAYIAKQR\n")
+        hub.add("datasets/me/files", tmp_path / "files")
+        with pytest.raises(FolderError, match="the inputs were others"):
+            ask(numbers, None, "files-there", inputs=(url,))
 
 
 def test_classes_are_those_of_the_pipeline(classes: Path, proteins: Path, ask: Predict) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 
 from rd_hf.carried import input_place, model_place
 from rd_hf.data.records import InputError
+from rd_hf.data.remote import is_remote
 from rd_hf.data.sources import source_size
 from rd_hf.embedding.checkpoint import Checkpoint
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry
@@ -230,7 +231,9 @@ def look_around(assignment: Assignment) -> dict[str, bool]:
     assignment.enter()
     settings = assignment.settings
     record = OutputFolder(settings.output).workspace.record()
-    named = [source for source in settings.inputs if source_size(source) is not None or Path(source).suffix]
+    named = [
+        one for one in settings.inputs if source_size(one) is not None or (Path(one).suffix and not is_remote(one))
+    ]
     named += [settings.model] if assignment.checkpoint.revision is None else []
     seen = {name: Path(model_place(input_place(name))).exists() for name in named if name != "-"}
     return {"": record is not None and record["token"] == assignment.token} | seen

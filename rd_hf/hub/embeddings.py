@@ -1,0 +1,232 @@
+"""Publishing a folder of embeddings as a dataset of the Hub: its parts first, then what says that they are there."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCardData, HfApi, get_session
+from huggingface_hub.utils import hf_raise_for_status
+
+from rd_hf.data.records import InputError
+from rd_hf.data.remote import MANIFEST, REJECTS, is_remote
+from rd_hf.embedding.folder import OutputFolder
+from rd_hf.embedding.reader import EmbeddingFolder
+from rd_hf.embedding.storage import covering
+from rd_hf.files import error_text
+from rd_hf.hub.card import dataset_card, read_card
+from rd_hf.hub.checkpoint import CARD_FILE
+from rd_hf.hub.options import PushOptions
+from rd_hf.hub.push import PushPlan, PushResult, made_repo
+from rd_hf.hub.sources import check_hub_id
+from rd_hf.network import hub_asked_once
+
+TAGS = ("biology", "protein", "embeddings", "reverse-distillation", "matryoshka")
+# Of the Hub: the least number of rows that each is too small for.
+_SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M"}
+_SIZES |= {10**8: "10M<n<100M", 10**9: "100M<n<1B", 10**10: "1B<n<10B", 10**11: "10B<n<100B"}
+
+
+@dataclass(frozen=True)
+class EmbeddingsPlan(PushPlan):
+    """What a push of embeddings would do; ``small`` has the content of the files that are made for it, card included.
+
+    ``parts`` are the names of the others, with the SHA-256 of each.
+    """
+
+    small: dict[str, bytes] | None = None
+    parts: dict[str, str] | None = None
+
+
+def plan_embeddings(folder: str | os.PathLike, repo_id: str, *, license: str | None = None) -> EmbeddingsPlan:
+    """Check a finished folder, make its card for this repo, and list what would be pushed; the folder is not changed.
+
+    Raises:
+        ValueError: not an ``owner/name``, no finished folder of embeddings, parts that are not as they were written,
+            or a README.md that is no card.
+    """
+    check_hub_id(repo_id)
+    if is_remote(folder):
+        raise InputError(f"{folder} is published already: give a folder of this machine")
+    stored = EmbeddingFolder(folder)
+    stored.check_files(())
+    notes = []
+    # Where inputs lay is this machine's business.
+    noted = [
+        one if isinstance(one, dict) and is_remote(one.get("path", "")) else None for one in _list(stored, "files")
+    ]
+    small = {MANIFEST: _json({**stored.manifest, "files": noted})}
+    rejects = Path(stored.rejects_path)
+    if rejects.is_file():
+        private = next(filter(_is_private, (one.source for one in OutputFolder(folder).rejects())), None)
+        if private is None:
+            small[REJECTS] = rejects.read_bytes()
+        else:
+            notes.append(f"{rejects.name} stays here: it names {private}, a path of this machine")
+    named = [*stored.inputs, stored.model.name]
+    if private := next(filter(_is_private, named), None):
+        notes.append(
+            f"{private}, a path of this machine, stands in the files as it was given: embed with names that you want "
+            "others to see"
+        )
+    own = read_card(stored.path / CARD_FILE)
+    card = _card(stored, repo_id, license, REJECTS in small) if own is None else own
+    kept = None if own is None else f"{stored.path / CARD_FILE} is your own and goes up as it is"
+    small[CARD_FILE] = card.encode()
+    parts = {part["file"]: part["sha256"] for part in stored.parts}
+    sizes = {part["file"]: part["bytes"] for part in stored.parts}
+    sizes |= {name: len(content) for name, content in small.items()}
+    left_out = sorted(path.name for path in stored.path.iterdir() if path.name not in sizes)
+    return EmbeddingsPlan(repo_id, dict(sorted(sizes.items())), left_out, card, kept, tuple(notes), small, parts)
+
+
+def push_embeddings(folder: str | os.PathLike, repo_id: str, **options: Any) -> PushResult:
+    """Push a finished folder of embeddings as a dataset; given again after an interruption, it goes on.
+
+    Args:
+        folder: that an embedding job finished; it is not changed.
+        repo_id: ``owner/name``; made if it does not exist.
+        options: fields of :class:`rd_hf.hub.options.PushOptions`: ``private``, ``revision``, ``commit_message``,
+            ``license``, ``token``.
+
+    Raises:
+        ValueError: see :func:`plan_embeddings`; an option that is a model's; what arrived is not as it was written; or
+            the Hub does not take the card.
+        huggingface_hub.errors.HfHubHTTPError: the Hub refused.
+    """
+    asked = PushOptions(**options)
+    if asked.create_pr or asked.check_level:
+        raise ValueError("--create-pr and --check-level are for models: leave them out, or name a --branch")
+    plan = plan_embeddings(folder, repo_id, license=asked.license)
+    api = HfApi(token=asked.token)
+    _check_card(api, plan)
+    repo_id = made_repo(api, repo_id, asked, "dataset")
+    where: dict[str, Any] = {"repo_id": repo_id, "repo_type": "dataset", "revision": asked.revision}
+    parts, small = plan.parts or {}, plan.small or {}
+    lacking = _unlike(api, where, parts, plan.files)
+    message = asked.commit_message or "Reverse-distilled embeddings"
+    if lacking:
+        _upload(api, Path(folder), lacking, where, message)
+    if damaged := _unlike(api, where, parts, plan.files):
+        raise InputError(
+            f"{Path(folder) / damaged[0]} is not as it was written: give the command that wrote it again, then this one"
+        )
+    # Only now is there a folder of embeddings for whoever reads it, of these parts alone.
+    there = api.list_repo_files(repo_id, repo_type="dataset", revision=asked.revision)
+    stale = [name for name in there if name not in plan.files and Path(name).match("embeddings-*.parquet")]
+    commit = api.create_commit(
+        operations=[
+            *(CommitOperationAdd(name, content) for name, content in small.items()),
+            *(CommitOperationDelete(name) for name in stale),
+        ],
+        commit_message=message,
+        **where,
+    )
+    return PushResult(commit.commit_url, commit.oid, plan)
+
+
+def _check_card(api: HfApi, plan: EmbeddingsPlan) -> None:
+    """Raise an InputError where the Hub does not take the card's metadata; it is asked before anything is sent."""
+    with hub_asked_once(plan.repo_id, instead=None):
+        asked = {"repoType": "dataset", "content": plan.card}
+        answer = get_session().post(f"{api.endpoint}/api/validate-yaml", json=asked)
+    if answer.status_code == 400:
+        why = "; ".join(str(one.get("message")) for one in answer.json().get("errors", []))
+        raise InputError(f"the Hub does not take the card: {why}; give another --license, or mend the README.md")
+    hf_raise_for_status(answer)
+
+
+def _unlike(api: HfApi, where: dict[str, Any], parts: dict[str, str], sizes: dict[str, int]) -> list[str]:
+    """Parts that a repo lacks, or has with another content."""
+    found: dict[str, Any] = {one.path: one for one in api.list_repo_tree(**where) if hasattr(one, "size")}
+
+    def is_there(name: str) -> bool:
+        if name not in found or found[name].size != sizes[name]:
+            return False
+        # Of a repo that keeps Parquet files as text, the Hub tells no SHA-256.
+        lfs: Any = found[name].lfs
+        return lfs is None or lfs.sha256 == parts[name]
+
+    return [name for name in parts if not is_there(name)]
+
+
+def _upload(api: HfApi, folder: Path, names: Sequence[str], where: dict[str, Any], message: str) -> None:
+    """Upload parts, many commits or one as the client sees fit; what arrived of an earlier run is not sent again."""
+    # A folder of these alone: older clients keep their notes in it, and no other file of the user's can go up.
+    with tempfile.TemporaryDirectory(prefix="rd_hf-push-") as staged:
+        for name in names:
+            os.symlink((folder / name).resolve(), Path(staged, name))
+        # Clients from 2.0 on have one way for folders of any size.
+        try:
+            if upload := getattr(api, "upload_large_folder", None):
+                upload(folder_path=staged, print_report=False, **where)
+            else:
+                api.upload_folder(folder_path=staged, commit_message=message, **where)
+        except RuntimeError as error:  # as the client says that a file did not arrive
+            why = error_text(error.__cause__ or error)
+            raise InputError(
+                f"{error_text(error)} ({why}): give the same command again, what arrived is not sent again"
+            ) from error
+
+
+def _card(stored: EmbeddingFolder, repo_id: str, license: str | None, has_rejects: bool) -> str:
+    levels: list[dict[str, Any]] = []
+    for name, width in stored.levels.items():
+        columns = covering(stored.columns, width)
+        levels.append(
+            {
+                "name": name,
+                "width": width,
+                "columns": [column.name for column in columns],
+                "is_cut": columns[-1].stop > width,
+            }
+        )
+    chosen = ["id", *levels[0]["columns"]]
+    data = DatasetCardData(
+        license=license,
+        pretty_name=repo_id.rsplit("/", 1)[-1],
+        tags=list(TAGS),
+        size_categories=[next((words for most, words in _SIZES.items() if stored.rows < most), "100B<n<1T")],
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "embeddings-*.parquet"}]}],
+    )
+    name = Path(stored.model.name).name if _is_private(stored.model.name) else stored.model.name
+    return dataset_card(
+        data,
+        title=repo_id.rsplit("/", 1)[-1],
+        repo_id=repo_id,
+        license=license,
+        rows=stored.rows,
+        records=sum(part["records"] for part in stored.parts),
+        parts=len(stored.parts),
+        model=name,
+        commit=stored.model.revision,
+        fingerprint=stored.model.fingerprint,
+        levels=levels,
+        example=levels[0],
+        chosen=json.dumps(chosen),
+        quoted=", ".join(f'"{column}"' for column in chosen),
+        pooling=stored.options.pooling,
+        one_row=stored.options.one_row,
+        dtype=stored.options.output_dtype,
+        layout=stored.options.layout,
+        has_rejects=has_rejects,
+    )
+
+
+def _is_private(name: str) -> bool:
+    """Whether a name tells how a machine's folders are called."""
+    return os.path.isabs(name) or name.startswith(("~", "..")) or "\\" in name
+
+
+def _list(stored: EmbeddingFolder, field: str) -> list[Any]:
+    found = stored.manifest.get(field)
+    return found if isinstance(found, list) else []
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()
