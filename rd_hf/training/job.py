@@ -19,7 +19,7 @@ from rd_hf.embedding import Embedder
 from rd_hf.files import FolderError, Workspace, file_sha256
 from rd_hf.hub.checkpoint import TRAINING_FILE, refuse_foreign
 from rd_hf.hub.describe import describe_model
-from rd_hf.training.data import Examples, make_examples
+from rd_hf.training.data import Examples, make_examples, with_known_labels
 from rd_hf.training.features import Features, embed, with_substitutions
 from rd_hf.training.levels import LevelResult, choose, fit_examples, judge_levels, learning_curve, out_of_fold
 from rd_hf.training.probes import Linear
@@ -64,6 +64,8 @@ def run_training(
     wild_type = "" if settings.wild_type is None else read_wild_type(settings.wild_type)
     told = (settings.task, wild_type, settings.unknown)
     examples = make_examples(settings.input, settings.target, rows, left_out, *told)
+    if examples.task == "multi_label":
+        examples = with_known_labels(examples, settings.folds)
     score, kind = _score(settings, examples), _kind_of_features(settings, examples)
     folds = make_folds(examples, settings)
     workspace.claim()

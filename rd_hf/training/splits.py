@@ -125,7 +125,7 @@ def _check_enough(examples: Examples, chosen: np.ndarray, count: int, flag: str,
 
 def _check_classes(examples: Examples, train: np.ndarray, settings: TrainingSettings) -> None:
     """Raise where what is fitted on lacks a class, of which nothing could be learnt."""
-    if not examples.classes:
+    if not examples.classes or examples.task == "multi_label":  # of a label, its share is learnt at least
         return
     learnt = examples.targets[examples.rows_of(train)]
     absent = np.flatnonzero(np.bincount(learnt, minlength=len(examples.classes)) == 0)
