@@ -48,7 +48,7 @@ def made(cells: list[str], task: str | None = None, sequences: str = "") -> Exam
 
 
 def test_cells_with_semicolons_are_labels_and_rows_of_a_sequence_add_theirs() -> None:
-    found = made(["b; a", "a", ";", "c", "b"], sequences="AACDE")
+    found = made(["a", "b; a", ";", "c", "b"], sequences="AACDE")
     assert (found.task, found.classes) == ("multi_label", ("a", "b", "c"))
     np.testing.assert_array_equal(found.targets, [[1, 1, 0], [0, 0, 0], [0, 0, 1], [0, 1, 0]])
     assert made(["a", "b", "a", "b"]).task == "classification"
