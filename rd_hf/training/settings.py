@@ -10,6 +10,8 @@ from rd_hf.options import check_options, option, real, whole
 
 TASKS = ("regression", "classification", "multi_label", "residues")
 FEATURES = ("augmented", "embedding", "one_hot")
+# In place of a column of groups.
+SIMILARITY = "similarity"
 # ProteinGym's ways to split variants by position.
 SCHEMES = ("random", "modulo", "contiguous")
 RULES = ("paired", "breiman", "best")
@@ -87,7 +89,10 @@ class TrainingSettings:
         metavar="COLUMN",
     )
     group: str | None = option(
-        None, "column of groups, such as families, that cross-validation keeps together", metavar="COLUMN"
+        None,
+        "column of groups, such as families, that cross-validation keeps together; or 'similarity' for groups of "
+        "similar sequences by MMseqs2, where it is installed (and no column has that name)",
+        metavar="COLUMN",
     )
     folds: int = option(5, "folds of the cross-validation", kind=whole(2), flags=("--cv-folds",))
     inner_folds: int = option(5, "folds of what is learnt from, that choose the strength of a probe", kind=whole(2))

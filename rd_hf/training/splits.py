@@ -105,8 +105,8 @@ def _check_enough(examples: Examples, chosen: np.ndarray, count: int, flag: str,
     source = settings.input
     if examples.groups is not None and (groups := len(np.unique(examples.groups[chosen]))) < count:
         raise InputError(
-            f"{source}: column {settings.group!r} has {groups} groups with different sequences, fewer than the {count} "
-            f"folds: lower {flag}, or leave --group out"
+            f"{source}: --group {settings.group} gives {groups} groups with different sequences, fewer than the "
+            f"{count} folds: lower {flag}, or leave --group out"
         )
     if examples.task == "classification":
         members = np.bincount(examples.targets[chosen], minlength=len(examples.classes))
