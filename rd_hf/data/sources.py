@@ -32,7 +32,7 @@ _HUB_DATASET = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?")
 
 def table_format(source: str | Path) -> str | None:
     """The suffix of a path that names one of the formats of tables, compressed or not; None for FASTA and the Hub."""
-    suffixes = [suffix.lower() for suffix in Path(source).suffixes]
+    suffixes = [suffix.lower() for suffix in Path(input_place(source)).suffixes]
     if suffixes and suffixes[-1] in SUFFIXES:
         suffixes.pop()
     return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
@@ -89,7 +89,7 @@ def read_records(
     """Stream the raw records of one source, numbered from 1.
 
     Args:
-        source: path, ``-``, ``example`` (carried proteins), or Hub dataset id with an optional ``:split`` (default
+        source: path, ``-``, the name of carried proteins (:mod:`rd_hf.carried`), or Hub dataset id with an optional ``:split`` (default
             ``train``).
         sequence_column: column of a table that holds sequences; by default the first of
             :data:`rd_hf.data.columns.SEQUENCE_COLUMNS` that exists, which must not hold names.
@@ -165,7 +165,7 @@ def open_table(
     """
     if kind is None:
         return nullcontext(of_rows(source, _hub_rows(str(source))))
-    return FORMATS[kind](source, wanted=wanted, on_read=on_read, say=say)
+    return FORMATS[kind](input_place(source), wanted=wanted, on_read=on_read, say=say)
 
 
 def _record(number: int, row: Row, sequences: str, ids: str | None, positions: str | None) -> FastaRecord:
