@@ -12,7 +12,7 @@ from rd_hf.evaluation.tables import between, markdown_table, number
 from rd_hf.training.data import Examples
 from rd_hf.training.levels import SCORERS, LevelResult, best_of, score_of, standard_error
 from rd_hf.training.probes import Linear, probabilities
-from rd_hf.training.settings import SCORES, SIMILARITY, TrainingSettings
+from rd_hf.training.settings import SCORES, TrainingSettings
 from rd_hf.training.similarity import COVERAGE, IDENTITY
 from rd_hf.training.splits import Fold
 from rd_hf.training.uncertainty import Certainty, one_of_several
@@ -151,7 +151,7 @@ def what_is_judged(findings: Findings) -> str:
             "folds take no part in either."
         )
     how = f"groups of {settings.group} kept together" if settings.group else "random"
-    if settings.group == SIMILARITY and not findings.examples.rows[0].group:
+    if findings.examples.groups is not None and not findings.examples.rows[0].group:
         groups = len(np.unique(findings.examples.groups))
         how = (
             f"{groups:,} groups of similar sequences (MMseqs2: {IDENTITY:.0%} identity over {COVERAGE:.0%} of both) "

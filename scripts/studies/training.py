@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -216,7 +217,9 @@ def _drawn(assay: Assay, most: int | None) -> Assay:
     if most is None or len(assay.scores) <= most:
         return assay
     rows = np.sort(np.random.default_rng(0).permutation(len(assay.scores))[:most])
-    own = {name: tuple(getattr(assay, name)[row] for row in rows) for name in ("mutants", "sequences", "positions")}
+    own: dict[str, Any] = {
+        name: tuple(getattr(assay, name)[row] for row in rows) for name in ("mutants", "sequences", "positions")
+    }
     return replace(assay, **own, scores=assay.scores[rows], digest=f"{assay.digest} {most}")
 
 
