@@ -89,8 +89,8 @@ def read_records(
     """Stream the raw records of one source, numbered from 1.
 
     Args:
-        source: path, ``-``, the name of carried proteins (:mod:`rd_hf.carried`), or Hub dataset id with an optional ``:split`` (default
-            ``train``).
+        source: path, ``-``, the name of carried proteins (:mod:`rd_hf.carried`), or Hub dataset id with an optional
+            ``:split`` (default ``train``).
         sequence_column: column of a table that holds sequences; by default the first of
             :data:`rd_hf.data.columns.SEQUENCE_COLUMNS` that exists, which must not hold names.
         id_column: column that holds ids; by default the first of :data:`rd_hf.data.columns.ID_COLUMNS`, else the row
