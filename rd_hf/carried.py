@@ -1,4 +1,5 @@
-"""What the package carries under a name: the checkpoint ``rd-esm2-mini`` and the proteins ``example``.
+"""What the package carries under a name: the checkpoint ``rd-esm2-mini``, the proteins ``example``, and 50 others in a
+table, ``example-labelled``, whose column ``place`` says whether they lie in a membrane.
 
 What lies in the working directory under such a name goes before: a folder ``rd-esm2-mini`` with a ``config.json``, a
 file ``example``. A path that is written as one (``./example``, or a :class:`~pathlib.Path`) is never a name. Imports
@@ -14,7 +15,10 @@ _PACKAGE = Path(__file__).resolve().parent
 # In an installed package within it; in a clone beside it.
 _INSTALLED = _PACKAGE / "hub_configs"
 CHECKPOINTS = ("rd-esm2-mini",)
-PROTEINS = {"example": _PACKAGE / "data" / "examples" / "proteins_1000.fasta.gz"}
+PROTEINS = {
+    "example": _PACKAGE / "data" / "examples" / "proteins_1000.fasta.gz",
+    "example-labelled": _PACKAGE / "data" / "examples" / "labelled_50.csv",
+}
 
 
 def checkpoint(name: str) -> str:

@@ -1,6 +1,6 @@
 """One side of scripts/test_versions.sh's table: a release of transformers writes checkpoints, another reads them.
 
-python scripts/version_matrix.py write FOLDER            both forms, with the output they must give
+python scripts/version_matrix.py write FOLDER            both forms, with and without heads, and what they must give
 python scripts/version_matrix.py read FOLDER RESULTS     load them as a user does, compare, append to RESULTS
 python scripts/version_matrix.py table RESULTS           writers by readers
 """
@@ -31,6 +31,7 @@ def write(folder: Path) -> None:
     from rd_hf.fitting import install_whitening
     from rd_hf.hub import load_family, save_checkpoint
     from rd_hf.model.configuration_rd_esm import RDEsmConfig
+    from rd_hf.model.heads_rd_esm import RDEsmForSequenceClassification
 
     torch.manual_seed(0)
     levels: list[dict[str, Any]] = []
@@ -67,9 +68,20 @@ def write(folder: Path) -> None:
     with torch.inference_mode():
         output = model(torch.tensor(IDS))
     expected = {"output": output.last_hidden_state, "whitened": model.whiten(output.last_hidden_state)}
-    save_file(expected, folder / "expected.safetensors")
     save_checkpoint(model, folder / "bases", backbones=False)
     save_checkpoint(model, folder / "full", backbones=True, max_shard_size=60_000)
+    tensors = {
+        level: {"weight": torch.randn(2, width), "bias": torch.randn(2), "mean": torch.randn(width)}
+        for level, width in WIDTHS.items()
+    }
+    for form in ("bases", "full"):
+        headed = RDEsmForSequenceClassification.from_pretrained(folder / form, num_labels=2).eval()
+        for level, head in tensors.items():
+            headed.set_head(level, **head)
+            with torch.inference_mode():
+                expected[f"logits {level}"] = headed(torch.tensor(IDS), level=level).logits
+        save_checkpoint(headed, folder / f"{form}-heads", backbones=None)
+    save_file(expected, folder / "expected.safetensors")
     (folder / "writer").write_text(transformers.__version__, encoding="utf-8")
 
 
@@ -77,7 +89,7 @@ def read(results: Path, folder: Path) -> None:
     import torch
     import transformers
     from safetensors.torch import load_file
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
     torch.manual_seed(1)
     stored = load_file(folder / "expected.safetensors")
@@ -93,6 +105,13 @@ def read(results: Path, folder: Path) -> None:
             difference = float((found.last_hidden_state - expected[..., :width]).abs().max())
             # Divided by deviations of about eight, whitened numbers are no larger.
             difference = max(difference, float((found.nested(level, whiten=True) - white[..., :width]).abs().max()))
+            headed = AutoModelForSequenceClassification.from_pretrained(
+                f"{source}-heads", trust_remote_code=True, level=level
+            )
+            with torch.inference_mode():
+                logits = headed(torch.tensor(IDS)).logits
+            # Logits are sums of as many numbers as a level is wide, and of order ten.
+            difference = max(difference, float((logits - stored[f"logits {level}"]).abs().max()) / 10)
             worst[form] = max(worst.get(form, 0.0), difference)
     cell = {"writer": (folder / "writer").read_text(encoding="utf-8"), "reader": transformers.__version__, **worst}
     with results.open("a", encoding="utf-8") as file:

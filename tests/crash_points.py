@@ -274,6 +274,10 @@ def commands(work: Path, root: Path, hub: FakeHub) -> dict[str, Command]:
     fit = ["fit", "--input", str(fasta), "--batch-tokens", "500", "--checkpoint-seconds", "0", "--quiet"]
     fitted = work / "fitted"
     assert _call([*fit, "--config", str(family), "--output", str(fitted)]) == 0
+    train = ["train", "--model", str(model), "--input", str(work / "labelled.csv"), "--target", "score"]
+    train += ["--cv-folds", "2", "--inner-folds", "2", "--device", "cpu", "--quiet"]
+    head = work / "head"
+    assert _call([*train, "--level", "L0", "--output", str(head)]) == 0
     raw = [str(work / f"{name}.npy") for name in WIDTHS]
     cache = Path(os.environ["HF_HOME"]) / "hub" / "models--me--pushed"
     return {
@@ -289,10 +293,11 @@ def commands(work: Path, root: Path, hub: FakeHub) -> dict[str, Command]:
             ["convert", "--input", str(stored), "--layout", "blocks", "--quiet", "--output", "{out}"]
         ),
         "fit": Command([*fit, "--config", str(model), "--output", "{out}"]),
-        "train": Command(
+        "train": Command([*train, "--output", "{out}"]),
+        "predict": Command(
             [
-                *("train", "--model", str(model), "--input", str(work / "labelled.csv"), "--target", "score"),
-                *("--cv-folds", "2", "--inner-folds", "2", "--device", "cpu", "--quiet", "--output", "{out}"),
+                *("predict", "--model", str(head), "--input", str(fasta), "--part-records", "8", "--device", "cpu"),
+                *("--quiet", "--output", "{out}"),
             ]
         ),
         "push": Command(

@@ -16,7 +16,10 @@ import pytest
 from tests.conftest import REPOSITORY, environment
 
 # How many points are tried of each, the first and the last of each kind before others; none: all.
-POINTS = {"embed": 8, "extend": 5, "convert": 5, "convert --layout": 6, "fit": 10, "train": 6, "push": 5, "release": 4}
+POINTS = {
+    **{"embed": 8, "extend": 5, "convert": 5, "convert --layout": 6, "fit": 10, "train": 6, "predict": 8},
+    **{"push": 5, "release": 4},
+}
 if os.environ.get("RD_HF_FULL"):
     POINTS = dict.fromkeys(POINTS, 0)
 

@@ -248,6 +248,7 @@ OPTIONAL = {
     "search": (["--input", "embeddings", "embeddings", "--output", "hits.tsv"], "search"),
     "export": (["embeddings", "--output", "e.h5"], "h5"),
     "embed": (["--model", "model", "--input", "proteins.fasta", "--output", "o", "--engine", "ray"], "ray"),
+    "train": (["--model", "model", "--input", "x.csv", "--target", "y", "--output", "o"], "train"),
     "evaluate dms": (["--model", "model", "--assays", "x.csv", "--output", "o"], "eval"),
     "evaluate residues": (["--model", "model", "--secondary-structure", "x", "--output", "o"], "eval"),
 }
@@ -328,6 +329,22 @@ def test_the_first_minute_of_the_front_page(with_search: Installed, tmp_path: Pa
     assert steady(said) == steady(typed[1][1])
     done = with_search.run("python", "-c", typed[2][1], cwd=tmp_path)
     assert done.stdout == typed[3][1], done.stderr
+
+
+def test_training_and_prediction_of_the_front_page(wheel: Path, tmp_path: Path) -> None:
+    """As typed, in an empty folder with the extra for it: the table that is printed, and an answer for each protein."""
+    installed = install(wheel, tmp_path / "env", ["train"])
+    section = (REPOSITORY / "README.md").read_text().partition("## Train and predict\n")[2].partition("\n## ")[0]
+    (block,) = re.findall(r"^```bash\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    (work := tmp_path / "work").mkdir()
+    said = ""
+    for command in block.splitlines():
+        done = installed.run(*command.split(), cwd=work)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        said += done.stdout
+    table = "\n".join(line for line in section.splitlines() if line.startswith("|"))
+    assert f"\n\n{table}\n\n" in said, said
+    assert "1,000 records: 1,000 predicted at level 0.3M, 0 rejected\n" in said
 
 
 def test_a_search_where_its_extra_is(with_search: Installed, work: Path, tmp_path: Path) -> None:

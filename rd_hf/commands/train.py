@@ -2,13 +2,14 @@
 
     rd-hf train --model rd-esm2-mini --input labelled.csv --target score --output my-head
     rd-hf train --model rd-esm2-mini --input scan.csv --target score --mutant mutant --wild-type wt.fasta --output mine
+    rd-hf train --model rd-esm2-mini --input example-labelled --target place --output my-head
     rd-hf train --model rd-esm2-650M --input enzymes.csv --target ec_class --group family --output my-classes
     rd-hf train --model rd-esm2-650M --input sequences.fasta --target secondary_structure.fasta --output my-residues
     rd-hf train --model rd-esm2-650M --input flip.csv --target target --split-column set --output my-flip
 
 All sequences are embedded once, at the largest level; every level is cut from that and judged on the same folds, and
-the table says which is enough. Numbers are predicted by ridge, classes by logistic regression, whose strengths are
-chosen inside of the training folds. Rows of one sequence are one example.
+the table says which is enough. Numbers are predicted by ridge, classes and labels (several, with ; between them) by
+logistic regression, whose strengths are chosen inside of the training folds. Rows of one sequence are one example.
 
 --output then holds a checkpoint with a head for each level, which AutoModelForSequenceClassification (of residues:
 AutoModelForTokenClassification) loads, and of which a level holds only the backbones that it needs; report.md with

@@ -36,7 +36,7 @@ _HUB_DATASET = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?")
 def table_format(source: str | Path) -> str | None:
     """The suffix of a path that names one of the formats of tables, compressed or not; None for FASTA and the Hub."""
     # Behind the path of an address may stand a query.
-    name = urlsplit(str(source)).path if is_remote(source) else source
+    name = urlsplit(str(source)).path if is_remote(source) else input_place(source)
     suffixes = [suffix.lower() for suffix in Path(name).suffixes]
     if suffixes and suffixes[-1] in SUFFIXES:
         suffixes.pop()
@@ -96,8 +96,8 @@ def read_records(
     """Stream the raw records of one source, numbered from 1.
 
     Args:
-        source: path, address, ``-``, ``example`` (carried proteins), or Hub dataset id with an optional ``:split``
-            (default ``train``).
+        source: path, address, ``-``, the name of carried proteins (:mod:`rd_hf.carried`), or Hub dataset id with an
+            optional ``:split`` (default ``train``).
         sequence_column: column of a table that holds sequences; by default the first of
             :data:`rd_hf.data.columns.SEQUENCE_COLUMNS` that exists, which must not hold names.
         id_column: column that holds ids; by default the first of :data:`rd_hf.data.columns.ID_COLUMNS`, else the row
@@ -172,7 +172,7 @@ def open_table(
     """
     if kind is None:
         return nullcontext(of_rows(source, _hub_rows(str(source))))
-    return FORMATS[kind](source, wanted=wanted, on_read=on_read, say=say)
+    return FORMATS[kind](input_place(source), wanted=wanted, on_read=on_read, say=say)
 
 
 def _record(number: int, row: Row, sequences: str, ids: str | None, positions: str | None) -> FastaRecord:

@@ -1,7 +1,8 @@
 """Labelled rows as examples: one for each different sequence, with its target as a number or a class.
 
 Rows of one sequence are one example, so that equal sequences never stand on both sides of a split and copies of a row
-change no score: numbers are averaged, of classes the most frequent counts (the first of those that tie).
+change no score: numbers are averaged, of classes the most frequent counts (the first of those that tie), and of several
+labels all that any of the rows has.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -30,9 +31,10 @@ class Examples:
 
     Attributes:
         sequences: cleaned.
-        targets: (n,) float64 numbers, or (n,) int64 positions in ``classes``; of residues (all residues,), one
-            sequence after the other, -1 where the class is not known.
-        classes: in alphabetical order; empty for numbers.
+        targets: (n,) float64 numbers, or (n,) int64 positions in ``classes``; of several labels (n, classes) int64, 1
+            where a sequence has the label and 0 where not; of residues (all residues,), one sequence after the other,
+            -1 where the class is not known.
+        classes: or labels, in alphabetical order; empty for numbers.
         rows: of the table that are used.
         example_of: of each row the number of its example, (rows,) int64.
         groups: (n,) int64, what cross-validation keeps together; None without groups.
@@ -61,6 +63,8 @@ class Examples:
         """Key of :data:`rd_hf.training.settings.SCORES`."""
         if self.units is not None:
             return "residues"
+        if self.targets.ndim == 2:
+            return "multi_label"
         return "classification" if self.classes else "regression"
 
     def rows_of(self, examples: np.ndarray) -> np.ndarray:
@@ -91,8 +95,9 @@ def make_examples(
     Args:
         source, column: names of the table and of the target, for messages.
         rows, left_out: as :func:`rd_hf.training.table.read_rows` gives them.
-        task: "regression" or "classification"; None for what the column holds: numbers, other than just two whole
-            ones such as 0 and 1, are numbers; strings as long as the sequences are classes of residues.
+        task: key of :data:`rd_hf.training.settings.SCORES`; None for what the column holds: numbers, other than just
+            two whole ones such as 0 and 1, are numbers; strings as long as the sequences are classes of residues; text
+            with ``;`` in any cell are several labels.
         wild_type: of which the sequences are variants, if they are.
         unknown: letter of residues whose class is not known.
 
@@ -122,11 +127,15 @@ def make_examples(
         classes, targets, units = residue_targets(source, column, kept, unknown)
     elif task == "regression":
         targets = np.array([np.mean([numbers[rows[p].number] for p in places]) for places in members.values()])
+    elif task == "multi_label":
+        every = [set().union(*(_labels(rows[p].target) for p in places)) for places in members.values()]
+        classes = tuple(sorted(set().union(*every)))
+        targets = np.array([[name in own for name in classes] for own in every], dtype=np.int64)
     else:
         classes = tuple(sorted({row.target for row in rows}))
         code = {name: number for number, name in enumerate(classes)}
         targets = np.array([code[_most_frequent([rows[p].target for p in places])] for places in members.values()])
-    if len(np.unique(targets[targets >= 0] if classes else targets)) < 2:
+    if len(np.unique(targets[targets >= 0] if targets.ndim == 1 and classes else targets, axis=0)) < 2:
         shown = rows[0].target
         raise InputError(f"{source}: column {column!r} is {shown!r} in all rows, so there is nothing to learn from it")
     example_of = np.empty(len(rows), dtype=np.int64)
@@ -175,6 +184,8 @@ def _task_of(source: str, column: str, rows: Sequence[LabelledRow], numbers: Map
             f"{source}, {row.where} ({row.id}){more}: {column} is {row.target!r} in a column of numbers: mend or empty "
             "the cell, or give --task classification where each value is a class"
         )
+    if text and any(";" in row.target for row in rows):
+        return "multi_label"
     two_whole = len(there) == 2 and all(number.is_integer() for number in there)
     return "classification" if text or two_whole else "regression"
 
@@ -205,6 +216,33 @@ def _of_one_part(rows: Sequence[LabelledRow]) -> tuple[list[LabelledRow], list[L
     ]
 
 
+def _labels(cell: str) -> set[str]:
+    """The labels of a cell; of ``;`` alone there is none."""
+    return {name.strip() for name in cell.split(";")} - {""}
+
+
+def with_known_labels(examples: Examples, least: int) -> Examples:
+    """Without the labels that fewer examples to learn from have, or lack: of these nothing can be learnt.
+
+    Raises:
+        InputError: none is left.
+    """
+    learnt = examples.targets if examples.parts is None else examples.targets[examples.parts == TRAIN]
+    having = learnt.sum(axis=0)
+    kept = np.minimum(having, len(learnt) - having) >= least
+    if kept.all():
+        return examples
+    rare = [name for name, keep in zip(examples.classes, kept, strict=True) if not keep]
+    said = (
+        f"Labels that fewer than {least} sequences to learn from have, or lack, left out: {len(rare):,} "
+        f"({', '.join(rare[:3])}{', ...' if len(rare) > 3 else ''})."
+    )
+    if not kept.any():
+        raise InputError(f"{said} No label remains: give more sequences, or lower --cv-folds")
+    classes = tuple(name for name in examples.classes if name not in rare)
+    return replace(examples, targets=examples.targets[:, kept], classes=classes, notes=(*examples.notes, said))
+
+
 def _most_frequent(names: Sequence[str]) -> str:
     return Counter(names).most_common(1)[0][0]
 
@@ -232,7 +270,7 @@ def _counted(rows: Sequence[LabelledRow], members: dict[str, list[int]], left_ou
     if differ:
         notes.append(
             f"Sequences with different targets in several rows: {differ:,}; numbers are averaged, of classes the most "
-            "frequent counts, of residues the first row."
+            "frequent counts, of several labels all count, of residues the first row."
         )
     empty = sum(one.reason == "no target" for one in left_out)
     if empty:

@@ -44,7 +44,10 @@ def levels_figure(results: Sequence[LevelResult], chosen: str, score: str) -> Fi
 
 
 def predictions_figure(examples: Examples, outputs: np.ndarray, target: str) -> Figure:
-    """Predicted against measured numbers; of classes how often each is predicted, by the true one."""
+    """Predicted against measured numbers; of classes how often each is predicted, by the true one.
+
+    Of several labels how many sequences have each, how many are predicted to, and how many of these have it.
+    """
     tested = ~np.isnan(outputs[:, 0])
     truth, outputs = examples.targets[tested], outputs[tested]
     if not examples.classes:
@@ -56,6 +59,19 @@ def predictions_figure(examples: Examples, outputs: np.ndarray, target: str) -> 
         axis.set_ylabel("predicted, out of fold")
         return figure
     count = len(examples.classes)
+    if truth.ndim == 2:
+        figure, axis = _axis((4.4, 1.4 + 0.25 * count))
+        for numbers, colour, name in (
+            (truth, _GREY, "have it"),
+            (outputs > 0, _BLUE, "predicted"),
+            ((outputs > 0) & (truth > 0), _RED, "both"),
+        ):
+            axis.plot(numbers.sum(axis=0), range(count), color=colour, marker="o", linestyle="", label=name)
+        axis.set_yticks(range(count), examples.classes)
+        axis.invert_yaxis()
+        axis.set_xlabel("sequences, out of fold")
+        axis.legend()
+        return figure
     confusion = np.zeros((count, count))
     np.add.at(confusion, (truth, outputs.argmax(axis=1)), 1)
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)

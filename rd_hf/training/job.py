@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,13 +19,14 @@ from rd_hf.embedding import Embedder
 from rd_hf.files import FolderError, Workspace, file_sha256
 from rd_hf.hub.checkpoint import TRAINING_FILE, refuse_foreign
 from rd_hf.hub.describe import describe_model
-from rd_hf.training.data import Examples, make_examples
+from rd_hf.training.data import Examples, make_examples, with_known_labels
 from rd_hf.training.features import Features, embed, with_substitutions
 from rd_hf.training.levels import LevelResult, choose, fit_examples, judge_levels, learning_curve, out_of_fold
 from rd_hf.training.probes import Linear
 from rd_hf.training.report import Findings, summary_text
 from rd_hf.training.save import finish, save_model, write_results
-from rd_hf.training.settings import FEATURES, SCORES, TrainingSettings, TrainingSummary
+from rd_hf.training.settings import FEATURES, SCORES, SIMILARITY, TrainingSettings, TrainingSummary
+from rd_hf.training.similarity import similarity_groups
 from rd_hf.training.splits import Fold, inner_folds, make_folds
 from rd_hf.training.table import read_rows
 from rd_hf.training.uncertainty import certainty_of
@@ -64,6 +65,10 @@ def run_training(
     wild_type = "" if settings.wild_type is None else read_wild_type(settings.wild_type)
     told = (settings.task, wild_type, settings.unknown)
     examples = make_examples(settings.input, settings.target, rows, left_out, *told)
+    if examples.task == "multi_label":
+        examples = with_known_labels(examples, settings.folds)
+    if settings.group == SIMILARITY and examples.groups is None:
+        examples = replace(examples, parts=None, groups=similarity_groups(examples.sequences))
     score, kind = _score(settings, examples), _kind_of_features(settings, examples)
     folds = make_folds(examples, settings)
     workspace.claim()

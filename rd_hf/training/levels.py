@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
+from scipy.stats import rankdata
 from sklearn import metrics
 
 from rd_hf.evaluation.statistics import agreement
@@ -212,12 +213,29 @@ def score_of(score: str, truth: np.ndarray, outputs: np.ndarray) -> float:
 
 
 def _auroc(truth: np.ndarray, logits: np.ndarray) -> float:
-    """Area under the ROC curve, of each class against the rest and averaged; of two classes that of the second."""
-    chances = probabilities(logits)
-    present = [c for c in range(logits.shape[1]) if 0 < (truth == c).sum() < len(truth)]
-    if logits.shape[1] == 2:
-        present = present[-1:]
-    return float(np.mean([metrics.roc_auc_score(truth == c, chances[:, c]) for c in present])) if present else np.nan
+    """Area under the ROC curve, of each class against the rest and averaged; of two classes that of the second.
+
+    Of several labels, targets of shape (n, labels), the mean over labels; those that all or none of the examples have
+    are left out.
+    """
+    if truth.ndim == 1:
+        truth, logits = truth[:, None] == np.arange(logits.shape[1]), probabilities(logits)
+        if logits.shape[1] == 2:
+            truth, logits = truth[:, 1:], logits[:, 1:]
+    having = truth.sum(axis=0)
+    lacking = len(truth) - having
+    present = (having > 0) & (lacking > 0)
+    if not present.any():
+        return np.nan
+    # Mann and Whitney's statistic, of all columns at once, which resamples ask for thousands of times.
+    ranks = (rankdata(logits, axis=0) * truth).sum(axis=0) - having * (having + 1) / 2
+    return float((ranks[present] / (having * lacking)[present]).mean())
+
+
+def _macro_f1(truth: np.ndarray, logits: np.ndarray) -> float:
+    """F1 of each class, or of each label (predicted where its probability is above one half), averaged."""
+    predicted = logits.argmax(axis=1) if truth.ndim == 1 else logits > 0
+    return float(metrics.f1_score(truth, predicted, average="macro", zero_division=0))
 
 
 def _agreement(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
@@ -230,8 +248,6 @@ SCORERS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "balanced_accuracy": lambda truth, logits: float(
         metrics.recall_score(truth, logits.argmax(axis=1), labels=np.unique(truth), average="macro", zero_division=0)
     ),
-    "macro_f1": lambda truth, logits: float(
-        metrics.f1_score(truth, logits.argmax(axis=1), average="macro", zero_division=0)
-    ),
+    "macro_f1": _macro_f1,
     "auroc": _auroc,
 }

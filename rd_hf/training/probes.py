@@ -67,8 +67,8 @@ def fit(features: Features, targets: np.ndarray, classes: int, train: np.ndarray
 
     Args:
         features: of n rows.
-        targets: (n,), numbers or positions of classes.
-        classes: how many there are; 0 for numbers.
+        targets: (n,), numbers or positions of classes; or (n, labels) of 0 and 1.
+        classes: or labels, how many there are; 0 for numbers.
         train: numbers of rows.
         inner: pairs of numbers of rows: fitted on, and judging.
     """
@@ -169,7 +169,7 @@ def _block_paths(
 
 
 def _fit_classes(features: np.ndarray, targets: np.ndarray, train: np.ndarray, inner: Sequence[Split]) -> Linear:
-    """Multinomial logistic regression, its strength by mean log loss."""
+    """Multinomial logistic regression, of several labels of each against the rest; one strength, by mean log loss."""
     paths = [_LogisticPath(features, targets, *split) for split in inner]
     losses: list[float] = []
     for strength in INVERSE_STRENGTHS:
@@ -179,13 +179,30 @@ def _fit_classes(features: np.ndarray, targets: np.ndarray, train: np.ndarray, i
             break
     strength = INVERSE_STRENGTHS[best]
     scaler = StandardScaler().fit(features[train])
-    model = LogisticRegression(C=strength, max_iter=_ITERATIONS)
-    model.fit(scaler.transform(features[train]), targets[train])
-    weight, bias = model.coef_, model.intercept_
-    if len(weight) == 1:
+    standard = scaler.transform(features[train])
+    fitted = [
+        _logistic(standard, column, LogisticRegression(C=strength, max_iter=_ITERATIONS))
+        for column in _columns(targets[train])
+    ]
+    weight, bias = (np.concatenate(parts) for parts in zip(*fitted, strict=True))
+    if len(weight) == 1 and targets.ndim == 1:
         # Of two classes there is one logit, which softmax takes as the difference of two.
         weight, bias = np.concatenate((-weight, weight)) / 2, np.concatenate((-bias, bias)) / 2
     return Linear(scaler.mean_, scaler.scale_, weight, bias, strength)
+
+
+def _columns(targets: np.ndarray) -> np.ndarray:
+    """Of classes the targets, as the one column; of several labels each label's."""
+    return np.atleast_2d(targets.T)
+
+
+def _logistic(features: np.ndarray, targets: np.ndarray, model: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and intercepts; of a label that all rows have, or none, its log odds with half a row added to each."""
+    if targets.min() == targets.max():
+        having = targets.sum()
+        return np.zeros((1, features.shape[1])), np.log([(having + 0.5) / (len(targets) - having + 0.5)])
+    model.fit(features, targets)
+    return model.coef_, model.intercept_
 
 
 class _LogisticPath:
@@ -196,16 +213,22 @@ class _LogisticPath:
         self._fitted = scaler.transform(features[fitting]), targets[fitting]
         self._judged = scaler.transform(features[validation]), targets[validation]
         self._classes = np.unique(targets[targets >= 0])  # of residues -1 is not known
-        self._model = LogisticRegression(warm_start=True, max_iter=_ITERATIONS)
+        count = len(_columns(targets))
+        self._models = [LogisticRegression(warm_start=True, max_iter=_ITERATIONS) for _ in range(count)]
 
     def loss(self, strength: float) -> float:
-        """Log loss of the rows that judge."""
-        self._model.set_params(C=strength).fit(*self._fitted)
-        features, targets = self._judged
-        probabilities = np.zeros((len(targets), len(self._classes)))
-        probabilities[:, np.searchsorted(self._classes, self._model.classes_)] = self._model.predict_proba(features)
-        probabilities /= probabilities.sum(axis=1, keepdims=True)  # those of float32 add up to one in float32 only
-        return float(log_loss(targets, probabilities, labels=self._classes))
+        """Log loss of the rows that judge; of several labels the mean over those that some rows have and some lack."""
+        (features, targets), (judging, truth) = self._fitted, self._judged
+        losses = []
+        for model, fitted, judged in zip(self._models, _columns(targets), _columns(truth), strict=True):
+            if fitted.min() == fitted.max():
+                continue  # the same at every strength
+            model.set_params(C=strength).fit(features, fitted)
+            probabilities = np.zeros((len(judged), len(self._classes)))
+            probabilities[:, np.searchsorted(self._classes, model.classes_)] = model.predict_proba(judging)
+            probabilities /= probabilities.sum(axis=1, keepdims=True)  # those of float32 add up to one in float32 only
+            losses.append(log_loss(judged, probabilities, labels=self._classes))
+        return float(np.mean(losses)) if losses else 0.0
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:

@@ -13,8 +13,9 @@ from rd_hf.training.data import Examples
 from rd_hf.training.levels import SCORERS, LevelResult, best_of, score_of, standard_error
 from rd_hf.training.probes import Linear, probabilities
 from rd_hf.training.settings import SCORES, TrainingSettings
+from rd_hf.training.similarity import COVERAGE, IDENTITY
 from rd_hf.training.splits import Fold
-from rd_hf.training.uncertainty import Certainty
+from rd_hf.training.uncertainty import Certainty, one_of_several
 
 LEVELS_FIGURE, PREDICTIONS_FIGURE, CURVE_FIGURE = (
     "training_levels.png",
@@ -105,7 +106,8 @@ class Findings:
         every = np.concatenate(tested)
         if self.examples.classes:
             calibrated = self.certainty[self.chosen.level].outputs
-            chances = probabilities(calibrated[every])[np.arange(len(every)), truth[every]]
+            classes, logits = one_of_several(truth[every], calibrated[every])
+            chances = probabilities(logits)[np.arange(len(classes)), classes]
             return found | {"log_loss": float(-np.log(np.maximum(chances, 1e-300)).mean())}
         return found | {"rmse": float(np.sqrt(np.mean((outputs[every, 0] - truth[every]) ** 2)))}
 
@@ -149,6 +151,12 @@ def what_is_judged(findings: Findings) -> str:
             "folds take no part in either."
         )
     how = f"groups of {settings.group} kept together" if settings.group else "random"
+    if findings.examples.groups is not None and not findings.examples.rows[0].group:
+        groups = len(np.unique(findings.examples.groups))
+        how = (
+            f"{groups:,} groups of similar sequences (MMseqs2: {IDENTITY:.0%} identity over {COVERAGE:.0%} of both) "
+            "kept together"
+        )
     return f"Judged by cross-validation in {count} folds, {how}, on {tested:,} sequences; equal sequences are one."
 
 
@@ -201,7 +209,8 @@ def summary_text(findings: Findings) -> str:
     if findings.examples.classes:
         names = ", ".join(findings.examples.classes[:8]) + (", ..." if len(findings.examples.classes) > 8 else "")
         of_residues = findings.examples.task == "residues"
-        task += f"{'a class of each residue, ' * of_residues}one of {len(findings.examples.classes)} ({names})"
+        several = "any" if findings.examples.task == "multi_label" else "one"
+        task += f"{'a class of each residue, ' * of_residues}{several} of {len(findings.examples.classes)} ({names})"
     else:
         task += "a number"
     if findings.columns:
@@ -239,6 +248,8 @@ def render(findings: Findings) -> str:
 def _method(findings: Findings) -> str:
     judged = "mean log loss" if findings.examples.classes else "mean R²"
     probe = "Multinomial logistic regression" if findings.examples.classes else "Ridge regression"
+    if findings.examples.task == "multi_label":
+        probe = "Logistic regression of each label against the rest, all of one strength,"
     beside, what = "", "embeddings of residues" if findings.examples.task == "residues" else "mean embeddings"
     if findings.columns:
         beside = ", and on the substitutions themselves, each block with a strength of its own (Hsu et al. 2022)"

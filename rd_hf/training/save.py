@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from scipy.special import expit
 
 from rd_hf.carried import model_place
 from rd_hf.embedding import Embedder
@@ -31,6 +32,11 @@ from rd_hf.training.probes import Linear, probabilities
 from rd_hf.training.report import CURVE_FIGURE, LEVELS_FIGURE, PREDICTIONS_FIGURE, Findings, render
 from rd_hf.version import __version__
 
+# What transformers calls a task.
+PROBLEM_TYPES = {
+    **{"regression": "regression", "multi_label": "multi_label_classification"},
+    **dict.fromkeys(("classification", "residues"), "single_label_classification"),
+}
 PREDICTIONS_FILE, LEFT_OUT_FILE = "out_of_fold.parquet", "left_out.tsv"
 
 
@@ -43,7 +49,7 @@ def save_model(findings: Findings, embedder: Embedder) -> None:
     if findings.columns:
         config.heads = {"of": "sequences", "levels": [], "wild_type": examples.wild_type}
     config.num_labels = max(1, len(examples.classes))
-    config.problem_type = "single_label_classification" if examples.classes else "regression"
+    config.problem_type = PROBLEM_TYPES[examples.task]
     names = examples.classes or (findings.settings.target,)
     config.id2label = dict(enumerate(names))
     config.label2id = {name: number for number, name in enumerate(names)}
@@ -164,16 +170,20 @@ def predictions_table(findings: Findings) -> pa.Table:
             strings = residue_strings(examples, result.outputs)
             columns[f"prediction_{result.level}"] = [strings[example] for example in which.tolist()]
         return pa.table(columns)
+    several = examples.task == "multi_label"
     for result in findings.results:
         outputs = result.outputs[which]
-        predicted = classes[outputs.argmax(axis=1)] if len(classes) else outputs[:, 0]
-        columns[f"prediction_{result.level}"] = pa.array(predicted.tolist())
+        if several:
+            predicted = [";".join(classes[row > 0]) for row in outputs]
+        else:
+            predicted = (classes[outputs.argmax(axis=1)] if len(classes) else outputs[:, 0]).tolist()
+        columns[f"prediction_{result.level}"] = pa.array(predicted)
     certainty = findings.certainty[findings.chosen.level]
     if certainty.widths is not None:
-        predicted, widths = findings.chosen.outputs[which, 0], certainty.widths[which]
-        columns |= {"lower": pa.array(predicted - widths), "upper": pa.array(predicted + widths)}
+        middle, widths = findings.chosen.outputs[which, 0], certainty.widths[which]
+        columns |= {"lower": pa.array(middle - widths), "upper": pa.array(middle + widths)}
     if len(classes):
-        chances = probabilities(certainty.outputs[which])
+        chances = (expit if several else probabilities)(certainty.outputs[which])
         columns |= {f"probability_{name}": pa.array(chances[:, c]) for c, name in enumerate(examples.classes)}
     return pa.table(columns)
 

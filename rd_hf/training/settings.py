@@ -8,8 +8,10 @@ from pathlib import Path
 from rd_hf.flags import FOLDER, GPU, NAMES, flag
 from rd_hf.options import check_options, option, real, whole
 
-TASKS = ("regression", "classification", "residues")
+TASKS = ("regression", "classification", "multi_label", "residues")
 FEATURES = ("augmented", "embedding", "one_hot")
+# In place of a column of groups.
+SIMILARITY = "similarity"
 # ProteinGym's ways to split variants by position.
 SCHEMES = ("random", "modulo", "contiguous")
 RULES = ("paired", "breiman", "best")
@@ -17,6 +19,7 @@ RULES = ("paired", "breiman", "best")
 SCORES = {
     "regression": ("spearman", "pearson", "r2"),
     "classification": ("accuracy", "balanced_accuracy", "macro_f1", "auroc"),
+    "multi_label": ("auroc", "macro_f1"),
     "residues": ("accuracy", "balanced_accuracy", "macro_f1", "auroc"),
 }
 
@@ -39,8 +42,8 @@ class TrainingSettings:
     )
     target: str = option(
         MISSING,
-        "column with what is to be predicted: a number, a class, or a string of classes of residues as long as the "
-        "sequence; beside a FASTA file of sequences a FASTA file of such strings",
+        "column with what is to be predicted: a number, a class, several labels with ; between them, or a string of "
+        "classes of residues as long as the sequence; beside a FASTA file of sequences a FASTA file of such strings",
         required=True,
         metavar="COLUMN",
     )
@@ -49,8 +52,8 @@ class TrainingSettings:
     )
     task: str | None = option(
         None,
-        "what the target is: a number (regression), one of several classes (classification), or a class for each "
-        "residue (residues); by default it follows from the column, and is said",
+        "what the target is: a number (regression), one of several classes (classification), any of several labels "
+        "(multi_label), or a class for each residue (residues); by default it follows from the column, and is said",
         choices=TASKS,
     )
     unknown: str | None = option(
@@ -86,7 +89,10 @@ class TrainingSettings:
         metavar="COLUMN",
     )
     group: str | None = option(
-        None, "column of groups, such as families, that cross-validation keeps together", metavar="COLUMN"
+        None,
+        "column of groups, such as families, that cross-validation keeps together; or 'similarity' for groups of "
+        "similar sequences by MMseqs2, where it is installed (and no column has that name)",
+        metavar="COLUMN",
     )
     folds: int = option(5, "folds of the cross-validation", kind=whole(2), flags=("--cv-folds",))
     inner_folds: int = option(5, "folds of what is learnt from, that choose the strength of a probe", kind=whole(2))
@@ -105,7 +111,7 @@ class TrainingSettings:
     score: str | None = option(
         None,
         "what levels are judged by: spearman (default), pearson or r2 of numbers; accuracy (default), "
-        "balanced_accuracy, macro_f1 or auroc of classes",
+        "balanced_accuracy, macro_f1 or auroc of classes; auroc (default) or macro_f1 of several labels",
         choices=tuple(dict.fromkeys(name for names in SCORES.values() for name in names)),
     )
     interval: float = option(0.9, "share of new numbers that intervals are to cover", kind=real(above=0, below=1))

@@ -105,8 +105,8 @@ def _check_enough(examples: Examples, chosen: np.ndarray, count: int, flag: str,
     source = settings.input
     if examples.groups is not None and (groups := len(np.unique(examples.groups[chosen]))) < count:
         raise InputError(
-            f"{source}: column {settings.group!r} has {groups} groups with different sequences, fewer than the {count} "
-            f"folds: lower {flag}, or leave --group out"
+            f"{source}: --group {settings.group} gives {groups} groups with different sequences, fewer than the "
+            f"{count} folds: lower {flag}, or leave --group out"
         )
     if examples.task == "classification":
         members = np.bincount(examples.targets[chosen], minlength=len(examples.classes))
@@ -125,7 +125,7 @@ def _check_enough(examples: Examples, chosen: np.ndarray, count: int, flag: str,
 
 def _check_classes(examples: Examples, train: np.ndarray, settings: TrainingSettings) -> None:
     """Raise where what is fitted on lacks a class, of which nothing could be learnt."""
-    if not examples.classes:
+    if not examples.classes or examples.task == "multi_label":  # of a label, its share is learnt at least
         return
     learnt = examples.targets[examples.rows_of(train)]
     absent = np.flatnonzero(np.bincount(learnt, minlength=len(examples.classes)) == 0)

@@ -17,7 +17,7 @@ from rd_hf.data.tables import BadRow, Table
 from rd_hf.data.values import id_text, sequence_text
 from rd_hf.training.residues import read_fasta_pair
 from rd_hf.training.rows import PARTS, TRAIN, VALIDATION, YES, LabelledRow, LeftOut, of_parts
-from rd_hf.training.settings import TrainingSettings
+from rd_hf.training.settings import SIMILARITY, TrainingSettings
 from rd_hf.training.variants import MisfitError, read_wild_type, variant
 
 # What a split column is called, and the one beside it that says which of its training rows validate (FLIP's files).
@@ -51,7 +51,7 @@ def read_rows(settings: TrainingSettings, say: Callable[[str], None]) -> tuple[l
     kind = table_format(source)
     if kind is None and not is_hub_dataset(source) and Path(settings.target).is_file():
         for name in ("group", "split_column", "sequence_column", "id_column", "mutant"):
-            if getattr(settings, name) is not None:
+            if getattr(settings, name) not in (None, SIMILARITY if name == "group" else None):
                 flag = "--" + name.replace("_", "-")
                 raise InputError(f"{source} is FASTA, which has no columns: leave {flag} out, or give a table")
         return read_fasta_pair(source, settings.target, say)
@@ -103,7 +103,11 @@ class _Columns:
     def of(cls, settings: TrainingSettings, table: Table) -> _Columns:
         source = settings.input
         target = _named(source, table, settings.target, "--target")
-        group = None if settings.group is None else _named(source, table, settings.group, "--group")
+        group = settings.group
+        if group is not None and (group != SIMILARITY or group in table.columns):
+            group = _named(source, table, group, "--group")
+        elif group is not None:
+            group = None  # it follows from the sequences
         if settings.mutant is not None:
             sequence: str | None = _named(source, table, settings.mutant, "--mutant")
         else:
@@ -117,7 +121,7 @@ class _Columns:
         split = validates = None
         if asked:
             split = _named(source, table, str(settings.split_column), "--split-column")
-        elif settings.split_column is None and group is None and settings.scheme == "random":
+        elif settings.split_column is None and settings.group is None and settings.scheme == "random":
             split = _usual(table.columns, _SPLIT_COLUMNS)
         if split is not None:
             validates = _usual(table.columns, (_VALIDATES,))

@@ -35,7 +35,11 @@ def half_width(truth: np.ndarray, predicted: np.ndarray, coverage: float) -> flo
 
 
 def temperature(truth: np.ndarray, logits: np.ndarray) -> float:
-    """What logits, (n, classes), are to be divided by for the smallest log loss of the classes, (n,)."""
+    """What logits, (n, classes), are to be divided by for the smallest log loss of the classes, (n,).
+
+    Of several labels the targets are (n, labels), and every label of every example is one of two classes.
+    """
+    truth, logits = one_of_several(truth, logits)
     rows = np.arange(len(truth))
 
     def loss(power: float) -> float:
@@ -45,7 +49,11 @@ def temperature(truth: np.ndarray, logits: np.ndarray) -> float:
 
 
 def calibration_error(truth: np.ndarray, logits: np.ndarray) -> float:
-    """Expected calibration error of the class that is predicted, over ten bins of its probability (Guo et al. 2017)."""
+    """Expected calibration error of the class that is predicted, over ten bins of its probability (Guo et al. 2017).
+
+    Of several labels as of :func:`temperature`.
+    """
+    truth, logits = one_of_several(truth, logits)
     chances = probabilities(logits)
     named, surest = chances.argmax(axis=1), chances.max(axis=1)
     bins = np.minimum((surest * _BINS).astype(int), _BINS - 1)
@@ -54,6 +62,14 @@ def calibration_error(truth: np.ndarray, logits: np.ndarray) -> float:
         for b in np.unique(bins)
     ]
     return float(sum(apart))
+
+
+def one_of_several(truth: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Targets and logits of classes; of several labels, whose softmax is then each label's sigmoid."""
+    if truth.ndim == 1:
+        return truth, logits
+    half = logits.ravel() / 2
+    return truth.ravel(), np.stack((-half, half), axis=1)
 
 
 @dataclass(frozen=True)

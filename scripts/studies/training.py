@@ -5,7 +5,8 @@
 For each assay: the score of every level in five random folds, and of 96 training variants, beside the probe of
 `rd-hf evaluate dms` on the same folds; then, for draws of 300 training variants, embedding, substitutions and both, the
 level that the rules choose by cross-validation among the 300, and the coverage of 90 % intervals, all judged on the
-variants that were not drawn. One row a figure; assays that the output has already are not done again.
+variants that were not drawn; an assay that has too few is left out of these draws. One row a figure; assays that the
+output has already are not done again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -60,9 +64,8 @@ def same_folds(
             for f in folds(assay, "random", 1)
         ]
         yield "random folds", result.level, 0, result.score, float(np.mean(theirs))
-    (few,) = low_n_folds(assay, [96], 1)
-    inner = inner_folds(examples, few.train, settings)
-    for level, width in widths.items():
+    for few, (level, width) in product(low_n_folds(assay, [96], 1), widths.items()):
+        inner = inner_folds(examples, few.train, settings)
         features = Features(embedding[:, :width])
         predicted = fit(features, examples.targets, 0, few.train, inner)(features, few.test)[:, 0]
         evaluated = _evaluated(features.embedding, assay, few.train, few.test)
@@ -129,8 +132,8 @@ def _choices(results: Sequence, truth: np.ndarray, predicted: dict[str, np.ndarr
 def summary(figures: pd.DataFrame) -> str:
     """Tables of all assays, in Markdown."""
     figures = figures.assign(level=figures["level"].fillna(""))  # substitutions alone have none
-    count = figures["assay"].nunique()
-    parts = [f"{count} assays, {figures['draw'].nunique()} draws each."]
+    counts = [figures.loc[figures["figure"] == name, "assay"].nunique() for name in ("random folds", "one-hot")]
+    parts = [f"{counts[0]} assays, of which {counts[1]} with {figures['draw'].nunique()} draws each."]
     same = figures[figures["figure"].isin(("random folds", "96 variants"))]
     apart = (same["value"] - same["other"]).abs().groupby([same["figure"], same["level"]]).max()
     rows = [[*key, f"{value:.1e}"] for key, value in apart.items()]
@@ -141,7 +144,7 @@ def summary(figures: pd.DataFrame) -> str:
     rows = []
     for level in levels:
         embedding, both = means.loc[("embedding", level)], means.loc[("augmented", level)]
-        gain = both - alone
+        gain = (both - alone).dropna()
         cells = [f"{values.mean():.3f}" for values in (embedding, alone, both)]
         rows.append([level, *cells, f"{gain.mean():+.3f}", f"{(gain > 0).mean():.0%}"])
     header = ["level", "embedding", "one-hot", "both", "both less one-hot", "both better on"]
@@ -184,6 +187,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="CSV file of figures")
     parser.add_argument("--embeddings", type=Path, required=True, help="folder in which embeddings are kept")
     parser.add_argument("--size", type=int, default=300, help="training variants of a draw (default 300)")
+    parser.add_argument("--most", type=int, help="variants of an assay, drawn by seed where it has more (default all)")
     parser.add_argument("--draws", type=int, default=3, help="draws of each assay (default 3)")
     args = parser.parse_args()
     embedder = Embedder(args.model, device="cpu")
@@ -194,12 +198,11 @@ def main() -> None:
     for path in sorted(args.assays.glob("*.csv"), key=lambda path: path.stat().st_size):
         if path.name.split(".")[0] in done:
             continue
-        assay = read_assay(path)
-        if len(assay.scores) < args.size * 1.25:
-            continue
+        assay = _drawn(read_assay(path), args.most)
         embedding = _embedded(embedder, assay, args.embeddings)
         rows = list(same_folds(assay, embedding, widths, settings))
-        rows += draws(assay, embedding, widths, flop, settings, args.size, args.draws)
+        if len(assay.scores) >= args.size * 1.25:
+            rows += draws(assay, embedding, widths, flop, settings, args.size, args.draws)
         fresh = not args.output.exists()
         with args.output.open("a", newline="", encoding="utf-8") as handle:
             writer = csv.writer(handle)
@@ -209,9 +212,20 @@ def main() -> None:
     print(summary(pd.read_csv(args.output)))
 
 
+def _drawn(assay: Assay, most: int | None) -> Assay:
+    """So many variants of an assay, or all."""
+    if most is None or len(assay.scores) <= most:
+        return assay
+    rows = np.sort(np.random.default_rng(0).permutation(len(assay.scores))[:most])
+    own: dict[str, Any] = {
+        name: tuple(getattr(assay, name)[row] for row in rows) for name in ("mutants", "sequences", "positions")
+    }
+    return replace(assay, **own, scores=assay.scores[rows], digest=f"{assay.digest} {most}")
+
+
 def _embedded(embedder: Embedder, assay: Assay, folder: Path) -> np.ndarray:
     """Mean embeddings at the largest level, (n, width) float64, kept in a folder."""
-    place = folder / f"{assay.name}.npy"
+    place = folder / f"{assay.name}-{len(assay.scores)}.npy"
     if not place.exists():
         folder.mkdir(parents=True, exist_ok=True)
         np.save(place, np.stack(embedder.embed(list(assay.sequences))["embedding"]))

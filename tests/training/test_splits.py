@@ -144,7 +144,7 @@ def test_too_few_are_a_sentence() -> None:
     with pytest.raises(InputError, match="8 different sequences to learn from are too few for 5 folds"):
         make_folds(few, SETTINGS)
     families = many(30, groups="abc" * 10)
-    with pytest.raises(InputError, match="column 'family' has 3 groups with different sequences, fewer than the 5"):
+    with pytest.raises(InputError, match="--group family gives 3 groups with different sequences, fewer than the 5"):
         make_folds(families, grouped)
 
 
