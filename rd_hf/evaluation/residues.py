@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -160,22 +160,30 @@ def precision_recall_area(labels: np.ndarray, probabilities: np.ndarray, weights
     return float(np.mean(areas)) if areas else float("nan")
 
 
+def resampled_weights(chain_of: np.ndarray, options: ResidueOptions) -> Iterator[np.ndarray]:
+    """How often each row counts, (rows,) float64: once, then as its chain was drawn, for each resample of chains.
+
+    The draws depend on the number of chains and the seed alone. ``chain_of`` is the number of each row's chain, (rows,).
+    """
+    generator = np.random.default_rng(options.seed)
+    number = int(chain_of.max()) + 1
+    yield np.ones(len(chain_of))
+    for _ in range(options.resamples):
+        picked = generator.integers(0, number, number)
+        yield np.bincount(picked, minlength=number)[chain_of].astype(np.float64)
+
+
 def bootstrap_figures(
     labels: np.ndarray, probabilities: np.ndarray, chain_of: np.ndarray, options: ResidueOptions
 ) -> pd.DataFrame:
     """Accuracy and area on the test set (draw 0) and on resamples of its chains (draws 1 and up).
 
-    The draws depend on the chains and the seed alone, so that contenders can be compared draw by draw. Labels and
-    ``chain_of``, the number of each residue's chain, are (residues,), probabilities (residues, classes). Columns:
-    figure ("accuracy", "AUPR"), draw, value.
+    Contenders can be compared draw by draw. Labels and ``chain_of``, the number of each residue's chain, are
+    (residues,), probabilities (residues, classes). Columns: figure ("accuracy", "AUPR"), draw, value.
     """
-    generator = np.random.default_rng(options.seed)
-    number = int(chain_of.max()) + 1
     right = (probabilities.argmax(axis=1) == labels).astype(np.float64)
     rows = []
-    for draw in range(options.resamples + 1):
-        picked = generator.integers(0, number, number) if draw else np.arange(number)
-        weights = np.bincount(picked, minlength=number)[chain_of].astype(np.float64)
+    for draw, weights in enumerate(resampled_weights(chain_of, options)):
         rows.append(("accuracy", draw, float(np.average(right, weights=weights))))
         rows.append(("AUPR", draw, precision_recall_area(labels, probabilities, weights)))
     return pd.DataFrame(rows, columns=["figure", "draw", "value"])
