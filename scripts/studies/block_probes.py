@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from sklearn.metrics import accuracy_score, r2_score
+from sklearn.metrics import r2_score
 
 from rd_hf.bases.chain import Basis
 from rd_hf.carried import PROTEINS
@@ -54,7 +54,7 @@ DRAWS = 3  # of random directions for each block
 LEAST_DOMAINS, LEAST_PROTEINS = 40, 20
 # How predictions (probabilities of classes, or numbers) are judged against the truth, under weights.
 FIGURES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = {
-    "accuracy": lambda truth, found, weights: accuracy_score(truth, found.argmax(axis=1), sample_weight=weights),
+    "accuracy": lambda truth, found, weights: float(np.average(found.argmax(axis=1) == truth, weights=weights)),
     "AUPR": precision_recall_area,
     "R²": lambda truth, found, weights: r2_score(truth, found, sample_weight=weights),
 }

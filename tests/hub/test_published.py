@@ -227,7 +227,7 @@ def test_the_command_imports_and_says_what_it_found(weights: dict[str, Path], tm
 def test_a_chain_of_components_is_refused_in_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "naive-scaler-8M-35M-None-fbpca-1k.npz"
     np.savez(path, pca__mean_=np.zeros(800), pca__components_=np.zeros((480, 800)))
-    with pytest.raises(ValueError, match="do not nest.*pca_chain") as refused:
+    with pytest.raises(ValueError, match=r"do not nest.*pca_chain") as refused:
         import_checkpoint(ImportSettings(tmp_path, "35M", tmp_path / "out"))
     assert str(path) in str(refused.value)
 
