@@ -11,8 +11,9 @@
        <!-- from PATH#heading: words; words -->
 
    has no figure that the lines of this file with these words have not: rounded as it stands on the page, in percent or
-   as a share, as it is or as what is missing to the whole. `{}` in the words is the first word of the table's row.
-   Without words, every row of a table must be part of one line of the file. Figures in `THEIRS` are the authors' own.
+   as a share, as it is or as what is missing to the whole. `{}` in the words is the first word of the table's row, and
+   where there are as many words as columns, each is of its column. Without words, every row of a table must be part of
+   one line of the file. Figures in `THEIRS` are the authors' own.
 3. Pages in `HELD` have no table or paragraph with a decimal figure or a percentage that lacks such a comment.
 """
 
@@ -26,7 +27,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 from matplotlib.testing.compare import compare_images
@@ -81,9 +82,7 @@ DATA = {
     "ecoli.fasta.gz": "sequences/ecoli_K12_UP000000625.fasta.gz",
     "yeast.fasta.gz": "sequences/yeast_UP000002311.fasta.gz",
 }
-SOURCE = re.compile(
-    r"^<!-- from (?P<path>[^:#\s]+)(?:#(?P<part>[^:]*?))?(?:: (?P<words>.*?))? -->$", re.MULTILINE
-)
+SOURCE = re.compile(r"^<!-- from (?P<path>[^:#\s]+)(?:#(?P<part>[^:]*?))?(?:: (?P<words>.*?))? -->$", re.MULTILINE)
 # No part of a name such as 2.7M or L2; a minus sign may be either character.
 FIGURE = re.compile(r"(?<![\w.])(?P<sign>[+−-]?)(?P<digits>\d[\d,]*(?:\.\d+)?|\.\d+)(?![\w]|\.\d)(?P<percent> ?%)?")
 # Two pictures of one run differ by nothing; fonts of another machine by a few grey values (root mean square).
@@ -175,27 +174,29 @@ def wrong_figures(block: str, folder: Path) -> Iterator[str]:
         yield f"{source['path']} is not there"
         return
     lines = lines_of(path, source["part"] or "")
-    rows = [row for row in SOURCE.sub("", block).splitlines() if row.strip()]
-    if not rows[0].startswith("|"):
-        rows = ["|" + " ".join(rows).replace("|", " ")]
-        theirs = set()
-    else:
-        theirs = {number for number, cell in enumerate(rows[0].split("|")) if cell.strip() == THEIRS}
+    rows = [row.strip("|").split("|") for row in SOURCE.sub("", block).strip().splitlines()]
+    theirs: list[int] = []
+    if len(rows) > 2 and set("".join(rows[1])) <= set("-: "):
+        theirs = [number for number, cell in enumerate(rows[0]) if cell.strip() == THEIRS]
         rows = rows[2:]
-    for row in rows:
-        cells = row.split("|")
-        name = cells[1].strip(" *") if len(cells) > 2 else ""
-        # The first cell is a row's name; a paragraph has one cell, and no name.
-        said = figures(" | ".join(c for n, c in enumerate(cells) if n not in theirs and (n > 1 or not name)))
+    else:  # no table: one cell, of no name
+        rows = [["", " ".join(" ".join(row) for row in rows)]]
+    for name, *cells in rows:
+        said = [figures(cell) for number, cell in enumerate(cells, start=1) if number not in theirs]
+        whole = list(chain.from_iterable(said))
+        place = name.strip(" *") or cells[0][:60]
         if words == [""]:
-            if not any(is_part(said, figures(line)) for line in lines):
-                yield f"no line of {path.name} has all of {', '.join(one.text for one in said)} ({name})"
+            if not any(is_part(whole, figures(line)) for line in lines):
+                yield f"no line of {path.name} has all of {', '.join(one.text for one in whole)} ({place})"
             continue
         wanted = [word.replace("{}", (name.split() or [""])[0]) for word in words]
-        known = [figure for line in lines if any(word in line for word in wanted) for figure in figures(line)]
-        for figure in said:
-            if not any(figure.is_of(other) for other in known):
-                yield f"{figure.text} is in no line of {path.name} with {' or '.join(wanted)} ({name or rows[0][:60]})"
+        known = [[figure for line in lines if word in line for figure in figures(line)] for word in wanted]
+        for number, cell in enumerate(said):
+            # As many words as columns: each is of its column, where the file has such a line.
+            own = known[number] if len(known) == len(said) else []
+            for figure in cell:
+                if not any(figure.is_of(other) for other in own or chain.from_iterable(known)):
+                    yield f"{figure.text} is in no line of {path.name} with {' or '.join(wanted)} ({place})"
 
 
 def unfounded(path: Path) -> Iterator[str]:

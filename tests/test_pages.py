@@ -35,6 +35,9 @@ def test_every_figure_with_a_source_is_the_sources(path: Path) -> None:
         (f"<!-- from report.md#Other: .{{}} -->\n{ROWS}", [".634", ".628"]),
         (f"<!-- from report.md: .{{}} -->\n{ROWS.replace('.634', '.635')}", [".635"]),
         (f"<!-- from report.md: .{{}} -->\n{ROWS.replace('.628', '.6280')}", [".6280"]),
+        # As many words as columns.
+        (f"<!-- from report.md: raw.{{}}; rd.{{}} -->\n{ROWS}", []),
+        (f"<!-- from report.md: raw.{{}}; rd.{{}} -->\n{ROWS.replace('.628', '.634')}", [".634"]),
         # Without words a row is a part of one line, in its order.
         ("<!-- from report.md -->\n| a | b |\n|---|---|\n| any | .628 | −.006 [−.013, +.001] |", []),
         ("<!-- from report.md -->\n| a | b |\n|---|---|\n| any | .628 | −.006 [−.013, +.082] |", ["no line"]),
@@ -69,7 +72,7 @@ def test_changed_figures_of_the_held_pages_are_found(name: str) -> None:
                 found += bool(list(wrong_figures(text, path.parent)))
     assert tried > 10
     # Those of a row's name and the authors' own are not looked at, and a few may be some other figure of their line.
-    assert found > 0.7 * tried
+    assert found > 0.8 * tried
 
 
 def test_a_figure_of_a_held_page_needs_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +96,7 @@ def test_a_stale_output_and_a_stale_picture_are_found(tmp_path: Path, monkeypatc
     page.write_text(example.format("0.43 right", picture) + "\n![a](drawn.png)\n")
     assert list(stale_outputs(page)) == []
     page.write_text(example.format("0.42 right", picture))
-    assert "0.42 right" in list(stale_outputs(page))[0]
+    assert "0.42 right" in next(stale_outputs(page))
     other = tmp_path / "other.png"
     Picture(figsize=(1, 1), facecolor="black").savefig(other)
     page.write_text(example.format("0.43 right", other) + "\n![a](drawn.png)\n")
