@@ -112,7 +112,7 @@ def class_label(
     kept = np.flatnonzero(counts[which] >= least)
     numbers = np.unique(which[kept], return_inverse=True)[1]
     name = f"{name} ({(counts >= least).sum()})"
-    return sequence_label(name, "accuracy", states[kept], numbers, [groups[row] for row in kept], seed)
+    return sequence_label(name, "accuracy", states[kept], numbers, np.asarray(groups)[kept], seed)
 
 
 def domain_labels(domains: Domains, states: np.ndarray) -> list[Label]:
@@ -144,9 +144,9 @@ def read_labels(family: Family, options: BlockOptions, cache: Path) -> Iterator[
     # Their headers read ">Q8NFJ6 Cell.membrane-M test": the test set of DeepLoc, with its compartments.
     proteins = [record for record in read_fasta(PROTEINS["example"]) if record.description.endswith(" test")]
     names, sequences = [one.id for one in proteins], [clean_sequence(one.sequence)[:LONGEST] for one in proteins]
-    states = embed_proteins(family, names, sequences, StateCache(cache, family.fingerprint), options.batch_tokens)
+    means = embed_proteins(family, names, sequences, StateCache(cache, family.fingerprint), options.batch_tokens)
     compartments = [record.description.split()[1].rpartition("-")[0] for record in proteins]
-    yield class_label("compartment", states, compartments, names, LEAST_PROTEINS)
+    yield class_label("compartment", means, compartments, names, LEAST_PROTEINS)
 
 
 def predicted(label: Label, how: Representation, options: ResidueOptions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
