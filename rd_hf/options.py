@@ -105,6 +105,11 @@ def option_fields(options: Any) -> list[Field]:
     return [one for one in fields(options) if "help" in one.metadata]
 
 
+def typed_as(one: Field) -> tuple[str, ...]:
+    """How a field that is an option is typed: its flags, or its name alone where it is positional."""
+    return one.metadata["flags"] or ("--" + one.name.replace("_", "-"),)
+
+
 def check_options(options: Any) -> None:
     """Check the values of an instance against the choices and bounds of its fields; None stands for a default.
 
@@ -131,7 +136,8 @@ def add_options(parser: Any, options: type, *names: str) -> None:
     found = {one.name: one for one in option_fields(options)}
     for one in (found[name] for name in names) if names else found.values():
         argument = dict(one.metadata)
-        flags, former = argument.pop("flags") or ("--" + one.name.replace("_", "-"),), argument.pop("former")
+        flags, former = typed_as(one), argument.pop("former")
+        del argument["flags"]
         kind, help, hidden = argument.pop("kind"), argument.pop("help"), argument.pop("hidden")
         default = None if one.default is MISSING else one.default
         positional = flags == (one.name,)

@@ -9,6 +9,7 @@ import os
 import resource
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -53,19 +54,25 @@ def test_what_cannot_be_filled_leaves_the_old_file_and_nothing_else(tmp_path: Pa
     assert (tmp_path / "a").read_text() == "old"
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """No file may be longer than a thousand bytes: what a quota or a full disk says, without one."""
+    """No file may be longer than a thousand bytes: what a quota or a full disk says, without one.
+
+    Within the test alone: pytest may be writing to a longer file itself.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_disk_that_fills_is_the_same_sentence_whoever_writes(tmp_path: Path, small_files: None) -> None:
-    with pytest.raises(FolderError, match=r"is full.*: free some space and give the same command again"):
+def test_a_disk_that_fills_is_the_same_sentence_whoever_writes(tmp_path: Path) -> None:
+    full = r"is full.*: free some space and give the same command again"
+    with small_files(), pytest.raises(FolderError, match=full):
         save_tensors(tmp_path / "weights.safetensors", {"a": torch.zeros(1000)})
-    with pytest.raises(FolderError, match=r"is full.*: free some space and give the same command again"):
+    with small_files(), pytest.raises(FolderError, match=full):
         write_text(tmp_path / "text", "x" * 2000)
     assert not list(tmp_path.iterdir())
 

@@ -339,3 +339,18 @@ def test_a_search_where_its_extra_is(with_search: Installed, work: Path, tmp_pat
     places = [rows[0].index(name) for name in ("query_id", "id")]
     assert len(rows) == 101
     assert all(row[places[0]] != row[places[1]] for row in rows[1:])
+
+
+@pytest.mark.skipif("RD_HF_FULL" not in os.environ, reason="RD_HF_FULL=1 types all pages again, with the wheel")
+def test_every_page_runs_with_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    """What tests/test_readmes.py runs, where the package is the installed one and no module of the repository's is."""
+    full = install(wheel, tmp_path / "env", sorted(EXTRAS))
+    copy = tmp_path / "pages"
+    shutil.copytree(REPOSITORY, copy, ignore=shutil.ignore_patterns(".*", "__pycache__", "build"))
+    for module in (copy / "rd_hf").rglob("*.py"):
+        module.unlink()
+    where = full.run("python", "-c", "import rd_hf; print(rd_hf.__file__)", cwd=copy)
+    assert Path(where.stdout.strip()).is_relative_to(full.site_packages), where.stderr
+    pages = ["tests/test_readmes.py", "-k", "run_as_written", "-p", "no:cacheprovider"]
+    done = full.run("python", "-m", "pytest", "-q", *pages, cwd=copy)
+    assert done.returncode == 0, done.stdout[-3000:]

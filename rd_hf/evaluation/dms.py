@@ -102,7 +102,7 @@ def evaluate_assays(options: AssayOptions) -> Evaluated:
     labels = read_fold_labels(options.folds) if options.folds else None
     published = read_published(options.reference) if options.reference else None
     assays, evaluation.failed = read_assays(options.assays)
-    evaluation.output.claim()
+    evaluation.claim()
     families = []
     lacking = [" and ".join(FITTED_KINDS)] if set(FITTED_KINDS) & set(options.representations) else []
     for family in load_families(options):

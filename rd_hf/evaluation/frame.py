@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -15,7 +17,11 @@ from matplotlib.figure import Figure
 from rd_hf.bases.moments import JointMoments
 from rd_hf.evaluation.families import Family, draw_moments
 from rd_hf.evaluation.options import EvaluationOptions
-from rd_hf.files import Workspace, replacing
+from rd_hf.files import FolderError, Workspace, replacing, write_json
+from rd_hf.options import option_fields, typed_as
+
+# Options that change how an evaluation runs, and none of its figures.
+HOW = {"output", "cache", "device", "batch_tokens", "threads", "jobs"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,28 @@ class Evaluation:
         transformers.logging.disable_progress_bar()
         if options.threads:
             torch.set_num_threads(options.threads)
+
+    def claim(self) -> None:
+        """Take the folder for this run: a new one, or one of an evaluation of no more than what is asked for.
+
+        Raises:
+            FolderError: what its files tell of, and this run would not.
+        """
+        self.output.claim()
+        record = self.output.path / "options.json"
+        fields = [one for one in option_fields(self.options) if one.name not in HOW]
+        asked = {typed_as(one)[-1]: getattr(self.options, one.name) for one in fields}
+        asked = json.loads(json.dumps(asked, default=str))  # as it is read back
+        # Without a report there is nothing to lose; an earlier version did not say what it was asked for.
+        told = (self.options.output / "report.md").exists() and record.exists()
+        before = json.loads(record.read_bytes()) if told else asked
+        lost = [name for name, value in asked.items() if not _includes(value, before.get(name, value))]
+        if lost:
+            raise FolderError(
+                f"{self.options.output} holds an evaluation with other {', '.join(lost)}: choose another --output, or "
+                "ask for more than it holds"
+            )
+        write_json(record, asked)
 
     def moments(self, family: Family, needed_by: Iterable[str] = ()) -> JointMoments | None:
         """Moments of the fitting sequences of a family, with a note on them; None where there are none.
@@ -85,6 +113,12 @@ class Evaluation:
             tuple(self.failed.values()),
             minutes if rows is None else f"{rows:,} rows in {minutes}",
         )
+
+
+def _includes(value: Any, before: Any) -> bool:
+    """Whether a run with one value of an option tells all that a run with another told."""
+    both_lists = isinstance(value, list) and isinstance(before, list)
+    return set(before) <= set(value) if both_lists else value == before
 
 
 def stored_table(path: Path, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:

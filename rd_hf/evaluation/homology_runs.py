@@ -57,7 +57,7 @@ def evaluate_homology(options: HomologyOptions) -> Evaluated:
         # Another set of domains: what was published holds for it no longer.
         domains, published = domains.up_to(options.max_length), None
     wanted = relations(domains, options.levels)
-    evaluation.output.claim()
+    evaluation.claim()
     families = load_families(options, one_pass=True)
     tables = []
     for family in families:

@@ -53,7 +53,7 @@ def evaluate_residues(options: ResidueOptions) -> Evaluated:
     if not tasks:
         raise ValueError("there is nothing to evaluate: give --secondary-structure, --metal-binding or both")
     tasks = [subsample(task, options.train_chains, options.validation_chains) for task in tasks]
-    evaluation.output.claim()
+    evaluation.claim()
     tables = []
 
     def probe(

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     labels = read_fold_labels(options.folds) if options.folds else None
     assays, evaluation.failed = read_assays(options.assays)
     (family,) = load_families(options)
-    evaluation.output.claim()
+    evaluation.claim()
     chosen = options.study or tuple(ablations.STUDIES)
     training, heldout = split_sample(draw_fit_sample(family, options))
     if not heldout:

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     options = options_from(AnglesOptions, args)
     evaluation = Evaluation(options, "a comparison of levels", "angles.parquet", "angles.png")
     (family,) = load_families(options)
-    evaluation.output.claim()
+    evaluation.claim()
     moments = evaluation.moments(family)
     if moments is None:
         raise ValueError("angles are between levels: give a family of two levels or more")

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     (family,) = load_families(options)
     if len(family.names) < 2:
         raise ValueError(f"{options.model[0]} has one level and no residual block; give a reverse-distilled family")
-    evaluation.output.claim()
+    evaluation.claim()
     embeddings = block_probes.contenders(family.names, family.widths, model_bases(family))
     tables = []
     for label in block_probes.read_labels(family, options, evaluation.cache):

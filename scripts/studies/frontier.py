@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     labels = [family.label for family in families]
     if len(set(labels)) < len(labels):
         raise ValueError(f"two models are called {max(labels, key=labels.count)}: rename the folder of one of them")
-    evaluation.output.claim()
+    evaluation.claim()
     # As many copies of one protein as make a batch of like rows: nothing is padding.
     wild_type = assays[0].wild_type
     batch = [wild_type] * max(1, options.batch_tokens // (len(wild_type) + 2))

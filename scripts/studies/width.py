@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     if len(families) != 1 or len(families[0].names) < 2:
         raise ValueError("a figure shows one family of two levels or more: give one --model or --backbones")
     family = families[0]
-    evaluation.output.claim()
+    evaluation.claim()
     moments = evaluation.moments(family)
     assert moments is not None
     lines = width_lines(family, moments, options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -104,3 +105,21 @@ def test_a_table_is_computed_once(tmp_path: Path) -> None:
     first, again = stored_table(path, compute), stored_table(path, compute)
     pd.testing.assert_frame_equal(first, again)
     assert len(calls) == 2
+
+
+def test_a_folder_takes_more_of_the_same_evaluation_and_no_other(tmp_path: Path) -> None:
+    def run(**options: Any) -> None:
+        evaluation = Evaluation(AssayOptions(output=tmp_path / "out", **options), "an evaluation")
+        evaluation.claim()
+        evaluation.finish("report")
+        evaluation.output.leave()
+
+    first = {"model": ("small",), "assays": (tmp_path / "a.csv",), "seeds": 2}
+    run(**first)
+    run(**first, threads=1, jobs=7, batch_tokens=99, device="cpu", cache=tmp_path)  # how it runs, not what
+    more = first | {"model": ("small", "large"), "pooling": ("mean", "site")}
+    run(**more)
+    # Its report would tell less, or something else.
+    for options, flag in ((first, "--model, --pooling"), (more | {"seeds": 3}, "--repeats")):
+        with pytest.raises(FolderError, match=f"out holds an evaluation with other {flag}: choose another --output"):
+            run(**options)
