@@ -18,50 +18,13 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from rd_hf.__main__ import commands, main
 from tests.conftest import EXAMPLE_FASTA, REPOSITORY, environment
-
-READMES = sorted(
-    path
-    for path in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("[!.]*/**/*.md")]
-    if not {"data", ".venv", "node_modules"} & set(path.relative_to(REPOSITORY).parts[:-1])
-    # A card is tested where it is made; a report holds no example.
-    and "rd-esm2-mini" not in path.parts
-    and "quickstart_output" not in path.parts
-)
-PAGES = REPOSITORY / "scripts" / "docs" / "pages"
-FENCE = re.compile(
-    r"(?:^<!-- not run: (?P<why>[^>]*) -->\n)?^```(?P<kind>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
-)
-
-
-@dataclass(frozen=True)
-class Example:
-    """One fenced block.
-
-    Attributes:
-        kind: bash, python, or nothing for an output.
-        code: its text.
-        why: why it is not run, None for one that is.
-    """
-
-    kind: str
-    code: str
-    why: str | None
-
-
-def examples(path: Path) -> list[Example]:
-    return [Example(m["kind"], m["code"], m["why"]) for m in FENCE.finditer(path.read_text())]
-
-
-def name_of(path: Path) -> str:
-    return str(path.relative_to(REPOSITORY))
-
+from tests.pages import PAGES, READMES, Example, examples, name_of
 
 # What a page names that neither the package nor an earlier command of the page brings: files of the reader's own, and
 # of a clone alone.

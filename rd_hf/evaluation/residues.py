@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from rd_hf.bases.moments import save_tensors
 from rd_hf.data.batching import token_budget_batches
+from rd_hf.data.residues import STANDARD_RESIDUES
 from rd_hf.evaluation import plots
 from rd_hf.evaluation.families import Family, load_families, residue_states
 from rd_hf.evaluation.frame import Evaluated, Evaluation, stored_table
@@ -77,7 +78,10 @@ def evaluate_residues(options: ResidueOptions) -> Evaluated:
                 probe(task, contender, f"{family.fingerprint} {how.digest}", states, how)
     if "one_hot" in options.representations:
         for task in progress_bar(tasks, desc="one-hot", unit="probe"):
-            windows = {name: window_one_hot(chains) for name, chains in task.splits.items()}
+            # Of all sets, so that their columns are the same.
+            everything = [chain.sequence for chains in task.splits.values() for chain in chains]
+            letters = set(STANDARD_RESIDUES).union(*everything)
+            windows = {name: window_one_hot(chains, letters) for name, chains in task.splits.items()}
             probe(task, ("", 1.0, "one_hot", ""), "window", windows, None)
 
     results = pd.concat(tables, ignore_index=True)
@@ -109,9 +113,9 @@ def chain_states(family: Family, chains: Sequence[Chain], cache: Path, batch_tok
     return np.concatenate(parts)
 
 
-def window_one_hot(chains: Sequence[Chain], window: int = WINDOW) -> np.ndarray:
+def window_one_hot(chains: Sequence[Chain], alphabet: Collection[str], window: int = WINDOW) -> np.ndarray:
     """Residues at and around each position: (residues, window x letters) float32; blank beyond the ends."""
-    letters = sorted({letter for chain in chains for letter in chain.sequence} | set("ACDEFGHIKLMNPQRSTVWY"))
+    letters = sorted(alphabet)
     half = window // 2
     parts = []
     for chain in chains:
@@ -160,22 +164,30 @@ def precision_recall_area(labels: np.ndarray, probabilities: np.ndarray, weights
     return float(np.mean(areas)) if areas else float("nan")
 
 
+def resampled_weights(chain_of: np.ndarray, options: ResidueOptions) -> Iterator[np.ndarray]:
+    """How often each row counts, (rows,) float64: once, then as its chain was drawn, for each resample of chains.
+
+    The draws depend on the number of chains and the seed alone; ``chain_of``, (rows,), numbers each row's chain.
+    """
+    generator = np.random.default_rng(options.seed)
+    number = int(chain_of.max()) + 1
+    yield np.ones(len(chain_of))
+    for _ in range(options.resamples):
+        picked = generator.integers(0, number, number)
+        yield np.bincount(picked, minlength=number)[chain_of].astype(np.float64)
+
+
 def bootstrap_figures(
     labels: np.ndarray, probabilities: np.ndarray, chain_of: np.ndarray, options: ResidueOptions
 ) -> pd.DataFrame:
     """Accuracy and area on the test set (draw 0) and on resamples of its chains (draws 1 and up).
 
-    The draws depend on the chains and the seed alone, so that contenders can be compared draw by draw. Labels and
-    ``chain_of``, the number of each residue's chain, are (residues,), probabilities (residues, classes). Columns:
-    figure ("accuracy", "AUPR"), draw, value.
+    Contenders can be compared draw by draw. Labels and ``chain_of``, the number of each residue's chain, are
+    (residues,), probabilities (residues, classes). Columns: figure ("accuracy", "AUPR"), draw, value.
     """
-    generator = np.random.default_rng(options.seed)
-    number = int(chain_of.max()) + 1
     right = (probabilities.argmax(axis=1) == labels).astype(np.float64)
     rows = []
-    for draw in range(options.resamples + 1):
-        picked = generator.integers(0, number, number) if draw else np.arange(number)
-        weights = np.bincount(picked, minlength=number)[chain_of].astype(np.float64)
+    for draw, weights in enumerate(resampled_weights(chain_of, options)):
         rows.append(("accuracy", draw, float(np.average(right, weights=weights))))
         rows.append(("AUPR", draw, precision_recall_area(labels, probabilities, weights)))
     return pd.DataFrame(rows, columns=["figure", "draw", "value"])

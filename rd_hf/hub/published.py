@@ -212,6 +212,12 @@ def import_checkpoint(settings: ImportSettings, say: Callable[[str], None] = pri
         for recipe in find_recipes(weights, settings.level)
         if all(getattr(settings, name) in (None, value) for name, value in vars(recipe).items())
     ]
+    naive = next(weights.glob("naive-scaler-*.npz"), None)
+    if not recipes and naive:
+        raise ValueError(
+            f"{naive} is a step of a chain of PCAs, whose levels do not nest, and no checkpoint here can hold it: "
+            "compare with --representations pca_chain of rd-hf evaluate dms, or give the files named rd-scaler-*.npz"
+        )
     if len(recipes) != 1:
         found = ", ".join(map(str, recipes)) or "none"
         raise ValueError(

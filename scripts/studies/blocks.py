@@ -1,30 +1,32 @@
-"""What do the residual blocks of a model hold? R^2 of each level, spectra, and what each block alone predicts.
+"""What do the appended directions of a model know that is new? Probes on each block beyond its prefix.
 
-    python scripts/study.py blocks --model rd-esm2-mini --input uniref50.fasta.gz \\
-        --secondary-structure tasks/flip_secondary_structure --output blocks
+    python scripts/study.py blocks --model rd-esm2-mini --secondary-structure tasks/flip_secondary_structure \\
+        --metal-binding tasks/bindpredict_metal --domains scope208/ --output blocks
 
-Held-out R^2 and spectra are those of the model's own bases, judged on sequences of --input that are held out of
-their fit (the same draw as the model's config records). Then each block [h_1], [r_2 V_2], ... is probed alone: which
-amino acid a residue is, where in its chain it stands, and its secondary structure.
+For each block, what [prefix, block] predicts better than the prefix alone, and than [prefix, as many random directions
+of the same residual]: secondary structure, amino acid and place of residues, metal sites, class, fold and length of
+SCOP domains, and the compartment of the carried proteins. Intervals resample test sequences.
 
---output then holds report.md, blocks.parquet and spectra.png.
+--output then holds report.md, blocks.parquet (one row per resample; draw 0 is the test set itself) and blocks.png. A
+run that was stopped goes on with the same command.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 
 from rd_hf.commands._arguments import command_parser, run_with_arguments
 from rd_hf.commands._evaluation import add_groups, tell
-from rd_hf.evaluation.options import FIT, RUN
+from rd_hf.evaluation.options import RUN
 from rd_hf.options import options_from
 from studies.options import BlockOptions
 
 GROUPS = {
-    "what is evaluated": ("model", "secondary_structure", "train_chains", "validation_chains", "output"),
-    "fitting sequences": FIT,
-    "the run": RUN,
+    "what is evaluated": ("model", "secondary_structure", "metal_binding", "data", "output"),
+    "how it is tested": ("train_chains", "validation_chains", "resamples"),
+    "the run": ("threads", *RUN),
 }
 
 
@@ -34,57 +36,30 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     # Imported here, so that --help and a mistyped flag answer at once.
-    from rd_hf.bases.chain import fit_chain
-    from rd_hf.bases.figure import draw_fit
-    from rd_hf.evaluation.families import (
-        draw_fit_sample,
-        fitting_moments,
-        load_families,
-        model_bases,
-        refit_difference,
-        split_sample,
-    )
-    from rd_hf.evaluation.frame import Evaluation
-    from rd_hf.evaluation.representations import chain_maps
-    from rd_hf.evaluation.residues import chain_states
-    from rd_hf.evaluation.tasks import read_secondary_structure, subsample
+    import pandas as pd
+    from threadpoolctl import threadpool_limits
+
+    from rd_hf.evaluation.families import load_families, model_bases
+    from rd_hf.evaluation.frame import Evaluation, stored_table
     from studies import block_probes
-    from studies.reports import render_blocks
 
     options = options_from(BlockOptions, args)
-    evaluation = Evaluation(options, "a report on blocks", "blocks.parquet", "spectra.png")
+    evaluation = Evaluation(options, "a report on blocks", "blocks.parquet", "blocks.png")
     (family,) = load_families(options)
-    config = family.model.config
     if len(family.names) < 2:
         raise ValueError(f"{options.model[0]} has one level and no residual block; give a reverse-distilled family")
     evaluation.claim()
-    training, heldout = split_sample(draw_fit_sample(family, options))
-    if not heldout:
-        raise ValueError("no sequence is held out to judge the bases on; give more --input")
-    moments = fitting_moments(family, training, evaluation.cache, options.batch_tokens)
-    judged = fitting_moments(family, heldout, evaluation.cache, options.batch_tokens)
-    # The chain in closed form is the model's own where the sequences are: the note says whether they are.
-    kind, alpha = config.bases.get("regression", "pcr"), config.bases.get("ridge_alpha", 1.0)
-    _, reports = fit_chain(moments, family.names, config.residual_directions, kind, alpha, judged)
-    assert options.secondary_structure is not None
-    task = read_secondary_structure(options.secondary_structure)
-    task = subsample(task, options.train_chains, options.validation_chains)
-    states = {
-        name: chain_states(family, chains, evaluation.cache, options.batch_tokens)
-        for name, chains in task.splits.items()
-    }
-    largest = chain_maps("rd", family.names, family.widths, model_bases(family))[-1]
-    table = block_probes.block_table(task, states, largest, block_probes.blocks(config.nested_dims), options)
-    evaluation.write_table("blocks.parquet", table)
-    evaluation.write_figures({"spectra.png": draw_fit(reports)})
-    evaluation.notes += [
-        f"{family.label}: bases judged on {len(heldout):,} sequences ({judged.count:,} residues) that are held out of "
-        f"{len(training):,}; regressions fitted on those differ from the model's by "
-        f"{refit_difference(family, moments):.0e}.",
-        f"Probes: {len(task.splits['train'])} training, {len(task.splits['validation'])} validation and "
-        f"{len(task.splits['test'])} test chains.",
-    ]
-    return tell(evaluation.finish(render_blocks(reports, table, evaluation.notes, ["spectra.png"])))
+    embeddings = block_probes.contenders(family.names, family.widths, model_bases(family))
+    tables = []
+    for label in block_probes.read_labels(family, options, evaluation.cache):
+        path = evaluation.runs / f"{block_probes.digest(label, embeddings, options)}.parquet"
+        with threadpool_limits(limits=options.threads):
+            tables.append(stored_table(path, partial(block_probes.probe_label, label, embeddings, options)))
+    results = pd.concat(tables, ignore_index=True)
+    table = block_probes.summarise(results, family.names)
+    evaluation.write_table("blocks.parquet", results)
+    evaluation.write_figures({"blocks.png": block_probes.draw(table)})
+    return tell(evaluation.finish(block_probes.render(family.label, table, "blocks.png")))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -48,10 +48,10 @@ class BlockOptions(ResidueOptions):
     """What the residual blocks of one family hold."""
 
     model: tuple[str, ...] = flag("model", (), ": folder or Hub id", nargs=1, required=True)
-    fit_data: tuple[str, ...] = flag("input", (), FIT_DATA, required=True, former=("--fit-data",))
     secondary_structure: Path | None = option(
         None, "folder of FLIP's splits.zip", kind=Path, required=True, metavar="DIR"
     )
+    data: Path | None = flag("domains", None, kind=Path)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,11 @@
-"""Reports of the ablations and of what each block holds."""
+"""The report of the ablations."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 
-from rd_hf.bases.chain import FitReport
 from rd_hf.evaluation import statistics
 from rd_hf.evaluation.options import KINDS
 from rd_hf.evaluation.report import condition
@@ -62,54 +60,4 @@ def render_ablations(
                 cells += [share(pair["wins"], len(own)), number(pair["p"], CHANCE)]
             rows.append(cells)
         parts += [f"## {study}: {STUDIES[study]}", markdown_table(header, rows)]
-    return "\n\n".join(parts) + "\n"
-
-
-def render_blocks(
-    reports: Sequence[FitReport], table: pd.DataFrame, notes: Sequence[str], figures: Sequence[str]
-) -> str:
-    """The report of the residual blocks.
-
-    Args:
-        reports: of the fit, with held-out figures.
-        table: from :func:`studies.block_probes.block_table`.
-        notes: sentences on how the run was done.
-        figures: file names of plots beside the report.
-    """
-    rows = []
-    for step in reports[1:]:
-        assert step.heldout is not None
-        spectrum = np.array(step.residual_eigenvalues)
-        # Participation ratio: how many directions of equal variance would spread as much.
-        effective = spectrum.sum() ** 2 / (spectrum**2).sum()
-        rows.append(
-            [
-                step.level,
-                f"{step.selected_components} of {step.components}",
-                number(step.heldout.r2),
-                number(step.heldout.r2_uniform),
-                f"{step.directions} of {step.backbone_width}",
-                percent(step.heldout.residual_variance_kept),
-                f"{effective:.1f}",
-            ]
-        )
-    header = [
-        "level",
-        "components used",
-        "R² held out",
-        "channel mean",
-        "directions",
-        "residual kept",
-        "effective rank",
-    ]
-    parts = ["# What the residual blocks hold", *notes]
-    parts += ["## How predictable each level is from the embedding before it", markdown_table(header, rows)]
-    parts += [f"![{name}]({name})" for name in figures]
-    properties = [name for name in table.columns if name not in ("block", "width", "position")]
-    rows = [
-        [str(row["block"]), str(row["width"]), *(number(row[name]) for name in properties), number(row["position"])]
-        for row in table.to_dict("records")
-    ]
-    header = ["block", "width", *(f"{name}, accuracy" for name in properties), "relative position, R²"]
-    parts += ["## What each block alone predicts", markdown_table(header, rows)]
     return "\n\n".join(parts) + "\n"

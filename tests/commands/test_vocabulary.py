@@ -250,7 +250,6 @@ FORMER = [
             "evaluate residues": "-m m -o o",
             "evaluate homology": "-m m -o o --domains d",
             "study ablate": "-m m -o o --assays a",
-            "study blocks": "-m m -o o --secondary-structure s",
             "study width": "-m m -o o",
         }.items()
     ),

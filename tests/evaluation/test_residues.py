@@ -15,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 from rd_hf.commands.evaluate_residues import main
 from rd_hf.data.records import InputError
+from rd_hf.data.residues import STANDARD_RESIDUES
 from rd_hf.evaluation.families import Family
 from rd_hf.evaluation.options import ResidueOptions
 from rd_hf.evaluation.residues import (
@@ -28,7 +29,8 @@ from rd_hf.evaluation.residues import (
 )
 from rd_hf.evaluation.tasks import UNLABELLED, Chain, read_metal_binding, read_secondary_structure, subsample
 
-CHAINS = {"a": "MKTAYIAKQR", "b": "GSHMLEDPVD", "c": "ACDEFGHIKL", "d": "WYVTSRQPNM"}
+# The first, of the training set, has a letter that no other has.
+CHAINS = {"a": "MKTAYIAXQR", "b": "GSHMLEDPVD", "c": "ACDEFGHIKL", "d": "WYVTSRQPNM"}
 
 
 def fasta(records: dict[str, str]) -> str:
@@ -157,7 +159,7 @@ def test_states_stand_in_the_order_of_residues(tiny_family: Family, tmp_path: Pa
 
 def test_window_is_blank_beyond_the_ends() -> None:
     chain = Chain("a", "MKT", np.zeros(3, np.int8))
-    features = window_one_hot([chain], window=3).reshape(3, 3, -1)
+    features = window_one_hot([chain], STANDARD_RESIDUES, window=3).reshape(3, 3, -1)
     letters = features.shape[2]
     assert features.sum(axis=2).tolist() == [[0, 1, 1], [1, 1, 1], [1, 1, 0]]
     np.testing.assert_array_equal(features[1, 0], features[0, 1])
@@ -231,7 +233,8 @@ def test_the_command_writes_tables_figure_and_rows_and_resumes(
     assert set(results["representation"]) == {"raw", "rd", "one_hot"}
     report = (out / "report.md").read_text()
     point = results[(results["draw"] == 0) & (results["representation"] == "one_hot") & (results["figure"] == "AUPR")]
-    assert f"| one_hot | one-hot | 300 | {point['value'].iloc[0]:.3f} |" in report
+    # 21 letters around each of 15 residues.
+    assert f"| one_hot | one-hot | 315 | {point['value'].iloc[0]:.3f} |" in report
     assert (out / "residues.png").read_bytes().startswith(b"\x89PNG")
     before = {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
     assert main([str(argument) for argument in arguments]) == 0

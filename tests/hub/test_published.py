@@ -17,7 +17,15 @@ from transformers import EsmConfig, EsmModel
 
 from rd_hf.families import ESM2, Member
 from rd_hf.hub.checkpoint import save_checkpoint
-from rd_hf.hub.published import PublishedFileError, Recipe, find_recipes, import_published, read_step
+from rd_hf.hub.options import ImportSettings
+from rd_hf.hub.published import (
+    PublishedFileError,
+    Recipe,
+    find_recipes,
+    import_checkpoint,
+    import_published,
+    read_step,
+)
 from tests.conftest import REPOSITORY, backbone_settings
 
 pytest.importorskip("esm")
@@ -214,6 +222,14 @@ def test_the_command_imports_and_says_what_it_found(weights: dict[str, Path], tm
     assert other.returncode == 1
     assert "out holds another model: choose another --output, or delete it" in other.stderr
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+
+
+def test_a_chain_of_components_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "naive-scaler-8M-35M-None-fbpca-1k.npz"
+    np.savez(path, pca__mean_=np.zeros(800), pca__components_=np.zeros((480, 800)))
+    with pytest.raises(ValueError, match=r"do not nest.*pca_chain") as refused:
+        import_checkpoint(ImportSettings(tmp_path, "35M", tmp_path / "out"))
+    assert str(path) in str(refused.value)
 
 
 class Bomb:
