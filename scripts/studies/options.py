@@ -84,3 +84,32 @@ class WidthOptions(AssayOptions):
     representations: tuple[str, ...] = ("raw", "rd", "rd_all")
     splits: tuple[str, ...] = ("random",)
     control: bool = False
+
+
+@dataclass(frozen=True)
+class NestedOptions(AssayOptions):
+    """Other blocks for the same prefix."""
+
+    backbones: tuple[str, ...] = flag(
+        "backbones",
+        (),
+        ", smallest first, each by its own name; layers of all but the first are read too",
+        required=True,
+    )
+    layers: tuple[int, ...] = option((2, 4), "layers that are read beside the last", kind=whole(1))
+    fit_data: tuple[str, ...] = flag("input", (), FIT_DATA, required=True)
+    fit_sequences: int | None = flag("num_sequences", 2000, " out of --input")
+    max_length: int = flag("max_length", 400, "; what is longer is cut")
+    variants: int = option(375, "draw at most N variants of each assay", kind=whole(1), metavar="N")
+    development: int = option(
+        10, "the choice is made on the N smallest assays that have --variants variants", kind=whole(1), metavar="N"
+    )
+    data: Path | None = flag("domains", None, kind=Path)
+    longest: int = option(
+        150, "leave longer domains out, as queries and as answers", kind=whole(1), flags=("--longest-domain",)
+    )
+    seeds: int = flag("repeats", 1, former=("--seeds",))
+    representations: tuple[str, ...] = ("raw",)
+    splits: tuple[str, ...] = ("random",)
+    low_n: tuple[int, ...] = ()
+    control: bool = False
