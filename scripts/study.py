@@ -6,6 +6,7 @@ python scripts/study.py blocks --help       what each level's block alone predic
 python scripts/study.py frontier --help     what an embedding is worth for what it costs
 python scripts/study.py nested --help       whether another block wins at equal width
 python scripts/study.py overview --help     the picture of what a nested family is for, from its report and config
+python scripts/study.py readout --help      whether another readout comes nearer to the exact levels
 python scripts/study.py width --help        what an embedding is worth at any number of dimensions
 """
 
@@ -15,7 +16,7 @@ import argparse
 import importlib
 import sys
 
-STUDIES = ("ablate", "angles", "blocks", "frontier", "nested", "overview", "width")
+STUDIES = ("ablate", "angles", "blocks", "frontier", "nested", "overview", "readout", "width")
 
 
 def main() -> int:

@@ -20,12 +20,13 @@ from rd_hf.evaluation.representations import Representation
 from rd_hf.evaluation.tables import SIGNED, between, markdown_table, number, percent
 from rd_hf.evaluation.treatments import DOMAINS, Candidate, mean_moments, treat
 from studies.forms import READ_OUT, REFERENCES, TODAY
-from studies.options import NestedOptions
+from studies.options import NestedOptions, ReadoutOptions
+from studies.readouts import TODAY as LINEAR
 
 TREATED = ("plain", "whitened")
 
 
-def development_assays(assays: Sequence[Assay], options: NestedOptions) -> set[str]:
+def development_assays(assays: Sequence[Assay], options: NestedOptions | ReadoutOptions) -> set[str]:
     """Names of the smallest assays that have enough variants; ValueError where none is left to report on."""
     usable = sorted((assay for assay in assays if len(assay.mutants) >= options.variants), key=lambda a: len(a.mutants))
     chosen = {assay.name for assay in usable[: options.development]}
@@ -155,3 +156,33 @@ def render_forms(
                 )
     parts += ["## Step by step", markdown_table(["form", "step", "less", "difference", "95 %", "wins"], rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def render_readouts(
+    results: pd.DataFrame, cosines: Mapping[tuple[str, str], float], notes: Sequence[str], failed: Mapping[str, str]
+) -> str:
+    """The report of the readouts: cosine to the exact level and score, each less today's.
+
+    Args:
+        results: tidy table of :func:`rd_hf.evaluation.dms.evaluate_unit`.
+        cosines: by readout and level, smallest level first.
+        notes, failed: as in :func:`render_forms`.
+    """
+    scores = condition(statistics.assay_scores(results), "random")
+    kinds, levels = (list(dict.fromkeys(key[place] for key in cosines)) for place in (0, 1))
+    by_level = scores.pivot_table(index="representation", columns="level", values="score")
+    means = scores.pivot_table(index="assay", columns="representation", values="score")
+    parts = ["# Readouts in one pass", *notes]
+    if failed:
+        parts.append("\n".join(f"- left out: {message}" for message in failed.values()))
+    header = ["readout", *(f"cosine, {level}" for level in levels), *(f"Spearman, {level}" for level in levels)]
+    header += ["mean", "less today's", "95 %", "wins"]
+    rows = []
+    for kind in kinds:
+        cells = [kind, *(number(cosines[kind, level]) for level in levels)]
+        cells += [*(number(by_level.loc[kind, level]) for level in levels), number(means[kind].mean())]
+        pair = statistics.compare(means[kind].to_numpy(), means[LINEAR].to_numpy())
+        interval = between(pair["difference_low"], pair["difference_high"], SIGNED)
+        own = [number(pair["difference"], SIGNED), interval, percent(pair["wins"])]
+        rows.append([*cells, *([""] * 3 if kind == LINEAR else own)])
+    return "\n\n".join([*parts, markdown_table(header, rows)]) + "\n"

@@ -113,3 +113,23 @@ class NestedOptions(AssayOptions):
     splits: tuple[str, ...] = ("random",)
     low_n: tuple[int, ...] = ()
     control: bool = False
+
+
+@dataclass(frozen=True)
+class ReadoutOptions(AssayOptions):
+    """Other readouts in one pass."""
+
+    model: tuple[str, ...] = flag("model", (), " with a readout: folder or Hub id", nargs=1, required=True)
+    fit_data: tuple[str, ...] = flag("input", (), FIT_DATA, required=True)
+    fit_sequences: int | None = flag("num_sequences", 500, " out of --input")
+    max_length: int = flag("max_length", 400, "; what is longer is cut")
+    components: tuple[int, ...] = option((32, 64), "leading components whose products are read too", kind=whole(1))
+    variants: int = option(375, "draw at most N variants of each assay", kind=whole(1), metavar="N")
+    development: int = option(
+        10, "probe the N smallest assays that have --variants variants", kind=whole(1), metavar="N"
+    )
+    seeds: int = flag("repeats", 1, former=("--seeds",))
+    representations: tuple[str, ...] = ("raw",)
+    splits: tuple[str, ...] = ("random",)
+    low_n: tuple[int, ...] = ()
+    control: bool = False
