@@ -76,7 +76,7 @@ def retrieval(
     found: dict[str, dict[str, float]] = {}
     for how in maps:
         nested = how.kind not in ("raw", "components")
-        blocks = tuple(width for width in (*widths, how.width - sum(widths)) if width) if nested else (how.width,)
+        blocks = tuple(*widths, how.width - sum(widths)) if nested else (how.width,)
         rows = torch.from_numpy(how(states))
         for treatment in TREATED:
             treated = treat(treatment, rows, Candidate(how, blocks), known)
@@ -129,17 +129,21 @@ def render_forms(
     header = ["form", "development", *steps, "mean", "less today's", "95 %", "wins", "less raw", "95 %"]
     header += [] if found is None else [f"hit@10, {name}" for name in TREATED]
     rows = []
-    candidates = [form for form in many.columns if form not in REFERENCES]
+    candidates = [form for form in few.columns if form not in REFERENCES]
     for form in sorted(candidates, key=lambda form: -few[form].mean()) + list(REFERENCES):
-        values, cells = many[form].to_numpy(), [f"**{form}**" if form == chosen else form, number(few[form].mean())]
+        cells = [f"**{form}**" if form == chosen else form, number(few[form].mean())]
+        hits = [] if found is None else [number(found.loc[form, name]) for name in TREATED]
+        if form not in many:
+            rows.append([*cells, *[""] * (len(header) - len(cells) - len(hits)), *hits])
+            continue
+        values = many[form].to_numpy()
         cells += [*(number(by_step.loc[form, step]) for step in steps), number(values.mean())]
         for reference in (TODAY, "raw"):
             pair = statistics.compare(values, many[reference].to_numpy())
             own = [number(pair["difference"], SIGNED), between(pair["difference_low"], pair["difference_high"], SIGNED)]
             own += [percent(pair["wins"])] if reference == TODAY else []
             cells += [""] * len(own) if form == reference else own
-        cells += [] if found is None else [number(found.loc[form, name]) for name in TREATED]
-        rows.append(cells)
+        rows.append([*cells, *hits])
     parts.append(markdown_table(header, rows))
     rows = []
     for form in dict.fromkeys((chosen, READ_OUT)):

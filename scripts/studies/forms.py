@@ -24,7 +24,7 @@ from rd_hf.bases.whitening import whitening_map
 from rd_hf.evaluation.representations import Representation
 
 TODAY, READ_OUT = "variance", "read-out prefix"
-REFERENCES = ("raw", "components", "prefix alone", "all directions")
+REFERENCES = ("raw", "components", "all directions")
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def contenders(step: Step, residues: Covariance, means: Covariance, seed: int = 
     everything = leading(step.below, residues)[:, :width]
     fitted = regress(residues(step.prefix), residues(step.prefix, step.state), residues.count)
     rest = leading(step.state - step.prefix @ fitted.coefficients, residues)
-    nested = {**blocks, "prefix alone": step.prefix[:, :0], "all directions": rest}
+    nested = {**blocks, "all directions": rest}
     return [
         *(mapped(name, torch.cat((step.prefix, block), dim=1), step.copied) for name, block in nested.items()),
         mapped("raw", step.state, step.state.shape[1]),

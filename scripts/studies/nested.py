@@ -27,8 +27,8 @@ from studies.options import NestedOptions
 
 GROUPS = {
     "what is evaluated": ("backbones", "layers", "assays", "data", "longest", "output"),
-    "fitting sequences": (*FIT, "max_length"),
-    "how it is tested": ("variants", "development", "inner_folds"),
+    "fitting sequences": (*FIT, "max_length", "means"),
+    "how it is tested": ("variants", "longest_assay", "development", "explore", "inner_folds"),
     "the run": ("jobs", "threads", *RUN),
 }
 
@@ -39,6 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     # Imported here, so that --help and a mistyped flag answer at once.
+    import pandas as pd
+
     from rd_hf.bases.moments import JointMoments
     from rd_hf.evaluation.assays import read_assays
     from rd_hf.evaluation.dms import probe_assays
@@ -50,12 +52,13 @@ def run(args: argparse.Namespace) -> int:
     from rd_hf.fitting import FitOptions, draw_sample
     from studies.costs import sample_variants
     from studies.form_report import choose, development_assays, forms_figure, render_forms, retrieval, scores_of
-    from studies.forms import Covariance, chain_steps, contenders, read_out
+    from studies.forms import READ_OUT, REFERENCES, TODAY, Covariance, chain_steps, contenders, read_out
 
     options = options_from(NestedOptions, args)
     names = ("results.parquet", "scores.parquet", "nested_forms.png")
     evaluation = Evaluation(options, "a comparison of nested forms", *names)
     assays, evaluation.failed = read_assays(options.assays)
+    assays = [assay for assay in assays if len(assay.wild_type) <= options.longest_assay]
     development = development_assays(assays, options)
     assays = [sample_variants(assay, options.variants, options.seed) for assay in assays]
     domains = read_domains(options.data).up_to(options.longest) if options.data else None
@@ -74,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     )
     moments = JointMoments.from_state(fitting.state())
     moments.merge(other)
-    store, proteins = StateCache(evaluation.cache, family.fingerprint), training + tuning
+    store, proteins = StateCache(evaluation.cache, family.fingerprint), (tuning + training)[: options.means]
     rows = embed_proteins(family, [f"protein {n}" for n in range(len(proteins))], proteins, store, options.batch_tokens)
     residues, means = Covariance.of(moments), Covariance.of(mean_moments(rows, family.widths))
     growth = [family.widths[after] - family.widths[before] for before, after in pairwise(whole)]
@@ -84,7 +87,12 @@ def run(args: argparse.Namespace) -> int:
     steps = chain_steps(moments, [name for name, _ in parts], whole, directions)
     for step in steps:
         maps += [*contenders(step, residues, means, options.seed), read_out(step, fitting, other, whole)]
-    results = probe_assays(evaluation, [(family, maps)], assays, None, options)
+    few, many = ([assay for assay in assays if (assay.name in development) == own] for own in (True, False))
+    results = probe_assays(evaluation, [(family, maps)], few, None, options)
+    chosen = choose(scores_of(results, development))
+    reported = maps if options.explore else [how for how in maps if how.kind in (chosen, TODAY, READ_OUT, *REFERENCES)]
+    others = probe_assays(evaluation, [(family, reported)], many, None, options)
+    results = pd.concat([results, others], ignore_index=True)
     scores = scores_of(results, development)
     found = None
     if domains is not None:
@@ -95,10 +103,10 @@ def run(args: argparse.Namespace) -> int:
     evaluation.write_table("scores.parquet", scores)
     evaluation.write_figures({"nested_forms.png": forms_figure(scores)})
     evaluation.notes.append(
-        f"{', '.join(step.name for step in steps)}: fitted on {len(proteins):,} proteins cut at {options.max_length} "
-        f"residues ({moments.count:,} residues). Spearman of a ridge probe, five random folds of at most "
-        f"{options.variants} variants of an assay; chosen on {len(development)} assays, reported on "
-        f"{scores.loc[~scores['development'], 'assay'].nunique()} others. Chosen: {choose(scores)}."
+        f"{'; '.join(step.name for step in steps)}: fitted on {len(training) + len(tuning):,} proteins cut at "
+        f"{options.max_length} residues ({moments.count:,} residues), and on the means of {len(proteins):,} of them. "
+        f"Spearman of a ridge probe, five random folds of at most {options.variants} variants of an assay; chosen on "
+        f"{len(few)} assays, reported on {len(many)} others. Chosen: {chosen}."
     )
     return tell(evaluation.finish(render_forms(scores, found, evaluation.notes, evaluation.failed)))
 

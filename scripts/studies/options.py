@@ -100,7 +100,12 @@ class NestedOptions(AssayOptions):
     fit_data: tuple[str, ...] = flag("input", (), FIT_DATA, required=True)
     fit_sequences: int | None = flag("num_sequences", 2000, " out of --input")
     max_length: int = flag("max_length", 400, "; what is longer is cut")
+    means: int = option(1000, "of which proteins, at most, the means are used too", kind=whole(2), metavar="N")
     variants: int = option(375, "draw at most N variants of each assay", kind=whole(1), metavar="N")
+    longest_assay: int = option(120, "leave out assays of longer proteins", kind=whole(1), metavar="N")
+    explore: bool = option(
+        False, "probe every candidate on the other assays too, not only the chosen one", action="store_true"
+    )
     development: int = option(
         10, "the choice is made on the N smallest assays that have --variants variants", kind=whole(1), metavar="N"
     )
