@@ -4,7 +4,9 @@ python scripts/study.py ablate --help       what each choice in the chain is wor
 python scripts/study.py angles --help       whether levels agree on what comes first
 python scripts/study.py blocks --help       what each level's block predicts beyond its prefix
 python scripts/study.py frontier --help     what an embedding is worth for what it costs
+python scripts/study.py nested --help       whether another block wins at equal width
 python scripts/study.py overview --help     the picture of what a nested family is for, from its report and config
+python scripts/study.py readout --help      whether another readout comes nearer to the exact levels
 python scripts/study.py width --help        what an embedding is worth at any number of dimensions
 """
 
@@ -14,7 +16,7 @@ import argparse
 import importlib
 import sys
 
-STUDIES = ("ablate", "angles", "blocks", "frontier", "overview", "width")
+STUDIES = ("ablate", "angles", "blocks", "frontier", "nested", "overview", "readout", "width")
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ from tests.conftest import REPOSITORY, environment
 SCRIPTS = sorted((REPOSITORY / "scripts").glob("*.py"))
 STUDIES = [
     REPOSITORY / "scripts" / "studies" / f"{name}.py"
-    for name in ("ablate", "angles", "blocks", "frontier", "overview", "width")
+    for name in ("ablate", "angles", "blocks", "frontier", "nested", "overview", "readout", "width")
 ]
 # What each part of the package may import of the package (design: scripts -> jobs -> maths -> model files).
 ALLOWED = {

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
@@ -77,16 +78,23 @@ class Family:
         return cls(label, model, depth, fingerprint(model, depth))
 
     @classmethod
-    def chain(cls, words: Sequence[str], device: str = "cpu", dtype: torch.dtype = torch.float32) -> Family:
+    def chain(
+        cls,
+        words: Sequence[str],
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        keep: Literal["all"] | None = None,
+    ) -> Family:
         """Load backbones as one family, whose bases are yet to be fitted.
 
-        Words are those of ``rd-hf fit --backbones``, smallest first; see :func:`rd_hf.hub.backbones.family_config`.
+        Words are those of ``rd-hf fit --backbones``, smallest first, and ``keep`` is its ``--keep``; see
+        :func:`rd_hf.hub.backbones.family_config`.
 
         Raises:
             InputError: a word cannot be understood, or a backbone cannot be loaded, or not on that device.
         """
         check_device(device)
-        config = family_config(list(words))
+        config = family_config(list(words), keep)
         try:
             model = load_family(config, dtype=dtype).eval().to(device)
         except (OSError, ValueError) as error:

@@ -84,3 +84,57 @@ class WidthOptions(AssayOptions):
     representations: tuple[str, ...] = ("raw", "rd", "rd_all")
     splits: tuple[str, ...] = ("random",)
     control: bool = False
+
+
+@dataclass(frozen=True)
+class NestedOptions(AssayOptions):
+    """Other blocks for the same prefix."""
+
+    backbones: tuple[str, ...] = flag(
+        "backbones",
+        (),
+        ", smallest first, each by its own name; layers of all but the first are read too",
+        required=True,
+    )
+    layers: tuple[int, ...] = option((2, 4), "layers that are read beside the last", kind=whole(1))
+    fit_data: tuple[str, ...] = flag("input", (), FIT_DATA, required=True)
+    fit_sequences: int | None = flag("num_sequences", 2000, " out of --input")
+    max_length: int = flag("max_length", 400, "; what is longer is cut")
+    means: int = option(1000, "of which proteins, at most, the means are used too", kind=whole(2), metavar="N")
+    variants: int = option(375, "draw at most N variants of each assay", kind=whole(1), metavar="N")
+    longest_assay: int = option(120, "leave out assays of longer proteins", kind=whole(1), metavar="N")
+    explore: bool = option(
+        False, "probe every candidate on the other assays too, not only the chosen one", action="store_true"
+    )
+    development: int = option(
+        10, "the choice is made on the N smallest assays that have --variants variants", kind=whole(1), metavar="N"
+    )
+    data: Path | None = flag("domains", None, kind=Path)
+    longest: int = option(
+        150, "leave longer domains out, as queries and as answers", kind=whole(1), flags=("--longest-domain",)
+    )
+    seeds: int = flag("repeats", 1, former=("--seeds",))
+    representations: tuple[str, ...] = ("raw",)
+    splits: tuple[str, ...] = ("random",)
+    low_n: tuple[int, ...] = ()
+    control: bool = False
+
+
+@dataclass(frozen=True)
+class ReadoutOptions(AssayOptions):
+    """Other readouts in one pass."""
+
+    model: tuple[str, ...] = flag("model", (), " with a readout: folder or Hub id", nargs=1, required=True)
+    fit_data: tuple[str, ...] = flag("input", (), FIT_DATA, required=True)
+    fit_sequences: int | None = flag("num_sequences", 500, " out of --input")
+    max_length: int = flag("max_length", 400, "; what is longer is cut")
+    components: tuple[int, ...] = option((32, 64), "leading components whose products are read too", kind=whole(1))
+    variants: int = option(375, "draw at most N variants of each assay", kind=whole(1), metavar="N")
+    development: int = option(
+        10, "probe the N smallest assays that have --variants variants", kind=whole(1), metavar="N"
+    )
+    seeds: int = flag("repeats", 1, former=("--seeds",))
+    representations: tuple[str, ...] = ("raw",)
+    splits: tuple[str, ...] = ("random",)
+    low_n: tuple[int, ...] = ()
+    control: bool = False
