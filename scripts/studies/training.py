@@ -146,7 +146,7 @@ def summary(figures: pd.DataFrame) -> str:
         embedding, both = means.loc[("embedding", level)], means.loc[("augmented", level)]
         gain = (both - alone).dropna()
         cells = [f"{values.mean():.3f}" for values in (embedding, alone, both)]
-        rows.append([level, *cells, f"{gain.mean():+.3f}", f"{(gain > 0).mean():.0%}"])
+        rows.append([level, *cells, f"{gain.mean():+.3f}", f"{(gain > 0).mean():.1%}"])
     header = ["level", "embedding", "one-hot", "both", "both less one-hot", "both better on"]
     parts.append(markdown_table(header, rows))
     tested = figures[figures["figure"] == "coverage"].groupby("assay")["other"].first()
@@ -160,7 +160,7 @@ def summary(figures: pd.DataFrame) -> str:
         error = (1 - best**2) * np.sqrt((1 + best**2 / 2) / (count - 3))
         near = (best - chosen["value"].to_numpy() <= error).mean()
         figure = [f"{chosen['value'].mean():.3f}", f"{within['other'].mean():.3f}", f"{chosen['other'].mean():.2f}"]
-        rows.append([rule, *figure, f"{near:.0%}", f"{within['value'].mean():.0%}", taken])
+        rows.append([rule, *figure, f"{near:.1%}", f"{within['value'].mean():.1%}", taken])
     header = ["rule", "score", "best level's", "of the FLOP", "within an error of the best's score"]
     parts.append(markdown_table([*header, "of the difference", "chosen"], rows))
     rows = []
