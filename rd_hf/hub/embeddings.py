@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCardData, HfApi, get_session
-from huggingface_hub.utils import hf_raise_for_status
 
 from rd_hf.data.records import InputError
 from rd_hf.data.remote import MANIFEST, REJECTS, is_remote
@@ -141,7 +140,7 @@ def _check_card(api: HfApi, plan: EmbeddingsPlan) -> None:
     if answer.status_code == 400:
         why = "; ".join(str(one.get("message")) for one in answer.json().get("errors", []))
         raise InputError(f"the Hub does not take the card: {why}; give another --license, or mend the README.md")
-    hf_raise_for_status(answer)
+    answer.raise_for_status()
 
 
 def _unlike(api: HfApi, where: dict[str, Any], parts: dict[str, str], sizes: dict[str, int]) -> list[str]:
