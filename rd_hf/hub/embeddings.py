@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCardData, HfApi, get_session
-from huggingface_hub.utils import hf_raise_for_status
 
 from rd_hf.data.records import InputError
 from rd_hf.data.remote import MANIFEST, REJECTS, is_remote
@@ -27,6 +26,9 @@ from rd_hf.hub.sources import check_hub_id
 from rd_hf.network import hub_asked_once
 
 TAGS = ("biology", "protein", "embeddings", "reverse-distillation", "matryoshka")
+# Parts in a commit: at 256 MB each, what a connection carries in an hour or so. The client's own way for large folders,
+# which 2.0 has merged into the plain one, tried again without end before.
+_TOGETHER = 256
 # Of the Hub: the least number of rows that each is too small for.
 _SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M"}
 _SIZES |= {10**8: "10M<n<100M", 10**9: "100M<n<1B", 10**10: "1B<n<10B", 10**11: "10B<n<100B"}
@@ -138,7 +140,7 @@ def _check_card(api: HfApi, plan: EmbeddingsPlan) -> None:
     if answer.status_code == 400:
         why = "; ".join(str(one.get("message")) for one in answer.json().get("errors", []))
         raise InputError(f"the Hub does not take the card: {why}; give another --license, or mend the README.md")
-    hf_raise_for_status(answer)
+    answer.raise_for_status()
 
 
 def _unlike(api: HfApi, where: dict[str, Any], parts: dict[str, str], sizes: dict[str, int]) -> list[str]:
@@ -156,22 +158,19 @@ def _unlike(api: HfApi, where: dict[str, Any], parts: dict[str, str], sizes: dic
 
 
 def _upload(api: HfApi, folder: Path, names: Sequence[str], where: dict[str, Any], message: str) -> None:
-    """Upload parts, many commits or one as the client sees fit; what arrived of an earlier run is not sent again."""
-    # A folder of these alone: older clients keep their notes in it, and no other file of the user's can go up.
-    with tempfile.TemporaryDirectory(prefix="rd_hf-push-") as staged:
-        for name in names:
-            os.symlink((folder / name).resolve(), Path(staged, name))
-        # Clients from 2.0 on have one way for folders of any size.
-        try:
-            if upload := getattr(api, "upload_large_folder", None):
-                upload(folder_path=staged, print_report=False, **where)
-            else:
+    """Upload parts, some hundred in a commit; of what arrived in an earlier run the client sends nothing again."""
+    for first in range(0, len(names), _TOGETHER):
+        # A folder of these alone: no other file of the user's can go up, and the client leaves no notes in theirs.
+        with tempfile.TemporaryDirectory(prefix="rd_hf-push-") as staged:
+            for name in names[first : first + _TOGETHER]:
+                os.symlink((folder / name).resolve(), Path(staged, name))
+            try:
                 api.upload_folder(folder_path=staged, commit_message=message, **where)
-        except RuntimeError as error:  # as the client says that a file did not arrive
-            why = error_text(error.__cause__ or error)
-            raise InputError(
-                f"{error_text(error)} ({why}): give the same command again, what arrived is not sent again"
-            ) from error
+            except RuntimeError as error:  # as the client says that a file did not arrive
+                why = error_text(error.__cause__ or error)
+                raise InputError(
+                    f"{error_text(error)} ({why}): give the same command again, what arrived is not sent again"
+                ) from error
 
 
 def _card(stored: EmbeddingFolder, repo_id: str, license: str | None, has_rejects: bool) -> str:

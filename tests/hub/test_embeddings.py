@@ -131,8 +131,7 @@ def test_an_interrupted_push_goes_on_and_is_no_folder_before_its_end(
     assert 0 < sent < 4
     assert "_manifest.json" not in files_of(hub)
     # And once more, when all parts are there and the rest is not.
-    hub.faults = [Fault("POST", "/preupload/", "status", status=403, times=0)]
-    hub.faults = [Fault("GET", "/tree/main.recursive=true", "status", status=403)]
+    hub.faults = [Fault("GET", "/tree/main.recursive=[Tt]rue", "status", status=403)]
     assert push("embeddings", "--repo-id", "me/proteins").status == 1
     assert uploads(hub) == 4
     assert not SMALL & set(files_of(hub))
@@ -141,6 +140,15 @@ def test_an_interrupted_push_goes_on_and_is_no_folder_before_its_end(
     assert set(files_of(hub)) == {*PARTS, *SMALL}
     assert push("embeddings", "--repo-id", "me/proteins").status == 0
     assert uploads(hub) == 4
+
+
+def test_many_parts_go_up_in_several_commits_each_of_which_is_kept(
+    hub: FakeHub, push: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rd_hf.hub.embeddings._TOGETHER", 3)
+    assert push("embeddings", "--repo-id", "me/proteins").status == 0
+    commits = [set(files) - {".gitattributes"} for files in hub.repos["datasets/me/proteins"].commits.values()]
+    assert commits == [set(), set(PARTS[:3]), set(PARTS), {*PARTS, *SMALL}]
 
 
 def test_another_push_replaces_what_was_there(
