@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -85,3 +86,31 @@ def open_part(file: str | Path | IO[bytes], metadata: pq.FileMetaData) -> pq.Par
     """Open a file whose footer is known, mapped into memory where it lies here; its pages are verified as read."""
     mapped = isinstance(file, str | Path)
     return pq.ParquetFile(file, metadata=metadata, memory_map=mapped, page_checksum_verification=True)
+
+
+def has_checksums(schema: Any) -> bool:
+    """Whether the pages of a file carry checksums, by what its schema says."""
+    return b'"page_checksums": true' in (schema.metadata or {}).get(b"rd_hf", b"")
+
+
+def holds(wanted: np.ndarray, first: int, last: int) -> bool:
+    """Whether any of the ascending records lies in a range, its ends included."""
+    return bool(np.searchsorted(wanted, last, "right") > np.searchsorted(wanted, first, "left"))
+
+
+def bytes_of(metadata: Any, groups: list[int], columns: list[str]) -> int:
+    """How large columns are in row groups of a file."""
+    paths = [f"{metadata.schema.column(leaf).path}." for leaf in range(metadata.num_columns)]
+    # A level's name may have a point too, as what is within a column has.
+    leaves = [leaf for leaf, path in enumerate(paths) if path.startswith(tuple(f"{name}." for name in columns))]
+    return sum(metadata.row_group(group).column(leaf).total_compressed_size for group in groups for leaf in leaves)
+
+
+def row_groups(file: Any, wanted: np.ndarray | None) -> list[int]:
+    """Row groups that may hold one of the wanted records, by the statistics that each carries."""
+    groups = list(range(file.metadata.num_row_groups))
+    if wanted is None:
+        return groups
+    place = [file.metadata.schema.column(leaf).path for leaf in range(file.metadata.num_columns)].index("record")
+    seen = {group: file.metadata.row_group(group).column(place).statistics for group in groups}
+    return [group for group, range_ in seen.items() if range_ is None or holds(wanted, range_.min, range_.max)]

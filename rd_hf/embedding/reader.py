@@ -192,18 +192,18 @@ class EmbeddingFolder:
         """
         import pyarrow as pa
 
-        from rd_hf.embedding.part_file import open_part
+        from rd_hf.embedding.part_file import bytes_of, holds, open_part, row_groups
 
         for index, part in enumerate(self.parts):
             path = self.path / part["file"]
             first, beyond = part["first_record"], part["first_record"] + part["records"]
-            if not part["written"] or (wanted is not None and not _holds(wanted, first, beyond - 1)):
+            if not part["written"] or (wanted is not None and not holds(wanted, first, beyond - 1)):
                 continue
             try:
                 with open_part(self._bytes(part), self._footer(part)) as file:
                     self._verify(index, file.schema_arrow, columns, wanted is None)
-                    groups = _row_groups(file, wanted)
-                    self.bytes_read += _bytes_of(file.metadata, groups, columns)
+                    groups = row_groups(file, wanted)
+                    self.bytes_read += bytes_of(file.metadata, groups, columns)
                     for batch in file.iter_batches(size, row_groups=groups, columns=columns):
                         if any(batch[name].null_count for name in {"record", *self.manifest["columns"]} & {*columns}):
                             raise self._damaged(part)
@@ -338,6 +338,8 @@ class EmbeddingFolder:
 
     def _verify(self, index: int, schema: Any, columns: list[str], whole: bool) -> None:
         """Raise unless a file is the one that was written, as far as its pages do not say so themselves."""
+        from rd_hf.embedding.part_file import has_checksums
+
         part = self.parts[index]
         if not self._is_part(schema, columns):
             raise self._damaged(part)
@@ -347,7 +349,7 @@ class EmbeddingFolder:
             entry = self._folder.entry(index)
             if entry is None or any(getattr(entry, name, None) != value for name, value in part.items()):
                 raise self._damaged(part)
-        if self._with_journal or (whole and not _has_checksums(schema)):
+        if self._with_journal or (whole and not has_checksums(schema)):
             if self._sha256(part) != part["sha256"]:
                 raise self._damaged(part)
             self._verified.add(index)
@@ -381,31 +383,3 @@ class EmbeddingFolder:
             return self._remote.damaged(part["file"])
         path = self.path / part["file"]
         return InputError(f"{path} is not as it was written: give the command that wrote it again")
-
-
-def _has_checksums(schema: Any) -> bool:
-    """Whether the pages of a file carry checksums, by what its schema says."""
-    return b'"page_checksums": true' in (schema.metadata or {}).get(b"rd_hf", b"")
-
-
-def _holds(wanted: np.ndarray, first: int, last: int) -> bool:
-    """Whether any of the ascending records lies in a range, its ends included."""
-    return bool(np.searchsorted(wanted, last, "right") > np.searchsorted(wanted, first, "left"))
-
-
-def _bytes_of(metadata: Any, groups: list[int], columns: list[str]) -> int:
-    """How large columns are in row groups of a file."""
-    paths = [f"{metadata.schema.column(leaf).path}." for leaf in range(metadata.num_columns)]
-    # A level's name may have a point too, as what is within a column has.
-    leaves = [leaf for leaf, path in enumerate(paths) if path.startswith(tuple(f"{name}." for name in columns))]
-    return sum(metadata.row_group(group).column(leaf).total_compressed_size for group in groups for leaf in leaves)
-
-
-def _row_groups(file: Any, wanted: np.ndarray | None) -> list[int]:
-    """Row groups that may hold one of the wanted records, by the statistics that each carries."""
-    groups = list(range(file.metadata.num_row_groups))
-    if wanted is None:
-        return groups
-    place = [file.metadata.schema.column(leaf).path for leaf in range(file.metadata.num_columns)].index("record")
-    seen = {group: file.metadata.row_group(group).column(place).statistics for group in groups}
-    return [group for group, range_ in seen.items() if range_ is None or _holds(wanted, range_.min, range_.max)]

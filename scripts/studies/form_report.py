@@ -76,7 +76,7 @@ def retrieval(
     found: dict[str, dict[str, float]] = {}
     for how in maps:
         nested = how.kind not in ("raw", "components")
-        blocks = tuple(*widths, how.width - sum(widths)) if nested else (how.width,)
+        blocks = (*widths, how.width - sum(widths)) if nested else (how.width,)
         rows = torch.from_numpy(how(states))
         for treatment in TREATED:
             treated = treat(treatment, rows, Candidate(how, blocks), known)

@@ -100,9 +100,10 @@ def chain_steps(
     for index, numbers in directions.items():
         prefix = embedding_map(bases[: index - 1], final.widths[:index])
         layers = list(range(whole[index - 1] + 1, whole[index]))
-        parts = [copies(moments, levels) for levels in ([whole[index]], layers, whole[: index + 1])]
-        own = names[index], index, placed[:, : len(prefix)] @ prefix, *parts
-        steps += [Step(*own, number, final.widths[0]) for number in numbers]
+        state, beside, below = (copies(moments, levels) for levels in ([whole[index]], layers, whole[: index + 1]))
+        for number in numbers:
+            own = placed[:, : len(prefix)] @ prefix
+            steps.append(Step(names[index], index, own, state, beside, below, number, final.widths[0]))
     return steps
 
 

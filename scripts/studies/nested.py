@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     rows = embed_proteins(family, [f"protein {n}" for n in range(len(proteins))], proteins, store, options.batch_tokens)
     residues, means = Covariance.of(moments), Covariance.of(mean_moments(rows, family.widths))
     growth = [family.widths[after] - family.widths[before] for before, after in pairwise(whole)]
-    directions = {index: (number,) for index, number in enumerate(growth, start=1)}
+    directions: dict[int, tuple[int, ...]] = {index: (number,) for index, number in enumerate(growth, start=1)}
     directions[len(growth)] = (growth[-1] // 2, growth[-1])
     maps = []
     steps = chain_steps(moments, [name for name, _ in parts], whole, directions)

@@ -182,9 +182,15 @@ def test_the_command_chooses_and_reports(mini_checkpoint: Path, tmp_path: Path) 
     assert set(scores.loc[scores["development"], "assay"]) == {"small"}
     assert set(scores["step"]) == {"1.2M: 64 + 32", "1.2M: 64 + 64"}
     assert "chosen on 1 assays, reported on 2 others" in report
-    assert f"Chosen: {form_report.choose(scores)}." in report
+    chosen = form_report.choose(scores)
+    assert f"Chosen: {chosen}." in report
     assert f"| {READ_OUT} |" in report
+    others = set(scores.loc[~scores["development"], "form"])
+    assert others == {chosen, TODAY, READ_OUT, *REFERENCES}
     assert (tmp_path / "out" / "nested_forms.png").read_bytes().startswith(b"\x89PNG")
+    assert main([*map(str, given), "--explore"]) == 0
+    more = pd.read_parquet(tmp_path / "out" / "scores.parquet")
+    assert set(more.loc[~more["development"], "form"]) == set(scores["form"])
     assert main([*map(str, given), "--development", "3"]) == 1
 
 
