@@ -52,6 +52,15 @@ def by_assay(scores: pd.DataFrame, development: bool) -> pd.DataFrame:
     return own.pivot_table(index="assay", columns="form", values="score", sort=False).dropna()
 
 
+def compared(scores: pd.DataFrame, form: str, reference: str) -> dict[str, float]:
+    """A form less a reference on the assays to report on, over those steps at which both are equally wide."""
+    own = scores[~scores["development"] & scores["form"].isin([form, reference])]
+    equal = own.groupby("step")["width"].nunique() == 1
+    pair = own[own["step"].map(equal)].pivot_table(index="assay", columns="form", values="score")
+    pair = pair.reindex(columns=[form, reference]).dropna()
+    return statistics.compare(pair[form].to_numpy(), pair[reference].to_numpy())
+
+
 def choose(scores: pd.DataFrame) -> str:
     """The form of the highest mean on the development assays, of those that keep the prefix."""
     means = by_assay(scores, development=True).mean()
@@ -126,7 +135,7 @@ def render_forms(
     if failed:
         parts.append("\n".join(f"- left out: {message}" for message in failed.values()))
     parts.append("![nested_forms.png](nested_forms.png)")
-    header = ["form", "development", *steps, "mean", "less today's", "95 %", "wins", "less raw", "95 %"]
+    header = ["form", "development", *steps, "mean", "less today's", "95 %", "wins", "less raw, equal width", "95 %"]
     header += [] if found is None else [f"hit@10, {name}" for name in TREATED]
     rows = []
     candidates = [form for form in few.columns if form not in REFERENCES]
@@ -139,10 +148,14 @@ def render_forms(
         values = many[form].to_numpy()
         cells += [*(number(by_step.loc[form, step]) for step in steps), number(values.mean())]
         for reference in (TODAY, "raw"):
-            pair = statistics.compare(values, many[reference].to_numpy())
+            if form == reference:
+                cells += [""] * (3 if reference == TODAY else 2)
+                continue
+            today = reference == TODAY
+            pair = statistics.compare(values, many[TODAY].to_numpy()) if today else compared(scores, form, reference)
             own = [number(pair["difference"], SIGNED), between(pair["difference_low"], pair["difference_high"], SIGNED)]
-            own += [percent(pair["wins"])] if reference == TODAY else []
-            cells += [""] * len(own) if form == reference else own
+            own += [percent(pair["wins"])] if today else []
+            cells += own
         rows.append([*cells, *hits])
     parts.append(markdown_table(header, rows))
     rows = []

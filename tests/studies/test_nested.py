@@ -103,10 +103,13 @@ def test_forms_are_what_they_are_called(step: Step, blocks: dict[str, torch.Tens
 
     for name in ("canonical, layers", "canonical, state"):
         assert explained(rows["reduced rank, layers"]) > explained(rows[name])
-    # By hand, from the residual of every protein's mean.
-    today = np.linalg.svd(centred(MEANS @ blocks["means"].numpy()), full_matrices=False)[1]
-    others = (np.linalg.svd(centred(MEANS @ blocks[name].numpy()), compute_uv=False) for name in (TODAY, "random"))
-    assert all(np.square(today).sum() > np.square(other).sum() for other in others)
+
+    def held(name: str) -> float:
+        return float(np.square(centred(MEANS @ blocks[name].numpy())).sum())
+
+    # By more than rounding: today's directions hold less of the means' variance, and those at random least.
+    assert held("means") > 1.001 * held(TODAY)
+    assert held("means") > 1.1 * held("random")
     for name, of in (("turned", TODAY), ("means, turned", "means")):
         np.testing.assert_allclose(correlations(rows[name], rows[of]), 1.0, atol=1e-9)
         assert np.abs(np.corrcoef(rows[name].T, rows[of].T)[:DIRECTIONS, DIRECTIONS:]).max() < 0.999
