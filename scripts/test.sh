@@ -8,9 +8,9 @@ if [ $# -eq 0 ]; then
     ruff check .
     ruff format --check .
     mypy
-    # Two workers with a thread each: most tests wait for processes of their own. A file's tests share its fixtures.
+    # Three workers with a thread each, for two cores: many tests wait for processes of their own. A file's tests share its fixtures.
     export OMP_NUM_THREADS=1
-    set -- -n 2 --dist loadfile --no-loadscope-reorder
+    set -- -n 3 --dist loadfile --no-loadscope-reorder
 fi
 # Warnings are errors in tests/data and tests/model, but for those that pyproject.toml names.
 export RD_HF_WARNINGS=error

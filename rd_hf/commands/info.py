@@ -155,8 +155,9 @@ def embeddings_text(folder: str, manifest: dict[str, Any]) -> str:
     one_pass = ", in one pass" if model.get("one_pass") else ""
     held = manifest.get("columns", {})
     columns = [f"{name}: {one.get('level')}, {one.get('width', 0):,} wide" for name, one in held.items()]
-    size = sum(part["bytes"] for part in manifest.get("parts", []))
-    size = size or sum(file.stat().st_size for file in Path(folder).glob("*.parquet"))
+    # Of a folder elsewhere the manifest alone is here.
+    size = sum(file.stat().st_size for file in Path(folder).glob("*.parquet"))
+    size = size or sum(part.get("bytes", 0) for part in manifest.get("parts") or [])
     options = ("pooling", "dtype", "output_dtype", "normalize", "long", "max_length", "width", "whiten", "layout")
     lines = [
         f"{folder}: {manifest.get('status')}, {_bytes(size)} of Parquet",

@@ -35,10 +35,7 @@ COMMANDS: dict[str, tuple[Main, Sequence[str]]] = {
     "evaluate_residues": (evaluate_residues.main, ["--model", "MODEL", "--secondary-structure", "NOWHERE"]),
     "train": (train.main, ["--model", "MODEL", "--input", str(ASSAY), "--target", "DMS_score"]),
     "ablate": (ablate.main, ["--model", "MODEL", "--assays", str(ASSAY), "--input", str(EXAMPLE_FASTA)]),
-    "blocks": (
-        blocks.main,
-        ["--model", "MODEL", "--input", str(EXAMPLE_FASTA), "--secondary-structure", "NOWHERE"],
-    ),
+    "blocks": (blocks.main, ["--model", "MODEL", "--secondary-structure", "NOWHERE"]),
 }
 # Names that some command writes, sweeps, reads or removes, beside any others.
 TELLING = (
