@@ -17,11 +17,10 @@ from rd_hf.data.remote import MANIFEST, REJECTS, is_remote
 from rd_hf.embedding.folder import OutputFolder
 from rd_hf.embedding.reader import EmbeddingFolder
 from rd_hf.embedding.storage import covering
-from rd_hf.files import error_text
 from rd_hf.hub.card import dataset_card, read_card
 from rd_hf.hub.checkpoint import CARD_FILE
 from rd_hf.hub.options import PushOptions
-from rd_hf.hub.push import PushPlan, PushResult, made_repo
+from rd_hf.hub.push import PushPlan, PushResult, made_repo, sending
 from rd_hf.hub.sources import check_hub_id
 from rd_hf.network import hub_asked_once
 
@@ -164,13 +163,8 @@ def _upload(api: HfApi, folder: Path, names: Sequence[str], where: dict[str, Any
         with tempfile.TemporaryDirectory(prefix="rd_hf-push-") as staged:
             for name in names[first : first + _TOGETHER]:
                 os.symlink((folder / name).resolve(), Path(staged, name))
-            try:
+            with sending():
                 api.upload_folder(folder_path=staged, commit_message=message, **where)
-            except RuntimeError as error:  # as the client says that a file did not arrive
-                why = error_text(error.__cause__ or error)
-                raise InputError(
-                    f"{error_text(error)} ({why}): give the same command again, what arrived is not sent again"
-                ) from error
 
 
 def _card(stored: EmbeddingFolder, repo_id: str, license: str | None, has_rejects: bool) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -14,6 +16,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, sn
 
 from rd_hf.carried import model_place
 from rd_hf.data.batching import collate
+from rd_hf.data.records import InputError
+from rd_hf.files import error_text
 from rd_hf.hub.checkpoint import CARD_FILE, FIGURE_FILE, REPORT_FILE, TRAINING_FILE, make_card, save_checkpoint
 from rd_hf.hub.options import PushOptions
 from rd_hf.hub.sources import can_be_fetched, check_hub_id
@@ -163,22 +167,35 @@ def push_folder(folder: str | Path, repo_id: str, **options: Any) -> PushResult:
     stale = [name for name in there if name not in plan.files and any(fnmatch(name, pattern) for pattern in WEIGHTS)]
     contents: dict[str, str | bytes] = {name: str(folder / name) for name in plan.files}
     contents[CARD_FILE] = plan.card.encode()
-    commit = api.create_commit(
-        repo_id,
-        [
-            *(CommitOperationAdd(name, content) for name, content in contents.items()),
-            *(CommitOperationDelete(name) for name in stale),
-        ],
-        revision=asked.revision,
-        create_pr=asked.create_pr,
-        commit_message=asked.commit_message or "Reverse-distilled embeddings",
-    )
+    with sending():
+        commit = api.create_commit(
+            repo_id,
+            [
+                *(CommitOperationAdd(name, content) for name, content in contents.items()),
+                *(CommitOperationDelete(name) for name in stale),
+            ],
+            revision=asked.revision,
+            create_pr=asked.create_pr,
+            commit_message=asked.commit_message or "Reverse-distilled embeddings",
+        )
     pushed = commit.pr_revision or commit.oid
     result = PushResult(commit.pr_url or commit.commit_url, pushed, plan)
     if not asked.check:
         return result
     checked = compare_with_hub(folder, repo_id, pushed, level=asked.check_level, token=asked.token)
     return replace(result, checked=checked)
+
+
+@contextmanager
+def sending() -> Iterator[None]:
+    """Turn what the client says of a file that did not arrive into a sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        why = error_text(error.__cause__ or error)
+        raise InputError(
+            f"{error_text(error)} ({why}): give the same command again, what arrived is not sent again"
+        ) from error
 
 
 def made_repo(api: HfApi, repo_id: str, asked: PushOptions, repo_type: str = "model") -> str:

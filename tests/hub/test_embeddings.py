@@ -142,6 +142,16 @@ def test_an_interrupted_push_goes_on_and_is_no_folder_before_its_end(
     assert uploads(hub) == 4
 
 
+def test_a_file_of_a_model_that_does_not_arrive_is_a_sentence_too(
+    hub: FakeHub, push: Callable[..., Outcome], tiny_checkpoint: Path
+) -> None:
+    hub.faults = [Fault("PUT", "/upload/", "status", status=400, times=1)]
+    outcome = push("--model", tiny_checkpoint, "--repo-id", "me/model", "--no-check")
+    assert outcome.status == 1
+    assert "give the same command again, what arrived is not sent again" in outcome.stderr
+    assert push("--model", tiny_checkpoint, "--repo-id", "me/model", "--no-check").status == 0
+
+
 def test_many_parts_go_up_in_several_commits_each_of_which_is_kept(
     hub: FakeHub, push: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
