@@ -182,7 +182,9 @@ def test_a_wheel_of_a_source_distribution_is_the_same(wheel: Path, tmp_path: Pat
         folder.mkdir()
     copy_source(copy)
     with tarfile.open(build("build_sdist", copy, tmp_path / "sdist")) as archive:
-        archive.extractall(unpacked, filter="data")
+        # Pythons before 3.10.12 and 3.11.4 have none.
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        archive.extractall(unpacked)
     (source,) = unpacked.iterdir()
     again = build("build_wheel", source, built)
     assert sorted(zipfile.ZipFile(again).namelist()) == sorted(zipfile.ZipFile(wheel).namelist())

@@ -169,12 +169,11 @@ def summary(figures: pd.DataFrame) -> str:
         together = np.average(own["value"], weights=own["other"])
         rows.append([level, f"{together:.1%}", f"{own['value'].min():.1%} to {own['value'].max():.1%}"])
     parts.append(markdown_table(["level", "covered by 90 % intervals, all together", "assays"], rows))
-    paired = figures[figures["figure"] == "chosen by paired"].set_index(["assay", "draw"])
-    judged = figures[figures["figure"] == "within one error by paired"].set_index(["assay", "draw"])["other"]
-    rows = [
-        [assay, row["level"], f"{row['value']:.3f}", f"{judged[assay, draw]:.3f}", f"{1 - row['other']:.0%}"]
-        for (assay, draw), row in paired.iterrows()
-    ]
+    rows = []
+    for assay, chosen in figures[figures["figure"] == "chosen by paired"].groupby("assay", sort=False):
+        judged = figures[(figures["figure"] == "within one error by paired") & (figures["assay"] == assay)]["other"]
+        numbers = (f"{chosen['value'].mean():.3f}", f"{judged.mean():.3f}", f"{1 - chosen['other'].mean():.0%}")
+        rows.append([assay, " ".join(chosen["level"]), *numbers])
     parts.append(markdown_table(["assay", "chosen", "its score", "best level's", "FLOP saved"], rows))
     return "\n\n".join(parts)
 
