@@ -57,7 +57,7 @@ for name in "${names[@]}"; do
         python -m pytest -q tests/model --ignore tests/model/test_sequential.py tests/hub/test_tokenizer.py \
             tests/hub/test_checkpoints.py tests/hub/test_push.py tests/hub/test_load.py tests/hub/test_bin.py \
             tests/hub/test_heads.py \
-            -p no:cacheprovider -n 2 --dist loadfile || failed=1
+            -p no:cacheprovider -n 3 --dist loadfile || failed=1
     fi
     python scripts/version_matrix.py write "$work/$name"
 done
