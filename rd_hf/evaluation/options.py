@@ -41,6 +41,10 @@ STRENGTHS = (
     *(0.01, 0.03162277660168379, 0.1, 0.31622776601683794, 1.0, 3.1622776601683795, 10.0, 31.622776601683793, 100.0),
     *(316.2277660168379, 1e3, 3162.2776601683795, 1e4, 31622.776601683792, 1e5, 316227.7660168379, 1e6),
 )
+# scikit-learn's ``C`` of logistic regression, from strong to weak, so that each fit starts from the last. The loss is
+# summed over rows. A longer path does not come back once the loss of the rows that judge has risen so often.
+INVERSE_STRENGTHS = tuple(10.0**power for power in range(-5, 3))
+RISES = 2
 HALF = max(1, (os.cpu_count() or 1) // 2)
 # Arguments of every evaluation, by the group of the help that they stand in.
 FIT = ("fit_data", "fit_sequences", "fit_seed")
@@ -171,10 +175,8 @@ class ResidueOptions(EvaluationOptions):
     train_chains: int = option(400, "training chains drawn", kind=whole(1))
     validation_chains: int = option(100, "validation chains drawn", kind=whole(1))
     resamples: int = option(500, "bootstrap resamples of the test chains", kind=whole(1))
-    # From strong to weak, so that each fit starts from the last; scikit-learn's ``C``, compared by log loss on the
-    # validation chains.
-    inverse_strengths: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-    max_iterations: int = 200  # of L-BFGS, for each strength
+    inverse_strengths: tuple[float, ...] = INVERSE_STRENGTHS  # compared by log loss on the validation chains
+    max_iterations: int = 500  # of L-BFGS, for each strength
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from rd_hf.data.residues import STANDARD_RESIDUES
 from rd_hf.evaluation import plots
 from rd_hf.evaluation.families import Family, load_families, residue_states
 from rd_hf.evaluation.frame import Evaluated, Evaluation, stored_table
-from rd_hf.evaluation.options import KINDS, ResidueOptions
+from rd_hf.evaluation.options import KINDS, RISES, ResidueOptions
 from rd_hf.evaluation.progress import progress_bar
 from rd_hf.evaluation.representations import Representation, family_maps
 from rd_hf.evaluation.tables import SIGNED, between, markdown_table, number, several_of, short_name, table_of
@@ -140,13 +140,16 @@ def logistic_probe(
     scaled = {name: scaler.transform(values) for name, values in features.items()}
     tests = [name for name in scaled if name not in (TRAIN, VALIDATION)]
     model = LogisticRegression(warm_start=True, max_iter=options.max_iterations)
-    lowest, chosen, found = np.inf, 0.0, dict[str, np.ndarray]()
+    lowest, chosen, since, found = np.inf, 0.0, 0, dict[str, np.ndarray]()
     for strength in options.inverse_strengths:
         model.set_params(C=strength).fit(scaled[TRAIN], labels[TRAIN])
         loss = float(log_loss(labels[VALIDATION], model.predict_proba(scaled[VALIDATION]), labels=model.classes_))
+        since += 1
         if loss < lowest:
-            lowest, chosen = loss, strength
+            lowest, chosen, since = loss, strength, 0
             found = {name: model.predict_proba(scaled[name]) for name in tests}
+        elif since == RISES:
+            break
     return found, chosen
 
 

@@ -20,17 +20,13 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import log_loss, r2_score
 from sklearn.preprocessing import StandardScaler
 
-from rd_hf.evaluation.options import STRENGTHS
+from rd_hf.evaluation.options import INVERSE_STRENGTHS, RISES, STRENGTHS
 from rd_hf.evaluation.probe import SYMMETRIC, Split, strength_scores
 from rd_hf.training.features import Features
 
-# scikit-learn's ``C``, from strong to weak, so that each fit starts from the last. The loss is summed over rows.
-INVERSE_STRENGTHS = tuple(10.0**power for power in range(-5, 3))
 # Of ridge on substitutions, which are not standardised: one that is seen once has a variance of 1 / n. The last leaves
 # hardly anything of them.
 SUBSTITUTION_STRENGTHS = (0.1, 0.3162277660168379, 1.0, 3.1622776601683795, 10.0, 31.622776601683793, 100.0, 1e6)
-# A longer path does not come back once the inner loss has risen so often.
-_RISES = 2
 _ITERATIONS = 500
 
 
@@ -175,7 +171,7 @@ def _fit_classes(features: np.ndarray, targets: np.ndarray, train: np.ndarray, i
     for strength in INVERSE_STRENGTHS:
         losses.append(float(np.mean([path.loss(strength) for path in paths])))
         best = int(np.argmin(losses))
-        if len(losses) - 1 - best >= _RISES:
+        if len(losses) - 1 - best >= RISES:
             break
     strength = INVERSE_STRENGTHS[best]
     scaler = StandardScaler().fit(features[train])

@@ -26,7 +26,6 @@ from rd_hf.evaluation.options import ResidueOptions
 from rd_hf.evaluation.residues import known_labels, logistic_probe, precision_recall_area
 from rd_hf.evaluation.tasks import TEST, TRAIN, VALIDATION, ResidueTask, read_metal_binding, read_secondary_structure
 from rd_hf.sklearn import NestedEmbedding
-from rd_hf.training.probes import INVERSE_STRENGTHS
 from tests.training.conftest import labelled
 from tests.training.test_predict import embedded, read, same, trained
 
@@ -100,8 +99,7 @@ def test_residues_are_as_the_evaluation_finds_them_and_as_the_pipeline_says(
     }
     known, truth = known_labels(task)
     features = {part: rows[known[part]].astype(np.float32) for part, rows in states.items()}
-    # The evaluation's own strengths end at 0.1, and of so few chains a larger one is chosen.
-    options = ResidueOptions(model="m", output="o", inverse_strengths=INVERSE_STRENGTHS, max_iterations=500)
+    options = ResidueOptions(model="m", output="o")
     expected, _ = logistic_probe(features, truth, len(task.classes), options)
     accuracy = float((expected[TEST].argmax(axis=1) == truth[TEST]).mean())
     assert found["metrics"]["accuracy"] == pytest.approx(accuracy, abs=0.003)

@@ -12,9 +12,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from rd_hf.evaluation.assays import substitutions
-from rd_hf.evaluation.options import STRENGTHS
+from rd_hf.evaluation.options import INVERSE_STRENGTHS, STRENGTHS
 from rd_hf.training.features import Features
-from rd_hf.training.probes import INVERSE_STRENGTHS, SUBSTITUTION_STRENGTHS, fit, probabilities
+from rd_hf.training.probes import SUBSTITUTION_STRENGTHS, fit, probabilities
 from rd_hf.training.variants import positions_of
 
 
