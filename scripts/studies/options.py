@@ -13,7 +13,17 @@ FIT_DATA = f" that {FITTED_ON}: FASTA, a table or a Hub dataset"
 
 
 @dataclass(frozen=True)
-class AblationOptions(AssayOptions):
+class OneSplitOptions(AssayOptions):
+    """A study that probes in random folds alone."""
+
+    representations: tuple[str, ...] = ("raw",)
+    splits: tuple[str, ...] = ("random",)
+    low_n: tuple[int, ...] = ()
+    control: bool = False
+
+
+@dataclass(frozen=True)
+class AblationOptions(OneSplitOptions):
     """Ablations of one family."""
 
     model: tuple[str, ...] = flag("model", (), ": folder or Hub id", nargs=1, required=True)
@@ -23,10 +33,6 @@ class AblationOptions(AssayOptions):
         (500, 1000, 2000, 5000), "fits of the sequences study; beyond all: left out", kind=whole(1)
     )
     seeds: int = flag("repeats", 1, former=("--seeds",))
-    representations: tuple[str, ...] = ("raw",)
-    splits: tuple[str, ...] = ("random",)
-    low_n: tuple[int, ...] = ()
-    control: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class BlockOptions(ResidueOptions):
 
 
 @dataclass(frozen=True)
-class FrontierOptions(AssayOptions):
+class FrontierOptions(OneSplitOptions):
     """Cost against score."""
 
     model: tuple[str, ...] = flag("model", (), " or several: folders or Hub ids", required=True)
@@ -65,9 +71,6 @@ class FrontierOptions(AssayOptions):
     seeds: int = flag("repeats", 3, former=("--seeds",))
     threads: int | None = flag("threads", 1, " that embed, and are timed")
     representations: tuple[str, ...] = ("raw", "rd")
-    splits: tuple[str, ...] = ("random",)
-    low_n: tuple[int, ...] = ()
-    control: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class WidthOptions(AssayOptions):
 
 
 @dataclass(frozen=True)
-class NestedOptions(AssayOptions):
+class NestedOptions(OneSplitOptions):
     """Other blocks for the same prefix."""
 
     backbones: tuple[str, ...] = flag(
@@ -114,14 +117,10 @@ class NestedOptions(AssayOptions):
         150, "leave longer domains out, as queries and as answers", kind=whole(1), flags=("--longest-domain",)
     )
     seeds: int = flag("repeats", 1, former=("--seeds",))
-    representations: tuple[str, ...] = ("raw",)
-    splits: tuple[str, ...] = ("random",)
-    low_n: tuple[int, ...] = ()
-    control: bool = False
 
 
 @dataclass(frozen=True)
-class ReadoutOptions(AssayOptions):
+class ReadoutOptions(OneSplitOptions):
     """Other readouts in one pass."""
 
     model: tuple[str, ...] = flag("model", (), " with a readout: folder or Hub id", nargs=1, required=True)
@@ -134,7 +133,3 @@ class ReadoutOptions(AssayOptions):
         10, "probe the N smallest assays that have --variants variants", kind=whole(1), metavar="N"
     )
     seeds: int = flag("repeats", 1, former=("--seeds",))
-    representations: tuple[str, ...] = ("raw",)
-    splits: tuple[str, ...] = ("random",)
-    low_n: tuple[int, ...] = ()
-    control: bool = False
