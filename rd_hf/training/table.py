@@ -104,10 +104,10 @@ class _Columns:
         source = settings.input
         target = _named(source, table, settings.target, "--target")
         group = settings.group
-        if group is not None and (group != SIMILARITY or group in table.columns):
-            group = _named(source, table, group, "--group")
-        elif group is not None:
+        if group == SIMILARITY and group not in table.columns:
             group = None  # it follows from the sequences
+        elif group is not None:
+            group = _named(source, table, group, "--group")
         if settings.mutant is not None:
             sequence: str | None = _named(source, table, settings.mutant, "--mutant")
         else:
