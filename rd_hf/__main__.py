@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import os
 import sys
 
@@ -53,15 +52,10 @@ SYNONYMS = {
 }
 
 
-def commands() -> dict[str, tuple[str, str]]:
-    """Module and one line of help of each command that this installation has."""
-    return {name: entry for name, entry in COMMANDS.items() if importlib.util.find_spec(entry[0]) is not None}
-
-
 def build_parser(group: str | None = None) -> argparse.ArgumentParser:
     """What lists the commands, or those of one group ("evaluate")."""
     prefix = f"{group} " if group else ""
-    here = {name.removeprefix(prefix): words for name, (_, words) in commands().items() if name.startswith(prefix)}
+    here = {name.removeprefix(prefix): words for name, (_, words) in COMMANDS.items() if name.startswith(prefix)}
     width = max(map(len, here)) + 2
     listed = "\n".join(f"  {name:<{width}}{words}" for name, words in here.items())
     parser = Parser(
@@ -85,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     if "_ARGCOMPLETE" in os.environ:
         _complete()
     for words in (1, 2):
-        module, _ = commands().get(" ".join(given[:words]), (None, None))
+        module, _ = COMMANDS.get(" ".join(given[:words]), (None, None))
         if module is not None:
             return int(importlib.import_module(module).main(given[words:]))
     if len(given) > 1 and given[0] == "evaluate" and given[1] in STUDIES:
@@ -110,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _no_such_command(group: str | None, word: str) -> str:
     """What is said of a command that is not there; also of a group's that was named without the group."""
-    names = list(commands())
+    names = list(COMMANDS)
     here = [name.removeprefix(f"{group} ") for name in names if name.startswith(f"{group} ")] if group else names
     meant = SYNONYMS.get(word) or nearest(word, here)
     if meant is None:
@@ -123,7 +117,7 @@ def _no_such_command(group: str | None, word: str) -> str:
 def _listed(group: str | None) -> str:
     """The commands of a group, or all."""
     prefix = f"{group} " if group else ""
-    return ", ".join(name.removeprefix(prefix) for name in commands() if name.startswith(prefix))
+    return ", ".join(name.removeprefix(prefix) for name in COMMANDS if name.startswith(prefix))
 
 
 def _complete() -> None:
@@ -134,7 +128,7 @@ def _complete() -> None:
 
     tree = argparse.ArgumentParser(prog="rd-hf")
     branches = {"": tree.add_subparsers()}
-    for name, (module, words) in commands().items():
+    for name, (module, words) in COMMANDS.items():
         group, _, last = name.rpartition(" ")
         if group not in branches:
             branches[group] = branches[""].add_parser(group).add_subparsers()

@@ -316,7 +316,7 @@ class Workspace:
             self.path.rmdir()
 
 
-def readable(size: float) -> str:
+def byte_size(size: float) -> str:
     """Bytes in decimal units, as disks and downloads are sold."""
     for unit in ("B", "kB", "MB"):
         if size < 1000:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields
 from numbers import Integral, Real
@@ -125,14 +125,14 @@ def check_options(options: Any) -> None:
                 raise ValueError(f"{one.name} must be a {kind}, not {each!r}")
 
 
-def add_options(parser: Any, options: type, *names: str) -> None:
-    """Add arguments for the fields of a dataclass: those named, in this order, or all that are options.
+def add_groups(parser: Any, options: type, groups: Mapping[str, Sequence[str]]) -> None:
+    """Add arguments for fields of a dataclass, by the title of the group that they stand in; "" is no group."""
+    for title, names in groups.items():
+        add_options(parser.add_argument_group(title) if title else parser, options, *names)
 
-    Args:
-        parser: of argparse, or a group of one.
-        options: the dataclass.
-        names: of fields.
-    """
+
+def add_options(parser: Any, options: type, *names: str) -> None:
+    """Add arguments for the fields of a dataclass: those named, in this order, or all that are options."""
     found = {one.name: one for one in option_fields(options)}
     for one in (found[name] for name in names) if names else found.values():
         argument = dict(one.metadata)

@@ -193,7 +193,7 @@ def section(
     threads: int,
 ) -> str:
     """Markdown: what was planned, what happened."""
-    from rd_hf.files import readable
+    from rd_hf.files import byte_size
 
     how = "all backbones held" if args.group_tokens is None else f"one at a time, groups of {args.group_tokens} tokens"
     planned = plan["resident" if args.group_tokens is None else "sequential"]
@@ -208,17 +208,17 @@ def section(
     ]
     for name, stage in stages.items():
         notes = {"fetch": f"{stage.get('bytes', 0):,} bytes", "push": f"{stage.get('bytes', 0):,} bytes"}.get(name, "")
-        lines.append(f"| {name} | {stage['seconds']:,.1f} | {readable(stage['peak_bytes'])} | {notes} |")
+        lines.append(f"| {name} | {stage['seconds']:,.1f} | {byte_size(stage['peak_bytes'])} | {notes} |")
     for what, found in loads.items():
         lines.append(
-            f"| fresh process, {what} | {found['seconds']:,.1f} | {readable(found['peak_bytes'])} | "
+            f"| fresh process, {what} | {found['seconds']:,.1f} | {byte_size(found['peak_bytes'])} | "
             f"{found['width']} wide, loaded in {found['load']:.1f} s |"
         )
     lines += [
         "",
         "| | planned | measured | planned / measured |",
         "|---|---|---|---|",
-        f"| peak memory of the fit | {readable(planned)} | {readable(peak)} | {planned / peak:.3f} |",
+        f"| peak memory of the fit | {byte_size(planned)} | {byte_size(peak)} | {planned / peak:.3f} |",
         f"| bytes of weights fetched | {plan['download']:,} | {stages['fetch']['bytes']:,} | "
         f"{plan['download'] / stages['fetch']['bytes']:.4f} |",
         f"| seconds of the fit | {plan['flop'] / plan['flops']:,.0f} | {stages['fit']['seconds']:,.0f} | "

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import argparse
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
+from rd_hf.commands._arguments import command, command_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,8 +35,7 @@ def run(args: argparse.Namespace) -> None:
     print("hello")
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_with_arguments(build_parser(), run, argv)
+main = command(build_parser, run)
 '''
 # File, what stands there, what is put before it.
 ADDED = [

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from rd_hf.__main__ import commands, main
+from rd_hf.__main__ import COMMANDS, main
 from tests.conftest import EXAMPLE_FASTA, REPOSITORY, environment
 from tests.pages import PAGES, READMES, Example, examples, name_of
 
@@ -141,8 +141,8 @@ def check_unrun(example: Example) -> None:
             assert (REPOSITORY / words[1]).exists(), line
         if not words or words[0] != "rd-hf":
             continue
-        name = next(" ".join(words[1 : 1 + count]) for count in (2, 1) if " ".join(words[1 : 1 + count]) in commands())
-        parser = importlib.import_module(commands()[name][0]).build_parser()
+        name = next(" ".join(words[1 : 1 + count]) for count in (2, 1) if " ".join(words[1 : 1 + count]) in COMMANDS)
+        parser = importlib.import_module(COMMANDS[name][0]).build_parser()
         parser.parse_args(words[1 + len(name.split()) :])
 
 
@@ -163,9 +163,9 @@ def test_examples_name_nothing_that_only_a_clone_has() -> None:
                 assert found <= set(NEEDS.get(name_of(path), ())), f"{name_of(path)}: {example.code}"
 
 
-@pytest.mark.parametrize("name", commands())
+@pytest.mark.parametrize("name", COMMANDS)
 def test_the_examples_of_a_help_page_name_nothing_that_only_a_clone_has(name: str) -> None:
-    description = importlib.import_module(commands()[name][0]).build_parser().description
+    description = importlib.import_module(COMMANDS[name][0]).build_parser().description
     assert description
     assert not re.findall(r"\b(?:hub_configs|scripts|tests)/", description)
 

@@ -8,14 +8,19 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from typing import TYPE_CHECKING, Any
 
 from rd_hf.commands._main import run_command
 from rd_hf.commands._outputs import refuse
 from rd_hf.commands._parser import Parser
 from rd_hf.commands.optional import what_to_install
+from rd_hf.lazy import gc_paused
+from rd_hf.options import add_groups
+
+if TYPE_CHECKING:
+    from rd_hf.evaluation.frame import Evaluated
 
 # Where each library looks for how much to say, and what turns progress bars off.
 _LOUDNESS = {
@@ -28,16 +33,20 @@ _OWN = "rd_hf"
 _NO_BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")
 
 
-class MissingExtraError(ValueError):
-    """A command needs what this installation does not have."""
-
-
-def command_parser(name: str, words: str | None, prog: str | None = None) -> Parser:
+def command_parser(
+    name: str,
+    words: str | None,
+    options: type | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    *,
+    prog: str | None = None,
+) -> Parser:
     """The parser of ``rd-hf NAME``, with what every command understands.
 
     Args:
         name: as typed after ``rd-hf``.
         words: the docstring of its module: what it does, with examples.
+        options, groups: its arguments, see :func:`rd_hf.options.add_groups`; without groups all fields of ``options``.
         prog: how it is called where that is not ``rd-hf NAME``.
     """
     parser = Parser(
@@ -50,80 +59,104 @@ def command_parser(name: str, words: str | None, prog: str | None = None) -> Par
     said.add_argument(
         "--verbose", action="store_true", help="what is done on the way, versions, time and memory; errors in full"
     )
+    if options is not None:
+        add_groups(parser, options, groups or {"": ()})
     return parser
 
 
-def run_with_arguments(
-    parser: argparse.ArgumentParser,
+def command(
+    build_parser: Callable[[], argparse.ArgumentParser],
     run: Callable[[argparse.Namespace], int | None],
-    argv: list[str] | None,
     *,
     extra: str | None = None,
     derived: Callable[[argparse.Namespace], Mapping[str, str | os.PathLike]] = lambda args: {},
     prints_result: Callable[[argparse.Namespace], bool] = lambda args: False,
     **how: Any,
-) -> int:
-    """Parse, refuse to replace what is read, run, and end as every command does.
+) -> Callable[..., int]:
+    """The ``main`` of a command: parse, refuse to replace what is read, run, and end as every command does.
 
     Args:
-        parser: from :func:`command_parser`.
+        build_parser: makes one with :func:`command_parser`.
         run: the command; its exit code, None for 0.
-        argv: arguments, the command line's by default.
         extra: the extra of the package that the command belongs to, if any.
         derived: what it writes beside its ``--output``, in words.
         prints_result: whether what it prints is the result that was asked for, which --quiet leaves alone.
         how: see :func:`rd_hf.commands._main.run_command`.
 
     Returns:
-        The exit code.
+        A function of the arguments, by default those of the command line, that returns the exit code.
     """
 
-    asked = False
+    def main(argv: list[str] | None = None) -> int:
+        parser, asked = build_parser(), False
 
-    def body() -> int | None:
-        nonlocal asked
-        args = parser.parse_args(argv)
-        asked = prints_result(args)
-        with as_loud_as(args, extra, keep_output=asked):
-            refuse(parser, args, derived(args))
-            return run(args)
+        def body() -> int | None:
+            nonlocal asked
+            args = parser.parse_args(argv)
+            asked = prints_result(args)
+            with as_loud_as(args, extra, keep_output=asked):
+                refuse(parser, args, derived(args))
+                return run(args)
 
-    return run_command(parser.prog, body, prints_result=lambda: asked, **how)
+        return run_command(parser.prog, body, prints_result=lambda: asked, **how)
+
+    if build_parser.__module__ == "__main__":  # python -m rd_hf.commands.NAME
+        sys.exit(main())
+    return main
 
 
 @contextmanager
-def as_loud_as(args: argparse.Namespace, extra: str | None = None, keep_output: bool = False) -> Iterator[None]:
-    """Run what stands inside as quietly or loudly as ``args`` ask.
+def heavy_imports(warnings: bool = True) -> Iterator[None]:
+    """Import inside what takes seconds, when it is needed: --help and typing errors are answered at once before.
 
-    Args:
-        args: of a :func:`command_parser`.
-        extra: the extra of the package that the command belongs to, if any.
-        keep_output: whether standard output is shown though it should be quiet.
+    transformers then shows no bars, and without ``warnings`` no warnings either.
+    """
+    with gc_paused():
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+        if not warnings:
+            transformers_logging.set_verbosity_error()
+        yield
+
+
+def tell(evaluated: Evaluated) -> int:
+    """Print what an evaluation found and what it left out; the exit code, 1 where something was left out."""
+    print(evaluated.text)
+    for message in evaluated.failed:
+        print(f"left out: {message}", file=sys.stderr)
+    print(evaluated.ending)
+    return 1 if evaluated.failed else 0
+
+
+@contextmanager
+def as_loud_as(args: argparse.Namespace, extra: str | None, keep_output: bool) -> Iterator[None]:
+    """Run what stands inside as quietly or loudly as ``args`` ask, but for a result that is printed (``keep_output``).
 
     Raises:
-        MissingExtraError: a library is not installed; the message names the extra that brings it.
+        ValueError: a library is not installed; the message names the extra that brings it.
     """
     before = {name: os.environ.get(name) for name in (*_LOUDNESS.values(), *_NO_BARS)}
     levels = {library: logging.getLogger(library).level for library in (*_LOUDNESS, _OWN)}
     told = logging.StreamHandler(sys.stderr)
     told.setFormatter(logging.Formatter("rd-hf: %(message)s"))
     if args.quiet:
-        _tell_libraries("error")
+        os.environ |= dict.fromkeys(_LOUDNESS.values(), "error") | dict.fromkeys(_NO_BARS, "1")
+        for library in _LOUDNESS:
+            logging.getLogger(library).setLevel("ERROR")
     if args.verbose:
         logging.getLogger(_OWN).setLevel("INFO")
         logging.getLogger(_OWN).addHandler(told)
         logging.getLogger(_OWN).info("%s", _asked(args))
     started = time.monotonic()
     try:
-        if args.quiet:
-            os.environ.update(dict.fromkeys(_NO_BARS, "1"))
-        if args.quiet and not keep_output:
-            with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
-                yield
-        else:
+        with ExitStack() as stack:
+            if args.quiet and not keep_output:
+                nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                stack.enter_context(redirect_stdout(nowhere))
             yield
     except ModuleNotFoundError as error:
-        raise MissingExtraError(what_to_install(error, extra)) from error
+        raise ValueError(what_to_install(error, extra)) from error
     except Exception:
         if args.verbose:
             traceback.print_exc()
@@ -135,18 +168,9 @@ def as_loud_as(args: argparse.Namespace, extra: str | None = None, keep_output: 
         logging.getLogger(_OWN).removeHandler(told)
         for library, level in levels.items():
             logging.getLogger(library).setLevel(level)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _tell_libraries(level: str) -> None:
-    """Set how much transformers, datasets and the Hub client say, whether or not they are imported yet."""
-    for library, variable in _LOUDNESS.items():
-        os.environ[variable] = level
-        logging.getLogger(library).setLevel(level.upper())
+        for name in before:
+            os.environ.pop(name, None)
+        os.environ |= {name: value for name, value in before.items() if value is not None}
 
 
 def _asked(args: argparse.Namespace) -> str:

@@ -20,6 +20,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, TextIO
 
 _AGAIN = "give the same command again"
@@ -31,7 +32,6 @@ def run_command(
     prog: str,
     body: Callable[[], int | None],
     *,
-    errors: tuple[type[Exception], ...] = (),
     go_on: str = _AGAIN,
     prints_result: Callable[[], bool] = lambda: False,
 ) -> int:
@@ -40,7 +40,6 @@ def run_command(
     Args:
         prog: how the command is called; sentences begin with it.
         body: parses the arguments and does the work; None counts as 0.
-        errors: exceptions beside ValueError and OSError whose message is a sentence for the user.
         go_on: what to do after an interruption.
         prints_result: asked at the end, whether what was printed is the result itself, so that the command fails if it
             cannot be written.
@@ -54,8 +53,7 @@ def run_command(
     # What is still there as the process ends goes with it: looking through a million objects that torch and
     # transformers made for cycles among them would take as long as a small job.
     atexit.register(gc.freeze)
-    caught: tuple[type[Exception], ...] = (ValueError, OSError, *errors)
-    with standard_streams() as streams, told_of_the_end(), one_answer():
+    with standard_streams() as out, told_of_the_end(), one_answer():
         try:
             code = body() or 0
         except KeyboardInterrupt as end:
@@ -65,7 +63,7 @@ def run_command(
                 how = "terminated" if terminated else "interrupted"
                 print(f"{prog}: {how}; {go_on} to go on", file=sys.stderr)
             code = 143 if terminated else 130
-        except caught as error:
+        except (ValueError, OSError) as error:
             print(f"{prog}: error: {error_text(error)}", file=sys.stderr)
             code = 1
         except Exception as error:
@@ -73,12 +71,10 @@ def run_command(
                 raise
             print(f"{prog}: error: the connection to the Hub broke ({error_text(error)}): {go_on}", file=sys.stderr)
             code = 1
-        streams.flush()
-        lost = streams.out.lost
-        if lost is not None and lost.errno != errno.EPIPE:
-            print(f"{prog}: standard output cannot be written to ({lost.strerror})", file=sys.stderr)
-            if prints_result():
-                code = code or 1
+        out.flush()
+        if out.lost is not None and out.lost.errno != errno.EPIPE:
+            print(f"{prog}: standard output cannot be written to ({out.lost.strerror})", file=sys.stderr)
+            code = code or int(prints_result())
     return code
 
 
@@ -155,23 +151,9 @@ class _Stream:
             os.close(nowhere)
 
 
-class _Streams:
-    def __init__(self, out: _Stream, err: _Stream) -> None:
-        self.out, self.err = out, err
-
-    def flush(self) -> None:
-        self.out.flush()
-        self.err.flush()
-
-
-def _nowhere() -> TextIO:
-    """In place of a closed stream; left open, for library loggers keep the stream they found when imported."""
-    return open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")
-
-
 @contextmanager
-def standard_streams() -> Iterator[_Streams]:
-    """Standard output and error that take any text, in UTF-8 whatever the locale, and outlive their reader.
+def standard_streams() -> Iterator[_Stream]:
+    """Standard output and error that take any text, in UTF-8 whatever the locale, and outlive their reader; the former.
 
     A stream that was closed before the process began is opened on nothing, so that no file gets its number; standard
     input stays None for those who ask for it.
@@ -187,10 +169,13 @@ def standard_streams() -> Iterator[_Streams]:
             # PYTHONIOENCODING is an encoding that the user asked for by name.
             chosen = {} if os.environ.get("PYTHONIOENCODING") else {"encoding": "utf-8"}
             stream.reconfigure(errors="backslashreplace", **chosen)
-    out, err = (_Stream(_nowhere() if stream is None else stream) for stream in before)
+    # In place of a closed one; left open, for library loggers keep the stream they found when imported.
+    nowhere = partial(open, os.devnull, "w", encoding="utf-8", errors="backslashreplace")
+    out, err = (_Stream(nowhere() if stream is None else stream) for stream in before)
     sys.stdout, sys.stderr = out, err
     try:
-        yield (streams := _Streams(out, err))
+        yield out
     finally:
-        streams.flush()
+        out.flush()
+        err.flush()
         sys.stdout, sys.stderr = before

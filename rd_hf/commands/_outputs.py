@@ -19,23 +19,10 @@ OUTPUTS = frozenset({"output", "table"})
 INPUTS = frozenset(
     {
         *("assays", "backbones", "config", "data", "database", "embeddings", "extend", "fit_data", "folds", "ids"),
-        *(
-            "input",
-            "inputs",
-            "labels",
-            "metal_binding",
-            "model",
-            "queries",
-            "reference",
-            "secondary_structure",
-            "sequences",
-            "wild_type",
-        ),
-        *("sequences", "weights", "what"),
+        *("input", "inputs", "labels", "metal_binding", "model", "queries", "reference", "secondary_structure"),
+        *("sequences", "weights", "what", "wild_type"),
     }
 )
-# Of files under names of their own, which may lie in the output.
-CACHES = frozenset({"cache"})
 # Where a name such as NAME=FOLDER@REVISION:LEVEL#LAYER may end.
 _ENDS = "@:#"
 

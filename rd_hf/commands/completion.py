@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,75 +16,59 @@ from rd_hf.carried import CHECKPOINTS, model_place
 from rd_hf.embedding.options import WHITENED
 from rd_hf.families import NAMED
 
-DEVICES = ("cpu", "cuda", "cuda:0", "cuda:1", "mps")
+# By what a model's folder, and one of embeddings, are known.
+MODEL, EMBEDDINGS = "config.json", "_manifest.json"
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
-    """Tell the library that completes what values to offer for flags of a command."""
+    """Tell the library that completes what values to offer for flags of a command that do not list their choices."""
     for action in parser._actions:
         for name in action.option_strings or [str(action.metavar)]:
-            if name in COMPLETERS:
+            if name in COMPLETERS and action.choices is None:
                 action.completer = COMPLETERS[name]  # type: ignore[attr-defined]
 
 
-def _folders(prefix: str, holding: str) -> Iterator[str]:
-    """Folders that begin so, with a slash; those with such a file in them without."""
+def _folders(prefix: str, holding: Collection[str]) -> Iterator[str]:
+    """Folders that begin so, with a slash; those with one of these files in them without."""
     # As it was typed, ./ and all.
     before, slash, begun = prefix.rpartition("/")
     with suppress(OSError):
         for entry in sorted(Path(before + slash).iterdir()):
             if entry.is_dir() and entry.name.startswith(begun) and not entry.name.startswith("."):
                 name = f"{before}{slash}{entry.name}"
-                yield name if (entry / holding).is_file() else f"{name}/"
+                yield name if any((entry / file).is_file() for file in holding) else f"{name}/"
 
 
-def families(prefix: str, **_: Any) -> list[str]:
-    """Names of families, and folders."""
-    return [*(name for name in NAMED if name.startswith(prefix)), *_folders(prefix, "config.json")]
+def _one_of(names: Iterable[str], *holding: str) -> Callable[..., list[str]]:
+    """What offers these names, and folders where it is said which file one holds."""
 
+    def offered(prefix: str, **_: Any) -> list[str]:
+        named = [name for name in names if name.startswith(prefix)]
+        return [*named, *(_folders(prefix, holding) if holding else ())]
 
-def models(prefix: str, **_: Any) -> list[str]:
-    """Checkpoints that have a name, and folders."""
-    return [*(name for name in CHECKPOINTS if name.startswith(prefix)), *_folders(prefix, "config.json")]
-
-
-def embeddings(prefix: str, **_: Any) -> list[str]:
-    """Folders of embeddings among all."""
-    return list(_folders(prefix, "_manifest.json"))
-
-
-def looked_at(prefix: str, **_: Any) -> list[str]:
-    """What ``rd-hf info`` looks at."""
-    return list(dict.fromkeys([*families(prefix), *models(prefix), *embeddings(prefix)]))
+    return offered
 
 
 def levels(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
     """Levels of the model or of the folder of embeddings that was typed already."""
     for name in ("model", "extend", "database", "embeddings"):
-        given = getattr(parsed_args, name, None) or ""
-        for file, keys in (("config.json", ()), ("_manifest.json", ("model",))):
-            with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-                found = json.loads((Path(model_place(given)) / file).read_bytes())
-                for key in keys:
-                    found = found[key]
-                return list(found["nested_dims"])
+        place = Path(model_place(getattr(parsed_args, name, None) or ""))
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return list(json.loads((place / MODEL).read_bytes())["nested_dims"])
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return list(json.loads((place / EMBEDDINGS).read_bytes())["model"]["nested_dims"])
     return []
 
 
-def whitenings(prefix: str, action: argparse.Action, **_: Any) -> list[str]:
-    """What this command whitens by."""
-    return [word for word in action.choices or WHITENED if word.startswith(prefix)]
-
-
 COMPLETERS = {
-    "--config": families,
-    "--model": models,
+    "--config": _one_of(NAMED, MODEL),
+    "--model": _one_of(CHECKPOINTS, MODEL),
     "--level": levels,
     "--shortlist-level": levels,
     "--check-level": levels,
-    "--extend": embeddings,
-    "EMBEDDINGS": embeddings,
-    "EMBEDDINGS_OR_MODEL": looked_at,
-    "--device": lambda prefix, **_: [name for name in DEVICES if name.startswith(prefix)],
-    "--whiten": whitenings,
+    "--extend": _one_of((), EMBEDDINGS),
+    "EMBEDDINGS": _one_of((), EMBEDDINGS),
+    "EMBEDDINGS_OR_MODEL": _one_of([*NAMED, *CHECKPOINTS], MODEL, EMBEDDINGS),
+    "--device": _one_of(("cpu", "cuda", "cuda:0", "cuda:1", "mps")),
+    "--whiten": _one_of(WHITENED),
 }

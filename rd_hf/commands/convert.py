@@ -21,39 +21,25 @@ its ids one per line in a.ids.txt for a.npy; a .pt file is read as tensors only,
 from __future__ import annotations
 
 import argparse
-import sys
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
+from rd_hf.commands._arguments import command, command_parser, heavy_imports
 from rd_hf.conversion.settings import ConvertSettings
-from rd_hf.lazy import gc_paused
-from rd_hf.options import add_options, options_from
+from rd_hf.options import options_from
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = command_parser("convert", __doc__)
-    add_options(parser, ConvertSettings)
-    return parser
+    return command_parser("convert", __doc__, ConvertSettings)
 
 
 def run(args: argparse.Namespace) -> None:
-    # Only now what takes seconds to import: --help and typing errors are answered at once.
-    with gc_paused():
-        from transformers.utils import logging as transformers_logging
-
+    with heavy_imports():
         from rd_hf.conversion.convert import convert
         from rd_hf.embedding.job import ending
 
-    transformers_logging.disable_progress_bar()
     summary = convert(options_from(ConvertSettings, args), show_progress=not args.quiet)
     words = f"{summary.records:,} proteins: {summary.written:,} written, {summary.rejected:,} rejected\n"
     words += f"{summary.parts:,} parts, {summary.parts_kept:,} of them from an earlier run"
     print(ending(summary, args.output, words))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
-    return run_with_arguments(build_parser(), run, argv, extra="h5")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(build_parser, run, extra="h5")

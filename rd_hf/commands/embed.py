@@ -24,12 +24,10 @@ import argparse
 import os
 import sys
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
-from rd_hf.commands._engine import add_engine
+from rd_hf.commands._arguments import command, command_parser, heavy_imports
 from rd_hf.embedding.options import EmbeddingOptions
 from rd_hf.embedding.ray import RaySettings
 from rd_hf.embedding.settings import JobSettings, JobSummary
-from rd_hf.lazy import gc_paused
 from rd_hf.options import add_options, option_fields, options_from
 
 
@@ -53,17 +51,26 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Add ``--engine`` and the options of a cluster, for commands that run an embedding job."""
+    cluster = parser.add_argument_group("cluster")
+    cluster.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="local: this process, or those of accelerate launch (default); ray: workers of Ray Data, on this machine "
+        "or with --address on a cluster. Either takes up what the other left off: the folder is the same",
+    )
+    add_options(cluster, RaySettings)
+
+
 def run(args: argparse.Namespace) -> None:
     if args.extend is None and (args.model is None or args.inputs is None):
         lacking = [flag for flag, value in (("--model", args.model), ("--input", args.inputs)) if value is None]
         build_parser().error(f"{' and '.join(lacking)} must be given, unless --extend names a folder that knows both")
-    # Only now what takes seconds to import: --help and typing errors are answered at once.
-    with gc_paused():
-        from transformers.utils import logging as transformers_logging
-
+    with heavy_imports():
         from rd_hf.embedding.job import ending, run_launched, settings_from
 
-    transformers_logging.disable_progress_bar()
     settings, notes = settings_from(args)
     if args.engine == "ray":
         # Before anything is read: it may not be installed.
@@ -80,10 +87,4 @@ def run(args: argparse.Namespace) -> None:
         print(ending(summary, args.output))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
-    return run_with_arguments(build_parser(), run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(build_parser, run)

@@ -20,10 +20,8 @@ only what is new. An assay that cannot be used is named and left out; the others
 from __future__ import annotations
 
 import argparse
-import sys
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
-from rd_hf.commands._evaluation import add_groups, tell
+from rd_hf.commands._arguments import command, command_parser, tell
 from rd_hf.evaluation.options import FIT, RUN, AssayOptions
 from rd_hf.options import options_from
 
@@ -36,7 +34,7 @@ GROUPS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    return add_groups(command_parser("evaluate dms", __doc__), AssayOptions, GROUPS)
+    return command_parser("evaluate dms", __doc__, AssayOptions, GROUPS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,10 +44,4 @@ def run(args: argparse.Namespace) -> int:
     return tell(evaluate_assays(options_from(AssayOptions, args)))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
-    return run_with_arguments(build_parser(), run, argv, extra="eval")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(build_parser, run, extra="eval")

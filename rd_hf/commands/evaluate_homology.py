@@ -20,10 +20,8 @@ with the same command.
 from __future__ import annotations
 
 import argparse
-import sys
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
-from rd_hf.commands._evaluation import add_groups, tell
+from rd_hf.commands._arguments import command, command_parser, tell
 from rd_hf.evaluation.options import FIT, RUN, HomologyOptions
 from rd_hf.options import options_from
 
@@ -37,7 +35,7 @@ GROUPS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    return add_groups(command_parser("evaluate homology", __doc__), HomologyOptions, GROUPS)
+    return command_parser("evaluate homology", __doc__, HomologyOptions, GROUPS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,10 +45,4 @@ def run(args: argparse.Namespace) -> int:
     return tell(evaluate_homology(options_from(HomologyOptions, args)))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
-    return run_with_arguments(build_parser(), run, argv, extra="eval")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(build_parser, run, extra="eval")

@@ -13,17 +13,14 @@ its attribute original_ids lists the ids of all of them, as JSON.
 from __future__ import annotations
 
 import argparse
-import sys
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
+from rd_hf.commands._arguments import command, command_parser
 from rd_hf.conversion.settings import ExportSettings
-from rd_hf.options import add_options, options_from
+from rd_hf.options import options_from
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = command_parser("export", __doc__)
-    add_options(parser, ExportSettings)
-    return parser
+    return command_parser("export", __doc__, ExportSettings)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -38,10 +35,4 @@ def run(args: argparse.Namespace) -> None:
     print(f"{done}\nwritten to {args.output}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
-    return run_with_arguments(build_parser(), run, argv, extra="h5")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(build_parser, run, extra="h5")

@@ -29,9 +29,8 @@ fit_report.json and fit_report.png.
 from __future__ import annotations
 
 import argparse
-import sys
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
+from rd_hf.commands._arguments import command, command_parser
 from rd_hf.fitting.settings import FitOptions, FitSettings
 from rd_hf.options import add_options, options_from
 
@@ -68,10 +67,4 @@ def run(args: argparse.Namespace) -> None:
         print(summary)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
-    return run_with_arguments(build_parser(), run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(build_parser, run)

@@ -16,17 +16,14 @@ embedding of the level below (as it is applied) or on the raw one, and so does t
 from __future__ import annotations
 
 import argparse
-import sys
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
+from rd_hf.commands._arguments import command, command_parser
 from rd_hf.hub.options import ImportSettings
-from rd_hf.options import add_options, options_from
+from rd_hf.options import options_from
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = command_parser("import-published", __doc__)
-    add_options(parser, ImportSettings)
-    return parser
+    return command_parser("import-published", __doc__, ImportSettings)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -36,10 +33,4 @@ def run(args: argparse.Namespace) -> None:
     import_checkpoint(options_from(ImportSettings, args))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
-    return run_with_arguments(build_parser(), run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(build_parser, run)

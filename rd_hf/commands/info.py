@@ -17,16 +17,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rd_hf.carried import model_place
-from rd_hf.commands._arguments import command_parser, run_with_arguments
+from rd_hf.commands._arguments import command, command_parser
 from rd_hf.data.remote import RemoteFolder, is_remote
+from rd_hf.files import byte_size
 from rd_hf.flags import flag
-from rd_hf.options import add_options, option
+from rd_hf.options import option
 
 if TYPE_CHECKING:
     from rd_hf.hub.describe import ModelFacts
@@ -51,9 +51,7 @@ class InfoSettings:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = command_parser("info", __doc__)
-    add_options(parser, InfoSettings)
-    return parser
+    return command_parser("info", __doc__, InfoSettings)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -94,7 +92,7 @@ def model_text(facts: ModelFacts) -> str:
     """A model in words and one table."""
     head = f"{facts.name}{f' @ {facts.revision[:12]}' if facts.revision else ''}: {facts.form}, {facts.dtype}"
     if facts.file_bytes is not None:
-        head += f", {_bytes(facts.file_bytes)} of weights"
+        head += f", {byte_size(facts.file_bytes)} of weights"
     if facts.rd_hf_version:
         head += f", written by rd_hf {facts.rd_hf_version}"
     rows: list[tuple[str, ...]] = [
@@ -107,7 +105,7 @@ def model_text(facts: ModelFacts) -> str:
                 level.level,
                 f"{level.width:,}",
                 f"{level.parameters / 1e6:,.1f} M",
-                _bytes(level.memory_bytes),
+                byte_size(level.memory_bytes),
                 f"{level.flop_per_residue:.2g}",
                 "-" if level.heldout_r2 is None else f"{level.heldout_r2:.4f}",
                 f"{level.backbone}{commit}" if level.backbone else "in this checkpoint",
@@ -116,7 +114,7 @@ def model_text(facts: ModelFacts) -> str:
     lines = [head, _table(rows)]
     if len(facts.levels) > 1:
         last = facts.levels[-1]
-        lines.append(f"one backbone at a time (--group-tokens), {last.level} needs {_bytes(last.largest_bytes)}")
+        lines.append(f"one backbone at a time (--group-tokens), {last.level} needs {byte_size(last.largest_bytes)}")
     if facts.lossless:
         lines.append(
             f"lossless: all directions of every backbone are kept, and any number of dimensions up to "
@@ -160,7 +158,7 @@ def embeddings_text(folder: str, manifest: dict[str, Any]) -> str:
     size = size or sum(part.get("bytes", 0) for part in manifest.get("parts") or [])
     options = ("pooling", "dtype", "output_dtype", "normalize", "long", "max_length", "width", "whiten", "layout")
     lines = [
-        f"{folder}: {manifest.get('status')}, {_bytes(size)} of Parquet",
+        f"{folder}: {manifest.get('status')}, {byte_size(size)} of Parquet",
         f"model: {model.get('name')}{revision}{one_pass}, fingerprint {str(model.get('fingerprint'))[:19]}",
         f"levels in it: {', '.join(f'{level} {width:,}' for level, width in model.get('nested_dims', {}).items())}",
         f"columns: {'; '.join(columns)}",
@@ -173,11 +171,6 @@ def embeddings_text(folder: str, manifest: dict[str, Any]) -> str:
     return "\n".join([*lines, "written by " + ", ".join(f"{name} {value}" for name, value in versions.items())])
 
 
-def _bytes(size: int) -> str:
-    unit, scale = next(((unit, scale) for unit, scale in (("GB", 1e9), ("MB", 1e6)) if size >= scale), ("kB", 1e3))
-    return f"{size / scale:,.1f} {unit}"
-
-
 def _table(rows: list[tuple[str, ...]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     # Numbers to the right, the backbone's name as it comes.
@@ -185,10 +178,4 @@ def _table(rows: list[tuple[str, ...]]) -> str:
     return "\n".join(map("  ".join, cells))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
-    return run_with_arguments(build_parser(), run, argv, prints_result=lambda args: True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(build_parser, run, prints_result=lambda args: True)

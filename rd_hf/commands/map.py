@@ -20,17 +20,14 @@ the colours.
 from __future__ import annotations
 
 import argparse
-import sys
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
+from rd_hf.commands._arguments import command, command_parser
 from rd_hf.maps.settings import MapSettings
-from rd_hf.options import add_options, options_from
+from rd_hf.options import options_from
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = command_parser("map", __doc__)
-    add_options(parser, MapSettings)
-    return parser
+    return command_parser("map", __doc__, MapSettings)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -39,10 +36,4 @@ def run(args: argparse.Namespace) -> None:
     print(draw_map(options_from(MapSettings, args), show_progress=not args.quiet))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
-    return run_with_arguments(build_parser(), run, argv, extra="map")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(build_parser, run, extra="map")

@@ -20,15 +20,14 @@ not be predicted are in _rejects.tsv with their reason.
 from __future__ import annotations
 
 import argparse
-import sys
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
-from rd_hf.commands._engine import add_engine
-from rd_hf.lazy import gc_paused
-from rd_hf.options import add_options, options_from
+from rd_hf.commands._arguments import command, command_parser, heavy_imports
+from rd_hf.commands.embed import add_engine
+from rd_hf.options import options_from
 from rd_hf.training.predict_settings import PredictionSettings
 
 GROUPS = {
+    "": ("model", "inputs", "embeddings", "output"),
     "what is predicted": ("level", "probabilities", "dtype", "revision"),
     "records": ("long", "max_length", "overlap", "strict", "sequence_column", "id_column"),
     "machine": (
@@ -39,24 +38,16 @@ GROUPS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = command_parser("predict", __doc__)
-    add_options(parser, PredictionSettings, "model", "inputs", "embeddings", "output")
-    for title, names in GROUPS.items():
-        add_options(parser.add_argument_group(title), PredictionSettings, *names)
+    parser = command_parser("predict", __doc__, PredictionSettings, GROUPS)
     add_engine(parser)
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
-    # Only now what takes seconds to import: --help and typing errors are answered at once.
-    with gc_paused():
-        from transformers.utils import logging as transformers_logging
-
+    with heavy_imports(warnings=False):
         from rd_hf.embedding.ray import RaySettings
         from rd_hf.training.predict import run_launched
 
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
     settings = options_from(PredictionSettings, args)
     ray = options_from(RaySettings, args) if args.engine == "ray" else None
     summary = run_launched(settings, ray, show_progress=not args.quiet)
@@ -66,10 +57,4 @@ def run(args: argparse.Namespace) -> None:
         print(f"{summary}\nwritten to {args.output}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
-    return run_with_arguments(build_parser(), run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(build_parser, run)

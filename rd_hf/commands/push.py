@@ -20,17 +20,15 @@ token.
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
+from rd_hf.commands._arguments import command, command_parser
 from rd_hf.hub.options import PushOptions, PushSettings
 from rd_hf.options import add_options, options_from
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = command_parser("push", __doc__)
-    add_options(parser, PushSettings)
+    parser = command_parser("push", __doc__, PushSettings)
     add_options(parser, PushOptions)
     return parser
 
@@ -60,10 +58,4 @@ def run(args: argparse.Namespace) -> None:
         print(f"loaded back and equal bit for bit: {', '.join(result.checked)}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
-    return run_with_arguments(build_parser(), run, argv, prints_result=lambda args: bool(args.dry_run))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(build_parser, run, prints_result=lambda args: bool(args.dry_run))

@@ -17,9 +17,8 @@ refused then, and stages are done again where --least-r2, --license or --private
 from __future__ import annotations
 
 import argparse
-import sys
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
+from rd_hf.commands._arguments import command, command_parser
 from rd_hf.fitting.settings import FitOptions
 from rd_hf.hub.options import PushOptions
 from rd_hf.hub.release_settings import ReleaseSettings
@@ -52,10 +51,4 @@ def _derived(args: argparse.Namespace) -> dict[str, str]:
     return {} if args.output else {f"the usual --output {usual}": usual}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
-    return run_with_arguments(build_parser(), run, argv, derived=_derived, prints_result=lambda args: bool(args.plan))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(build_parser, run, derived=_derived, prints_result=lambda args: bool(args.plan))

@@ -21,35 +21,30 @@ query without any neighbour has one row of empty cells, and is named.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
-from rd_hf.lazy import gc_paused
-from rd_hf.options import add_options, options_from
+from rd_hf.commands._arguments import command, command_parser, heavy_imports
+from rd_hf.options import options_from
 from rd_hf.search.settings import SearchSettings, labels_path
+
+GROUPS = {
+    "": (
+        *("database", "queries", "output", "model", "revision", "k", "metric", "level", "whiten", "block_weights"),
+        "device",
+    ),
+    "pay for less": ("shortlist_level", "shortlist", "index", "signs", "sequences", "cache", "recall_sample"),
+    "labels": ("labels", "label_column"),
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = command_parser("search", __doc__)
-    main = ("database", "queries", "output", "model", "revision", "k", "metric", "level", "whiten", "block_weights")
-    add_options(parser, SearchSettings, *main, "device")
-    less = parser.add_argument_group("pay for less")
-    add_options(
-        less, SearchSettings, "shortlist_level", "shortlist", "index", "signs", "sequences", "cache", "recall_sample"
-    )
-    add_options(parser.add_argument_group("labels"), SearchSettings, "labels", "label_column")
-    return parser
+    return command_parser("search", __doc__, SearchSettings, GROUPS)
 
 
 def run(args: argparse.Namespace) -> None:
-    # Only now what takes seconds to import: --help and typing errors are answered at once.
-    with gc_paused():
-        from transformers.utils import logging as transformers_logging
-
+    with heavy_imports():
         from rd_hf.search import run_search
 
-    transformers_logging.disable_progress_bar()
     summary = run_search(options_from(SearchSettings, args), show_progress=not args.quiet)
     print(f"{summary}\nwritten to {args.output}")
     if args.labels is not None:
@@ -63,17 +58,10 @@ def _derived(args: argparse.Namespace) -> dict[str, Path]:
     return {f"{path}, where the labels of --output {args.output} go,": path}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
-    return run_with_arguments(
-        build_parser(),
-        run,
-        argv,
-        extra="search",
-        derived=_derived,
-        go_on="give the same command again, what was computed is kept,",
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(
+    build_parser,
+    run,
+    extra="search",
+    derived=_derived,
+    go_on="give the same command again, what was computed is kept,",
+)

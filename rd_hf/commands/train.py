@@ -19,13 +19,13 @@ figures, out_of_fold.parquet and training.json. A training that was stopped goes
 from __future__ import annotations
 
 import argparse
-import sys
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
-from rd_hf.options import add_options, options_from
+from rd_hf.commands._arguments import command, command_parser, heavy_imports
+from rd_hf.options import options_from
 from rd_hf.training.settings import TrainingSettings
 
 GROUPS = {
+    "": ("model", "input", "target", "output"),
     "what is learnt": ("task", "unknown", "sequence_column", "id_column"),
     "variants of one protein": ("mutant", "wild_type", "features", "scheme"),
     "how it is judged": ("split_column", "group", "folds", "inner_folds", "seed", "score", "interval"),
@@ -35,24 +35,13 @@ GROUPS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = command_parser("train", __doc__)
-    add_options(parser, TrainingSettings, "model", "input", "target", "output")
-    for title, names in GROUPS.items():
-        add_options(parser.add_argument_group(title), TrainingSettings, *names)
-    return parser
+    return command_parser("train", __doc__, TrainingSettings, GROUPS)
 
 
 def run(args: argparse.Namespace) -> None:
-    # Imported here, so that --help and a mistyped flag answer at once.
-    from rd_hf.lazy import gc_paused
-
-    with gc_paused():
-        from transformers.utils import logging as transformers_logging
-
+    with heavy_imports(warnings=False):
         from rd_hf.training import run_training
 
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
     report = (lambda _: None) if args.quiet else None
     summary = run_training(options_from(TrainingSettings, args), report, show_progress=not args.quiet)
     if summary.finished_before:
@@ -60,10 +49,4 @@ def run(args: argparse.Namespace) -> None:
     print(f"{summary}\n\nwritten to {summary.output}; report.md there tells more")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
-    return run_with_arguments(build_parser(), run, argv, extra="train")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(build_parser, run, extra="train")

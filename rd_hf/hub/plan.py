@@ -21,7 +21,7 @@ from rd_hf.data.batching import SPECIAL_TOKENS, token_budget_batches
 from rd_hf.data.fasta import read_fasta
 from rd_hf.data.records import InputError
 from rd_hf.families import FAMILIES, Member, esm2_backbone
-from rd_hf.files import readable
+from rd_hf.files import byte_size
 from rd_hf.hub.describe import backbone_cost
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
 from rd_hf.model.families_rd_esm import family_of
@@ -80,30 +80,30 @@ class Plan:
         cache = self.disk if self.work_free is None else self.download
         if cache > self.disk_free:
             return (
-                f"this needs {readable(cache)} of disk and {readable(self.disk_free)} are free: set HF_HOME (where "
+                f"this needs {byte_size(cache)} of disk and {byte_size(self.disk_free)} are free: set HF_HOME (where "
                 f"downloads go) to a larger disk"
             )
         if self.work_free is not None and self.work > self.work_free:
             return (
-                f"this needs {readable(self.work)} of disk for its work and {readable(self.work_free)} are free: "
+                f"this needs {byte_size(self.work)} of disk for its work and {byte_size(self.work_free)} are free: "
                 f"choose an --output on a larger disk"
             )
         if (self.sequential if sequential else self.resident) <= free:
             return None
         if not sequential and self.sequential <= free:
             return (
-                f"all backbones together need {readable(self.resident)} of memory and {readable(free)} are free: add "
-                f"--group-tokens 32768, which holds one backbone at a time ({readable(self.sequential)})"
+                f"all backbones together need {byte_size(self.resident)} of memory and {byte_size(free)} are free: add "
+                f"--group-tokens 32768, which holds one backbone at a time ({byte_size(self.sequential)})"
             )
         return (
-            f"even one backbone at a time needs {readable(self.sequential)} of memory and {readable(free)} are free: "
+            f"even one backbone at a time needs {byte_size(self.sequential)} of memory and {byte_size(free)} are free: "
             f"choose a smaller --config, fewer --batch-tokens and --group-tokens, or a larger machine"
         )
 
     def sentence(self) -> str:
         """Download, memory and time, in a few words."""
         return (
-            f"{readable(self.download)} to download, {readable(self.resident)} of memory, on the {self.sequences:,} "
+            f"{byte_size(self.download)} to download, {byte_size(self.resident)} of memory, on the {self.sequences:,} "
             f"carried proteins about {duration(self.flop / self.flops)} on this machine's CPUs"
         )
 
@@ -115,11 +115,11 @@ class Plan:
     def __str__(self) -> str:
         return "\n".join(
             (
-                f"download   {readable(self.download)} of {readable(self.weights)} of weights",
-                f"disk       {readable(self.disk)} more ({readable(self.disk_free)} free)",
-                f"memory     {readable(self.resident)} at the peak with all backbones held",
-                f"           {readable(self.sequential)} with one at a time (--group-tokens); "
-                f"{readable(self.memory_free)} are free",
+                f"download   {byte_size(self.download)} of {byte_size(self.weights)} of weights",
+                f"disk       {byte_size(self.disk)} more ({byte_size(self.disk_free)} free)",
+                f"memory     {byte_size(self.resident)} at the peak with all backbones held",
+                f"           {byte_size(self.sequential)} with one at a time (--group-tokens); "
+                f"{byte_size(self.memory_free)} are free",
                 f"work       {self.sequences:,} sequences, {self.tokens:,} tokens with padding: {self.flop:.3g} FLOP",
                 f"time       {duration(self.flop / self.flops)} at the {self.flops / 1e9:,.0f} GFLOP/s measured here",
             )

@@ -23,7 +23,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from rd_hf.data.records import InputError
 from rd_hf.families import esm2_config
-from rd_hf.files import readable, write_json
+from rd_hf.files import byte_size, write_json
 from rd_hf.fitting import FitSettings, Sample, draw_sample, run_fit
 from rd_hf.fitting.sample import plan_batches
 from rd_hf.hub.checkpoint import REPORT_FILE, by_name, read_config
@@ -112,7 +112,7 @@ class Release:
         self.stages[stage] = done
         self.record.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.record, {"settings": self.settings, "stages": self.stages})
-        say(f"{stage}: done in {done['seconds']:,.0f} s, peak {readable(done['peak_bytes'])}")
+        say(f"{stage}: done in {done['seconds']:,.0f} s, peak {byte_size(done['peak_bytes'])}")
 
 
 def run_release(settings: ReleaseSettings) -> None:
@@ -291,7 +291,7 @@ def fetch(config: RDEsmConfig, say: Callable[[str], None], **hub: Any) -> dict[s
         found = find_weights(entry["repo_id"], entry["revision"], **hub)
         own = sum((Path(found.folder) / name).stat().st_size for name in found.names)
         where = f"{entry['repo_id']} at {entry['revision']}"
-        say(f"  {entry['name']}: {len(found.names)} file(s), {readable(own)}, {where}")
+        say(f"  {entry['name']}: {len(found.names)} file(s), {byte_size(own)}, {where}")
         size += own
     return {"bytes": size}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from rd_hf.files import readable
+from rd_hf.files import byte_size
 from rd_hf.flags import FILE, GPU, NAMES, flag
 from rd_hf.options import check_options, option, real, whole
 from rd_hf.tables import FORMATS
@@ -164,7 +164,7 @@ class SearchSummary:
         recall, computes = self.recall, self.computed or self.reused
         lines = [
             f"{self.queries:,} queries against {self.rows:,} proteins: {self.hits:,} hits, {self.metric} at level "
-            f"{self.level}, {readable(float(f'{self.bytes_read:.2g}'))} of the database read",
+            f"{self.level}, {byte_size(float(f'{self.bytes_read:.2g}'))} of the database read",
             self.short,
             self.whitening and f"whitened {self.whitening}",
             self.shortlist and f"shortlist: {self.shortlist}",

@@ -32,7 +32,7 @@ HEAD = ("level", "width", "download", "disk", "memory", "one at a time", "two CP
 def render() -> str:
     """The table."""
     from rd_hf.families import esm2_config
-    from rd_hf.files import readable
+    from rd_hf.files import byte_size
     from rd_hf.fitting import FitOptions, draw_sample
     from rd_hf.fitting.sample import plan_batches
     from rd_hf.hub.plan import make_plan
@@ -47,7 +47,7 @@ def render() -> str:
     for level in LEVELS:
         config = esm2_config(level)
         plan = make_plan(config, batches, options.batch_tokens, GROUP_TOKENS, BASE, flops=CPU)
-        sizes = [readable(size) for size in (plan.weights, plan.weights + plan.work, plan.resident, plan.sequential)]
+        sizes = [byte_size(size) for size in (plan.weights, plan.weights + plan.work, plan.resident, plan.sequential)]
         times = [readable_time(plan.flop / rate) for rate in (CPU, GPU)]
         lines.append((level, f"{config.hidden_size:,}", *sizes, *times))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -22,8 +22,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
-from rd_hf.commands._evaluation import add_groups, tell
+from rd_hf.commands._arguments import command, command_parser, tell
 from rd_hf.evaluation.options import FIT, RUN
 from rd_hf.options import options_from
 from studies.options import AblationOptions
@@ -37,7 +36,7 @@ GROUPS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    return add_groups(command_parser("ablate", __doc__, prog="python scripts/study.py ablate"), AblationOptions, GROUPS)
+    return command_parser("ablate", __doc__, AblationOptions, GROUPS, prog="python scripts/study.py ablate")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -92,9 +91,7 @@ def run(args: argparse.Namespace) -> int:
     return tell(evaluation.finish(render_ablations(results, fitted, evaluation.notes, evaluation.failed)))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
-    return run_with_arguments(build_parser(), run, argv, extra="eval")
+main = command(build_parser, run, extra="eval")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
-from rd_hf.commands._evaluation import add_groups, tell
+from rd_hf.commands._arguments import command, command_parser, tell
 from rd_hf.evaluation.options import FIT, RUN
 from rd_hf.options import options_from
 from studies.options import AnglesOptions
@@ -28,7 +27,7 @@ GROUPS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    return add_groups(command_parser("angles", __doc__, prog="python scripts/study.py angles"), AnglesOptions, GROUPS)
+    return command_parser("angles", __doc__, AnglesOptions, GROUPS, prog="python scripts/study.py angles")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,9 +53,7 @@ def run(args: argparse.Namespace) -> int:
     return tell(evaluation.finish("\n\n".join(parts) + "\n"))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
-    return run_with_arguments(build_parser(), run, argv, extra="eval")
+main = command(build_parser, run, extra="eval")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,7 @@ import argparse
 import sys
 from functools import partial
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
-from rd_hf.commands._evaluation import add_groups, tell
+from rd_hf.commands._arguments import command, command_parser, tell
 from rd_hf.evaluation.options import RUN
 from rd_hf.options import options_from
 from studies.options import BlockOptions
@@ -31,7 +30,7 @@ GROUPS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    return add_groups(command_parser("blocks", __doc__, prog="python scripts/study.py blocks"), BlockOptions, GROUPS)
+    return command_parser("blocks", __doc__, BlockOptions, GROUPS, prog="python scripts/study.py blocks")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,9 +61,7 @@ def run(args: argparse.Namespace) -> int:
     return tell(evaluation.finish(block_probes.render(family.label, table, "blocks.png")))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
-    return run_with_arguments(build_parser(), run, argv, extra="eval")
+main = command(build_parser, run, extra="eval")
 
 
 if __name__ == "__main__":

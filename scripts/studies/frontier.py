@@ -16,8 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
-from rd_hf.commands._evaluation import add_groups, tell
+from rd_hf.commands._arguments import command, command_parser, tell
 from rd_hf.evaluation.options import RUN
 from rd_hf.options import options_from
 from studies.options import FrontierOptions
@@ -30,9 +29,7 @@ GROUPS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    return add_groups(
-        command_parser("frontier", __doc__, prog="python scripts/study.py frontier"), FrontierOptions, GROUPS
-    )
+    return command_parser("frontier", __doc__, FrontierOptions, GROUPS, prog="python scripts/study.py frontier")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,9 +76,7 @@ def run(args: argparse.Namespace) -> int:
     return tell(evaluation.finish(costs.render_frontier(table, evaluation.notes, ["frontier.png"])))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
-    return run_with_arguments(build_parser(), run, argv, extra="eval")
+main = command(build_parser, run, extra="eval")
 
 
 if __name__ == "__main__":

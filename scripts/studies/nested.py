@@ -19,8 +19,7 @@ import argparse
 import sys
 from itertools import pairwise
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
-from rd_hf.commands._evaluation import add_groups, tell
+from rd_hf.commands._arguments import command, command_parser, tell
 from rd_hf.evaluation.options import FIT, RUN
 from rd_hf.options import options_from
 from studies.options import NestedOptions
@@ -34,7 +33,7 @@ GROUPS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    return add_groups(command_parser("nested", __doc__, prog="python scripts/study.py nested"), NestedOptions, GROUPS)
+    return command_parser("nested", __doc__, NestedOptions, GROUPS, prog="python scripts/study.py nested")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -111,9 +110,7 @@ def run(args: argparse.Namespace) -> int:
     return tell(evaluation.finish(render_forms(scores, found, evaluation.notes, evaluation.failed)))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
-    return run_with_arguments(build_parser(), run, argv, extra="eval")
+main = command(build_parser, run, extra="eval")
 
 
 if __name__ == "__main__":

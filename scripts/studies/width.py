@@ -20,8 +20,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from rd_hf.commands._arguments import command_parser, run_with_arguments
-from rd_hf.commands._evaluation import add_groups, tell
+from rd_hf.commands._arguments import command, command_parser, tell
 from rd_hf.evaluation.options import FIT, RUN
 from rd_hf.options import options_from
 from studies.options import WidthOptions
@@ -34,7 +33,7 @@ GROUPS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    return add_groups(command_parser("width", __doc__, prog="python scripts/study.py width"), WidthOptions, GROUPS)
+    return command_parser("width", __doc__, WidthOptions, GROUPS, prog="python scripts/study.py width")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -85,9 +84,7 @@ def run(args: argparse.Namespace) -> int:
     return tell(evaluation.finish("\n\n".join([*parts, f"![{figure}]({figure})", width_table(scores)]) + "\n"))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit code (see :mod:`rd_hf.commands._main`)."""
-    return run_with_arguments(build_parser(), run, argv, extra="eval")
+main = command(build_parser, run, extra="eval")
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from rd_hf.__main__ import COMMANDS, commands, main
-from rd_hf.commands._outputs import CACHES, INPUTS, OUTPUTS, refuse_replacing
+from rd_hf.__main__ import COMMANDS, main
+from rd_hf.commands._outputs import INPUTS, OUTPUTS, refuse_replacing
 from rd_hf.files import FolderError
 from tests.embedding.test_folder import snapshot
 from tests.search.conftest import DIMS, protein_like, write_folder
 
-HERE = sorted(commands())
+HERE = sorted(COMMANDS)
 # Arguments that are neither read nor written.
 WORDS = {
     *("address", "attn_implementation", "check_level", "color_by", "device", "id_column", "keep", "label_column"),
@@ -64,7 +64,7 @@ def pairs() -> list[tuple[str, str]]:
 @pytest.mark.parametrize("command", HERE)
 def test_every_argument_is_known_for_what_it_is(command: str) -> None:
     """A new argument that takes text is a name to put into ``rd_hf/commands/_outputs.py``, or into WORDS here."""
-    known = {"read": INPUTS, "written": OUTPUTS, "kept": CACHES, "words": WORDS}
+    known = {"read": INPUTS, "written": OUTPUTS, "kept": {"cache"}, "words": WORDS}
     for action in texts(command):
         assert sum(action.dest in names for names in known.values()) == 1, f"--{action.dest} of {command}"
 

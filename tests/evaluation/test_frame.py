@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from rd_hf.commands._evaluation import tell
+from rd_hf.commands._arguments import tell
 from rd_hf.evaluation.families import Family
 from rd_hf.evaluation.frame import Evaluation, stored_table
 from rd_hf.evaluation.options import AssayOptions, EvaluationOptions, HomologyOptions

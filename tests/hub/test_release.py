@@ -21,7 +21,7 @@ from transformers import EsmModel
 from rd_hf.commands.release import main as release_command
 from rd_hf.data.records import InputError
 from rd_hf.families import ESM2, esm2_config
-from rd_hf.files import readable
+from rd_hf.files import byte_size
 from rd_hf.hub.describe import describe_model
 from rd_hf.hub.plan import Plan, bases_bytes, free_memory, make_plan, stored_bytes
 from rd_hf.hub.push import PushPlan
@@ -89,7 +89,7 @@ def test_sizes() -> None:
     assert [parse_memory(word) for word in ("500MB", "24GB", "24GiB")] == [500_000_000, 24 * 10**9, 24 * 2**30]
     with pytest.raises(InputError, match="--memory much is no size"):
         parse_memory("much")
-    assert [readable(size) for size in (7, 1234, 31_384_292, 14_739_239_662)] == [
+    assert [byte_size(size) for size in (7, 1234, 31_384_292, 14_739_239_662)] == [
         "7 B",
         "1.23 kB",
         "31.4 MB",
