@@ -83,6 +83,8 @@ FLAGS = {
     "assays": Flag("deep mutational scans", "PATH"),
     "representations": Flag("contenders", "NAME"),
     "low_n": Flag("training variants of the low-n curves", "N", (), whole(1)),
+    "variants": Flag("draw at most N variants of each assay", "N", (), whole(1)),
+    "development": Flag("the N smallest assays that have --variants variants", "N", (), whole(1)),
     "domains": Flag("folder with one FASTA file of SCOP domains", "DIR", ("--domains",)),
 }
 

@@ -65,9 +65,7 @@ class FrontierOptions(OneSplitOptions):
     """Cost against score."""
 
     model: tuple[str, ...] = flag("model", (), " or several: folders or Hub ids", required=True)
-    variants: int | None = option(
-        None, "draw at most N variants of each assay (default: all)", kind=whole(1), metavar="N"
-    )
+    variants: int | None = flag("variants", None, " (default: all)")
     seeds: int = flag("repeats", 3, former=("--seeds",))
     threads: int | None = flag("threads", 1, " that embed, and are timed")
     representations: tuple[str, ...] = ("raw", "rd")
@@ -104,19 +102,17 @@ class NestedOptions(OneSplitOptions):
     fit_sequences: int | None = flag("num_sequences", 2000, " out of --input")
     max_length: int = flag("max_length", 400, "; what is longer is cut")
     means: int = option(1000, "of which proteins, at most, the means are used too", kind=whole(2), metavar="N")
-    variants: int = option(375, "draw at most N variants of each assay", kind=whole(1), metavar="N")
+    variants: int = flag("variants", 375)
     longest_assay: int = option(120, "leave out assays of longer proteins", kind=whole(1), metavar="N")
     explore: bool = option(
         False, "probe every candidate on the other assays too, not only the chosen one", action="store_true"
     )
-    development: int = option(
-        10, "the choice is made on the N smallest assays that have --variants variants", kind=whole(1), metavar="N"
-    )
+    development: int = flag("development", 10, ": the choice is made on them")
     data: Path | None = flag("domains", None, kind=Path)
     longest: int = option(
         150, "leave longer domains out, as queries and as answers", kind=whole(1), flags=("--longest-domain",)
     )
-    seeds: int = flag("repeats", 1, former=("--seeds",))
+    seeds: int = flag("repeats", 1)
 
 
 @dataclass(frozen=True)
@@ -128,8 +124,6 @@ class ReadoutOptions(OneSplitOptions):
     fit_sequences: int | None = flag("num_sequences", 500, " out of --input")
     max_length: int = flag("max_length", 400, "; what is longer is cut")
     components: tuple[int, ...] = option((32, 64), "leading components whose products are read too", kind=whole(1))
-    variants: int = option(375, "draw at most N variants of each assay", kind=whole(1), metavar="N")
-    development: int = option(
-        10, "probe the N smallest assays that have --variants variants", kind=whole(1), metavar="N"
-    )
-    seeds: int = flag("repeats", 1, former=("--seeds",))
+    variants: int = flag("variants", 375)
+    development: int = flag("development", 10, ": they alone are probed")
+    seeds: int = flag("repeats", 1)

@@ -134,7 +134,7 @@ def test_every_command_runs_as_a_module_too(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["module", "--help"])
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         runpy.run_path(str(REPOSITORY / f"{COMMANDS[name][0].replace('.', '/')}.py"), run_name="__main__")
     assert capsys.readouterr().out == ended([*name.split(), "--help"], capsys)[1]
 

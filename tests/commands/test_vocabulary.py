@@ -19,7 +19,7 @@ from rd_hf.hub.release_settings import ReleaseSettings
 from rd_hf.options import options_from
 from tests.conftest import REPOSITORY
 
-STUDIES = ("ablate", "blocks", "frontier", "width")
+STUDIES = ("ablate", "angles", "blocks", "frontier", "nested", "readout", "width")
 MODULES = {name: module for name, (module, _) in COMMANDS.items()} | {
     f"study {name}": f"studies.{name}" for name in STUDIES
 }
@@ -43,6 +43,9 @@ EXCEPTIONS = {
     ("--repeats", "default"): "studies whose tables compare many variants repeat less",
     ("--low-n", "default"): "a figure of widths has room for one curve",
     ("--representations", "default"): "one-hot means are no homology",
+    ("--max-length", "default"): "studies of many layers cut sequences that are long",
+    ("--longest-domain", "default"): "a study that tries many blocks ranks few domains",
+    ("--variants", "default"): "studies of many candidates draw fewer",
     ("--cache", "default"): "beside what it belongs to",
 }
 # Flags that meant something else in some command, where they are still understood, and have another meaning today.
@@ -252,6 +255,14 @@ FORMER = [
             "study ablate": "-m m -o o --assays a",
             "study width": "-m m -o o",
         }.items()
+    ),
+    ("study angles", "-m m -o o -i f --fit-sequences 9 --fit-seed 2", "-m m -o o -i f --num-sequences 9 --seed 2"),
+    *(
+        (f"study {name}", f"{required} --fit-seed 2", f"{required} --seed 2")
+        for name, required in (
+            ("nested", "--backbones b -o o --assays a -i f"),
+            ("readout", "-m m -o o --assays a -i f"),
+        )
     ),
     ("study ablate", "-m m -o o --assays a -i f --seeds 2", "-m m -o o --assays a -i f --repeats 2"),
     ("study frontier", "-m m -o o --assays a --seeds 2", "-m m -o o --assays a --repeats 2"),
