@@ -15,8 +15,7 @@ _NAMES = "give cpu, cuda, cuda:1 (the second GPU) or mps"
 def parse_device(device: str) -> torch.device:
     """A torch device by its name, whether or not this machine has it: a cluster's workers may.
 
-    Raises:
-        InputError: it is the name of none that a model could run on.
+    An InputError if it is the name of none that a model could run on.
     """
     import torch
 
@@ -70,8 +69,7 @@ def _absent(device: str, reason: str) -> InputError:
 def pick_device(rank: int | None = None) -> torch.device:
     """The device for process ``rank``: a GPU by rank where there are any, else Apple's, else the CPU.
 
-    Raises:
-        InputError: CUDA was used before this process was forked.
+    An InputError if CUDA was used before this process was forked.
     """
     import torch
 

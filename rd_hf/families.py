@@ -138,11 +138,7 @@ class Family:
     citation: str | None = None
 
     def up_to(self, level: str) -> tuple[Member, ...]:
-        """Members from the smallest up to a level.
-
-        Raises:
-            ValueError: it has no such level, or it is the smallest.
-        """
+        """Members from the smallest up to a level; a ValueError if it has no such level, or it is the smallest."""
         names = [member.name for member in self.members]
         if level not in names[1:]:
             from rd_hf.model.families_rd_esm import family_of
@@ -187,8 +183,7 @@ def _chain(levels: Iterable[tuple[str, Family, Member]], directions: list[int] |
 def esm2_config(level: str) -> RDEsmConfig:
     """The chain of ESM-2 models from 8M up to ``level``, bases only, each backbone pinned to a commit of its repo.
 
-    Raises:
-        ValueError: ESM-2 has no such level, or it is the smallest.
+    A ValueError if ESM-2 has no such level, or it is the smallest.
     """
     return FAMILIES["esm"].config(level)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import logging
 import os
@@ -96,13 +97,8 @@ def stream_sha256(handle: IO[bytes]) -> str:
 def replacing(path: str | Path, temporary: Path | None = None, kind: type[FolderError] = FolderError) -> Iterator[Path]:
     """Write a file so that it appears whole or not at all, even if the power fails, with the umask's permissions.
 
-    Args:
-        path: the file; its folder is there.
-        temporary: where it is written first, on the same file system; by default in a hidden folder beside it.
-        kind: of error, which says that the disk is full or the folder cannot be written to.
-
-    Yields:
-        The path to write to.
+    Yields the path to write to: ``temporary``, on the same file system, or one in a hidden folder beside the file,
+    whose own folder is there. Raises the ``kind`` of error where the disk is full or the folder cannot be written to.
     """
     path = Path(path)
     # Hidden folders are this project's own: what a user knows is the one around.
@@ -142,10 +138,15 @@ def _sync(descriptor: int) -> None:
             raise
 
 
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Replace a file; see :func:`replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Replace a text file, in UTF-8 with plain line ends; see :func:`replacing`."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: str | Path, content: Any, indent: int = 1) -> None:
@@ -314,6 +315,26 @@ class Workspace:
             path.unlink(missing_ok=True)
         with suppress(OSError):
             self.path.rmdir()
+
+
+class Seekable(io.RawIOBase):
+    """A file that can be read from anywhere, of a size in bytes that may not be known; ``at`` is the place in it."""
+
+    at = 0
+    size: int | None = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self.size is not None
+
+    def tell(self) -> int:
+        return self.at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.at = offset + (0, self.at, self.size or 0)[whence]
+        return self.at
 
 
 def byte_size(size: float) -> str:

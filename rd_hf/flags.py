@@ -92,11 +92,8 @@ FLAGS = {
 def flag(name: str, default: Any, more: str = "", *, former: Sequence[str] = (), **argument: Any) -> Any:
     """A field of a dataclass (see :func:`rd_hf.options.option`) that is typed as a flag which several commands have.
 
-    Args:
-        name: of the flag.
-        default: of the field.
-        more: behind the first words of its help: what is particular here, and the default where it is not the field's.
-        former, argument: as in :func:`rd_hf.options.option`.
+    Behind the first words of its help stands ``more``: what is particular here, and the default where it is not the
+    field's.
     """
     known = FLAGS[name]
     own = {"flags": known.typed, "kind": known.kind} | ({} if known.value is None else {"metavar": known.value})

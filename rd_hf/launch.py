@@ -19,13 +19,7 @@ class LostProcessError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """The place of this process among those of a job.
-
-    Attributes:
-        rank: number of this process among all.
-        world: how many there are.
-        local_rank: number of this process on its machine; picks the GPU.
-    """
+    """The place of this process among the ``world`` of those of a job; ``local_rank`` picks its machine's GPU."""
 
     rank: int = 0
     world: int = 1
@@ -37,11 +31,7 @@ class Processes:
         return self.rank == 0
 
     def all_well(self, well: bool) -> bool:
-        """Wait for every process, and return whether all of them are well.
-
-        Raises:
-            LostProcessError: another one has ended meanwhile.
-        """
+        """Wait for every process, and return whether all are well; a LostProcessError if one has ended meanwhile."""
         if self.world == 1:
             return well
         import torch
@@ -58,8 +48,7 @@ class Processes:
 def processes() -> Processes:
     """Join the other processes of the launcher, if there are any; an ``Accelerator`` made afterwards is among them.
 
-    Raises:
-        ValueError: accelerate does not see them.
+    A ValueError if accelerate does not see them.
     """
     world = os.environ.get("WORLD_SIZE", "").strip() or "1"
     if not world.isdecimal():

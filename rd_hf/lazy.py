@@ -15,10 +15,8 @@ from typing import Any
 def lazy_names(package: str, homes: Mapping[str, str], former: Mapping[str, str] | None = None) -> Callable[[str], Any]:
     """A module's ``__getattr__`` (PEP 562).
 
-    Args:
-        package: its ``__name__``.
-        homes: module that each public name lives in; a name that is the module's own stands for the module.
-        former: names of earlier versions, and what is called so now: understood, with a FutureWarning.
+    ``homes`` are the modules that public names live in, where a module's own name stands for it; ``former`` what names
+    of earlier versions are called now: they are understood, with a FutureWarning.
     """
     renamed = former or {}
 

@@ -20,11 +20,10 @@ _CARRIED = CHECKPOINTS[0]
 
 
 def check_model_name(name: str | os.PathLike, fitted: bool = True) -> None:
-    """Raise an InputError where a name is no model's, as far as this machine knows.
+    """Raise an InputError where a name is no model's (folder, Hub id, or a name known here), as far as this machine
+    knows.
 
-    Args:
-        name: as given for a model: folder, Hub id (owner/name), or a name that this project knows.
-        fitted: whether bases are needed, which a named family and a folder with nothing but a ``config.json`` lack.
+    Where it has to be ``fitted``, a named family and a folder with nothing but a ``config.json`` are none.
     """
     text, place = os.fspath(name), Path(name)
     if is_carried_model(name):

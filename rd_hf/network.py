@@ -86,11 +86,8 @@ def one_answer() -> Iterator[None]:
 class _Hub:
     """What is known of the Hub.
 
-    Attributes:
-        depth: how many of :func:`one_answer` are open.
-        reached: it has answered, or ended a connection, in this process.
-        trouble: why it cannot be reached; None where that is not known.
-        wanted: what could not be asked for, first.
+    It was ``reached`` if it has answered, or ended a connection, in this process; else ``trouble`` is why it cannot be,
+    if that is known, and ``wanted`` what could not be asked for first. ``depth`` of :func:`one_answer` are open.
     """
 
     def __init__(self) -> None:

@@ -19,13 +19,7 @@ Options = TypeVar("Options")
 
 @dataclass(frozen=True)
 class Bounds:
-    """The numbers that an option takes; as the type of an argument it reads one.
-
-    Attributes:
-        whole: whether they are whole numbers.
-        least, most: bounds that are allowed themselves.
-        above, below: bounds that are not.
-    """
+    """The numbers that an option takes, ``least`` and ``most`` among them; as the type of an argument it reads one."""
 
     whole: bool
     least: float = -math.inf
@@ -113,8 +107,7 @@ def typed_as(one: Field) -> tuple[str, ...]:
 def check_options(options: Any) -> None:
     """Check the values of an instance against the choices and bounds of its fields; None stands for a default.
 
-    Raises:
-        ValueError: a value that is not allowed; the message names the field.
+    The ValueError of a value that is not allowed names the field.
     """
     for one in option_fields(options):
         value, choices, kind = getattr(options, one.name), one.metadata.get("choices"), one.metadata["kind"]
@@ -177,13 +170,9 @@ def _add_former(parser: Any, positional: argparse.Action, former: Sequence[str])
 
 
 def options_from(options: type[Options], args: Any, /, **others: Any) -> Options:
-    """Make the dataclass of what was parsed by a parser that has its options.
+    """Make the dataclass of what was parsed by a parser that has its options, or of another dataclass that has some.
 
-    Args:
-        options: the dataclass.
-        args: as parsed, or another dataclass that has some of its options; fields that it lacks, or that are None, keep
-            their defaults.
-        others: values of fields, instead of those parsed.
+    Fields that ``args`` lack, or that are None, keep their defaults; ``others`` are values instead of those parsed.
     """
     given = {one.name: getattr(args, one.name, None) for one in option_fields(options)}
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}

@@ -81,9 +81,7 @@ def clear_cache() -> None:
 def _texts(X: Any) -> list[str]:
     """The sequences of a list, an array or a series.
 
-    Raises:
-        InputError: a row is no text, or X is a text or a table.
-        ValueError: there is none.
+    An InputError if a row is no text, or X is a text or a table; a ValueError if there is none.
     """
     if isinstance(X, (str, bytes)) or len(getattr(X, "shape", (0,))) != 1:
         raise InputError(f"X must be a list of sequences, or one column of them, not {type(X).__name__}")
@@ -149,11 +147,7 @@ class NestedEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         self.device = device
 
     def fit(self, X: Any, y: Any = None) -> NestedEmbedding:
-        """Check the choices; of the sequences nothing is learnt.
-
-        Args:
-            X: sequences, as a list, an array or a series.
-        """
+        """Check the choices; of the sequences, a list, an array or a series, nothing is learnt."""
         _texts(X)
         ((self.level_, self.n_features_out_),) = self._embedder(self.level).widths.items()
         return self

@@ -23,10 +23,7 @@ FORMATS = (".parquet", ".tsv", ".csv")
 def table_writer(path: Path) -> Iterator[Callable[[pa.Table], None]]:
     """Write tables of one schema to a file, which appears when all are written; yields what appends one.
 
-    Lists become text with ``;`` between their items where the file is text.
-
-    Args:
-        path: ends in one of ``FORMATS``.
+    The path ends in one of ``FORMATS``. In text, lists have ``;`` between their items.
     """
     import pyarrow.parquet as pq
 

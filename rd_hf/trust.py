@@ -40,8 +40,7 @@ CODE = "*_rd_esm.py"
 def refuse_foreign_code(folder: str | Path) -> None:
     """Raise a ValueError before anything of a folder is used if its settings name code that is not this project's.
 
-    The folder is a model's, or what the Hub's cache holds of one. A warning names code files in it that no version of
-    this project wrote: they are not used.
+    A warning names code files in it that no version of this project wrote: they are not used.
     """
     for name in SETTINGS:
         path = Path(folder) / name

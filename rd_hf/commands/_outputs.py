@@ -28,29 +28,20 @@ _ENDS = "@:#"
 
 
 def refuse(parser: argparse.ArgumentParser, args: argparse.Namespace, derived: Mapping[str, str | os.PathLike]) -> None:
-    """Stop before a command runs that would replace what it reads; see :func:`refuse_replacing`.
-
-    Args:
-        parser: of the command.
-        args: as it parsed them.
-        derived: what it writes beside its outputs, in words.
-    """
+    """Stop before a command runs that would replace what it reads; ``derived`` is written beside its outputs."""
     outputs = {**dict(_given(parser, args, OUTPUTS)), **derived}
     if outputs:
         refuse_replacing(outputs, dict(_given(parser, args, INPUTS)))
 
 
 def refuse_replacing(outputs: Mapping[str, str | os.PathLike], inputs: Mapping[str, str | os.PathLike]) -> None:
-    """Stop if an output is an input, holds one, or lies in a folder of embeddings.
+    """Stop if an output is an input, holds one, or lies in a folder of embeddings; the FolderError names both.
 
     Links, and names that a file system takes for the same, are looked through.
 
     Args:
         outputs: files and folders, there or not, by what a user calls them.
         inputs: likewise; what is not there is on the Hub, or found missing later.
-
-    Raises:
-        FolderError: an output would replace something; the message names both.
     """
     read = [(words, place) for words, value in inputs.items() for place in _places(value)]
     for words, place in list(read):

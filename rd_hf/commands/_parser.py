@@ -45,10 +45,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are one sentence with the nearest flag or choice, under a usage of one line.
 
     Flags are not abbreviated: one that is added later would change what a script means. An abbreviation is answered
-    with the flag that it begins.
-
-    Attributes:
-        usual: arguments that are nearly always given, though they are not required: the short usage has them too.
+    with the flag that it begins. Arguments that are ``usual``, though not required, stand in the short usage too.
     """
 
     usual: tuple[str, ...] = ()

@@ -18,13 +18,9 @@ OPTIONAL = {
 
 
 def what_to_install(error: ModuleNotFoundError, extra: str | None = None) -> str:
-    """The sentence for an import that failed.
+    """The sentence for an import that failed, with the command's own extra, if it has one that brings all it needs.
 
-    Args:
-        extra: of the command, where it has one of its own that brings all it needs.
-
-    Raises:
-        ModuleNotFoundError: the error itself, where the package is none of the optional ones.
+    The error itself is raised again where the package is none of the optional ones.
     """
     module = (error.name or "").partition(".")[0]
     if module not in OPTIONAL:

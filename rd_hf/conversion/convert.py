@@ -268,11 +268,9 @@ def convert(
 ) -> JobSummary:
     """Convert raw embeddings to nested ones, or a folder to another layout, or go on where an earlier run stopped.
 
-    Of the model, the bases are enough; the other arguments are those of :func:`rd_hf.embedding.job.run_job`.
-
-    Raises:
-        InputError: an input or the model cannot be used; :func:`open_levels` says which.
-        JobError: the folder cannot be used, belongs to another job, or is full.
+    Of the model, the bases are enough; the other arguments are those of :func:`rd_hf.embedding.job.run_job`. An
+    InputError if an input or the model cannot be used; a JobError if the folder cannot be used, belongs to another job,
+    or is full.
     """
     if settings.of_folder:
         settings.check_of_folder()

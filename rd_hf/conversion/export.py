@@ -12,7 +12,6 @@ broken file behind and ends the process. Here it writes through a file of our ow
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from rd_hf.conversion.settings import ExportSettings
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
 from rd_hf.embedding.folder import JobError
 from rd_hf.embedding.reader import EmbeddingFolder
-from rd_hf.files import replacing
+from rd_hf.files import Seekable, replacing
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +51,8 @@ def sequence_hash(sequence: str) -> str:
 def export_h5(settings: ExportSettings, on_record: Callable[[int], None] = lambda count: None) -> Exported:
     """Write the embeddings of a finished folder to an h5 file, and call ``on_record`` with 1 after each row.
 
-    Raises:
-        JobError: the folder has no such level, ids that cannot be names, or inputs that changed.
-        InputError: the folder is not finished or not as it was written, or an input cannot be read.
+    A JobError if the folder has no such level, ids that cannot be names, or inputs that changed; an InputError if it is
+    not finished or not as it was written, or an input cannot be read.
     """
     stored = EmbeddingFolder(settings.embeddings, with_journal=True)
     width, level = stored.width_of(settings.level)
@@ -119,7 +117,7 @@ def _with_sequences(
         pending = next(rows, None)
 
 
-class _NeverFailing(io.RawIOBase):
+class _NeverFailing(Seekable):
     """A file that accepts every write: from the first that fails on, what is written is kept in memory."""
 
     failure: OSError | None = None
@@ -127,61 +125,51 @@ class _NeverFailing(io.RawIOBase):
     def __init__(self, path: Path) -> None:
         self._raw = open(path, "r+b", buffering=0)  # noqa: SIM115
         self._kept: list[tuple[int, bytes]] = []
-        self._place = self._end = 0
 
     def check(self) -> None:
         """Raise the error of the first write that failed, if any did; until it is called, the rest is kept."""
         if self.failure is not None:
             raise self.failure
 
-    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
-        self._place = place + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._end}[whence]
-        return self._place
-
-    def tell(self) -> int:
-        return self._place
-
     def write(self, data: Any) -> int:
         written = bytes(data)
         try:
             self.check()
-            self._raw.seek(self._place)
+            self._raw.seek(self.at)
             rest = memoryview(written)
             while rest:
                 rest = rest[self._raw.write(rest) :]
         except OSError as error:
             self.failure = error
         if self.failure is not None:
-            self._kept.append((self._place, written))
-        self._place += len(written)
-        self._end = max(self._end, self._place)
+            self._kept.append((self.at, written))
+        self.at += len(written)
+        self.size = max(self.size or 0, self.at)
         return len(written)
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
-        self._raw.seek(self._place)
+        self._raw.seek(self.at)
         found = self._raw.read(len(view)) or b""
         view[:] = found.ljust(len(view), b"\0")
         for place, kept in self._kept:
-            start, stop = max(place, self._place), min(place + len(kept), self._place + len(view))
+            start, stop = max(place, self.at), min(place + len(kept), self.at + len(view))
             if start < stop:
-                view[start - self._place : stop - self._place] = kept[start - place : stop - place]
-        self._place += len(view)
+                view[start - self.at : stop - self.at] = kept[start - place : stop - place]
+        self.at += len(view)
         return len(view)
 
     def truncate(self, size: int | None = None) -> int:
-        self._end = self._place if size is None else size
+        end = self.size = self.at if size is None else size
         try:
             self.check()
-            self._raw.truncate(self._end)
+            self._raw.truncate(end)
         except OSError as error:
             self.failure = error
-        return self._end
+        return end
 
-    def readable(self) -> bool:
+    def writable(self) -> bool:
         return True
-
-    writable = seekable = readable
 
     def close(self) -> None:
         self._raw.close()

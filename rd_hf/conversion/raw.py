@@ -41,13 +41,7 @@ _MOST_PACKED, _HARMLESS = 1100, 64 << 20
 
 
 class Raw(ABC):
-    """Raw embeddings of one backbone in one place.
-
-    Attributes:
-        path: where they are, as messages name it.
-        width: of each vector.
-        ids: of its proteins, in its order.
-    """
+    """Raw embeddings of one backbone in one place, ``path`` as messages name it; all vectors are ``width`` wide."""
 
     path: str
     width: int
@@ -350,8 +344,7 @@ def open_raw(path: str, pooling: str, layers: dict[int, int], id_column: str | N
     Args:
         pooling: ``mean``, ``cls`` or ``residue``: which of a ``.pt`` file's representations is wanted.
         layers: the layer to take from a ``.pt`` file, by the width of its backbone.
-        id_column: of Parquet files; by default the first usual one.
-        ids: file with the ids of a ``.npy`` file.
+        id_column, ids: of Parquet files, by default the first usual one; file with the ids of a ``.npy`` file.
 
     Raises:
         InputError: it is not there, in none of the formats, damaged, or holds nothing.

@@ -34,17 +34,10 @@ def change_layout(
     report: Callable[[str], None] | None = None,
     show_progress: bool = True,
 ) -> JobSummary:
-    """Write a folder's rows in another layout, or go on where an earlier run stopped.
+    """Write a finished folder's rows in another layout, or go on where an earlier run stopped; nothing is computed.
 
-    Args:
-        path: a finished folder.
-        layout: of the new one.
-        output: the new one.
-        report: called with what a user should know on the way.
-        show_progress: whether a bar is shown (where standard error is a terminal).
-
-    Returns:
-        The counts of the job that made the folder; nothing was computed.
+    The counts are those of the job that made the folder; ``report`` and ``show_progress`` as in
+    :func:`rd_hf.embedding.job.run_job`.
 
     Raises:
         InputError: the folder is not finished, not as it was written, or cannot have that layout.

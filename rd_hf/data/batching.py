@@ -56,9 +56,8 @@ def collate(sequences: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
 def pack(sequences: Sequence[str]) -> dict[str, Any]:
     """Cleaned sequences in one row without padding: arguments of :meth:`RDEsmModel.forward`.
 
-    Returns:
-        ``input_ids`` (1, tokens) int64; ``cu_seq_lens_q`` and ``cu_seq_lens_k`` (sequences + 1,) int32, where each
-        sequence starts with its cls, and the end; ``max_length_q`` and ``max_length_k``, tokens of the longest.
+    ``input_ids`` are (1, tokens) int64; ``cu_seq_lens_q`` and ``cu_seq_lens_k`` (sequences + 1,) int32, where each
+    sequence starts with its cls, and the end; ``max_length_q`` and ``max_length_k`` tokens of the longest.
     """
     rows = [encode(sequence) for sequence in sequences]
     lengths = [len(row) for row in rows]

@@ -50,12 +50,8 @@ def holds_sequences(columns: Iterable[str]) -> bool:
 def pick(source: str | Path, table: Table, asked: str | None, usual: Iterable[str], role: str) -> str | None:
     """Return the column asked for, or the first of the usual ones, None where there is none.
 
-    Args:
-        usual: names in the order in which they are looked for.
-        role: "sequence", "id" or "positions".
-
-    Raises:
-        InputError: the column asked for is not there, two may be meant, or its type holds nothing of the kind.
+    ``role`` is "sequence", "id" or "positions". An InputError if the column asked for is not there, two may be meant,
+    or its type holds nothing of the kind.
     """
     if asked is not None:
         found = [column for column in table.columns if column == asked]
@@ -86,12 +82,7 @@ def check_sequences(
 ) -> Iterator[Row]:
     """Return all rows, once the first of them show that the column that was picked by its name holds sequences.
 
-    Args:
-        sequences, ids: columns.
-        say: called with which columns are read, where the name alone does not say that it is a sequence.
-
-    Raises:
-        InputError: the column holds names.
+    Where the name alone does not say so, ``say`` is told which columns are read. An InputError if it holds names.
     """
     seen, rows = _ahead(rows, _LOOKED_AT)
     cells = [cell for row in seen if not isinstance(row, BadRow) and (cell := _text(row.get(sequences)).strip())]

@@ -55,13 +55,9 @@ def read_fasta(
     """Stream the records of a FASTA file (compressed or not, "-" for standard input, "example" for carried proteins).
 
     Lines that start with ``;`` are comments (Pearson), so are those with ``#`` before the first record; blank lines
-    and blanks inside sequence lines are ignored; a line of words before the first record is left out and reported.
-    Records with an empty id or no residues are passed on for :func:`rd_hf.data.residues.clean_sequence` to decide.
-
-    Args:
-        on_read: called with the number of bytes each time some are read from the disk.
-        say: called with a sentence on what a user should know of the file.
-        strict: refuse words before the first record.
+    and blanks inside sequence lines are ignored; a line of words before the first record is left out and reported, or
+    with ``strict`` refused. Records with an empty id or no residues are passed on for
+    :func:`rd_hf.data.residues.clean_sequence` to decide. Other arguments as in :func:`rd_hf.data.sources.read_records`.
 
     Raises:
         InputError: the file is missing, holds no record, begins with something else, or ends early (a download cut

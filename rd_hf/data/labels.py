@@ -28,15 +28,12 @@ Cells = Mapping[str, Sequence[str]]
 
 
 def read_labels(path: str | Path, column: str | None = None, all_columns: bool = False) -> dict[str, Cells]:
-    """Read a table of labels; this module describes its format.
+    """Read a table of labels, whose format this module describes: for each column that was read the cells of each id.
 
     Args:
         path: of the table.
         column: the one to read, by its name in the header; by default the first that does not hold the ids.
         all_columns: read all columns of labels. Each row must then have as many cells as the header.
-
-    Returns:
-        For each column that was read the cells of each id.
 
     Raises:
         InputError: no such file or column, a header or a row that is ambiguous, or no label at all.
@@ -117,13 +114,9 @@ def known_as(name: str | None, table: Collection[str]) -> str | None:
 
 @dataclass(slots=True)
 class Matches:
-    """Finds proteins among the ids of a table of labels, and counts how they were found.
+    """Finds proteins among the ids of a table of labels, and counts how: by their id, or by the accession in it.
 
-    Attributes:
-        path: of the table.
-        table: its ids.
-        by_id, by_accession: proteins found by their id, and by the accession in it.
-        unused: ids of the table that no protein has had yet.
+    ``path`` is the table's, ``table`` its ids, ``unused`` those that no protein has had yet.
     """
 
     path: str

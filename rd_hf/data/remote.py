@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rd_hf.data.records import InputError
-from rd_hf.files import FolderError, error_text, replacing
+from rd_hf.files import FolderError, Seekable, error_text, write_bytes
 from rd_hf.network import hub_asked_once
 
 MANIFEST, REJECTS = "_manifest.json", "_rejects.tsv"
@@ -148,48 +148,38 @@ def _again(url: str, read: Callable[[], Result]) -> Result:
     raise AssertionError
 
 
-class _Stream(io.RawIOBase):
+class _Stream(Seekable):
     """A remote file, read on where a connection broke; it never ends before its size."""
 
     def __init__(self, url: str) -> None:
-        self._url, self._at = url, 0
+        self._url = url
         with _explained(url):
             self._system, self._path = _system(url)
             self._file = self._system.open(self._path, "rb")
-        self._size: int | None = self._file.size
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return self._size is not None
-
-    def tell(self) -> int:
-        return self._at
+        self.size = self._file.size
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        if self._size is None:
+        if self.size is None:
             raise InputError(f"{self._url} comes from a server that tells no size: fetch it, and give the file")
-        self._at = offset + (0, self._at, self._size)[whence]
-        return self._at
+        return super().seek(offset, whence)
 
     def readinto(self, buffer: Any) -> int:
-        if self._size is not None and self._at >= self._size:
+        if self.size is not None and self.at >= self.size:
             return 0
         data = _again(self._url, lambda: self._read(len(buffer)))
         buffer[: len(data)] = data
-        self._at += len(data)
+        self.at += len(data)
         return len(data)
 
     def _read(self, count: int) -> bytes:
         try:
             if self._file is None:
                 self._file = self._system.open(self._path, "rb")
-            if self._file.tell() != self._at:
-                self._file.seek(self._at)
+            if self._file.tell() != self.at:
+                self._file.seek(self.at)
             data = self._file.read(count)
-            if not data and self._size is not None:
-                raise EOFError(f"it ended after {self._at:,} of {self._size:,} bytes")
+            if not data and self.size is not None:
+                raise EOFError(f"it ended after {self.at:,} of {self.size:,} bytes")
             return data
         except Exception:
             self._file = None
@@ -204,9 +194,6 @@ class _Stream(io.RawIOBase):
 
 class RemoteFolder:
     """A folder of embeddings elsewhere: its manifest, and ranges of its files, each read once.
-
-    Args:
-        url: of the folder.
 
     Attributes:
         url: at the commit that is read.
@@ -234,9 +221,9 @@ class RemoteFolder:
             with _keeping(self.place):
                 self.place.mkdir(parents=True, exist_ok=True)
                 with suppress(FileNotFoundError):
-                    _put(self.place / REJECTS, self._whole(REJECTS))
+                    write_bytes(self.place / REJECTS, self._whole(REJECTS))
                 # The last: what is there is complete.
-                _put(self.place / MANIFEST, manifest)
+                write_bytes(self.place / MANIFEST, manifest)
 
     def open(self, name: str, size: int) -> io.RawIOBase:
         """Open a file that has this size as one that can be sought in; reads raise InputError."""
@@ -318,32 +305,19 @@ class RemoteFolder:
         return data
 
 
-class _Ranged(io.RawIOBase):
+class _Ranged(Seekable):
     """A file of a remote folder; what is read is read exactly."""
 
     def __init__(self, folder: RemoteFolder, name: str, size: int) -> None:
-        self._folder, self._name, self._size, self._at = folder, name, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + (0, self._at, self._size)[whence]
-        return self._at
+        self._folder, self._name, self.size = folder, name, size
 
     def readinto(self, buffer: Any) -> int:
-        stop = min(self._at + len(buffer), self._size)
-        if stop <= self._at:
+        stop = min(self.at + len(buffer), self.size or 0)
+        if stop <= self.at:
             return 0
-        data = self._folder.read(self._name, self._size, self._at, stop)
+        data = self._folder.read(self._name, self.size or 0, self.at, stop)
         buffer[: len(data)] = data
-        self._at = stop
+        self.at = stop
         return len(data)
 
 
@@ -355,11 +329,6 @@ def _ranges(noted: Path) -> list[tuple[int, int]]:
         return []
     found = (re.fullmatch(r"(\d+) (\d+)", line) for line in lines)
     return [(int(one[1]), int(one[2])) for one in found if one]
-
-
-def _put(path: Path, content: bytes) -> None:
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
 
 
 @contextmanager

@@ -57,12 +57,7 @@ def is_there(source: str | Path) -> bool:
 def check_sources(sources: Sequence[str], processes: int = 1) -> None:
     """Look at every source before the first is read: a typing error in the last one should not cost a night.
 
-    Args:
-        sources: as named by a user.
-        processes: how many share them.
-
-    Raises:
-        InputError: one is not there, or standard input would be read twice.
+    An InputError if one is not there, or standard input would be read twice, or by several ``processes``.
     """
     for source in sources:
         if source == "-":

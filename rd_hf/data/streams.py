@@ -144,11 +144,8 @@ def open_text(path: str | Path, on_read: Callable[[int], None] | None = None) ->
 
     Line ends are universal, a byte order mark is skipped; bytes that cannot be decoded are kept as
     :data:`rd_hf.data.records.KEEP_BYTES` says, so that one odd header never stops a run. ``on_read`` is called with the
-    number of bytes each time some are read from the disk.
-
-    Raises:
-        InputError: no such file, the path is a folder, it may not be read, or it is an archive or another kind of
-            file that holds no text.
+    number of bytes each time some are read from the disk. An InputError if there is no such file, the path is a folder,
+    it may not be read, or it is an archive or another kind of file that holds no text.
     """
     with open_bytes(path) as stream:
         if str(path) != "-":

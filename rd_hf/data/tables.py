@@ -40,12 +40,9 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that cannot be told apart into cells.
+    """A row that cannot be told apart into cells, with the reason in words and the number of the line.
 
-    Attributes:
-        reason: in words.
-        cells: of a tab-separated line that has more or fewer of them than the header.
-        line: its number.
+    The ``cells`` are of a tab-separated line that has more or fewer of them than the header.
     """
 
     reason: str

@@ -106,8 +106,7 @@ def family_config(words: list[str], keep: list[int] | Literal["all"] | None = No
 def encoder_entry(where: str, fields: dict[str, Any], commit: str | None, **hub: Any) -> dict[str, Any]:
     """Return the entry of a level for a backbone (but for its name), from the fields of its config.json.
 
-    Raises:
-        InputError: it is no encoder of a family that this project knows, or reads other tokens than ESM-2.
+    An InputError if it is no encoder of a family that this project knows, or reads other tokens than ESM-2.
     """
     found = fields.get("model_type")
     known = ", ".join(f"{family.title} ({family.model_type})" for family in FAMILIES.values())

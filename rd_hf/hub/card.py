@@ -53,14 +53,11 @@ def render_card(
     """Return the text of ``README.md``.
 
     Args:
-        config: the family, with the record of its fit in ``config.bases``.
         repo_id: what the usage examples load.
         full: the checkpoint holds the backbones too.
-        report: one dict per level, as in ``fit_report.json``.
+        report, training: as in ``fit_report.json`` and ``training.json``.
         figure: file name of the fit's figure beside the card.
-        weights_bytes: size of the bases.
-        license: Hub licence id of the bases.
-        training: of its heads, as in ``training.json``.
+        weights_bytes, license: size and Hub licence id of the bases.
     """
     judged = [entry["heldout"] for entry in report or () if entry.get("heldout")]
     context: dict[str, Any] = {
@@ -201,11 +198,7 @@ def _code(value: Any) -> str:
 
 
 def read_card(path: Path) -> str | None:
-    """Return the text of a card, None where there is none.
-
-    Raises:
-        ValueError: it is no text in UTF-8, or its front matter is no YAML.
-    """
+    """Return the text of a card, None where there is none; a ValueError if it is no UTF-8, its front matter no YAML."""
     if not path.is_file():
         return None
     try:

@@ -69,9 +69,7 @@ def is_checkpoint(folder: str | Path) -> bool:
 
 
 def refuse_foreign(folder: str | Path) -> None:
-    """Raise a ValueError if saving a checkpoint would replace a file of others, or take their card for its own.
-
-    So would saving into the installed package.
+    """Raise a ValueError if saving a checkpoint would replace a file of others, or go into the installed package.
 
     A folder whose ``config.json`` is a reverse-distilled model's is an earlier checkpoint, card and tokenizer too.
     """
@@ -135,10 +133,8 @@ def make_card(folder: Path, *, repo_id: str | None = None, license: str = "mit")
     """Return the text of a checkpoint folder's card for a repo, and why it was not made anew (None if it was).
 
     A ``README.md`` that is no card of this package's, or that somebody has edited, is the card as it stands: in an
-    edited one the name of the repo is set, and no more.
-
-    Raises:
-        ValueError: a README.md or its front matter cannot be read, or no card can be made.
+    edited one the name of the repo is set, and no more. A ValueError if it or its front matter cannot be read, or no
+    card can be made.
     """
     path = folder / CARD_FILE
     # As part of an example in Python, a folder's name may not hold just anything.

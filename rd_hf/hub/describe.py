@@ -83,12 +83,10 @@ class ModelFacts:
 
 @asks_hub
 def describe_model(source: str, revision: str | None = None) -> ModelFacts:
-    """Describe a checkpoint folder, a carried checkpoint, a named family, or a Hub model.
+    """Describe a checkpoint folder, a carried checkpoint, a named family, or a Hub model (config and fit report are
+    fetched).
 
-    Of one on the Hub config and fit report are fetched.
-
-    Raises:
-        ValueError, OSError: there is no such model, or it is not of this kind.
+    A ValueError or OSError if there is no such model, or it is not of this kind.
     """
     check_model_name(source, fitted=False)
     place = Path(model_place(source))

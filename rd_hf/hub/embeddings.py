@@ -47,9 +47,8 @@ class EmbeddingsPlan(PushPlan):
 def plan_embeddings(folder: str | os.PathLike, repo_id: str, *, license: str | None = None) -> EmbeddingsPlan:
     """Check a finished folder, make its card for this repo, and list what would be pushed; the folder is not changed.
 
-    Raises:
-        ValueError: not an ``owner/name``, no finished folder of embeddings, parts that are not as they were written,
-            or a README.md that is no card.
+    A ValueError if it is not an ``owner/name``, no finished folder of embeddings, its parts are not as they were
+    written, or a README.md is no card.
     """
     check_hub_id(repo_id)
     if is_remote(folder):

@@ -72,9 +72,8 @@ class Plan:
     def trouble(self, sequential: bool, memory: int | None = None) -> str | None:
         """Return why a fit does not fit into memory or onto the disk, and what makes it; None if it does.
 
-        Args:
-            sequential: hold one backbone at a time.
-            memory: bytes to plan for, in place of what is free here.
+        It holds one backbone at a time if ``sequential``; ``memory`` are bytes to plan for, in place of what is free
+        here.
         """
         free = self.memory_free if memory is None else memory
         cache = self.disk if self.work_free is None else self.download
@@ -168,10 +167,8 @@ def peak_memory(
 ) -> int:
     """Peak of a float32 fit on a CPU: while the backbones run, or of the solution after that.
 
-    Args:
-        weights: bytes of each backbone.
-        batch_tokens, group_tokens: of the largest batch, and group of batches; None if all backbones are held.
-        base: what the process takes without a model.
+    ``weights`` are bytes of each backbone, ``base`` what the process takes without a model, ``batch_tokens`` those of
+    the largest batch; ``group_tokens`` of a group of batches is None if all backbones are held.
     """
     widths = config.backbone_widths
     total = sum(widths)
@@ -292,11 +289,9 @@ def make_plan(
 ) -> Plan:
     """Return the needs of fitting ``config`` on batches of (sequences, longest length with cls and eos).
 
-    Args:
-        batch_tokens, group_tokens: budgets of a batch, and of a group of batches with one backbone at a time.
-        base: memory of the process without a model.
-        flops: FLOP per second; measured here by default.
-        work: folder of the work, which need not be there yet.
+    ``batch_tokens`` and ``group_tokens`` are budgets of a batch, and of a group of batches with one backbone at a time;
+    ``base`` is the memory of the process without a model; ``flops``, per second, are measured here by default; ``work``
+    is the folder of the work, which need not be there yet.
     """
     from huggingface_hub.constants import HF_HUB_CACHE
 

@@ -72,9 +72,8 @@ class PushPlan:
 class PushResult:
     """What a push did.
 
-    Attributes:
-        url, revision: of the commit or pull request; the revision (a commit, or `refs/pr/N`) is what to load.
-        checked: levels whose reloaded output was equal to the local model's, bit for bit.
+    The revision, a commit or `refs/pr/N`, is what to load; ``checked`` are levels whose reloaded output was equal to
+    the local model's, bit for bit.
     """
 
     url: str
@@ -90,10 +89,9 @@ class PushedModelDiffersError(ValueError):
 def plan_push(folder: str | Path, repo_id: str, *, license: str | None = None) -> PushPlan:
     """Check a folder, make its card for this repo, and list what would be pushed; the folder is not changed.
 
-    Raises:
-        ValueError: not an ``owner/name``, no checkpoint, code that no version of this package wrote or that the
-            settings fetch from elsewhere, a link out of the folder, a card that is no text, or bases whose backbones
-            nobody else can fetch.
+    A ValueError if it is not an ``owner/name``, no checkpoint, has code that no version of this package wrote or that
+    the settings fetch from elsewhere, a link out of the folder, a card that is no text, or bases whose backbones nobody
+    else can fetch.
     """
     check_hub_id(repo_id)
     check_model_name(folder)
@@ -218,10 +216,8 @@ def compare_with_hub(
     """Compare a revision on the Hub with a local folder: settings and code byte for byte, the output bit for bit.
 
     Both are loaded by this package's own classes, one backbone at a time. No code that was fetched runs, so that no
-    code in a repo sees a token.
-
-    Returns:
-        Names of the levels compared, up to ``level``; PushedModelDiffersError is raised if they differ.
+    code in a repo sees a token. Returns the names of the levels compared, up to ``level``; a PushedModelDiffersError if
+    they differ.
     """
     folder = Path(folder)
     names = [path.name for path in folder.iterdir() if path.is_file() and any(path.match(it) for it in COMPARED)]
@@ -277,11 +273,10 @@ def _compare_heads(folder: Path, repo_id: str, revision: str, token: str | bool 
 def push_model(
     model: RDEsmModel, repo_id: str, *, backbones: bool | None = None, max_shard_size: int | str = "5GB", **options: Any
 ) -> PushResult:
-    """Push a model in memory with its backbones, or its bases only.
+    """Push a model in memory with its backbones, or its bases only (the default, if its backbones are the Hub's).
 
-    By default bases only, if its backbones still are those of the Hub repos that its config names. The fit report and
-    figure come along from the folder the model was loaded from. Arguments as in :func:`rd_hf.hub.save_checkpoint` and
-    :func:`push_folder`.
+    The fit report and figure come along from the folder the model was loaded from. Arguments as in
+    :func:`rd_hf.hub.save_checkpoint` and :func:`push_folder`.
     """
     source = Path(getattr(model.config, "name_or_path", "") or ".")
     with tempfile.TemporaryDirectory() as scratch:

@@ -118,8 +118,7 @@ class Release:
 def run_release(settings: ReleaseSettings) -> None:
     """Publish a family, or print what that needs; stages that an earlier run has done are not done again.
 
-    Raises:
-        ValueError, OSError: it does not fit on this machine, there is no login, or a stage cannot be done.
+    A ValueError or OSError if it does not fit on this machine, there is no login, or a stage cannot be done.
     """
     check_hub_id(settings.repo_id)
     config = family_of(settings.level, settings.config)
@@ -309,8 +308,7 @@ def fetch_published(folder: Path, level: str, **hub: Any) -> dict[str, Any]:
 def judge(folder: Path, floor: float) -> dict[str, Any]:
     """Return R^2 and share of the residual kept by level on held-out residues; none of published bases.
 
-    Raises:
-        InputError: the R^2 of a level is below ``floor``.
+    An InputError if the R^2 of a level is below ``floor``.
     """
     report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
     found = {

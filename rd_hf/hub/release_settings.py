@@ -19,10 +19,8 @@ STAGES = ("fetch", "fit", "judge", "push", "compare")
 class ReleaseSettings:
     """A publication: which family, fitted on what, judged how, and where it goes.
 
-    Attributes:
-        fit: sample and batches of the fit.
-        push: of its options ``private``, ``license`` and ``token``.
-        level: of ESM-2; another name of ``config``.
+    Of the options ``push`` three count: ``private``, ``license`` and ``token``. ``level`` is another name of
+    ``config``.
     """
 
     repo_id: str = flag("repo_id", MISSING, ", made where it does not exist", required=True)

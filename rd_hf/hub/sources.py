@@ -34,12 +34,8 @@ def can_be_fetched(entry: dict[str, Any]) -> bool:
 def find_file(source: str | Path, name: str, revision: str | None = None, **hub: Any) -> Path | None:
     """Return the path of a file of a model, fetched if need be; None if the model has none of that name.
 
-    Args:
-        source, revision: folder or name of a carried checkpoint, or Hub id and its revision.
-        hub: ``token``, ``cache_dir``, ``local_files_only``.
-
-    Raises:
-        huggingface_hub.errors.HfHubHTTPError, OSError: the repo cannot be had, or without a network not the file.
+    ``source`` is a folder, the name of a carried checkpoint, or a Hub id; ``hub`` are ``token``, ``cache_dir`` and
+    ``local_files_only``. Raises HfHubHTTPError or OSError if the repo cannot be had, or without a network not the file.
     """
     place = Path(model_place(source))
     if place.is_dir():

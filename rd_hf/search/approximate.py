@@ -46,9 +46,7 @@ class ApproximateIndex:
         """Return records near each query; queries that find too few look at more of the lists or the graph.
 
         Args:
-            queries: (queries, width) float32.
-            count: candidates per query.
-            own: (queries,) record to leave out for each.
+            queries, count, own: as ``queries``, ``k`` and ``own`` of :func:`rd_hf.search.neighbours.nearest`.
             allowed: ascending records that may be returned; all for None.
 
         Returns:

@@ -71,15 +71,11 @@ class Database(EmbeddingFolder):
         return tuple(part["sha256"] for part in self.parts)
 
     def chunks(self, level: str, wanted: np.ndarray | None = None, as_stored: bool = False) -> Iterator[Chunk]:
-        """Stream the rows at a level, reading one chunk ahead.
+        """Stream the rows at one of ``levels``, reading one chunk ahead; an InputError if a file is not as written.
 
         Args:
-            level: one of ``levels``: its own column, or the first dimensions of the next larger one.
-            wanted: ascending records, of which chunks are; what cannot hold any of them is not read.
+            wanted: ascending records, of which chunks are; what cannot hold any of them is not read. All for None.
             as_stored: not whitened.
-
-        Raises:
-            InputError: a file is not as it was written.
         """
         width = self.levels[level]
         columns = covering(self.columns, width)
@@ -142,17 +138,6 @@ def every_nth(chunks: Iterator[Chunk], n: int, on_rows: OnRows) -> Iterator[np.n
         yield chunk.vectors[-seen % n :: n].copy()
         seen += len(chunk.records)
         on_rows(len(chunk.records))
-
-
-def only(chunks: Iterator[Chunk], records: np.ndarray | None) -> Iterator[Chunk]:
-    """Of each chunk the rows whose records are among these; all of them for None."""
-    for chunk in chunks:
-        if records is None:
-            yield chunk
-            continue
-        mask = np.isin(chunk.records, records, assume_unique=True)
-        if mask.any():
-            yield Chunk(chunk.records[mask], chunk.vectors[mask])
 
 
 def joined(chunks: list[Chunk]) -> Chunk:

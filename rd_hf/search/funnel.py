@@ -22,13 +22,10 @@ SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class SearchPlan:
-    """The levels of one search.
+    """The levels of one search: ``level`` scores hits, ``shortlist_level`` picks candidates.
 
-    Attributes:
-        level: at which hits are scored.
-        shortlist_level: that picks candidates; ``level`` itself where an approximate index does.
-        candidates: how many per query; 0 where every row is scored.
-        progressive: whether the database lacks ``level``, which is then computed for the candidates.
+    They are one where an approximate index picks. There are no ``candidates`` where every row is scored. Where the
+    search is ``progressive``, the database lacks ``level``, which is computed for the candidates.
     """
 
     level: str
@@ -47,8 +44,7 @@ class SearchPlan:
 def plan_search(settings: SearchSettings, database: Database, queries_hold: dict[str, int]) -> SearchPlan:
     """Choose the levels that pick and score, where the queries hold these levels (of the model, if they are sequences).
 
-    Raises:
-        InputError: a level is unknown or not held, or the choices do not fit together.
+    An InputError if a level is unknown or not held, or the choices do not fit together.
     """
     both = [level for level in database.levels if level in queries_hold]
     level = settings.level or both[-1]
@@ -117,10 +113,7 @@ class RecallSample:
         self.found.append(hits.records[mine])
 
     def recall(self, exact: Callable[[Chunk], Hits]) -> Recall | None:
-        """Search the sample again with a function of its queries, and compare.
-
-        Queries that have no neighbour to be found are left out; None where that is all of them.
-        """
+        """Search the sample again by ``exact``, and compare; None where no query has a neighbour to be found."""
         wanted, found = exact(joined(self.queries)).records, np.concatenate(self.found)
         there = wanted != NOBODY
         asked = int(there[:, 0].sum())

@@ -24,11 +24,10 @@ from rd_hf.embedding.columns import finish
 from rd_hf.embedding.folder import OutputFolder
 from rd_hf.files import explain_errors
 from rd_hf.search.approximate import ApproximateIndex, open_index
-from rd_hf.search.database import Chunk, Database, OnRows, only, plain, regrouped
+from rd_hf.search.database import Chunk, Database, OnRows, plain, regrouped
 from rd_hf.search.funnel import RecallSample, SearchPlan, ShortQueries, plan_search
-from rd_hf.search.labels import labelled, predictions_table, transfer
+from rd_hf.search.labels import hits_table, labelled, predictions_table, transfer
 from rd_hf.search.neighbours import NOBODY, Hits, nearest, need_faiss, score
-from rd_hf.search.output import hits_table
 from rd_hf.search.progressive import CandidateEmbedder
 from rd_hf.search.settings import SearchSettings, SearchSummary, labels_path
 from rd_hf.search.whitening import find_whitening
@@ -51,7 +50,6 @@ def run_search(
     are empty but for its record, its id and the level. Memory does not grow with the rows of either side.
 
     Args:
-        settings: the choices.
         report: called with sentences that a user should know on the way; by default printed on standard error.
         show_progress: whether bars are shown (where standard error is a terminal).
 
@@ -163,11 +161,8 @@ def _which(model: Checkpoint) -> str:
 class _Search:
     """One search in progress.
 
-    Attributes:
-        labels: of the database's proteins, where labels are transferred.
-        allowed: ascending records among which neighbours are sought; None for all.
-        index: that picks candidates, once it is opened.
-        larger: computes the level that the database lacks.
+    ``labels`` are of the database's proteins, where they are transferred; ``allowed`` the ascending records among which
+    neighbours are sought, None for all; ``larger`` computes the level that the database lacks.
     """
 
     settings: SearchSettings
@@ -224,7 +219,7 @@ class _Search:
                     predictions = [transfer(one, settings.k) for one in neighbours]
                     predicted += sum(map(len, predictions))
                     write_labels(predictions_table(chunk.records, ids, predictions))
-        bytes_read = database.bytes_read
+        bytes_read = database.bytes_read  # without what the recall takes
         return SearchSummary(
             queries=done,
             rows=database.rows if self.allowed is None else len(self.allowed),
@@ -276,7 +271,7 @@ class _Search:
     def _exact(self, queries: Chunk, name: str) -> Hits:
         """Hits among all rows."""
         with self._bar(name) as on_rows:
-            rows = only(self.database.chunks(self.plan.level), self.allowed)
+            rows = self.database.chunks(self.plan.level, self.allowed)
             metric, own = self.settings.metric, self._own(queries)
             return nearest(rows, queries.vectors, self.settings.k, metric, own, on_rows)
 
@@ -285,7 +280,7 @@ class _Search:
         settings, plan, database = self.settings, self.plan, self.database
 
         def compare(queries: np.ndarray, own: np.ndarray | None) -> np.ndarray:
-            rows = only(database.chunks(plan.shortlist_level), self.allowed)
+            rows = database.chunks(plan.shortlist_level, self.allowed)
             return nearest(rows, queries, plan.candidates, settings.metric, own, on_rows).records
 
         if settings.index == "exact":

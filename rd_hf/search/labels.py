@@ -1,4 +1,4 @@
-"""Label transfer: the labels of a query's nearest neighbours, and how reliable they are.
+"""Hits as rows of a table, and label transfer: the labels of a query's nearest neighbours, and how reliable they are.
 
 Littmann et al. 2021 (Sci Rep 11:1160, doi:10.1038/s41598-020-80786-0): with the distance d to the nearest neighbour
 the reliability of its labels is 0.5 / (0.5 + d); over k neighbours that of a label is the sum of this over the
@@ -7,16 +7,21 @@ neighbours that have it, divided by k. There d is Euclidean; for the cosine it i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from rd_hf.data.labels import Cells, Matches, known_as, split_labels
 from rd_hf.search.database import Database
+from rd_hf.search.neighbours import NOBODY, Hits
 
 # Names that a sentence about many gives.
 SHOWN = 3
+# Distance and labels of each neighbour of a query.
+Neighbours = list[tuple[float, tuple[str, ...]]]
 
 
 @dataclass(slots=True)
@@ -45,21 +50,12 @@ class Prediction:
     neighbours: int
 
 
-def labels_of(name: str, labels: Cells) -> tuple[str, ...]:
-    """Labels of a protein of the database."""
-    key = known_as(name, labels)
-    return () if key is None else split_labels(labels[key])
-
-
 def labelled(database: Database, labels: Cells, path: str) -> tuple[np.ndarray, str | None]:
-    """Find the proteins of a database that have a label in the table ``path``.
+    """Find the proteins of a database that have a label in the table ``path``; an InputError if none has.
 
     Returns:
         Their ascending records; and in one sentence how many proteins have no label, which labels are of no protein,
         and whether ids were found by accession. None if all fits.
-
-    Raises:
-        InputError: none has a label.
     """
     matches = Matches(path, labels)
     records: list[np.ndarray] = []
@@ -78,15 +74,57 @@ def labelled(database: Database, labels: Cells, path: str) -> tuple[np.ndarray, 
     return np.concatenate(records), f"{path}: {'; '.join(parts)}" if parts else None
 
 
-def transfer(neighbours: list[tuple[float, tuple[str, ...]]], k: int) -> list[Prediction]:
-    """Labels of a query's neighbours.
+def hits_table(
+    records: np.ndarray,
+    query_ids: pa.StringArray,
+    found: Hits,
+    ids_of: Callable[[np.ndarray], pa.StringArray],
+    metric: str,
+    level: str,
+    labels: Cells | None,
+) -> tuple[pa.Table, list[Neighbours]]:
+    """Hits of some queries as rows, and each query's neighbours as :func:`transfer` takes them.
 
     Args:
-        neighbours: distance and labels of each.
-        k: neighbours that were asked for; one that is not there counts for no label.
+        records, query_ids: of the queries.
+        ids_of: returns the ids of ascending records of the database.
+        labels: of the database's proteins, where they are transferred.
+    """
+    cosine = metric == "cosine"
+    there = found.records != NOBODY
+    there[:, 0] = True  # A row for each query, though it may be an empty one.
+    query, rank = np.nonzero(there)
+    hits, closeness = found.records[query, rank], found.closeness[query, rank]
+    empty = hits == NOBODY
+    unique, place = np.unique(hits[~empty], return_inverse=True)
+    places = np.zeros(len(hits), np.int64)
+    places[~empty] = place
+    ids = ids_of(unique).take(pa.array(places, mask=empty))
+    scores = closeness if cosine else -closeness
+    columns: dict[str, Any] = {
+        "query_record": pa.array(records[query], pa.int64()),
+        "query_id": query_ids.take(pa.array(query)),
+        "rank": pa.array(rank + 1, pa.int32(), mask=empty),
+        "record": pa.array(hits, pa.int64(), mask=empty),
+        "id": ids,
+        "similarity" if cosine else "distance": pa.array(scores, pa.float32(), mask=empty),
+        "level": pa.repeat(pa.scalar(level), len(query)),
+    }
+    neighbours: list[Neighbours] = [[] for _ in records]
+    if labels is not None:
+        keys = [name and known_as(name, labels) for name in ids.to_pylist()]
+        known = [name and split_labels(labels[name]) for name in keys]
+        columns["labels"] = pa.array(known, pa.list_(pa.string()))
+        for asked, near, names in zip(query, closeness.astype(np.float64), known, strict=True):
+            if names is not None:
+                neighbours[asked].append((float(1 - near if cosine else -near), names))
+    return pa.table(columns), neighbours
 
-    Returns:
-        The labels, most reliable first, ties in order of their text.
+
+def transfer(neighbours: Neighbours, k: int) -> list[Prediction]:
+    """Labels of a query's neighbours, most reliable first, ties in order of their text.
+
+    Of ``k`` neighbours that were asked for, one that is not there counts for no label.
     """
     total: dict[str, list[float]] = {}
     for distance, labels in neighbours:

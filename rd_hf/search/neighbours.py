@@ -74,16 +74,10 @@ def need_faiss() -> Any:
 
 
 def closeness(queries: np.ndarray, rows: np.ndarray, metric: str) -> np.ndarray:
-    """Score each query with the row beside it, in float64.
+    """Score each query with the row beside it in float64: (pairs, width) float32 each to (pairs,) float32.
 
-    Sums run along each row alone and so do not depend on which pairs are scored together.
-
-    Args:
-        queries, rows: (pairs, width) float32.
-        metric: ``cosine`` or ``euclidean``.
-
-    Returns:
-        (pairs,) float32: the cosine similarity (0 with a zero vector), or minus the Euclidean distance.
+    It is the cosine similarity (0 with a zero vector), or minus the Euclidean distance. Sums run along each row alone
+    and so do not depend on which pairs are scored together.
     """
     one, other = queries.astype(np.float64), rows.astype(np.float64)
     if metric == "euclidean":
@@ -105,10 +99,8 @@ def nearest(
     Args:
         chunks: the rows, records ascending and none twice.
         queries: (queries, width) float32.
-        k: neighbours per query.
         metric: ``cosine`` or ``euclidean``.
         own: (queries,) int64, record to leave out for each query.
-        on_rows: called with the number of rows of each chunk when it is done.
     """
     found = Hits.none(len(queries), k)
     comparison: FloatComparison | None = None
@@ -209,15 +201,11 @@ def score(
     metric: str,
     on_rows: OnRows = lambda rows: None,
 ) -> Hits:
-    """Find the k nearest among each query's candidates, scored from their rows.
+    """Find the k nearest among each query's candidates, scored from their rows; an InputError if one never comes.
 
     Args:
         chunks: rows, among them all candidates; records ascending within a chunk and in one chunk only.
-        queries, k, metric, on_rows: as for :func:`nearest`.
         candidates: (queries, candidates) int64 records, ``NOBODY`` where there are fewer.
-
-    Raises:
-        InputError: a candidate's row never came.
     """
     asked, _ = np.nonzero(candidates != NOBODY)
     records = candidates[candidates != NOBODY]

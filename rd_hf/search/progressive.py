@@ -40,16 +40,10 @@ _SAME, _SAME_HALF = 1e-4, 3e-2
 
 @dataclass(slots=True)
 class CandidateEmbedder:
-    """Embeds proteins of a database at a level that it does not hold.
+    """Embeds proteins of a database, from the inputs that it was made from, at a ``level`` that it does not hold.
 
-    Attributes:
-        database: that holds a smaller level.
-        level: to compute.
-        model: that computes it; its fingerprint is the database's.
-        sources: inputs that the database was made from.
-        cache: folder that keeps what is computed.
-        device: torch device, None for the best there is.
-        computed, reused, residues: proteins computed and found so far, residues of the former.
+    The model's fingerprint is the database's. Proteins are counted that were computed so far, or found in the folder
+    ``cache``, and residues of the former.
     """
 
     database: Database
@@ -79,8 +73,7 @@ class CandidateEmbedder:
     def chunks(self, records: np.ndarray) -> Iterator[Chunk]:
         """Yield the rows of ascending records at the larger level, from the cache or computed now; each record once.
 
-        Raises:
-            InputError: the inputs are not those that the database was made from, or cannot be embedded.
+        An InputError if the inputs are not those that the database was made from, or cannot be embedded.
         """
         whitening = self.database.whitening
         sequences = self._sequences(records)
@@ -102,8 +95,9 @@ class CandidateEmbedder:
             missing.difference_update(keys)
             self.reused += len(keys)
             yield chunk(keys, vectors)
-        for keys in self._chunks({key: sequences[owners[key][0]] for key in owners if key in missing}):
-            texts = [sequences[owners[key][0]] for key in keys]
+        lacking = {key: sequences[owners[key][0]] for key in owners if key in missing}
+        for keys in _in_chunks(lacking):
+            texts = [lacking[key] for key in keys]
             vectors = self._compute(texts)
             self._keep(keys, vectors)
             self.computed += len(keys)
@@ -160,19 +154,6 @@ class CandidateEmbedder:
             record = int(records[np.flatnonzero(off)[0]])
             raise InputError(self._unlike(f"record {record:,} has another sequence there than in {self.database.path}"))
 
-    def _chunks(self, sequences: dict[str, str]) -> Iterator[list[str]]:
-        """Keys in chunks of like lengths, longest first."""
-        chunk: list[str] = []
-        residues = 0
-        for key in sorted(sequences, key=lambda key: (-len(sequences[key]), key)):
-            if chunk and residues + len(sequences[key]) > CHUNK_RESIDUES:
-                yield chunk
-                chunk, residues = [], 0
-            chunk.append(key)
-            residues += len(sequences[key])
-        if chunk:
-            yield chunk
-
     def _compute(self, sequences: list[str]) -> np.ndarray:
         """(sequences, width) float32 at the larger level."""
         if self._embedder is None:
@@ -216,6 +197,19 @@ class CandidateEmbedder:
             except (pa.ArrowException, OSError, KeyError, ValueError) as error:
                 raise InputError(f"{path} is damaged ({error}): delete it, it will be computed again") from error
             yield [keys[place] for place in places], vectors
+
+
+def _in_chunks(sequences: dict[str, str]) -> list[list[str]]:
+    """Keys of sequences in chunks of like lengths, longest first."""
+    chunks: list[list[str]] = []
+    residues = 0
+    for key in sorted(sequences, key=lambda key: (-len(sequences[key]), key)):
+        residues += len(sequences[key])
+        if not chunks or residues > CHUNK_RESIDUES:
+            chunks.append([])
+            residues = len(sequences[key])
+        chunks[-1].append(key)
+    return chunks
 
 
 def _key(sequence: str) -> str:

@@ -19,11 +19,7 @@ def labels_path(output: str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class SearchSettings:
-    """The choices of one search; what each means is the help of its field.
-
-    Raises:
-        ValueError: an unknown choice, or numbers that do not fit together.
-    """
+    """The choices of one search; a ValueError for an unknown one, or numbers that do not fit together."""
 
     queries: str = flag(
         "input",
@@ -112,12 +108,10 @@ class SearchSettings:
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """What a shortlist missed, measured against an exact search.
+    """What a shortlist missed of an exact search of so many ``queries``: the share of their nearest, and of all k
+    nearest.
 
-    Attributes:
-        queries: number of queries in the sample.
-        first: share of them whose nearest neighbour was found.
-        all: share of their k nearest that were found.
+    ``first`` is the share of queries whose nearest neighbour was found, ``all`` that of their k nearest.
     """
 
     queries: int
@@ -131,15 +125,11 @@ class SearchSummary:
 
     Attributes:
         queries, rows, hits: numbers of queries, of rows searched in, and of hits written.
-        level: at which hits were scored.
-        metric: of their scores.
-        shortlist: how candidates were picked, in words; None where every row was compared.
+        shortlist, whitening: how candidates were picked and vectors whitened, in words; None where they were not.
         recall: of the shortlist; None where there was none or it cannot be known.
         computed, reused, residues: proteins whose larger level was computed in this run or found in the cache, and
             residues of the former.
         predictions: number of labels given to queries; None without labels.
-        seconds: of the whole search.
-        whitening: how vectors were whitened, in words; None where they were compared as they are.
         short: which queries have fewer than k hits, in words; None where none has.
         bytes_read: of the database's files, but for the sample that gives the recall.
     """

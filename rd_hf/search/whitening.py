@@ -69,13 +69,9 @@ def find_whitening(
 ) -> RowWhitening | None:
     """Find what both sides of a search that scores at ``level`` are whitened by; None for nothing.
 
-    Args:
-        find_model: resolves the model, where its statistics are to be read.
-        cache: folder that keeps the database's statistics.
-        report: called with a sentence on what a user should know of the choice.
-
-    Raises:
-        InputError: it was asked for by name, and cannot be.
+    The model is resolved by ``find_model`` where its statistics are to be read; those of the database are kept in the
+    folder ``cache``; ``report`` is told what a user should know of the choice. An InputError where it was asked for by
+    name, and cannot be.
     """
     if not _is_whitened(settings, database):
         return None
