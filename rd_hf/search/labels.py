@@ -112,8 +112,8 @@ def hits_table(
     }
     neighbours: list[Neighbours] = [[] for _ in records]
     if labels is not None:
-        keys = [name and known_as(name, labels) for name in ids.to_pylist()]
-        known = [name and split_labels(labels[name]) for name in keys]
+        keys = [known_as(name, labels) for name in ids.to_pylist()]
+        known = [None if key is None else split_labels(labels[key]) for key in keys]
         columns["labels"] = pa.array(known, pa.list_(pa.string()))
         for asked, near, names in zip(query, closeness.astype(np.float64), known, strict=True):
             if names is not None:
