@@ -52,10 +52,15 @@ SYNONYMS = {
 }
 
 
-def build_parser(group: str | None = None) -> argparse.ArgumentParser:
-    """What lists the commands, or those of one group ("evaluate")."""
+def commands_of(group: str) -> dict[str, str]:
+    """What the commands of a group ("evaluate") do, by their names in it; of all for ""."""
     prefix = f"{group} " if group else ""
-    here = {name.removeprefix(prefix): words for name, (_, words) in COMMANDS.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): words for name, (_, words) in COMMANDS.items() if name.startswith(prefix)}
+
+
+def build_parser(group: str = "") -> argparse.ArgumentParser:
+    """What lists the commands, or those of one group."""
+    here, prefix = commands_of(group), f"{group} " if group else ""
     width = max(map(len, here)) + 2
     listed = "\n".join(f"  {name:<{width}}{words}" for name, words in here.items())
     parser = Parser(
@@ -90,34 +95,26 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 2
     groups = {name.partition(" ")[0] for name in COMMANDS if " " in name}
-    in_group = bool(given) and given[0] in groups
-    parser = build_parser(given[0] if in_group else None)
-    here = given[in_group:]
+    group = given[0] if given and given[0] in groups else ""
+    parser, here = build_parser(group), given[bool(group) :]
     if not here:
-        parser.error(f"name a command: {_listed(given[0] if in_group else None)}")
+        parser.error(f"name a command: {', '.join(commands_of(group))}")
     if not here[0].startswith("-"):
-        parser.error(_no_such_command(given[0] if in_group else None, here[0]))
+        parser.error(_no_such_command(group, here[0]))
     # Ends the process: with the help that was asked for, or with what is wrong.
     parser.parse_args(here)
     return 2
 
 
-def _no_such_command(group: str | None, word: str) -> str:
+def _no_such_command(group: str, word: str) -> str:
     """What is said of a command that is not there; also of a group's that was named without the group."""
-    names = list(COMMANDS)
-    here = [name.removeprefix(f"{group} ") for name in names if name.startswith(f"{group} ")] if group else names
+    here = commands_of(group)
     meant = SYNONYMS.get(word) or nearest(word, here)
     if meant is None:
-        last = {name.rpartition(" ")[2]: name for name in names}
+        last = {name.rpartition(" ")[2]: name for name in COMMANDS}
         meant = last.get(nearest(word, last) or "")
     full = f"{group} {meant}" if group and meant in here else meant
-    return f"there is no command {word!r}" + (f": did you mean rd-hf {full}?" if full else f": name {_listed(group)}")
-
-
-def _listed(group: str | None) -> str:
-    """The commands of a group, or all."""
-    prefix = f"{group} " if group else ""
-    return ", ".join(name.removeprefix(prefix) for name in COMMANDS if name.startswith(prefix))
+    return f"there is no command {word!r}: " + (f"did you mean rd-hf {full}?" if full else f"name {', '.join(here)}")
 
 
 def _complete() -> None:

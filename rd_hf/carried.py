@@ -24,13 +24,11 @@ PROTEINS = {
 def checkpoint(name: str) -> str:
     """Return the folder of a checkpoint that the package carries, for ``AutoModel.from_pretrained``.
 
-    Nothing is fetched or written; the folder is part of the installed package and is to be read only.
+    Nothing is fetched or written; the folder is part of the installed package and is to be read only. A ValueError if
+    no checkpoint of this name is carried.
 
     Args:
         name: ``"rd-esm2-mini"``, three small models (0.3M, 1.2M and 2.7M parameters) with their bases.
-
-    Raises:
-        ValueError: no checkpoint of this name is carried.
     """
     if name not in CHECKPOINTS:
         raise ValueError(f"the package carries no checkpoint {name!r}: it carries {', '.join(CHECKPOINTS)}")

@@ -20,8 +20,7 @@ _CARRIED = CHECKPOINTS[0]
 
 
 def check_model_name(name: str | os.PathLike, fitted: bool = True) -> None:
-    """Raise an InputError where a name is no model's (folder, Hub id, or a name known here), as far as this machine
-    knows.
+    """Raise an InputError where a name is no model's (folder, Hub id, or known here), as far as this machine knows.
 
     Where it has to be ``fitted``, a named family and a folder with nothing but a ``config.json`` are none.
     """

@@ -50,12 +50,11 @@ def asks_hub(function: Callable[Arguments, Result]) -> Callable[Arguments, Resul
 def hub_asked_once(wanted: str, instead: str | None = _WITHOUT) -> Iterator[None]:
     """Within it, requests to the Hub are made only if it can be reached, which the first of them finds out.
 
+    An InputError if it cannot be, and something is needed that is not in the cache.
+
     Args:
         wanted: what is fetched, for the sentence; the repo that was asked for first takes its place.
         instead: what else to do where the cache lacks a file; None of what is sent, which no cache helps.
-
-    Raises:
-        InputError: the Hub cannot be reached, and something is needed that is not in the cache.
     """
     from huggingface_hub.errors import LocalEntryNotFoundError
 

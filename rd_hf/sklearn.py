@@ -64,10 +64,6 @@ class _Cache:
         while self.bytes > CACHE_BYTES:
             self.bytes -= self.rows.popitem(last=False)[1].nbytes
 
-    def clear(self) -> None:
-        self.rows.clear()
-        self.bytes = 0
-
 
 _CACHE = _Cache()
 
@@ -75,7 +71,8 @@ _CACHE = _Cache()
 def clear_cache() -> None:
     """Forget all embeddings that this process keeps."""
     with _CACHE.lock:
-        _CACHE.clear()
+        _CACHE.rows.clear()
+        _CACHE.bytes = 0
 
 
 def _texts(X: Any) -> list[str]:

@@ -82,9 +82,6 @@ def command(
         derived: what it writes beside its ``--output``, in words.
         prints_result: whether what it prints is the result that was asked for, which --quiet leaves alone.
         how: see :func:`rd_hf.commands._main.run_command`.
-
-    Returns:
-        A function of the arguments, by default those of the command line, that returns the exit code.
     """
 
     def main(argv: list[str] | None = None) -> int:
@@ -133,8 +130,7 @@ def tell(evaluated: Evaluated) -> int:
 def as_loud_as(args: argparse.Namespace, extra: str | None, keep_output: bool) -> Iterator[None]:
     """Run what stands inside as quietly or loudly as ``args`` ask, but for a result that is printed (``keep_output``).
 
-    Raises:
-        ValueError: a library is not installed; the message names the extra that brings it.
+    A ValueError if a library is not installed names the extra that brings it.
     """
     before = {name: os.environ.get(name) for name in (*_LOUDNESS.values(), *_NO_BARS)}
     levels = {library: logging.getLogger(library).level for library in (*_LOUDNESS, _OWN)}

@@ -35,7 +35,7 @@ def run_command(
     go_on: str = _AGAIN,
     prints_result: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Run a command to its end, whatever surrounds its process.
+    """Run a command to its end, whatever surrounds its process, and return its exit code.
 
     Args:
         prog: how the command is called; sentences begin with it.
@@ -43,9 +43,6 @@ def run_command(
         go_on: what to do after an interruption.
         prints_result: asked at the end, whether what was printed is the result itself, so that the command fails if it
             cannot be written.
-
-    Returns:
-        The exit code, for :func:`sys.exit`.
     """
     from rd_hf.files import error_text
     from rd_hf.network import one_answer
@@ -114,8 +111,7 @@ def told_of_the_end() -> Iterator[None]:
 class _Stream:
     """A standard stream whose end costs nothing: once it cannot be written to, what is printed goes nowhere.
 
-    Attributes:
-        lost: what the system said then.
+    What the system said then is ``lost``.
     """
 
     def __init__(self, stream: TextIO) -> None:

@@ -81,8 +81,7 @@ class LevelInput:
 def open_levels(settings: ConvertSettings, config: RDEsmConfig) -> list[LevelInput]:
     """Open all inputs, find their levels by width or by the name given, smallest first, and match their ids.
 
-    Raises:
-        InputError: an input cannot be read, is of no backbone's width, or a level or id is missing or there twice.
+    An InputError if one cannot be read, is of no backbone's width, or a level or id is missing or there twice.
     """
     sources: dict[str, list[Raw]] = {}
     for text in settings.input:

@@ -58,8 +58,7 @@ def pinned(url: str) -> str:
 def facts_of(url: str) -> dict[str, Any]:
     """Return what a manifest notes of a file: its address, its size, and what changes with its content.
 
-    Raises:
-        InputError: it is not there, a folder, or cannot be reached.
+    An InputError if it is not there, a folder, or cannot be reached.
     """
     with _explained(url):
         system, path = _system(url)
@@ -195,12 +194,8 @@ class _Stream(Seekable):
 class RemoteFolder:
     """A folder of embeddings elsewhere: its manifest, and ranges of its files, each read once.
 
-    Attributes:
-        url: at the commit that is read.
-        place: what was read of this version: manifest and rejects as they are, of other files ranges.
-
-    Raises:
-        InputError: it is not there, holds no manifest, or cannot be reached.
+    Of the version at ``url``, a commit, the folder ``place`` has what was read: manifest and rejects as they are, of
+    other files ranges. An InputError if it is not there, holds no manifest, or cannot be reached.
     """
 
     def __init__(self, url: str) -> None:

@@ -155,18 +155,14 @@ def delimited(
     say: Say | None = None,
     is_row: Callable[[Sequence[str]], bool] = lambda cells: False,
 ) -> Iterator[Table]:
-    """Open a CSV or TSV file.
+    """Open a CSV or TSV file; an InputError if there is no such file, no header, or a damaged one.
 
     Args:
-        source: the file.
         kind: suffix that names the format; says which delimiter is looked for first.
         wanted: whether these column names are those that are needed: decides between delimiters.
         on_read: called with the number of bytes each time some are read.
         say: called with a sentence if rows span several lines.
         is_row: whether the cells of the first line are a row already; the columns are then called 1, 2, and so on.
-
-    Raises:
-        InputError: no such file, no header, or a damaged one.
     """
     # The largest field a C long can name on every platform; csv's own default stops at 131,072 letters.
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
@@ -228,8 +224,7 @@ def _rows(
 def json_lines(source: str | Path, on_read: Callable[[int], None] | None = None, **_: Any) -> Iterator[Table]:
     """Open a file of one JSON object per line; its columns are those of the first.
 
-    Raises:
-        InputError: no such file or no row; while reading, a line that is no JSON object.
+    An InputError if there is no such file or no row, or while reading, of a line that is no JSON object.
     """
     with open_text(source, on_read) as handle:
         yield of_rows(source, _objects(source, _Lines(source, handle)))

@@ -57,10 +57,12 @@ def plan_embeddings(folder: str | os.PathLike, repo_id: str, *, license: str | N
     stored.check_files(())
     notes = []
     # Where inputs lay is this machine's business.
+    files = stored.manifest.get("files")
     noted = [
-        one if isinstance(one, dict) and is_remote(one.get("path", "")) else None for one in _list(stored, "files")
+        one if isinstance(one, dict) and is_remote(one.get("path", "")) else None
+        for one in (files if isinstance(files, list) else [])
     ]
-    small = {MANIFEST: _json({**stored.manifest, "files": noted})}
+    small = {MANIFEST: (json.dumps({**stored.manifest, "files": noted}, indent=1) + "\n").encode()}
     rejects = Path(stored.rejects_path)
     if rejects.is_file():
         private = next(filter(_is_private, (one.source for one in OutputFolder(folder).rejects())), None)
@@ -167,17 +169,12 @@ def _upload(api: HfApi, folder: Path, names: Sequence[str], where: dict[str, Any
 
 
 def _card(stored: EmbeddingFolder, repo_id: str, license: str | None, has_rejects: bool) -> str:
-    levels: list[dict[str, Any]] = []
-    for name, width in stored.levels.items():
+    def level(name: str, width: int) -> dict[str, Any]:
         columns = covering(stored.columns, width)
-        levels.append(
-            {
-                "name": name,
-                "width": width,
-                "columns": [column.name for column in columns],
-                "is_cut": columns[-1].stop > width,
-            }
-        )
+        names = [column.name for column in columns]
+        return {"name": name, "width": width, "columns": names, "is_cut": columns[-1].stop > width}
+
+    levels = [level(*one) for one in stored.levels.items()]
     chosen = ["id", *levels[0]["columns"]]
     data = DatasetCardData(
         license=license,
@@ -189,23 +186,16 @@ def _card(stored: EmbeddingFolder, repo_id: str, license: str | None, has_reject
     name = Path(stored.model.name).name if _is_private(stored.model.name) else stored.model.name
     return dataset_card(
         data,
-        title=repo_id.rsplit("/", 1)[-1],
+        title=data.pretty_name,
         repo_id=repo_id,
         license=license,
-        rows=stored.rows,
+        stored=stored,
+        options=stored.options,
         records=sum(part["records"] for part in stored.parts),
-        parts=len(stored.parts),
         model=name,
-        commit=stored.model.revision,
-        fingerprint=stored.model.fingerprint,
         levels=levels,
-        example=levels[0],
         chosen=json.dumps(chosen),
         quoted=", ".join(f'"{column}"' for column in chosen),
-        pooling=stored.options.pooling,
-        one_row=stored.options.one_row,
-        dtype=stored.options.output_dtype,
-        layout=stored.options.layout,
         has_rejects=has_rejects,
     )
 
@@ -213,12 +203,3 @@ def _card(stored: EmbeddingFolder, repo_id: str, license: str | None, has_reject
 def _is_private(name: str) -> bool:
     """Whether a name tells how a machine's folders are called."""
     return os.path.isabs(name) or name.startswith(("~", "..")) or "\\" in name
-
-
-def _list(stored: EmbeddingFolder, field: str) -> list[Any]:
-    found = stored.manifest.get(field)
-    return found if isinstance(found, list) else []
-
-
-def _json(content: Any) -> bytes:
-    return (json.dumps(content, indent=1) + "\n").encode()

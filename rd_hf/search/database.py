@@ -44,14 +44,10 @@ class Chunk(NamedTuple):
 
 
 class Database(EmbeddingFolder):
-    """A finished folder of an embedding job with one row per protein.
+    """A finished folder of an embedding job with one row per protein; an InputError if it is none, or lacks files.
 
-    Attributes:
-        options: with which it was made, but for the size of batches.
-        whitening: applied to rows of any level as they are read, where it is set.
-
-    Raises:
-        InputError: no such folder, it is not finished, has rows per residue, or files are missing.
+    Its ``options`` are those with which it was made, but for the size of batches; by ``whitening``, where it is set,
+    rows of any level are whitened as they are read.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:

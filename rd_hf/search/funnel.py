@@ -90,10 +90,7 @@ def plan_search(settings: SearchSettings, database: Database, queries_hold: dict
 class RecallSample:
     """Queries drawn before a search, on which its shortlist is compared with an exact search afterwards.
 
-    Attributes:
-        chosen: ascending numbers of the queries, from 0.
-        queries: they themselves, as they came by.
-        found: records that the search found for them.
+    ``chosen`` are their ascending numbers, from 0; ``queries`` and what was ``found`` are kept as they come by.
     """
 
     chosen: np.ndarray

@@ -83,12 +83,10 @@ def hits_table(
     level: str,
     labels: Cells | None,
 ) -> tuple[pa.Table, list[Neighbours]]:
-    """Hits of some queries as rows, and each query's neighbours as :func:`transfer` takes them.
+    """Hits of some queries, as rows, and each query's neighbours as :func:`transfer` takes them.
 
-    Args:
-        records, query_ids: of the queries.
-        ids_of: returns the ids of ascending records of the database.
-        labels: of the database's proteins, where they are transferred.
+    ``ids_of`` returns the ids of ascending records of the database, whose proteins have ``labels``, if any are
+    transferred.
     """
     cosine = metric == "cosine"
     there = found.records != NOBODY

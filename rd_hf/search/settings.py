@@ -108,11 +108,7 @@ class SearchSettings:
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """What a shortlist missed of an exact search of so many ``queries``: the share of their nearest, and of all k
-    nearest.
-
-    ``first`` is the share of queries whose nearest neighbour was found, ``all`` that of their k nearest.
-    """
+    """What a shortlist missed: of so many ``queries``, the share whose ``first`` was found, and that of ``all`` k."""
 
     queries: int
     first: float
