@@ -7,7 +7,7 @@ from sklearn.pipeline import Pipeline
 
 from rd_hf.sklearn import NestedEmbedding
 
-steps = [("embedding", NestedEmbedding("hub_configs/rd-esm2-mini", embed_at="2.7M")), ("ridge", Ridge())]
+steps = [("embedding", NestedEmbedding("rd-esm2-mini", embed_at="2.7M")), ("ridge", Ridge())]
 search = GridSearchCV(Pipeline(steps), {"embedding__level": ["0.3M", "1.2M", "2.7M"]})
 search.fit(sequences, scores)
 ```
@@ -125,7 +125,7 @@ class NestedEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
     def __init__(
         self,
-        model: str | os.PathLike = "hub_configs/rd-esm2-mini",
+        model: str | os.PathLike = "rd-esm2-mini",
         level: str | None = None,
         pooling: str = "mean",
         embed_at: str | None = None,

@@ -110,6 +110,11 @@ def test_a_cut_is_the_smaller_level(tiny_checkpoint: Path) -> None:
         np.testing.assert_array_equal(cut, wide[:, :width])
 
 
+def test_by_default_it_is_the_carried_model_wherever_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert NestedEmbedding(level="0.3M").fit(SEQUENCES).n_features_out_ == 64
+
+
 def test_threads_share_one_cache(tiny_checkpoint: Path, runs: list[str]) -> None:
     transformer = NestedEmbedding(tiny_checkpoint).fit(SEQUENCES)
     with ThreadPoolExecutor(4) as pool:

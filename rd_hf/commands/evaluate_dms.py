@@ -38,7 +38,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    # Imported here, so that --help and a mistyped flag answer at once.
     from rd_hf.evaluation.dms import evaluate_assays
 
     return tell(evaluate_assays(options_from(AssayOptions, args)))

@@ -39,7 +39,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    # Imported here, so that --help and a mistyped flag answer at once.
     from rd_hf.evaluation.homology_runs import evaluate_homology
 
     return tell(evaluate_homology(options_from(HomologyOptions, args)))

@@ -34,7 +34,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    # Imported here, so that --help and a mistyped flag answer at once.
     from rd_hf.evaluation.residues import evaluate_residues
 
     return tell(evaluate_residues(options_from(ResidueOptions, args)))

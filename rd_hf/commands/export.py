@@ -24,7 +24,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    # Only now what takes seconds to import: --help and typing errors are answered at once.
     from tqdm import tqdm
 
     from rd_hf.conversion.export import export_h5

@@ -56,7 +56,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    # Imported here, so that --help and a mistyped flag answer at once.
     from rd_hf.fitting import run_fit
     from rd_hf.launch import processes
 

@@ -27,7 +27,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    # Imported here, so that --help and a mistyped flag answer at once.
     from rd_hf.hub.published import import_checkpoint
 
     import_checkpoint(options_from(ImportSettings, args))

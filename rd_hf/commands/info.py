@@ -23,16 +23,14 @@ from typing import TYPE_CHECKING, Any
 
 from rd_hf.carried import model_place
 from rd_hf.commands._arguments import command, command_parser
-from rd_hf.data.remote import RemoteFolder, is_remote
+from rd_hf.data.remote import MANIFEST, RemoteFolder, is_remote
+from rd_hf.embedding.folder import OutputFolder, is_folder_of_embeddings
 from rd_hf.files import byte_size
 from rd_hf.flags import flag
 from rd_hf.options import option
 
 if TYPE_CHECKING:
     from rd_hf.hub.describe import ModelFacts
-
-# The first is what is written now.
-MANIFESTS = ("_manifest.json", "manifest.json")
 
 
 @dataclass(frozen=True)
@@ -58,10 +56,7 @@ def run(args: argparse.Namespace) -> None:
     # A page of the web is no folder.
     is_away = is_remote(args.what) and not args.what.startswith("http")
     folder = RemoteFolder(args.what).place if is_away else Path(args.what)
-    found = [path for path in (folder / name for name in MANIFESTS) if path.is_file()]
-    if found:
-        from rd_hf.embedding.folder import OutputFolder
-
+    if is_folder_of_embeddings(folder):
         content = OutputFolder(folder).manifest() or {}
         if args.verify:
             verify(args.what, show_progress=not args.quiet)
@@ -69,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
         return
     place = Path(model_place(args.what))
     if place.is_dir() and not (place / "config.json").is_file():
-        raise ValueError(f"{args.what} holds neither a model (config.json) nor embeddings ({MANIFESTS[0]})")
+        raise ValueError(f"{args.what} holds neither a model (config.json) nor embeddings ({MANIFEST})")
     from rd_hf.hub.describe import describe_model
 
     facts = describe_model(args.what, args.revision)

@@ -36,7 +36,6 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     if (args.embeddings is None) == (args.model is None):
         build_parser().error("give --model, or a folder of embeddings")
-    # Imported here, so that --help and a mistyped flag answer at once.
     if args.model is None:
         from rd_hf.hub import embeddings
 

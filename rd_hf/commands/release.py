@@ -39,7 +39,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    # Imported here, so that --help and a mistyped flag answer at once.
     from rd_hf.hub.release import run_release
 
     parts = {"fit": options_from(FitOptions, args), "push": options_from(PushOptions, args)}

@@ -16,8 +16,6 @@ from rd_hf.carried import input_place
 from rd_hf.data.records import FastaRecord, InputError, not_encodable, readable
 from rd_hf.data.streams import DAMAGED, damaged, open_text
 
-__all__ = ["FastaRecord", "InputError", "read_fasta"]
-
 # A line of words: no header, and neither a sequence, a table, nor another format's first line.
 _WORDS = re.compile(r"[^\W\d_]+( [\w.,:;()'/-]+)+")
 _JOINED = "'>' inside a line of the sequence: a line end is missing before the next record"

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -202,7 +203,6 @@ class RemoteFolder:
         from huggingface_hub import constants
 
         self.url = pinned(url.rstrip("/"))
-        self._opened: Any = None
         self._files: dict[str, Any] = {}
         self._held: dict[str, list[tuple[int, int]]] = {}
         self._lock = threading.Lock()
@@ -260,11 +260,10 @@ class RemoteFolder:
     def _kept_at(self, name: str) -> tuple[Path, Path]:
         return self.place / f"{name}.part", self.place / f"{name}.ranges"
 
+    @cached_property
     def _system(self) -> tuple[Any, str]:
-        if self._opened is None:
-            with _explained(self.url):
-                self._opened = _system(self.url)
-        return self._opened
+        with _explained(self.url):
+            return _system(self.url)
 
     def _manifest(self) -> bytes:
         try:
@@ -276,14 +275,14 @@ class RemoteFolder:
 
     def _whole(self, name: str) -> bytes:
         """The content of a small file; a FileNotFoundError where there is none."""
-        system, root = self._system()
+        system, root = self._system
         try:
             return _again(f"{self.url}/{name}", lambda: bytes(system.cat_file(f"{root}/{name}")))
         except InputError as error:
             raise error.__cause__ if isinstance(error.__cause__, FileNotFoundError) else error from None
 
     def _fetch(self, name: str, size: int, start: int, stop: int) -> bytes:
-        system, root = self._system()
+        system, root = self._system
         if name not in self._files:
             # Ranges as they are asked for: nothing is read ahead.
             self._files[name] = system.open(f"{root}/{name}", "rb", cache_type="none")

@@ -83,8 +83,7 @@ class ModelFacts:
 
 @asks_hub
 def describe_model(source: str, revision: str | None = None) -> ModelFacts:
-    """Describe a checkpoint folder, a carried checkpoint, a named family, or a Hub model (config and fit report are
-    fetched).
+    """Describe a checkpoint folder or name, a family, or a Hub model, of which config and fit report are fetched.
 
     A ValueError or OSError if there is no such model, or it is not of this kind.
     """

@@ -106,11 +106,6 @@ class Plan:
             f"carried proteins about {duration(self.flop / self.flops)} on this machine's CPUs"
         )
 
-    def check(self, sequential: bool, memory: int | None = None) -> None:
-        """Raise InputError unless it fits, see :meth:`trouble`."""
-        if (why := self.trouble(sequential, memory)) is not None:
-            raise InputError(why)
-
     def __str__(self) -> str:
         return "\n".join(
             (

@@ -157,12 +157,11 @@ def _plan(settings: ReleaseSettings, config: RDEsmConfig, sample: Sample, memory
     ]
     group_tokens = settings.group_tokens or max(32768, settings.fit.batch_tokens)
     plan = make_plan(config, shapes, settings.fit.batch_tokens, group_tokens, base, work=settings.folder)
-    sequential = settings.group_tokens is not None
-    trouble = plan.trouble(sequential, memory)
+    trouble = plan.trouble(settings.group_tokens is not None, memory)
     verdict = "fits" if trouble is None else f"does not fit: {trouble}"
     print(json.dumps({**asdict(plan), "verdict": verdict}) if settings.json else f"{plan}\n{verdict}")
-    if not settings.plan:
-        plan.check(sequential, memory)
+    if trouble is not None and not settings.plan:
+        raise InputError(trouble)
 
 
 def _content(settings: ReleaseSettings, config: RDEsmConfig, sample: Sample | None) -> dict[str, Any]:
