@@ -29,11 +29,7 @@ _NETWORK = ("httpx", "httpx2", "httpcore", "requests", "urllib3")
 
 
 def run_command(
-    prog: str,
-    body: Callable[[], int | None],
-    *,
-    go_on: str = _AGAIN,
-    prints_result: Callable[[], bool] = lambda: False,
+    prog: str, body: Callable[[], int | None], *, go_on: str = _AGAIN, prints_result: Callable[[], bool] = lambda: False
 ) -> int:
     """Run a command to its end, whatever surrounds its process, and return its exit code.
 

@@ -45,7 +45,8 @@ def refuse_replacing(outputs: Mapping[str, str | os.PathLike], inputs: Mapping[s
     """
     read = [(words, place) for words, value in inputs.items() for place in _places(value)]
     for words, place in list(read):
-        read += [(f"{one}, which {words} was made of", Path(one)) for one in _sources(place) if _is_there(one)]
+        made_of = (_manifest(place) or {"job": {}})["job"].get("inputs", [])
+        read += [(f"{one}, which {words} was made of", Path(one)) for one in made_of if _is_there(one)]
     for output, where in outputs.items():
         refuse_writing(where)
         flag = "--table" if output.startswith("--table ") else "--output"
@@ -116,8 +117,3 @@ def _manifest(folder: Path) -> dict | None:
         return OutputFolder(folder).manifest() if folder.is_dir() else None
     except (JobError, OSError):
         return None
-
-
-def _sources(place: Path) -> list[str]:
-    """What a folder of embeddings was made of, as it says."""
-    return [] if (found := _manifest(place)) is None else list(found["job"].get("inputs", []))

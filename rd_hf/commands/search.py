@@ -59,9 +59,5 @@ def _derived(args: argparse.Namespace) -> dict[str, Path]:
 
 
 main = command(
-    build_parser,
-    run,
-    extra="search",
-    derived=_derived,
-    go_on="give the same command again, what was computed is kept,",
+    build_parser, run, extra="search", derived=_derived, go_on="give the same command again, what was computed is kept,"
 )

@@ -8,7 +8,7 @@ of the smallest level. The values are read as a stream; what grows with their nu
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from rd_hf.carried import model_place
 from rd_hf.conversion.raw import Raw, open_raw
 from rd_hf.conversion.relayout import change_layout
 from rd_hf.conversion.settings import ConvertSettings
-from rd_hf.data.records import FastaRecord, InputError
+from rd_hf.data.records import FastaRecord, InputError, Say
 from rd_hf.embedding.algebra import extend, projection
 from rd_hf.embedding.checkpoint import resolve
 from rd_hf.embedding.columns import why_not_stored
@@ -260,10 +260,7 @@ class ConvertingWorker(Worker):
 
 
 def convert(
-    settings: ConvertSettings,
-    group: Processes | None = None,
-    report: Callable[[str], None] | None = None,
-    show_progress: bool = True,
+    settings: ConvertSettings, group: Processes | None = None, report: Say | None = None, show_progress: bool = True
 ) -> JobSummary:
     """Convert raw embeddings to nested ones, or a folder to another layout, or go on where an earlier run stopped.
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from rd_hf.conversion.settings import ExportSettings
+from rd_hf.data.records import OnRead
 from rd_hf.data.residues import RejectedSequenceError, clean_sequence
 from rd_hf.embedding.folder import JobError
 from rd_hf.embedding.reader import EmbeddingFolder
@@ -48,7 +49,7 @@ def sequence_hash(sequence: str) -> str:
     return hashlib.sha256(f"{sequence}_{len(sequence)}".encode()).hexdigest()
 
 
-def export_h5(settings: ExportSettings, on_record: Callable[[int], None] = lambda count: None) -> Exported:
+def export_h5(settings: ExportSettings, on_record: OnRead = lambda count: None) -> Exported:
     """Write the embeddings of a finished folder to an h5 file, and call ``on_record`` with 1 after each row.
 
     A JobError if the folder has no such level, ids that cannot be names, or inputs that changed; an InputError if it is

@@ -7,7 +7,6 @@ searches know them by. The new one has a journal too, so that it can be extended
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
+from rd_hf.data.records import Say
 from rd_hf.embedding.columns import value_column
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry
 from rd_hf.embedding.job import complete, counted
@@ -28,11 +28,7 @@ from rd_hf.embedding.storage import Column, columns_of, described, format_of
 
 
 def change_layout(
-    path: str,
-    layout: str,
-    output: str,
-    report: Callable[[str], None] | None = None,
-    show_progress: bool = True,
+    path: str, layout: str, output: str, report: Say | None = None, show_progress: bool = True
 ) -> JobSummary:
     """Write a finished folder's rows in another layout, or go on where an earlier run stopped; nothing is computed.
 
@@ -74,9 +70,7 @@ class _Relayout:
     folder: OutputFolder
     columns: list[Column]
 
-    def run(
-        self, manifest: dict[str, Any], options: EmbeddingOptions, report: Callable[[str], None], show_progress: bool
-    ) -> JobSummary:
+    def run(self, manifest: dict[str, Any], options: EmbeddingOptions, report: Say, show_progress: bool) -> JobSummary:
         self._check(manifest)
         self.folder.claim()
         try:
@@ -97,13 +91,7 @@ class _Relayout:
         finally:
             self.folder.leave()
         return JobSummary(
-            **counted(entries),
-            parts=len(entries),
-            parts_kept=kept,
-            tokens=0,
-            padding=0,
-            seconds={},
-            device=None,
+            **counted(entries), parts=len(entries), parts_kept=kept, tokens=0, padding=0, seconds={}, device=None
         )
 
     def _check(self, manifest: dict[str, Any]) -> None:

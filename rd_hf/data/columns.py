@@ -6,13 +6,12 @@ Names are compared without case, blanks and signs: ``AA_sequence``, ``aa sequenc
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any
 
-from rd_hf.data.records import InputError
+from rd_hf.data.records import InputError, Say, Source
 from rd_hf.data.residues import RESIDUES, RejectedSequenceError
 from rd_hf.data.tables import BadRow, Row, Table
 from rd_hf.data.values import arrow_holds, sequence_text
@@ -47,7 +46,7 @@ def holds_sequences(columns: Iterable[str]) -> bool:
     return not {column_key(name) for name in SEQUENCE_COLUMNS}.isdisjoint(map(column_key, columns))
 
 
-def pick(source: str | Path, table: Table, asked: str | None, usual: Iterable[str], role: str) -> str | None:
+def pick(source: Source, table: Table, asked: str | None, usual: Iterable[str], role: str) -> str | None:
     """Return the column asked for, or the first of the usual ones, None where there is none.
 
     ``role`` is "sequence", "id" or "positions". An InputError if the column asked for is not there, two may be meant,
@@ -78,7 +77,7 @@ def pick(source: str | Path, table: Table, asked: str | None, usual: Iterable[st
 
 
 def check_sequences(
-    source: str | Path, rows: Iterator[Row], sequences: str, ids: str | None, say: Callable[[str], None] | None
+    source: Source, rows: Iterator[Row], sequences: str, ids: str | None, say: Say | None
 ) -> Iterator[Row]:
     """Return all rows, once the first of them show that the column that was picked by its name holds sequences.
 

@@ -7,13 +7,12 @@ were joined without a line end between them, and that no line is ever skipped wh
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 
 from Bio.SeqIO.FastaIO import SimpleFastaParser
 
 from rd_hf.carried import input_place
-from rd_hf.data.records import FastaRecord, InputError, not_encodable, readable
+from rd_hf.data.records import FastaRecord, InputError, OnRead, Say, Source, not_encodable, readable
 from rd_hf.data.streams import DAMAGED, damaged, open_text
 
 # A line of words: no header, and neither a sequence, a table, nor another format's first line.
@@ -21,7 +20,7 @@ _WORDS = re.compile(r"[^\W\d_]+( [\w.,:;()'/-]+)+")
 _JOINED = "'>' inside a line of the sequence: a line end is missing before the next record"
 
 
-def _lines(path: str | Path, handle: Iterable[str], say: Callable[[str], None], strict: bool) -> Iterator[str]:
+def _lines(path: Source, handle: Iterable[str], say: Say, strict: bool) -> Iterator[str]:
     """Yield lines from the first ``>`` on, without comments; only blank lines, comments and words may stand before."""
     started = False
     for number, line in enumerate(handle, start=1):
@@ -45,10 +44,7 @@ def _lines(path: str | Path, handle: Iterable[str], say: Callable[[str], None], 
 
 
 def read_fasta(
-    path: str | Path,
-    on_read: Callable[[int], None] | None = None,
-    say: Callable[[str], None] | None = None,
-    strict: bool = False,
+    path: Source, on_read: OnRead | None = None, say: Say | None = None, strict: bool = False
 ) -> Iterator[FastaRecord]:
     """Stream the records of a FASTA file (compressed or not, "-" for standard input, "example" for carried proteins).
 

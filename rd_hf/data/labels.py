@@ -14,10 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rd_hf.data.columns import ID_COLUMNS
-from rd_hf.data.records import InputError, readable
+from rd_hf.data.records import InputError, Source, readable
 from rd_hf.data.tables import BadRow, Row, delimited
 
 # The column of labels of a table without a header.
@@ -27,7 +26,7 @@ UNNAMED = "label"
 Cells = Mapping[str, Sequence[str]]
 
 
-def read_labels(path: str | Path, column: str | None = None, all_columns: bool = False) -> dict[str, Cells]:
+def read_labels(path: Source, column: str | None = None, all_columns: bool = False) -> dict[str, Cells]:
     """Read a table of labels, whose format this module describes: for each column that was read the cells of each id.
 
     Args:
@@ -67,9 +66,7 @@ def _is_id(name: str) -> bool:
     return name.strip().lower() in ID_COLUMNS
 
 
-def _places(
-    path: str | Path, names: list[str], column: str | None, all_columns: bool, about: str
-) -> tuple[int, list[int]]:
+def _places(path: Source, names: list[str], column: str | None, all_columns: bool, about: str) -> tuple[int, list[int]]:
     """Where the ids stand, and the labels that are read."""
     if column is not None and column not in names:
         raise InputError(f"{path} has no column {column!r}; its columns are {', '.join(names)}{about}")
@@ -85,7 +82,7 @@ def _places(
     return ids, chosen
 
 
-def _cells(path: str | Path, row: Row, columns: Sequence[str], places: Sequence[int], strict: bool) -> list[str]:
+def _cells(path: Source, row: Row, columns: Sequence[str], places: Sequence[int], strict: bool) -> list[str]:
     """Cells of a row at these places; all empty where the row is."""
     cells = row.cells if isinstance(row, BadRow) else [row[name] for name in columns]
     if isinstance(row, BadRow) and (strict or not cells):

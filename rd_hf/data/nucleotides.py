@@ -9,11 +9,10 @@ peptides) are judged together, by the same rule and only if nine tenths of their
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from rd_hf.data.records import FastaRecord, InputError
+from rd_hf.data.records import FastaRecord, InputError, Say, Source
 
 MIN_LETTERS = 50
 # The verdict comes after so many records, or at the end: before the first part of a job is computed.
@@ -66,7 +65,7 @@ class _Counts:
 
 
 def watch_nucleotides(
-    source: str | Path, records: Iterable[FastaRecord], say: Callable[[str], None] | None, strict: bool = False
+    source: Source, records: Iterable[FastaRecord], say: Say | None, strict: bool = False
 ) -> Iterator[FastaRecord]:
     """Pass records on and say once, with counts, if some look like nucleotides; with ``strict`` an InputError."""
     counts = _Counts()

@@ -9,9 +9,15 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+# The name of an input, as a user gives it.
+Source = str | Path
+# Told a sentence that a user should know; and the number of bytes each time some are read.
+Say = Callable[[str], None]
+OnRead = Callable[[int], None]
 # Decoding with this error handler keeps each byte that cannot be decoded as one lone surrogate, whichever the encoding
 # (Python's own "surrogateescape" cannot do UTF-16).
 KEEP_BYTES = "rd_hf.keep_bytes"
@@ -50,7 +56,7 @@ class InputError(ValueError):
         super().__init__(readable(message))
 
 
-def not_encodable(path: str | Path, number: int) -> str:
+def not_encodable(path: Source, number: int) -> str:
     """The sentence on the first id or header of a source that is not text."""
     return readable(
         f"{path}: from record {number} on, bytes of ids or headers that are not in the file's encoding are kept as "

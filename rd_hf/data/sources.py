@@ -22,7 +22,7 @@ from rd_hf.data.columns import ID_COLUMNS, SEQUENCE_COLUMNS, check_sequences, ho
 from rd_hf.data.fasta import read_fasta
 from rd_hf.data.missing import no_file, no_such_file
 from rd_hf.data.nucleotides import watch_nucleotides
-from rd_hf.data.records import FastaRecord, InputError, not_encodable, readable
+from rd_hf.data.records import FastaRecord, InputError, OnRead, Say, Source, not_encodable, readable
 from rd_hf.data.remote import facts_of, is_remote
 from rd_hf.data.residues import RejectedSequenceError
 from rd_hf.data.streams import SUFFIXES
@@ -33,7 +33,7 @@ from rd_hf.network import hub_asked_once
 _HUB_DATASET = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?")
 
 
-def table_format(source: str | Path) -> str | None:
+def table_format(source: Source) -> str | None:
     """The suffix of a path that names one of the formats of tables, compressed or not; None for FASTA and the Hub."""
     # Behind the path of an address may stand a query.
     name = urlsplit(str(source)).path if is_remote(source) else input_place(source)
@@ -43,13 +43,13 @@ def table_format(source: str | Path) -> str | None:
     return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
 
 
-def is_hub_dataset(source: str | Path) -> bool:
+def is_hub_dataset(source: Source) -> bool:
     """Whether a source names a Hub dataset: ``owner/name`` without a file of that name or a file's suffix."""
     text = str(source)
     return bool(_HUB_DATASET.fullmatch(text)) and not Path(text).suffix and not Path(text).exists()
 
 
-def is_there(source: str | Path) -> bool:
+def is_there(source: Source) -> bool:
     """Whether there is an input of this name: a file, carried proteins, an address, or what reads as a Hub dataset."""
     return is_remote(source) or Path(input_place(source)).exists() or is_hub_dataset(source)
 
@@ -73,19 +73,19 @@ def check_sources(sources: Sequence[str], processes: int = 1) -> None:
         raise InputError("standard input ('-') can be read once only")
 
 
-def source_size(source: str | Path) -> int | None:
+def source_size(source: Source) -> int | None:
     """Bytes of a file here, None where they are not known before the end (standard input, the Hub, an address)."""
     path = Path(input_place(source))
     return path.stat().st_size if str(source) != "-" and path.is_file() else None
 
 
 def read_records(
-    source: str | Path,
+    source: Source,
     sequence_column: str | None = None,
     id_column: str | None = None,
     positions_column: str | None = None,
-    on_read: Callable[[int], None] | None = None,
-    say: Callable[[str], None] | None = None,
+    on_read: OnRead | None = None,
+    say: Say | None = None,
     strict: bool = False,
 ) -> Iterator[FastaRecord]:
     """Stream the raw records of one source, numbered from 1.
@@ -118,11 +118,11 @@ def read_records(
 
 
 def _read_table(
-    source: str | Path,
+    source: Source,
     kind: str | None,
     asked: tuple[str | None, str | None, str | None],
-    on_read: Callable[[int], None] | None,
-    say: Callable[[str], None] | None,
+    on_read: OnRead | None,
+    say: Say | None,
 ) -> Iterator[FastaRecord]:
     sequence_column, id_column, positions_column = asked
 
@@ -155,11 +155,11 @@ def _read_table(
 
 
 def open_table(
-    source: str | Path,
+    source: Source,
     kind: str | None,
     wanted: Callable[[Sequence[str]], bool],
-    on_read: Callable[[int], None] | None = None,
-    say: Callable[[str], None] | None = None,
+    on_read: OnRead | None = None,
+    say: Say | None = None,
 ) -> AbstractContextManager[Table]:
     """Open a file of a format of tables (see :func:`table_format`), or, where that is None, a Hub dataset.
 

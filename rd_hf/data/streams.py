@@ -12,14 +12,14 @@ import io
 import lzma
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
 from rd_hf.data.missing import no_file, no_such_file
-from rd_hf.data.records import KEEP_BYTES, InputError
+from rd_hf.data.records import KEEP_BYTES, InputError, OnRead, Source
 from rd_hf.data.remote import is_remote, open_remote
 
 # What reading a damaged compressed stream raises: gzip, xz, and with OSError pyarrow's and a failing disk's.
@@ -86,7 +86,7 @@ class _Stream(io.RawIOBase):
         return count
 
 
-def _chunks(source: Any, on_read: Callable[[int], None] | None = None) -> Iterator[bytes]:
+def _chunks(source: Any, on_read: OnRead | None = None) -> Iterator[bytes]:
     """Yield the bytes of a stream as they come: an error further on must not cost what came before it."""
     while chunk := source.read1(_CHUNK):
         if on_read is not None:
@@ -139,7 +139,7 @@ def _encoding(head: bytes) -> str:
 
 
 @contextmanager
-def open_text(path: str | Path, on_read: Callable[[int], None] | None = None) -> Iterator[TextIO]:
+def open_text(path: Source, on_read: OnRead | None = None) -> Iterator[TextIO]:
     """Open ``path`` ("-" is standard input) as text, whatever it is compressed with and encoded in.
 
     Line ends are universal, a byte order mark is skipped; bytes that cannot be decoded are kept as
@@ -165,7 +165,7 @@ def open_text(path: str | Path, on_read: Callable[[int], None] | None = None) ->
         yield io.TextIOWrapper(stream, encoding=_encoding(head), errors=KEEP_BYTES, newline=None)
 
 
-def open_bytes(path: str | Path) -> AbstractContextManager[Any]:
+def open_bytes(path: Source) -> AbstractContextManager[Any]:
     """Open a file, here or remote, or standard input ("-"), as it is; raises InputError."""
     if str(path) == "-":
         if sys.stdin is None or sys.stdin.closed:
@@ -183,7 +183,7 @@ def open_bytes(path: str | Path) -> AbstractContextManager[Any]:
         raise InputError(f"{path} cannot be opened: {error.strerror}") from error
 
 
-def _refuse(path: str | Path, head: bytes) -> None:
+def _refuse(path: Source, head: bytes) -> None:
     """Raise where the first bytes are those of a known kind of file that holds no text."""
     if head[257:262] == b"ustar":
         raise InputError(f"{path} is a tar archive: unpack it (tar xf) and give the files in it")
@@ -192,7 +192,7 @@ def _refuse(path: str | Path, head: bytes) -> None:
             raise InputError(f"{path} is {kind}: {mend}")
 
 
-def damaged(path: str | Path, number: int, error: Exception, unit: str = "record") -> InputError:
+def damaged(path: Source, number: int, error: Exception, unit: str = "record") -> InputError:
     """Return the error for a compressed stream that breaks off after ``number`` whole records (or lines)."""
     return InputError(
         f"{path} is damaged after {unit} {number} ({error}); fetch the file again, its compressed stream is cut short "

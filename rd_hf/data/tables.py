@@ -20,10 +20,9 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rd_hf.data.records import InputError
+from rd_hf.data.records import InputError, OnRead, Say, Source
 from rd_hf.data.streams import DAMAGED, damaged, open_bytes, open_text
 from rd_hf.data.values import as_list
 
@@ -34,8 +33,6 @@ DELIMITERS = {".csv": ",;\t", ".tsv": "\t,;", ".tab": "\t,;"}
 _NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
 # Lines that one quoted cell may span: enough for a wrapped titin, and a stray quote costs no more than this.
 _LONGEST_CELL = 4096
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +72,7 @@ class Table:
 class _Lines:
     """The lines of a text, counted; some can be given back."""
 
-    def __init__(self, source: str | Path, handle: Iterable[str]) -> None:
+    def __init__(self, source: Source, handle: Iterable[str]) -> None:
         self._source, self._handle = source, iter(handle)
         self._returned: deque[str] = deque()
         self.number = 0
@@ -123,7 +120,7 @@ def _split(line: str, delimiter: str) -> list[str]:
     return line.removesuffix("\n").split(delimiter)
 
 
-def _header(source: str | Path, lines: _Lines, kind: str, wanted: Callable[[Sequence[str]], bool]) -> tuple[Any, ...]:
+def _header(source: Source, lines: _Lines, kind: str, wanted: Callable[[Sequence[str]], bool]) -> tuple[Any, ...]:
     """Column names, the delimiter, whether quotes are meant everywhere, and the line that they were read from."""
     first = next((line for line in lines if line.strip()), None)
     if first is None:
@@ -148,10 +145,10 @@ def _header(source: str | Path, lines: _Lines, kind: str, wanted: Callable[[Sequ
 
 @contextmanager
 def delimited(
-    source: str | Path,
+    source: Source,
     kind: str,
     wanted: Callable[[Sequence[str]], bool],
-    on_read: Callable[[int], None] | None = None,
+    on_read: OnRead | None = None,
     say: Say | None = None,
     is_row: Callable[[Sequence[str]], bool] = lambda cells: False,
 ) -> Iterator[Table]:
@@ -181,7 +178,7 @@ def delimited(
 
 
 def _rows(
-    source: str | Path, lines: _Lines, columns: Sequence[str], delimiter: str, all_quoted: bool, say: Say | None
+    source: Source, lines: _Lines, columns: Sequence[str], delimiter: str, all_quoted: bool, say: Say | None
 ) -> Iterator[Row]:
     """Yield the rows after the header."""
     width = len(columns)
@@ -221,7 +218,7 @@ def _rows(
 
 
 @contextmanager
-def json_lines(source: str | Path, on_read: Callable[[int], None] | None = None, **_: Any) -> Iterator[Table]:
+def json_lines(source: Source, on_read: OnRead | None = None, **_: Any) -> Iterator[Table]:
     """Open a file of one JSON object per line; its columns are those of the first.
 
     An InputError if there is no such file or no row, or while reading, of a line that is no JSON object.
@@ -230,7 +227,7 @@ def json_lines(source: str | Path, on_read: Callable[[int], None] | None = None,
         yield of_rows(source, _objects(source, _Lines(source, handle)))
 
 
-def of_rows(source: str | Path, rows: Iterator[Row]) -> Table:
+def of_rows(source: Source, rows: Iterator[Row]) -> Table:
     """A table of rows that name their columns themselves, the first those of all; InputError where there is no row."""
     first = next(rows, None)
     if first is None:
@@ -247,7 +244,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _objects(source: str | Path, lines: _Lines) -> Iterator[Row]:
+def _objects(source: Source, lines: _Lines) -> Iterator[Row]:
     number = 0
     for line in lines:
         if not line.strip():
@@ -268,7 +265,7 @@ def _objects(source: str | Path, lines: _Lines) -> Iterator[Row]:
 
 
 @contextmanager
-def parquet(source: str | Path, on_read: Callable[[int], None] | None = None, **_: Any) -> Iterator[Table]:
+def parquet(source: Source, on_read: OnRead | None = None, **_: Any) -> Iterator[Table]:
     """Open a Parquet file; a thousand rows are in memory at a time. Raises InputError if it cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -14,6 +14,5 @@ __all__ = ["load_family", "push_folder", "push_model", "save_checkpoint"]
 
 _CHECKPOINT, _PUSH = "rd_hf.hub.checkpoint", "rd_hf.hub.push"
 __getattr__ = lazy_names(
-    __name__,
-    {"load_family": _CHECKPOINT, "save_checkpoint": _CHECKPOINT, "push_folder": _PUSH, "push_model": _PUSH},
+    __name__, {"load_family": _CHECKPOINT, "save_checkpoint": _CHECKPOINT, "push_folder": _PUSH, "push_model": _PUSH}
 )

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,8 @@ class EmbeddingsPlan(PushPlan):
     ``parts`` are the names of the others, with the SHA-256 of each.
     """
 
-    small: dict[str, bytes] | None = None
-    parts: dict[str, str] | None = None
+    small: dict[str, bytes] = field(default_factory=dict)
+    parts: dict[str, str] = field(default_factory=dict)
 
 
 def plan_embeddings(folder: str | os.PathLike, repo_id: str, *, license: str | None = None) -> EmbeddingsPlan:
@@ -109,12 +109,11 @@ def push_embeddings(folder: str | os.PathLike, repo_id: str, **options: Any) -> 
     _check_card(api, plan)
     repo_id = made_repo(api, repo_id, asked, "dataset")
     where: dict[str, Any] = {"repo_id": repo_id, "repo_type": "dataset", "revision": asked.revision}
-    parts, small = plan.parts or {}, plan.small or {}
-    lacking = _unlike(api, where, parts, plan.files)
+    lacking = _unlike(api, where, plan.parts, plan.files)
     message = asked.commit_message or "Reverse-distilled embeddings"
     if lacking:
         _upload(api, Path(folder), lacking, where, message)
-    if damaged := _unlike(api, where, parts, plan.files):
+    if damaged := _unlike(api, where, plan.parts, plan.files):
         raise InputError(
             f"{Path(folder) / damaged[0]} is not as it was written: give the command that wrote it again, then this one"
         )
@@ -123,7 +122,7 @@ def push_embeddings(folder: str | os.PathLike, repo_id: str, **options: Any) -> 
     stale = [name for name in there if name not in plan.files and Path(name).match("embeddings-*.parquet")]
     commit = api.create_commit(
         operations=[
-            *(CommitOperationAdd(name, content) for name, content in small.items()),
+            *(CommitOperationAdd(name, content) for name, content in plan.small.items()),
             *(CommitOperationDelete(name) for name in stale),
         ],
         commit_message=message,

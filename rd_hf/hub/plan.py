@@ -19,7 +19,6 @@ from transformers import EsmConfig, EsmModel, PreTrainedModel
 
 from rd_hf.data.batching import SPECIAL_TOKENS, token_budget_batches
 from rd_hf.data.fasta import read_fasta
-from rd_hf.data.records import InputError
 from rd_hf.families import FAMILIES, Member, esm2_backbone
 from rd_hf.files import byte_size
 from rd_hf.hub.describe import backbone_cost
@@ -77,16 +76,12 @@ class Plan:
         """
         free = self.memory_free if memory is None else memory
         cache = self.disk if self.work_free is None else self.download
-        if cache > self.disk_free:
-            return (
-                f"this needs {byte_size(cache)} of disk and {byte_size(self.disk_free)} are free: set HF_HOME (where "
-                f"downloads go) to a larger disk"
-            )
-        if self.work_free is not None and self.work > self.work_free:
-            return (
-                f"this needs {byte_size(self.work)} of disk for its work and {byte_size(self.work_free)} are free: "
-                f"choose an --output on a larger disk"
-            )
+        for needed, there, what, mend in (
+            (cache, self.disk_free, "of disk", "set HF_HOME (where downloads go) to a larger disk"),
+            (self.work, self.work_free, "of disk for its work", "choose an --output on a larger disk"),
+        ):
+            if there is not None and needed > there:
+                return f"this needs {byte_size(needed)} {what} and {byte_size(there)} are free: {mend}"
         if (self.sequential if sequential else self.resident) <= free:
             return None
         if not sequential and self.sequential <= free:

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from rd_hf.bases.chain import Basis, FitReport
+from rd_hf.data.records import Say
 from rd_hf.families import ESM2, FAMILIES, Member, esm2_config
 from rd_hf.files import Workspace
 from rd_hf.hub.checkpoint import is_checkpoint, save_checkpoint
@@ -200,7 +201,7 @@ def import_published(folder: str | Path, level: str, recipe: Recipe) -> tuple[RD
     return model, [FitReport(first.name, first.width, first.width), *(report for _, _, report in steps)]
 
 
-def import_checkpoint(settings: ImportSettings, say: Callable[[str], None] = print) -> None:
+def import_checkpoint(settings: ImportSettings, say: Say = print) -> None:
     """Make a checkpoint folder of the one set of published files that is asked for, and say what it was fitted on."""
     weights, output = Path(settings.weights), Path(settings.output)
     if not is_checkpoint(output):

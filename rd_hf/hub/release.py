@@ -21,7 +21,7 @@ from accelerate.utils import convert_file_size_to_int
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-from rd_hf.data.records import InputError
+from rd_hf.data.records import InputError, Say
 from rd_hf.families import esm2_config
 from rd_hf.files import byte_size, write_json
 from rd_hf.fitting import FitSettings, Sample, draw_sample, run_fit
@@ -78,14 +78,7 @@ class Release:
                 f"or choose another --output"
             )
 
-    def run(
-        self,
-        stage: str,
-        skipped: set[str],
-        work: Stage,
-        say: Callable[[str], None],
-        **options: Any,
-    ) -> None:
+    def run(self, stage: str, skipped: set[str], work: Stage, say: Say, **options: Any) -> None:
         """Do a stage, unless it was done or is to be skipped, and record its seconds, its peak memory and result.
 
         With other ``options`` than before it is done again, and what follows too, unless it only judges.
@@ -192,12 +185,7 @@ def _stages(settings: ReleaseSettings, config: RDEsmConfig, release: Release) ->
         source.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(source)
         job = FitSettings(
-            settings.data,
-            model,
-            str(source),
-            form="bases",
-            group_tokens=settings.group_tokens,
-            options=settings.fit,
+            settings.data, model, str(source), form="bases", group_tokens=settings.group_tokens, options=settings.fit
         )
         print(run_fit(job, on_sample=print))
         # Its model refers to itself, and would still be held in the stages to come.
@@ -282,7 +270,7 @@ def check_login(repo_id: str, token: str | bool | None) -> str:
 
 
 @asks_hub
-def fetch(config: RDEsmConfig, say: Callable[[str], None], **hub: Any) -> dict[str, Any]:
+def fetch(config: RDEsmConfig, say: Say, **hub: Any) -> dict[str, Any]:
     """Fetch the weights of every backbone into the cache, smallest first; what is there already stays."""
     size = 0
     for entry in config.levels:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from rd_hf.data.records import Say
 from rd_hf.files import FolderError, file_sha256, replacing, write_text
 from rd_hf.search.database import Database, OnRows, every_nth, unit
 from rd_hf.search.neighbours import NOBODY, need_faiss
@@ -115,7 +116,7 @@ def open_index(
     metric: str,
     kind: str,
     cache: Path,
-    report: Callable[[str], None],
+    report: Say,
     on_rows: OnRows,
     first: int | None = None,
 ) -> ApproximateIndex:

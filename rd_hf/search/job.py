@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rd_hf.data.labels import Cells, read_labels
-from rd_hf.data.records import InputError
+from rd_hf.data.records import InputError, Say
 from rd_hf.data.remote import is_folder, is_remote
 from rd_hf.devices import check_device
 from rd_hf.embedding import JobSettings, run_job
@@ -39,9 +39,7 @@ _QUERY_BYTES = 128 << 20
 _CANDIDATES = 1 << 18
 
 
-def run_search(
-    settings: SearchSettings, report: Callable[[str], None] | None = None, show_progress: bool = True
-) -> SearchSummary:
+def run_search(settings: SearchSettings, report: Say | None = None, show_progress: bool = True) -> SearchSummary:
     """Find each query's nearest neighbours and write them to ``settings.output``.
 
     The columns are query_record, query_id, rank (from 1), record, id, similarity or distance, and level; with labels
@@ -76,7 +74,7 @@ def run_search(
 
 
 def _open_queries(
-    settings: SearchSettings, database: Database, stack: ExitStack, report: Callable[[str], None], show_progress: bool
+    settings: SearchSettings, database: Database, stack: ExitStack, report: Say, show_progress: bool
 ) -> tuple[Database, SearchPlan]:
     """Open the queries as a folder of embeddings, a temporary one where they are sequences, and plan the search."""
     if Path(settings.queries).is_dir() or (is_remote(settings.queries) and is_folder(settings.queries)):
@@ -170,7 +168,7 @@ class _Search:
     queries: Database
     plan: SearchPlan
     cache: Path
-    report: Callable[[str], None]
+    report: Say
     show_progress: bool
     labels: Cells | None = None
     allowed: np.ndarray | None = None

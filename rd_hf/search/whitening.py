@@ -18,7 +18,7 @@ import torch
 
 from rd_hf.bases.moments import JointMoments, load_tensors, save_tensors
 from rd_hf.bases.whitening import Whitening, block_moments, fit_whitening
-from rd_hf.data.records import InputError
+from rd_hf.data.records import InputError, Say
 from rd_hf.embedding.checkpoint import Checkpoint
 from rd_hf.files import FolderError
 from rd_hf.search.database import Database, OnRows, every_nth
@@ -64,7 +64,7 @@ def find_whitening(
     level: str,
     find_model: Callable[[], Checkpoint],
     cache: Path,
-    report: Callable[[str], None],
+    report: Say,
     on_rows: OnRows,
 ) -> RowWhitening | None:
     """Find what both sides of a search that scores at ``level`` are whitened by; None for nothing.
@@ -174,7 +174,7 @@ class _Statistics:
 
 
 def _statistics(
-    database: Database, level: str, widths: list[int], cache: Path, report: Callable[[str], None], on_rows: OnRows
+    database: Database, level: str, widths: list[int], cache: Path, report: Say, on_rows: OnRows
 ) -> _Statistics:
     """Statistics of evenly spread rows of a database, computed or found in the cache."""
     what = hashlib.sha256(repr([database.content, level, widths, ROWS, _DISTINCT]).encode()).hexdigest()[:32]
