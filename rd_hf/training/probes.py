@@ -89,7 +89,8 @@ def _fit_blocks(features: Features, targets: np.ndarray, train: np.ndarray, inne
     Two strengths are a strength and a weight between the blocks: neither is given more say for having more columns.
     Few examples do not tell the best pair from its neighbours, and which one it is changes from draw to draw. So all
     whose mean R^2 is within one standard error of the largest, over the inner folds (Breiman et al. 1984), are fitted
-    and averaged: their mean is a linear map too.
+    and averaged: their mean is a linear map too. Of one fold, a table's validation set, there is no such error, and the
+    best pair is taken alone.
     """
     scores = np.zeros((len(inner), len(SUBSTITUTION_STRENGTHS), len(STRENGTHS)))
     for fold, (fitting, judging) in enumerate(inner):
