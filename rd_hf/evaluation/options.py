@@ -176,7 +176,6 @@ class ResidueOptions(EvaluationOptions):
     validation_chains: int = option(100, "validation chains drawn", kind=whole(1))
     resamples: int = option(500, "bootstrap resamples of the test chains", kind=whole(1))
     inverse_strengths: tuple[float, ...] = INVERSE_STRENGTHS  # compared by log loss on the validation chains
-    max_iterations: int = 500  # of L-BFGS, for each strength
 
 
 @dataclass(frozen=True)

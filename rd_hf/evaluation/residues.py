@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score, log_loss
+from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
@@ -25,7 +24,8 @@ from rd_hf.data.residues import STANDARD_RESIDUES
 from rd_hf.evaluation import plots
 from rd_hf.evaluation.families import Family, load_families, residue_states
 from rd_hf.evaluation.frame import Evaluated, Evaluation, stored_table
-from rd_hf.evaluation.options import KINDS, RISES, ResidueOptions
+from rd_hf.evaluation.logistic import TOLERANCE, JudgedFits, choose_strength, logistic, standardised
+from rd_hf.evaluation.options import KINDS, ResidueOptions
 from rd_hf.evaluation.progress import progress_bar
 from rd_hf.evaluation.representations import Representation, family_maps
 from rd_hf.evaluation.tables import SIGNED, between, markdown_table, number, several_of, short_name, table_of
@@ -136,21 +136,16 @@ def logistic_probe(
     """
     if len(np.unique(labels[TRAIN])) < classes:
         raise ValueError("the training chains lack a class; give more of them")
+    known = np.arange(classes)
+    # No name for the split: its standardised copy of the residues goes before the next is made.
+    strength = choose_strength(
+        [JudgedFits(features[TRAIN], labels[TRAIN], features[VALIDATION], labels[VALIDATION], known)],
+        options.inverse_strengths,
+    )
     scaler = StandardScaler().fit(features[TRAIN])
-    scaled = {name: scaler.transform(values) for name, values in features.items()}
-    tests = [name for name in scaled if name not in (TRAIN, VALIDATION)]
-    model = LogisticRegression(warm_start=True, max_iter=options.max_iterations)
-    lowest, chosen, since, found = np.inf, 0.0, 0, dict[str, np.ndarray]()
-    for strength in options.inverse_strengths:
-        model.set_params(C=strength).fit(scaled[TRAIN], labels[TRAIN])
-        loss = float(log_loss(labels[VALIDATION], model.predict_proba(scaled[VALIDATION]), labels=model.classes_))
-        since += 1
-        if loss < lowest:
-            lowest, chosen, since = loss, strength, 0
-            found = {name: model.predict_proba(scaled[name]) for name in tests}
-        elif since == RISES:
-            break
-    return found, chosen
+    model = logistic(strength).fit(standardised(scaler, features[TRAIN]), labels[TRAIN])
+    tests = [name for name in features if name not in (TRAIN, VALIDATION)]
+    return {name: model.predict_proba(standardised(scaler, features[name])) for name in tests}, strength
 
 
 def precision_recall_area(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> float:
@@ -237,7 +232,8 @@ def contender_digest(
     task: ResidueTask, contender: Mapping[str, object], feature_digest: str, options: ResidueOptions
 ) -> str:
     """Name of the file of results: of everything they depend on."""
-    probe = {name: getattr(options, name) for name in ("inverse_strengths", "resamples", "max_iterations", "seed")}
+    probe = {name: getattr(options, name) for name in ("inverse_strengths", "resamples", "seed")}
+    probe["tolerance"] = TOLERANCE
     digest = hashlib.sha256(json.dumps([task.name, contender, feature_digest, probe]).encode())
     for name, chains in task.splits.items():
         digest.update(name.encode())

@@ -197,7 +197,7 @@ def _find(
 def _inside(features: Features, examples: Examples, fold: Fold) -> tuple[np.ndarray, np.ndarray]:
     """Rows that judge inside of a split's training set (or its validation set), and what was predicted of them."""
     inner = [Fold(fitting, judging, ((fitting, judging),)) for fitting, judging in fold.inner]
-    outputs, _ = out_of_fold(features, examples, inner)
+    outputs = out_of_fold(features, examples, inner)
     rows = np.concatenate([examples.rows_of(own.test) for own in inner])
     return rows, outputs[rows]
 

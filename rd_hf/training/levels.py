@@ -35,7 +35,6 @@ class LevelResult:
         folds: score of each fold.
         draws: scores of resamples of the test examples, the same ones for every level.
         outputs: (n, outputs) float64 of the probes that had not seen an example; NaN where it was tested nowhere.
-        strengths: chosen in each fold.
     """
 
     level: str
@@ -44,7 +43,6 @@ class LevelResult:
     folds: np.ndarray
     draws: np.ndarray
     outputs: np.ndarray = field(repr=False)
-    strengths: tuple[float, ...] = ()
 
     @property
     def score(self) -> float:
@@ -125,11 +123,11 @@ def judge_levels(
     resamples = list(_resamples(examples, folds, seed))
     found = []
     for level, width in widths.items():
-        outputs, strengths = out_of_fold(features.cut(width), examples, folds, on_fit=on_fit)
+        outputs = out_of_fold(features.cut(width), examples, folds, on_fit=on_fit)
         judge = partial(_score_of_examples, score, examples, outputs)
         values = np.array([judge(fold.test) for fold in folds])
         draws = np.array([_mean(np.array([judge(drawn) for drawn in draw])) for draw in resamples])
-        found.append(LevelResult(level, width, flop[level], values, draws, outputs, tuple(strengths)))
+        found.append(LevelResult(level, width, flop[level], values, draws, outputs))
     return found
 
 
@@ -141,17 +139,15 @@ def _score_of_examples(score: str, examples: Examples, outputs: np.ndarray, chos
 
 def out_of_fold(
     features: Features, examples: Examples, folds: Sequence[Fold], on_fit: Callable[[], object] = lambda: None
-) -> tuple[np.ndarray, list[float]]:
-    """What probes that did not see an example predict of it: (n, outputs) float64, and the strengths chosen."""
+) -> np.ndarray:
+    """What probes that did not see an example predict of it: (n, outputs) float64."""
     outputs = np.full((len(features), max(1, len(examples.classes))), np.nan)
-    strengths = []
     for fold in folds:
         probe = fit_examples(features, examples, fold.train, fold.inner)
         tested = examples.rows_of(fold.test)
         outputs[tested] = probe(features, tested)
-        strengths.append(probe.strength)
         on_fit()
-    return outputs, strengths
+    return outputs
 
 
 def fit_examples(
@@ -201,7 +197,7 @@ def learning_curve(
                 cut.append(Fold(train, fold.test, tuple(splits)))
         except ValueError:
             continue
-        outputs, _ = out_of_fold(features, examples, cut)
+        outputs = out_of_fold(features, examples, cut)
         scores = np.array([_score_of_examples(score, examples, outputs, fold.test) for fold in cut])
         found.append((round(float(np.mean([len(fold.train) for fold in cut]))), scores))
     return found

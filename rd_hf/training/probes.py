@@ -16,18 +16,18 @@ from typing import NamedTuple
 import numpy as np
 from scipy import linalg, sparse
 from scipy.sparse.linalg import splu
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import log_loss, r2_score
+from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
 
-from rd_hf.evaluation.options import INVERSE_STRENGTHS, RISES, STRENGTHS
+from rd_hf.evaluation.logistic import JudgedFits, choose_strength, label_columns, logistic, standardised
+from rd_hf.evaluation.options import STRENGTHS
 from rd_hf.evaluation.probe import SYMMETRIC, Split, strength_scores
 from rd_hf.training.features import Features
 
 # Of ridge on substitutions, which are not standardised: one that is seen once has a variance of 1 / n. The last leaves
 # hardly anything of them.
 SUBSTITUTION_STRENGTHS = (0.1, 0.3162277660168379, 1.0, 3.1622776601683795, 10.0, 31.622776601683793, 100.0, 1e6)
-_ITERATIONS = 500
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Linear:
         weight, bias: W, (outputs, width), and b, (outputs,), float64. Outputs are the number, or a logit a class.
         strength: that was chosen; scikit-learn's ``alpha`` of ridge, ``C`` of logistic regression.
         substitutions: (columns,) float64 of :class:`rd_hf.training.features.Features`, for one output; or None.
-        substitution_strength: ``alpha`` of these, chosen together with the other; or None.
+        averaged: pairs of ``alpha``, of the embedding and of the substitutions, whose fits this is the mean of.
     """
 
     mean: np.ndarray
@@ -48,7 +48,7 @@ class Linear:
     bias: np.ndarray
     strength: float
     substitutions: np.ndarray | None = None
-    substitution_strength: float | None = None
+    averaged: tuple[tuple[float, float], ...] = ()
 
     def __call__(self, features: Features, rows: np.ndarray) -> np.ndarray:
         """(rows, outputs) float64, of so many rows of the features."""
@@ -84,27 +84,43 @@ def _fit_numbers(features: np.ndarray, targets: np.ndarray, train: np.ndarray, i
 
 
 def _fit_blocks(features: Features, targets: np.ndarray, train: np.ndarray, inner: Sequence[Split]) -> Linear:
-    """Ridge on two blocks, each with a strength of its own; the pair by mean R^2.
+    """Ridge on two blocks, each with a strength of its own; the mean of all fits that are as good as the best.
 
     Two strengths are a strength and a weight between the blocks: neither is given more say for having more columns.
+    Few examples do not tell the best pair from its neighbours, and which one it is changes from draw to draw. So all
+    whose mean R^2 is within one standard error of the largest, over the inner folds (Breiman et al. 1984), are fitted
+    and averaged: their mean is a linear map too. Of one fold, a table's validation set, there is no such error, and the
+    best pair is taken alone.
     """
-    scores = np.zeros((len(SUBSTITUTION_STRENGTHS), len(STRENGTHS)))
-    for fitting, judging in inner:
+    scores = np.zeros((len(inner), len(SUBSTITUTION_STRENGTHS), len(STRENGTHS)))
+    for fold, (fitting, judging) in enumerate(inner):
         truth = np.broadcast_to(targets[judging][:, None], (len(judging), len(STRENGTHS)))
         standard, paths = _block_paths(features, targets, fitting, SUBSTITUTION_STRENGTHS)
         dense, substituted = standard.transform(features.embedding[judging]), features.substitutions[judging]
         for place, (intercepts, weights, columns) in enumerate(paths):
             predicted = intercepts + dense @ weights + substituted @ columns
-            scores[place] += r2_score(truth, predicted, multioutput="raw_values") / len(inner)
-    first, second = np.unravel_index(np.argmax(scores), scores.shape)
-    place, best = int(first), int(second)
-    chosen = SUBSTITUTION_STRENGTHS[place]
-    scaler, paths = _block_paths(features, targets, train, (chosen,))
-    ((intercepts, weights, columns),) = paths
+            scores[fold, place] = r2_score(truth, predicted, multioutput="raw_values")
+    best, close = _as_good_as_the_best(scores)
+    places = np.flatnonzero(close.any(axis=1))
+    shares = close / close.sum()
+    scaler, paths = _block_paths(features, targets, train, [SUBSTITUTION_STRENGTHS[place] for place in places])
+    means = [
+        (intercepts @ shares[place], weights @ shares[place], columns @ shares[place])
+        for place, (intercepts, weights, columns) in zip(places, paths, strict=True)
+    ]
+    bias, weight, substituted = (np.sum(parts, axis=0) for parts in zip(*means, strict=True))
+    averaged = tuple((STRENGTHS[second], SUBSTITUTION_STRENGTHS[first]) for first, second in np.argwhere(close))
     return Linear(
-        scaler.mean, scaler.scale, weights[:, best][None], intercepts[best : best + 1], STRENGTHS[best],
-        columns[:, best], chosen,
-    )  # fmt: skip
+        scaler.mean, scaler.scale, weight[None], np.atleast_1d(bias), STRENGTHS[best[1]], substituted, averaged
+    )
+
+
+def _as_good_as_the_best(scores: np.ndarray) -> tuple[tuple[int, int], np.ndarray]:
+    """The pair with the largest mean of (folds, pairs, pairs) scores, and which means are within its standard error."""
+    means = scores.mean(axis=0)
+    first, second = np.unravel_index(np.argmax(means), means.shape)
+    error = scores[:, first, second].std(ddof=1) / np.sqrt(len(scores)) if len(scores) > 1 else 0.0
+    return (int(first), int(second)), means >= means[first, second] - error
 
 
 class _Scaler(NamedTuple):
@@ -166,20 +182,15 @@ def _block_paths(
 
 def _fit_classes(features: np.ndarray, targets: np.ndarray, train: np.ndarray, inner: Sequence[Split]) -> Linear:
     """Multinomial logistic regression, of several labels of each against the rest; one strength, by mean log loss."""
-    paths = [_LogisticPath(features, targets, *split) for split in inner]
-    losses: list[float] = []
-    for strength in INVERSE_STRENGTHS:
-        losses.append(float(np.mean([path.loss(strength) for path in paths])))
-        best = int(np.argmin(losses))
-        if len(losses) - 1 - best >= RISES:
-            break
-    strength = INVERSE_STRENGTHS[best]
-    scaler = StandardScaler().fit(features[train])
-    standard = scaler.transform(features[train])
-    fitted = [
-        _logistic(standard, column, LogisticRegression(C=strength, max_iter=_ITERATIONS))
-        for column in _columns(targets[train])
+    classes = np.unique(targets[targets >= 0])  # of residues -1 is not known
+    splits = [
+        JudgedFits(features[fitting], targets[fitting], features[judging], targets[judging], classes)
+        for fitting, judging in inner
     ]
+    strength = choose_strength(splits)
+    scaler = StandardScaler().fit(features[train])
+    standard = standardised(scaler, features[train])
+    fitted = [_logistic(standard, column, strength) for column in label_columns(targets[train])]
     weight, bias = (np.concatenate(parts) for parts in zip(*fitted, strict=True))
     if len(weight) == 1 and targets.ndim == 1:
         # Of two classes there is one logit, which softmax takes as the difference of two.
@@ -187,44 +198,13 @@ def _fit_classes(features: np.ndarray, targets: np.ndarray, train: np.ndarray, i
     return Linear(scaler.mean_, scaler.scale_, weight, bias, strength)
 
 
-def _columns(targets: np.ndarray) -> np.ndarray:
-    """Of classes the targets, as the one column; of several labels each label's."""
-    return np.atleast_2d(targets.T)
-
-
-def _logistic(features: np.ndarray, targets: np.ndarray, model: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
+def _logistic(features: np.ndarray, targets: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
     """Weights and intercepts; of a label that all rows have, or none, its log odds with half a row added to each."""
     if targets.min() == targets.max():
         having = targets.sum()
         return np.zeros((1, features.shape[1])), np.log([(having + 0.5) / (len(targets) - having + 0.5)])
-    model.fit(features, targets)
+    model = logistic(strength).fit(features, targets)
     return model.coef_, model.intercept_
-
-
-class _LogisticPath:
-    """Fits on the rows of one inner fold, from strong to weak, and judges by the others."""
-
-    def __init__(self, features: np.ndarray, targets: np.ndarray, fitting: np.ndarray, validation: np.ndarray) -> None:
-        scaler = StandardScaler().fit(features[fitting])
-        self._fitted = scaler.transform(features[fitting]), targets[fitting]
-        self._judged = scaler.transform(features[validation]), targets[validation]
-        self._classes = np.unique(targets[targets >= 0])  # of residues -1 is not known
-        count = len(_columns(targets))
-        self._models = [LogisticRegression(warm_start=True, max_iter=_ITERATIONS) for _ in range(count)]
-
-    def loss(self, strength: float) -> float:
-        """Log loss of the rows that judge; of several labels the mean over those that some rows have and some lack."""
-        (features, targets), (judging, truth) = self._fitted, self._judged
-        losses = []
-        for model, fitted, judged in zip(self._models, _columns(targets), _columns(truth), strict=True):
-            if fitted.min() == fitted.max():
-                continue  # the same at every strength
-            model.set_params(C=strength).fit(features, fitted)
-            probabilities = np.zeros((len(judged), len(self._classes)))
-            probabilities[:, np.searchsorted(self._classes, model.classes_)] = model.predict_proba(judging)
-            probabilities /= probabilities.sum(axis=1, keepdims=True)  # those of float32 add up to one in float32 only
-            losses.append(log_loss(judged, probabilities, labels=self._classes))
-        return float(np.mean(losses)) if losses else 0.0
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:

@@ -253,9 +253,11 @@ def _method(findings: Findings) -> str:
     beside, what = "", "embeddings of residues" if findings.examples.task == "residues" else "mean embeddings"
     if findings.columns:
         beside = ", and on the substitutions themselves, each block with a strength of its own (Hsu et al. 2022)"
+    chosen = f"its strength chosen by {judged}"
+    if findings.columns:
+        chosen = f"the mean over all pairs of strengths that come within one standard error of the best {judged}"
     return (
-        f"{probe} on standardised {what}{beside}, its strength chosen by {judged} inside of the training "
-        "folds. All "
+        f"{probe} on standardised {what}{beside}, {chosen} inside of the training folds. All "
         "levels are cut from one embedding of the largest, and judged on the same folds; a score is the mean over "
         "folds. Intervals resample the tested sequences (groups, where there are any); the ± beside a difference to "
         "the best is its standard error over folds (of a single split over resamples). Heads of all levels are fitted "

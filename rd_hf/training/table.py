@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Number
 from pathlib import Path
 from typing import Any
@@ -161,15 +161,11 @@ class _Columns:
                 "row, or leave --split-column out"
             )
         if other is not None:
-            return [_with_part(row, "") for row in rows]
-        found = [_with_part(row, PARTS.get(row.part.lower(), "")) for row in rows]
+            return [replace(row, part="") for row in rows]
+        found = [replace(row, part=PARTS.get(row.part.lower(), "")) for row in rows]
         return of_parts(
             f"{source}: column {self.split!r}", "give --split-column none for cross-validation", found, left_out
         )
-
-
-def _with_part(row: LabelledRow, part: str) -> LabelledRow:
-    return LabelledRow(row.number, row.where, row.id, row.sequence, row.target, row.group, part)
 
 
 def _named(source: str, table: Table, name: str, flag: str) -> str:

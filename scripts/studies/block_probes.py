@@ -182,7 +182,7 @@ def contenders(
 
 def digest(label: Label, embeddings: Mapping[tuple[str, int], Representation], options: ResidueOptions) -> str:
     """Name of the file of results: of everything they depend on."""
-    probe = {name: getattr(options, name) for name in ("inverse_strengths", "resamples", "max_iterations", "seed")}
+    probe = {name: getattr(options, name) for name in ("inverse_strengths", "resamples", "seed")}
     found = hashlib.sha256(json.dumps([label.name, probe, *(how.digest for how in embeddings.values())]).encode())
     for name in SETS:
         found.update(np.ascontiguousarray(label.states[name]).tobytes() + label.values[name].tobytes())

@@ -80,28 +80,34 @@ def filled(features: Features, rows: np.ndarray, others: np.ndarray, strengths: 
 
 @pytest.mark.parametrize("width", [5, 0, 70])
 def test_two_blocks_are_ridge_on_both_at_once(width: int) -> None:
-    """By scikit-learn on filled-in features; and no other pair of strengths has a larger inner R2."""
+    """By scikit-learn on filled-in features: the mean over all pairs of strengths that are as good as the best."""
     features, targets = scan(width=max(width, 5))
     features = features.cut(width)
     train, test = np.arange(45), np.arange(45, 60)
     inner = list(KFold(3, shuffle=True, random_state=0).split(train))
 
-    def inner_score(pair: tuple[float, float]) -> float:
+    def inner_scores(pair: tuple[float, float]) -> np.ndarray:
         parts = []
         for fitting, judging in inner:
             model = Ridge(alpha=1.0, solver="svd").fit(filled(features, fitting, fitting, pair), targets[fitting])
             parts.append(model.score(filled(features, fitting, judging, pair), targets[judging]))
-        return float(np.mean(parts))
+        return np.array(parts)
 
     found = fit(features, targets, 0, train, inner)
-    assert found.substitution_strength is not None
-    own = (found.strength, found.substitution_strength)
-    ridge = Ridge(alpha=1.0, solver="svd").fit(filled(features, train, train, own), targets[train])
-    expected = ridge.predict(filled(features, train, test, own))
-    # Both in float64; substitutions that are seen once leave a matrix whose condition is about a thousand.
-    np.testing.assert_allclose(found(features, test)[:, 0], expected, rtol=0, atol=1e-8)
-    others = product(STRENGTHS[::4] if width else (1.0,), SUBSTITUTION_STRENGTHS)
-    assert inner_score(own) >= max(inner_score(pair) for pair in others) - 1e-9
+    scores = {
+        pair: inner_scores(pair) for pair in product(STRENGTHS if width else STRENGTHS[:1], SUBSTITUTION_STRENGTHS)
+    }
+    best = max(scores, key=lambda pair: scores[pair].mean())
+    least = scores[best].mean() - scores[best].std(ddof=1) / 3**0.5
+    good = {pair for pair, own in scores.items() if own.mean() >= least}
+    assert len(good) > 1
+    assert {pair for pair in found.averaged if width or pair[0] == STRENGTHS[0]} == good
+    expected = []
+    for pair in good:
+        ridge = Ridge(alpha=1.0, solver="svd").fit(filled(features, train, train, pair), targets[train])
+        expected.append(ridge.predict(filled(features, train, test, pair)))
+    # Both in float64; the smallest strengths leave a matrix whose condition is about a million.
+    np.testing.assert_allclose(found(features, test)[:, 0], np.mean(expected, axis=0), rtol=0, atol=1e-7)
 
 
 def test_what_judges_is_not_fitted_on() -> None:
