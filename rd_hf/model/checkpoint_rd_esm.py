@@ -262,17 +262,12 @@ class RDEsmPreTrainedModel(RDEsmSaving):
     ) -> None:
         """Fetch the backbones that the config names and attach them; none is initialised first.
 
-        Args:
-            source, revision, subfolder: checkpoint with backbones to take them from; by default each comes from its
-                own `repo_id` at its `revision`.
-            dtype: of the backbones; "auto" keeps what their files have.
-            device_map, max_memory, offload_folder: as in transformers. With "auto" and its like the backbones
-                are placed in turn, smallest first, and each projection on the device where its backbone ends.
-            sequential: attach none, and load each whenever it is its turn, in the dtype of the first and on the
-                device that the model is moved to.
-            above: leave out the backbones up to this level.
-            use_safetensors: `True` refuses `.bin` files.
-            kwargs: passed to `from_pretrained` of each backbone (`token`, `cache_dir`, ...).
+        They come from the checkpoint `source`, or by default each from its own `repo_id` at its `revision`, in their
+        files' dtype where that is "auto". With a `device_map` of "auto" and its like they are placed in turn, smallest
+        first, and each projection on the device where its backbone ends. `sequential` attaches none, and loads each
+        whenever it is its turn, in the dtype of the first and on the device that the model is moved to; `above` leaves
+        out those up to this level; `use_safetensors=True` refuses `.bin` files. All else is as in transformers, and
+        `kwargs` are passed to `from_pretrained` of each backbone.
 
         Raises:
             OSError, ValueError: a backbone cannot be had or does not fit; the message names its level.
@@ -364,8 +359,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         allow_bin: bool = True,
     ) -> WeightFiles:
         """The files of one backbone, from `source` or from its own repo."""
-        entry = self.config.backbone_entry(index)
-        what, level = self._origin(index, source)
+        entry, (what, level) = self.config.backbone_entry(index), self._origin(index, source)
         variant = None if level is None else f"backbone-{level}"
         if source is not None:
             return find_weights(source, revision, subfolder, variant, allow_bin=False, **hub)
@@ -545,11 +539,8 @@ def find_adapter(
 ) -> tuple[str, tuple[str, str, dict[str, Any]] | None]:
     """The adapter that transformers would put onto a model, and the checkpoint that it goes onto.
 
-    Args:
-        path: folder or Hub id of a checkpoint, or of an adapter alone.
-        kwargs: of `from_pretrained`; those that concern adapters are taken out, and of an adapter alone `revision` and
-            `subfolder` too.
-        hub: what a download takes.
+    Of the `kwargs` of `from_pretrained` those that concern adapters are taken out, and, where `path` is an adapter
+    alone, `revision` and `subfolder` too.
 
     Returns:
         The checkpoint's folder or Hub id; and the adapter's, its name, and arguments to load it, if there is one.
