@@ -172,7 +172,6 @@ class _WithHeads(RDEsmModel):
         """Give a level a head that was fitted elsewhere, in place of the one that it has, if any.
 
         Args:
-            level (`str`): its name.
             weight (`torch.Tensor` of shape `(num_labels, width of the level)`): W, of any float dtype.
             bias (`torch.Tensor` of shape `(num_labels,)`): b.
             mean, scale (`torch.Tensor` of shape `(width of the level,)`, *optional*): what embeddings are centred and
@@ -406,13 +405,7 @@ class RDEsmForSequenceClassification(_WithHeads):
 
 class RDEsmForTokenClassification(_WithHeads):
     """
-    Predicts a class or numbers of each residue, from its embedding.
-
-    Otherwise as [`RDEsmForSequenceClassification`].
-
-    Args:
-        config ([`RDEsmConfig`]): the family; `config.heads` says which levels have a head.
-        build_backbones (`bool`, *optional*): as of [`RDEsmModel`].
+    Predicts a class or numbers of each residue, from its embedding; otherwise as [`RDEsmForSequenceClassification`].
     """
 
     heads_of = "residues"

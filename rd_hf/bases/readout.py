@@ -128,9 +128,9 @@ def fit_readout(
 ) -> tuple[Readout, list[OnePassFigures]]:
     """Read e_(m-1) out of the largest backbone's layers, and fit the last step on it, as ``kind`` says.
 
-    Moments are of [h_1, ..., h_m, x_1, ..., x_n]: ``tuning`` of other sequences, by which the strengths of the ridge are
-    chosen, before they are merged into ``training`` and both are fitted together; ``heldout`` of residues that took no
-    part. Bases are the m - 1 of the exact chain.
+    Moments are of [h_1, ..., h_m, x_1, ..., x_n]: ``tuning`` of other sequences, by which the strengths of the ridge
+    are chosen, before they are merged into ``training`` and both are fitted together; ``heldout`` of residues that took
+    no part. Bases are the m - 1 of the exact chain.
 
     Returns:
         The readout, and figures per level (the last level's are of its own last step).

@@ -306,7 +306,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
             return
         # What is left out keeps its place, so that the others keep their names.
         loaded: list[nn.Module] = [nn.Identity() for _ in range(first)]
-        placement = Placement(device_map, max_memory, self.config.backbone_groups)
+        placement = Placement(device_map, max_memory, self.config)
         for index in backbones[first:]:
             placed: dict[str, Any] = {}
             if device_map is not None:
@@ -460,14 +460,10 @@ def _refuse_local_paths(path: str, config: RDEsmConfig) -> None:
 
 
 class Placement:
-    """Chooses where backbones go under a `device_map` (and `max_memory`), one after the other.
+    """Chooses where backbones go under a `device_map` (and `max_memory`), one after the other."""
 
-    `groups` are, for each backbone, the positions of the levels that it serves.
-    """
-
-    def __init__(self, device_map: Any, max_memory: dict[Any, Any] | None, groups: Sequence[Sequence[int]]) -> None:
-        self.device_map = device_map
-        self.serving = {level: index for index, levels in enumerate(groups) for level in levels}
+    def __init__(self, device_map: Any, max_memory: dict[Any, Any] | None, config: RDEsmConfig) -> None:
+        self.device_map, self.config = device_map, config
         self.left = {device: _bytes(size) for device, size in (max_memory or {}).items()}
         self.maps: dict[int, dict[str, Any]] = {}
 
@@ -490,28 +486,24 @@ class Placement:
 
     def add(self, index: int, backbone: nn.Module) -> None:
         """Note where a backbone went, and what it takes there."""
-        given = getattr(backbone, "hf_device_map", None)
-        if given is None:
-            given = {"": next(backbone.parameters()).device}
+        given = getattr(backbone, "hf_device_map", None) or {"": next(backbone.parameters()).device}
         self.maps[index] = dict(given)
+        sizes = [(f"{key}.", parameter.nbytes) for key, parameter in backbone.named_parameters()]
         for name, to in given.items():
-            size = sum(
-                parameter.nbytes
-                for key, parameter in backbone.named_parameters()
-                if not name or key == name or key.startswith(f"{name}.")
-            )
             if to in self.left:
-                self.left[to] = max(0, self.left[to] - size)
+                taken = sum(size for key, size in sizes if not name or key.startswith(f"{name}."))
+                self.left[to] = max(0, self.left[to] - taken)
 
     def holds(self, level: int) -> bool:
         """Whether the backbone of the level at this position was placed."""
-        return self.serving[level] in self.maps
+        return self.config.first_backbone(level) in self.maps
 
     def device(self, level: int) -> Any:
         """Where a level's backbone ends: layers that are kept in memory or on disk compute on an accelerator."""
         if isinstance(self.device_map, dict) and f"projections.{level - 1}" in self.device_map:
             return self.device_map[f"projections.{level - 1}"]
-        accelerators = [to for to in self.maps[self.serving[level]].values() if str(to) not in ("cpu", "disk")]
+        placed = self.maps[self.config.first_backbone(level)].values()
+        accelerators = [to for to in placed if str(to) not in ("cpu", "disk")]
         return accelerators[-1] if accelerators else "cpu"
 
     def backbones(self) -> dict[str, Any]:

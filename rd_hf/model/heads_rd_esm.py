@@ -405,13 +405,7 @@ class RDEsmForSequenceClassification(_WithHeads):
 
 class RDEsmForTokenClassification(_WithHeads):
     """
-    Predicts a class or numbers of each residue, from its embedding.
-
-    Otherwise as [`RDEsmForSequenceClassification`].
-
-    Args:
-        config ([`RDEsmConfig`]): the family; `config.heads` says which levels have a head.
-        build_backbones (`bool`, *optional*): as of [`RDEsmModel`].
+    Predicts a class or numbers of each residue, from its embedding; otherwise as [`RDEsmForSequenceClassification`].
     """
 
     heads_of = "residues"

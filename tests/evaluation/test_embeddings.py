@@ -13,7 +13,7 @@ from rd_hf.data.batching import collate
 from rd_hf.data.records import InputError
 from rd_hf.evaluation import embeddings, families
 from rd_hf.evaluation.assays import Assay
-from rd_hf.evaluation.embeddings import PooledStates, StateCache, embed_assay
+from rd_hf.evaluation.embeddings import PooledStates, embed_assay
 from rd_hf.evaluation.families import Family, fingerprint, fitting_moments, residue_states
 from rd_hf.evaluation.options import AssayOptions
 from tests.conftest import backbone_settings
@@ -64,10 +64,10 @@ def test_unknown_pooling_is_refused() -> None:
 def test_cached_variants_are_not_embedded_again(
     tiny_family: Family, assay: Assay, pooled: PooledStates, tmp_path: Path, no_forward: list[int]
 ) -> None:
-    first = embed_assay(tiny_family, assay, StateCache(tmp_path, tiny_family.fingerprint))
+    first = embed_assay(tiny_family, assay, tmp_path)
     assert sum(no_forward) == len(assay.mutants) + 1  # and the wild type
     no_forward.clear()
-    again = embed_assay(tiny_family, assay, StateCache(tmp_path, tiny_family.fingerprint))
+    again = embed_assay(tiny_family, assay, tmp_path)
     assert sum(no_forward) == 1
     np.testing.assert_array_equal(first.mean, again.mean)
     np.testing.assert_array_equal(first.site, again.site)
@@ -77,13 +77,13 @@ def test_a_stopped_run_keeps_what_it_had(
     tiny_family: Family, assay: Assay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_forward: list[int]
 ) -> None:
     monkeypatch.setattr(embeddings, "SHARD_VARIANTS", 40)
-    embed_assay(tiny_family, assay, StateCache(tmp_path, tiny_family.fingerprint))
+    embed_assay(tiny_family, assay, tmp_path)
     files = sorted(tmp_path.rglob("states-*.safetensors"))
     assert len(files) == 4
     files[0].unlink()
     files[1].write_bytes(files[1].read_bytes()[:100])  # cut short
     no_forward.clear()
-    embed_assay(tiny_family, assay, StateCache(tmp_path, tiny_family.fingerprint))
+    embed_assay(tiny_family, assay, tmp_path)
     assert 1 + 38 + 40 <= sum(no_forward) <= 1 + 40 + 40
     assert not list(tmp_path.rglob("*.tmp"))
 
