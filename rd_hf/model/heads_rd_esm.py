@@ -189,7 +189,8 @@ class _WithHeads(RDEsmModel):
         width, labels, own = self.config.nested_dims[level], self.config.num_labels, self.bases_fingerprint(level)
         if bases is not None and bases != own:
             raise ValueError(f"this head was fitted on embeddings of other bases than level {level}'s: {_ANEW}")
-        given = {"weight": weight, "bias": bias, "mean": mean, "scale": scale, "substitutions": substitutions}
+        given: dict[str, Any] = {"weight": weight, "bias": bias, "mean": mean, "scale": scale}
+        given["substitutions"] = substitutions
         shapes = {"weight": (labels, width), "bias": (labels,), "mean": (width,), "scale": (width,)}
         shapes["substitutions"] = (labels, len(self.config.heads.get("wild_type") or ""), len(VOCABULARY))
         for name, shape in shapes.items():
@@ -281,7 +282,7 @@ class _WithHeads(RDEsmModel):
         """
         level = level or self.answering_level
         index = self._check_has_head(level)
-        asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        asked: dict[str, Any] = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         output: Any = super().forward(input_ids, attention_mask, level, return_dict=True, **asked, **packing)
         assert input_ids is not None
         ends = packing.get("cu_seq_lens_q")
