@@ -369,11 +369,7 @@ class RDEsmForSequenceClassification(_WithHeads):
     _kind = SequenceClassifierOutput
 
     def _residues(self, ids: torch.Tensor, keep: torch.Tensor) -> torch.Tensor | None:
-        """Of heads of variants the residues of each sequence, `(batch, residues of the wild type)`; else None.
-
-        Raises:
-            ValueError: a sequence has another length, or less than half of the wild type's residues.
-        """
+        """Of heads of variants the residues of each sequence, `(batch, residues of the wild type)`; else None."""
         wild_type = self.config.heads.get("wild_type")
         if not wild_type:
             return None
