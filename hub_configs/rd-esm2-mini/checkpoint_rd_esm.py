@@ -262,17 +262,12 @@ class RDEsmPreTrainedModel(RDEsmSaving):
     ) -> None:
         """Fetch the backbones that the config names and attach them; none is initialised first.
 
-        Args:
-            source, revision, subfolder: checkpoint with backbones to take them from; by default each comes from its
-                own `repo_id` at its `revision`.
-            dtype: of the backbones; "auto" keeps what their files have.
-            device_map, max_memory, offload_folder: as in transformers. With "auto" and its like the backbones
-                are placed in turn, smallest first, and each projection on the device where its backbone ends.
-            sequential: attach none, and load each whenever it is its turn, in the dtype of the first and on the
-                device that the model is moved to.
-            above: leave out the backbones up to this level.
-            use_safetensors: `True` refuses `.bin` files.
-            kwargs: passed to `from_pretrained` of each backbone (`token`, `cache_dir`, ...).
+        They come from the checkpoint `source`, or by default each from its own `repo_id` at its `revision`, in their
+        files' dtype where that is "auto". With a `device_map` of "auto" and its like they are placed in turn, smallest
+        first, and each projection on the device where its backbone ends. `sequential` attaches none, and loads each
+        whenever it is its turn, in the dtype of the first and on the device that the model is moved to; `above` leaves
+        out those up to this level; `use_safetensors=True` refuses `.bin` files. All else is as in transformers, and
+        `kwargs` are passed to `from_pretrained` of each backbone.
 
         Raises:
             OSError, ValueError: a backbone cannot be had or does not fit; the message names its level.
@@ -311,7 +306,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
             return
         # What is left out keeps its place, so that the others keep their names.
         loaded: list[nn.Module] = [nn.Identity() for _ in range(first)]
-        placement = Placement(device_map, max_memory, self.config.backbone_groups)
+        placement = Placement(device_map, max_memory, self.config)
         for index in backbones[first:]:
             placed: dict[str, Any] = {}
             if device_map is not None:
@@ -364,8 +359,7 @@ class RDEsmPreTrainedModel(RDEsmSaving):
         allow_bin: bool = True,
     ) -> WeightFiles:
         """The files of one backbone, from `source` or from its own repo."""
-        entry = self.config.backbone_entry(index)
-        what, level = self._origin(index, source)
+        entry, (what, level) = self.config.backbone_entry(index), self._origin(index, source)
         variant = None if level is None else f"backbone-{level}"
         if source is not None:
             return find_weights(source, revision, subfolder, variant, allow_bin=False, **hub)
@@ -466,14 +460,10 @@ def _refuse_local_paths(path: str, config: RDEsmConfig) -> None:
 
 
 class Placement:
-    """Chooses where backbones go under a `device_map` (and `max_memory`), one after the other.
+    """Chooses where backbones go under a `device_map` (and `max_memory`), one after the other."""
 
-    `groups` are, for each backbone, the positions of the levels that it serves.
-    """
-
-    def __init__(self, device_map: Any, max_memory: dict[Any, Any] | None, groups: Sequence[Sequence[int]]) -> None:
-        self.device_map = device_map
-        self.serving = {level: index for index, levels in enumerate(groups) for level in levels}
+    def __init__(self, device_map: Any, max_memory: dict[Any, Any] | None, config: RDEsmConfig) -> None:
+        self.device_map, self.config = device_map, config
         self.left = {device: _bytes(size) for device, size in (max_memory or {}).items()}
         self.maps: dict[int, dict[str, Any]] = {}
 
@@ -496,28 +486,24 @@ class Placement:
 
     def add(self, index: int, backbone: nn.Module) -> None:
         """Note where a backbone went, and what it takes there."""
-        given = getattr(backbone, "hf_device_map", None)
-        if given is None:
-            given = {"": next(backbone.parameters()).device}
+        given = getattr(backbone, "hf_device_map", None) or {"": next(backbone.parameters()).device}
         self.maps[index] = dict(given)
+        sizes = [(f"{key}.", parameter.nbytes) for key, parameter in backbone.named_parameters()]
         for name, to in given.items():
-            size = sum(
-                parameter.nbytes
-                for key, parameter in backbone.named_parameters()
-                if not name or key == name or key.startswith(f"{name}.")
-            )
             if to in self.left:
-                self.left[to] = max(0, self.left[to] - size)
+                taken = sum(size for key, size in sizes if not name or key.startswith(f"{name}."))
+                self.left[to] = max(0, self.left[to] - taken)
 
     def holds(self, level: int) -> bool:
         """Whether the backbone of the level at this position was placed."""
-        return self.serving[level] in self.maps
+        return self.config.first_backbone(level) in self.maps
 
     def device(self, level: int) -> Any:
         """Where a level's backbone ends: layers that are kept in memory or on disk compute on an accelerator."""
         if isinstance(self.device_map, dict) and f"projections.{level - 1}" in self.device_map:
             return self.device_map[f"projections.{level - 1}"]
-        accelerators = [to for to in self.maps[self.serving[level]].values() if str(to) not in ("cpu", "disk")]
+        placed = self.maps[self.config.first_backbone(level)].values()
+        accelerators = [to for to in placed if str(to) not in ("cpu", "disk")]
         return accelerators[-1] if accelerators else "cpu"
 
     def backbones(self) -> dict[str, Any]:
@@ -545,11 +531,8 @@ def find_adapter(
 ) -> tuple[str, tuple[str, str, dict[str, Any]] | None]:
     """The adapter that transformers would put onto a model, and the checkpoint that it goes onto.
 
-    Args:
-        path: folder or Hub id of a checkpoint, or of an adapter alone.
-        kwargs: of `from_pretrained`; those that concern adapters are taken out, and of an adapter alone `revision` and
-            `subfolder` too.
-        hub: what a download takes.
+    Of the `kwargs` of `from_pretrained` those that concern adapters are taken out, and, where `path` is an adapter
+    alone, `revision` and `subfolder` too.
 
     Returns:
         The checkpoint's folder or Hub id; and the adapter's, its name, and arguments to load it, if there is one.

@@ -276,11 +276,7 @@ def _check_rotary(where: str, rotary: Any) -> None:
 def check_alphabet(what: str, where: str, revision: str | None, backbone: Mapping[str, Any], **hub: Any) -> bool:
     """Compare a backbone's tokenizer, if it has one, with the tokens that it will be given.
 
-    Args:
-        what: the backbone, for messages.
-        where, revision: its repo or folder.
-        backbone: its description in the config.
-        hub: `cache_dir`, `token`, `local_files_only`, ...
+    The backbone is called `what` in messages, lies in the repo or folder `where`, and is described so in the config.
 
     Returns:
         Whether a tokenizer was there to compare; without one, the rows of the table of tokens must be those that its

@@ -7,9 +7,8 @@ for the residue at each position, which is 0 for the wild type's own:
 
     y = ((x - mean) / scale) W^T + b + sum over positions p of table[:, p, residue at p]
 
-A checkpoint keeps a head for each level that
-has one, so that a smaller level answers from the backbones that it needs. Heads are float32, whichever dtype the
-backbones have.
+A checkpoint keeps a head for each level that has one, so that a smaller level answers from the backbones that it needs.
+Heads are float32, whichever dtype the backbones have.
 
 This file travels to the Hub beside ``modeling_rd_esm.py``.
 """
@@ -110,6 +109,8 @@ class _WithHeads(RDEsmModel):
 
     # Heads take the embedding as it was computed, not rounded to a narrower dtype.
     embedding_dtype = torch.float32
+    # What is returned.
+    _kind: Any
 
     def __init__(self, config: RDEsmConfig, build_backbones: bool | None = None) -> None:
         super().__init__(config, build_backbones)
@@ -171,7 +172,6 @@ class _WithHeads(RDEsmModel):
         """Give a level a head that was fitted elsewhere, in place of the one that it has, if any.
 
         Args:
-            level (`str`): its name.
             weight (`torch.Tensor` of shape `(num_labels, width of the level)`): W, of any float dtype.
             bias (`torch.Tensor` of shape `(num_labels,)`): b.
             mean, scale (`torch.Tensor` of shape `(width of the level,)`, *optional*): what embeddings are centred and
@@ -189,25 +189,24 @@ class _WithHeads(RDEsmModel):
         width, labels, own = self.config.nested_dims[level], self.config.num_labels, self.bases_fingerprint(level)
         if bases is not None and bases != own:
             raise ValueError(f"this head was fitted on embeddings of other bases than level {level}'s: {_ANEW}")
-        mean = torch.zeros(width) if mean is None else mean
-        scale = torch.ones(width) if scale is None else scale
-        given = {"weight": weight, "bias": bias, "mean": mean, "scale": scale}
+        given: dict[str, Any] = {"weight": weight, "bias": bias, "mean": mean, "scale": scale}
+        given["substitutions"] = substitutions
         shapes = {"weight": (labels, width), "bias": (labels,), "mean": (width,), "scale": (width,)}
-        positions = len(self.config.heads.get("wild_type") or "")
-        if positions or substitutions is not None:
-            shapes["substitutions"] = (labels, positions, len(VOCABULARY))
-            given["substitutions"] = torch.zeros(shapes["substitutions"]) if substitutions is None else substitutions
-        for name, tensor in given.items():
-            if tuple(tensor.shape) != shapes[name]:
+        shapes["substitutions"] = (labels, len(self.config.heads.get("wild_type") or ""), len(VOCABULARY))
+        for name, shape in shapes.items():
+            tensor = given[name]
+            if tensor is None:
+                tensor = given[name] = torch.full(shape, float(name == "scale"))
+            if tuple(tensor.shape) != shape:
                 raise ValueError(
-                    f"the {name} of a head for level {level} has shape {tuple(tensor.shape)}, not {shapes[name]}: it "
-                    f"was fitted for another number of labels or on embeddings of another model"
+                    f"the {name} of a head for level {level} has shape {tuple(tensor.shape)}, not {shape}: it was "
+                    f"fitted for another number of labels or on embeddings of another model"
                 )
             if not torch.isfinite(tensor).all():
                 raise ValueError(
                     f"the {name} of the head for level {level} holds NaN or infinite numbers: fit it again"
                 )
-        if not (scale > 0).all():
+        if not (given["scale"] > 0).all():
             raise ValueError(f"the scale of the head for level {level} must be above 0: leave constant dimensions at 1")
         heads = self.config.heads
         if level not in heads["levels"]:
@@ -251,24 +250,59 @@ class _WithHeads(RDEsmModel):
         heads = [(name, self.classifier[self.config.level_index(name)]) for name in self.config.heads["levels"]]
         return super()._named_parts() + [(f"the head of level {name}", head) for name, head in heads]
 
-    def _embed(
-        self, input_ids: torch.LongTensor | None, mask: torch.Tensor | None, level: str | None, **settings: Any
-    ) -> tuple[Any, int]:
-        """The model's own output, and the position of the level that answers."""
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        level: str | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        **packing: Any,
+    ) -> SequenceClassifierOutput | TokenClassifierOutput | tuple[Any, ...]:
+        r"""
+        Predict of token ids.
+
+        Args:
+            labels (`torch.Tensor`, *optional*): see `loss`. A row is a sequence, or, of residues, a token; those of
+                cls, eos and padding are not read.
+            level (`str`, *optional*): whose head answers; by default `answering_level`.
+            input_ids, attention_mask, output_hidden_states, output_attentions, return_dict, packing: as of
+                [`RDEsmModel`]. Of packed rows each sequence is a row of the result.
+
+        Returns:
+            [`SequenceClassifierOutput`] with `logits` of shape `(batch, num_labels)`; or [`TokenClassifierOutput`] with
+            `(batch, length, num_labels)`, of every position (those of cls, eos and padding mean nothing). Both float32,
+            with `loss`.
+
+        Raises:
+            ValueError: as of [`RDEsmModel`]; a sequence without residues; a level without a head; labels that do not
+                fit.
+        """
         level = level or self.answering_level
         index = self._check_has_head(level)
-        return super().forward(input_ids, mask, level, return_dict=True, **settings), index
-
-    def _result(
-        self, kind: Any, output: Any, logits: torch.Tensor, loss: torch.Tensor | None, return_dict: bool | None
-    ) -> Any:
-        """What is returned: an output of this kind, or a tuple, as in transformers."""
-        result = kind(loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions)
+        asked: dict[str, Any] = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        output: Any = super().forward(input_ids, attention_mask, level, return_dict=True, **asked, **packing)
+        assert input_ids is not None
+        ends = packing.get("cu_seq_lens_q")
+        rows, residues = self._pooled(output.last_hidden_state, input_ids, attention_mask, ends)
+        logits = self.classifier(rows, index, residues)
+        loss = None if labels is None else self.loss(*self._labelled(logits, labels, input_ids))
+        result = self._kind(loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions)
         if return_dict is None:
             # A traced graph returns tensors.
             traced = torch.jit.is_tracing()  # type: ignore[attr-defined]
             return_dict = getattr(self.config, "return_dict", True) and not traced
         return result if return_dict else result.to_tuple()
+
+    def _pooled(self, states: torch.Tensor, ids: torch.Tensor, mask: Any, ends: Any) -> tuple[torch.Tensor, Any]:
+        """What a head is given: embeddings of these tokens, `(rows, ..., width)`, and of variants their residues."""
+        return states, None
+
+    def _labelled(self, logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Rows that have a label, and their labels."""
+        return logits, labels
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean loss over the labels that are there, 0 where none is; by `config.problem_type`.
@@ -332,13 +366,10 @@ class RDEsmForSequenceClassification(_WithHeads):
     """
 
     heads_of = "sequences"
+    _kind = SequenceClassifierOutput
 
     def _residues(self, ids: torch.Tensor, keep: torch.Tensor) -> torch.Tensor | None:
-        """Of heads of variants the residues of each sequence, `(batch, residues of the wild type)`; else None.
-
-        Raises:
-            ValueError: a sequence has another length, or less than half of the wild type's residues.
-        """
+        """Of heads of variants the residues of each sequence, `(batch, residues of the wild type)`; else None."""
         wild_type = self.config.heads.get("wild_type")
         if not wild_type:
             return None
@@ -358,106 +389,33 @@ class RDEsmForSequenceClassification(_WithHeads):
                 )
         return residues
 
-    def forward(  # type: ignore[override]
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        level: str | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-        **packing: Any,
-    ) -> SequenceClassifierOutput | tuple[Any, ...]:
-        r"""
-        Predict of token ids.
-
-        Args:
-            labels (`torch.Tensor`, *optional*): see `loss`; a row is a sequence.
-            level (`str`, *optional*): whose head answers; by default `answering_level`.
-            input_ids, attention_mask, output_hidden_states, output_attentions, return_dict, packing: as of
-                [`RDEsmModel`]. Of packed rows each sequence is a row of the result.
-
-        Returns:
-            [`SequenceClassifierOutput`] with `logits` of shape `(batch, num_labels)`, float32, and `loss`.
-
-        Raises:
-            ValueError: as of [`RDEsmModel`]; a sequence without residues; a level without a head; labels that do not
-                fit.
-        """
-        asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
-        output, index = self._embed(input_ids, attention_mask, level, **asked, **packing)
-        assert input_ids is not None
-        states: torch.Tensor = output.last_hidden_state
-        ids: torch.Tensor = input_ids
-        ends = packing.get("cu_seq_lens_q")
+    def _pooled(self, states: torch.Tensor, ids: torch.Tensor, mask: Any, ends: Any) -> tuple[torch.Tensor, Any]:
         if ends is not None:
             cuts = ends[1:-1].tolist()
             states = pad_sequence(list(states[0].tensor_split(cuts)), batch_first=True)
             ids = pad_sequence(list(ids[0].tensor_split(cuts)), batch_first=True, padding_value=TOKENS["<pad>"])
         keep = residue_mask(ids).to(states.device)
-        if attention_mask is not None and attention_mask.shape == keep.shape:
-            keep = keep & attention_mask.to(states.device).bool()
-        logits = self.classifier(mean_over_residues(states, keep), index, self._residues(ids, keep))
-        loss = None if labels is None else self.loss(logits, labels)
-        return self._result(SequenceClassifierOutput, output, logits, loss, return_dict)
+        if mask is not None and mask.shape == keep.shape:
+            keep = keep & mask.to(states.device).bool()
+        return mean_over_residues(states, keep), self._residues(ids, keep)
 
 
 class RDEsmForTokenClassification(_WithHeads):
     """
-    Predicts a class or numbers of each residue, from its embedding.
-
-    Otherwise as [`RDEsmForSequenceClassification`].
-
-    Args:
-        config ([`RDEsmConfig`]): the family; `config.heads` says which levels have a head.
-        build_backbones (`bool`, *optional*): as of [`RDEsmModel`].
+    Predicts a class or numbers of each residue, from its embedding; otherwise as [`RDEsmForSequenceClassification`].
     """
 
     heads_of = "residues"
+    _kind = TokenClassifierOutput
 
-    def forward(  # type: ignore[override]
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        level: str | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-        **packing: Any,
-    ) -> TokenClassifierOutput | tuple[Any, ...]:
-        r"""
-        Predict of token ids.
-
-        Args:
-            labels (`torch.Tensor`, *optional*): see `loss`; a row is a token. Those of cls, eos and padding are not
-                read.
-            level (`str`, *optional*): whose head answers; by default `answering_level`.
-            input_ids, attention_mask, output_hidden_states, output_attentions, return_dict, packing: as of
-                [`RDEsmModel`].
-
-        Returns:
-            [`TokenClassifierOutput`] with `logits` of shape `(batch, length, num_labels)`, float32, of every position
-            (those of cls, eos and padding mean nothing), and `loss`.
-
-        Raises:
-            ValueError: as of [`RDEsmModel`]; a level without a head; labels that do not fit.
-        """
-        asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
-        output, index = self._embed(input_ids, attention_mask, level, **asked, **packing)
-        logits = self.classifier(output.last_hidden_state, index)
-        loss = None
-        if labels is not None:
-            assert input_ids is not None
-            if labels.shape[:2] != input_ids.shape:
-                raise ValueError(
-                    f"labels of shape {tuple(labels.shape)} do not fit input_ids of shape {tuple(input_ids.shape)}: "
-                    f"give one for every token, with {IGNORED} (or NaN) at cls, eos and padding"
-                )
-            counted = ~torch.isin(input_ids, torch.tensor(_WITHOUT_LABELS, device=input_ids.device))
-            loss = self.loss(logits[counted.to(logits.device)], labels[counted.to(labels.device)])
-        return self._result(TokenClassifierOutput, output, logits, loss, return_dict)
+    def _labelled(self, logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if labels.shape[:2] != ids.shape:
+            raise ValueError(
+                f"labels of shape {tuple(labels.shape)} do not fit input_ids of shape {tuple(ids.shape)}: "
+                f"give one for every token, with {IGNORED} (or NaN) at cls, eos and padding"
+            )
+        counted = ~torch.isin(ids, torch.tensor(_WITHOUT_LABELS, device=ids.device))
+        return logits[counted.to(logits.device)], labels[counted.to(labels.device)]
 
 
 RDEsmForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")

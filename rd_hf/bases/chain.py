@@ -81,10 +81,7 @@ class FitReport:
 
     def to_dict(self) -> dict[str, object]:
         """Plain types, for JSON."""
-        fields = asdict(self)
-        if self.one_pass is None:
-            del fields["one_pass"]
-        return fields
+        return {name: value for name, value in asdict(self).items() if name != "one_pass" or value is not None}
 
 
 class ChainWalk:
@@ -203,12 +200,8 @@ def fit_chain(
 ) -> tuple[list[Basis], list[FitReport]]:
     """Fit every basis of the family from the joint moments of its levels (Algorithm 3): m - 1 bases, m reports.
 
-    Args:
-        moments: of the fitting residues.
-        names: level names, smallest first.
-        residual_directions: d_i for each level after the first.
-        kind, ridge_alpha: see :func:`rd_hf.bases.regression.regress`.
-        heldout: of residues that took no part in the fit.
+    ``residual_directions`` are d_i for each level after the first, ``heldout`` moments of residues that took no part;
+    ``kind`` and ``ridge_alpha`` are those of :func:`rd_hf.bases.regression.regress`.
 
     Raises:
         ValueError: numbers of levels differ, or fewer residues than the first level is wide.

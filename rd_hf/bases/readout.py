@@ -48,9 +48,7 @@ class Readout:
 def embedding_map(bases: Sequence[Basis], widths: Sequence[int]) -> torch.Tensor:
     """A, (k_1 + ... + k_i, width of e_i) float64: the embedding's deviation is that of [h_1, ..., h_i] times A.
 
-    Args:
-        bases: the first i - 1 of a chain.
-        widths: k_1, ..., k_i.
+    Of the first i - 1 bases of a chain, and the widths k_1, ..., k_i.
     """
     like = bases[0].regression if bases else torch.empty(0, dtype=torch.float64)
     total, start = sum(widths), widths[0]
@@ -86,12 +84,9 @@ class _Scatters:
     def judge(self, fitted_on: _Scatters, targets: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Second moments, per column, of a readout B with targets A that was fitted on other residues.
 
-        All are of deviations: the error's from zero and the others' from the means of the residues that were fitted
-        on, so that being off by a constant counts.
-
-        Returns:
-            Of the error; of the target; of the target about these residues' own mean; of the readout; of the target
-            with the readout.
+        Of the error; of the target; of the target about these residues' own mean; of the readout; of the target with
+        the readout. All are of deviations: the error's from zero and the others' from the means of the residues that
+        were fitted on, so that being off by a constant counts.
         """
         target_shift = (self.mean - fitted_on.mean) @ targets
         readout_shift = (self.feature_mean - fitted_on.feature_mean) @ weights
@@ -106,13 +101,9 @@ class _Scatters:
 def choose_strengths(
     fitting: JointMoments, tuning: JointMoments, targets: torch.Tensor, columns: Sequence[slice], below: int
 ) -> list[float]:
-    """lambda for each set of columns: the one with the smallest error on ``tuning`` of a fit to ``fitting``.
+    """lambda for each set of columns of targets A, (K, q): the one with the smallest error on ``tuning``.
 
-    Args:
-        fitting, tuning: moments of [z, f], of different sequences.
-        targets: A, (K, q).
-        columns: of the targets, those that share a lambda.
-        below: number of smaller levels.
+    Moments are of [z, f], of different sequences; ``below`` is the number of smaller levels.
     """
     if not fitting.count or not tuning.count:
         raise ValueError("choosing the ridge of --one-pass takes two sequences or more to fit on: give more sequences")
@@ -135,15 +126,11 @@ def fit_readout(
     ridge_alpha: float = 1.0,
     heldout: JointMoments | None = None,
 ) -> tuple[Readout, list[OnePassFigures]]:
-    """Read e_(m-1) out of the largest backbone's layers, and fit the last step on it.
+    """Read e_(m-1) out of the largest backbone's layers, and fit the last step on it, as ``kind`` says.
 
-    Args:
-        training: moments of [h_1, ..., h_m, x_1, ..., x_n]; on return ``tuning`` is merged into them.
-        tuning: of other sequences, by which the strengths of the ridge are chosen before both are fitted together.
-        bases: of the exact chain, m - 1.
-        names: of the levels, smallest first.
-        kind, ridge_alpha: of the last step; see :func:`rd_hf.bases.regression.regress`.
-        heldout: of residues that took no part.
+    Moments are of [h_1, ..., h_m, x_1, ..., x_n]: ``tuning`` of other sequences, by which the strengths of the ridge
+    are chosen, before they are merged into ``training`` and both are fitted together; ``heldout`` of residues that took
+    no part. Bases are the m - 1 of the exact chain.
 
     Returns:
         The readout, and figures per level (the last level's are of its own last step).

@@ -96,14 +96,9 @@ def regress(
     kind: RegressionKind = "pcr",
     ridge_alpha: float = 1.0,
 ) -> Regression:
-    """Coefficients W of h on e.
+    """Coefficients W of h on e, by their covariances C, (p, p), and G, (p, k), scatter / (n - 1), float64.
 
-    Args:
-        covariance: C of e, (p, p) float64, scatter / (n - 1).
-        cross_covariance: G of e and h, (p, k) float64.
-        residues: n.
-        kind: "pcr", "ols" or "ridge".
-        ridge_alpha: penalty, on the scale of sums of squares over residues as in scikit-learn's ``Ridge``.
+    The ridge's penalty is on the scale of sums of squares over residues, as in scikit-learn's ``Ridge``.
 
     Raises:
         ValueError: unknown kind, or an embedding without variance.
@@ -112,12 +107,11 @@ def regress(
     eigenvalues = eigenvalues.clamp_min(0.0)
     if eigenvalues[0] <= 0:
         raise ValueError("the smaller level's embedding is constant over all residues: nothing to regress on")
+    used_by = {"ols": int(components_there(eigenvalues).sum()), "ridge": len(eigenvalues)}
     if kind == "pcr":
         selection = select_components(eigenvalues, residues)
-    elif kind == "ols":
-        selection = ComponentSelection(int(components_there(eigenvalues).sum()), *noise_edge(eigenvalues, residues))
-    elif kind == "ridge":
-        selection = ComponentSelection(len(eigenvalues), *noise_edge(eigenvalues, residues))
+    elif kind in used_by:
+        selection = ComponentSelection(used_by[kind], *noise_edge(eigenvalues, residues))
     else:
         raise ValueError(f"unknown regression {kind!r}: choose pcr, ols or ridge")
     used, values = vectors[:, : selection.selected], eigenvalues[: selection.selected]

@@ -93,12 +93,9 @@ def chain_whitening(
     Kornblith et al. 2019, ICML), so that it takes the moments alone. A prefix that says little of the larger state gets
     little weight, and a larger level changes no weight below it.
 
-    Args:
-        moments: of the backbones' states.
-        bases: fitted on them.
-        weights: of each level; by default as above, scaled so that the largest is 1.
-        shrinkage: see :func:`whitening_map`.
-        sequence_means: of the means of the backbones' states over each sequence, where ``spreads`` are wanted.
+    Moments are of the backbones' states, on which the bases were fitted. Weights are scaled so that the largest is 1,
+    where they are not given. ``sequence_means`` are moments of the means of states over each sequence, for ``spreads``;
+    for the shrinkage see :func:`whitening_map`.
     """
     blocks: list[BlockMoments] = []
     chosen: list[float] = []
@@ -170,14 +167,11 @@ class Whitening:
         return Whitening(self.means[:blocks], self.maps[:blocks], self.weights[:blocks], self.spreads[:blocks])
 
     def __call__(self, embedding: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Whiten nested embeddings of any level that ends at a block.
-
-        Args:
-            embedding: (..., width of the level), any float dtype.
-            dtype: to compute in; by default float32, or that of the embedding where it is wider.
+        """Whiten nested embeddings of any level that ends at a block, (..., width of the level), any float dtype.
 
         Returns:
-            The same shape in that dtype; its first dimensions are the whitened smaller embedding, bit for bit.
+            The same shape, in ``dtype`` (by default float32, or that of the embedding where it is wider); its first
+            dimensions are the whitened smaller embedding, bit for bit.
         """
         dtype = dtype or torch.promote_types(embedding.dtype, torch.float32)
         ends, width = list(accumulate(self.widths)), embedding.shape[-1]
@@ -228,14 +222,11 @@ def oracle_shrinkage(covariance: torch.Tensor, count: int) -> float:
 def whitening_map(
     covariance: torch.Tensor, count: int, rotate: bool = True, shrinkage: float | None = None
 ) -> torch.Tensor:
-    """U diag(variance)^(-1/2), (d, d), of a block's covariance; zero along directions without variance.
+    """U diag(variance)^(-1/2), (d, d), of the covariance of ``count`` rows; zero along directions without variance.
 
-    Args:
-        covariance: C, (d, d), of ``count`` rows.
-        rotate: to the principal axes, in order of falling variance; without, U is the identity, and each direction is
-            divided by its own deviation alone.
-        shrinkage: from 0 to 1, share of the block's mean variance in each variance: v -> (1 - s) v + s mean(v). At 1
-            all are equal. By default that of :func:`oracle_shrinkage`.
+    Columns are principal axes in order of falling variance; without ``rotate`` U is the identity, and each direction is
+    divided by its own deviation alone. The shrinkage s, from 0 to 1, is the share of the block's mean variance in each
+    variance, v -> (1 - s) v + s mean(v); by default that of :func:`oracle_shrinkage`. At 1 all are equal.
     """
     if shrinkage is None:
         shrinkage = oracle_shrinkage(covariance, count)

@@ -174,15 +174,8 @@ def read_assay(path: str | Path) -> Assay:
             )
     digest = hashlib.sha256("\n".join(f"{m},{s}" for m, s in zip(mutants, sequences, strict=True)).encode())
     digest.update(scores.tobytes())
-    return Assay(
-        name=path.name.split(".")[0],
-        wild_type=wild_type,
-        mutants=tuple(mutants),
-        sequences=tuple(sequences),
-        positions=tuple(positions),
-        scores=scores,
-        digest=digest.hexdigest(),
-    )
+    name = path.name.split(".")[0]
+    return Assay(name, wild_type, tuple(mutants), tuple(sequences), tuple(positions), scores, digest.hexdigest())
 
 
 def read_assays(paths: Sequence[Path]) -> tuple[list[Assay], dict[str, str]]:

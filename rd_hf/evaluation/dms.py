@@ -32,7 +32,7 @@ from rd_hf.evaluation.assays import (
     read_assays,
     read_fold_labels,
 )
-from rd_hf.evaluation.embeddings import StateCache, embed_assay
+from rd_hf.evaluation.embeddings import embed_assay
 from rd_hf.evaluation.families import Family, load_families
 from rd_hf.evaluation.frame import Evaluated, Evaluation, stored_table
 from rd_hf.evaluation.options import FITTED_KINDS, AssayOptions, ProbeOptions
@@ -81,7 +81,6 @@ class Unit:
     @property
     def digest(self) -> str:
         """Name of the file of results."""
-        digest = hashlib.sha256()
         described = {
             "schema": SCHEMA,
             "contender": asdict(self.contender),
@@ -89,7 +88,7 @@ class Unit:
             "features": [self.feature_digest, self.representation.digest if self.representation else ""],
             "probe": asdict(self.probe),
         }
-        digest.update(json.dumps(described, sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
         for fold in self.folds:
             digest.update(f"{fold.split} {fold.repeat} {fold.fold}".encode())
             digest.update(fold.train.tobytes() + b"/" + fold.test.tobytes())
@@ -103,11 +102,11 @@ def evaluate_assays(options: AssayOptions) -> Evaluated:
     published = read_published(options.reference) if options.reference else None
     assays, evaluation.failed = read_assays(options.assays)
     evaluation.claim()
-    families = []
     lacking = [" and ".join(FITTED_KINDS)] if set(FITTED_KINDS) & set(options.representations) else []
-    for family in load_families(options):
-        moments = evaluation.moments(family, lacking)
-        families.append((family, family_maps(family, moments, options.representations, options.seed)))
+    families = [
+        (family, family_maps(family, evaluation.moments(family, lacking), options.representations, options.seed))
+        for family in load_families(options)
+    ]
     results = probe_assays(evaluation, families, assays, labels, options)
     evaluation.write_table("results.parquet", results)
     figures = _figures(results, [family for family, _ in families], options)
@@ -187,12 +186,11 @@ def plan_units(
         for assay in ordered:
             yield from repeats(Contender("", 1.0, "", "one_hot", ""), assay, one_hot(assay), "one-hot", None)
     for family, maps in families:
-        store = StateCache(cache, family.fingerprint)
         variants = sum(len(assay.mutants) for assay in ordered)
         largest = [how for how in maps if how.level == family.names[-1]][:1] if options.control else []
         with progress_bar(total=variants, desc=f"embedding with {family.label}", unit="variant") as progress:
             for assay in ordered:
-                states = embed_assay(family, assay, store, options.batch_tokens, progress)
+                states = embed_assay(family, assay, cache, options.batch_tokens, progress)
                 for pooling in options.pooling:
                     pooled, digest = getattr(states, pooling), f"{family.fingerprint} {pooling}"
                     probed = [(how, TRUE_LABELS) for how in maps]

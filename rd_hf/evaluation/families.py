@@ -34,8 +34,6 @@ from rd_hf.network import asks_hub
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 60.0
-# Bases are stored in float32 and batches differ: the same sequences refit to about 1e-5, others to 1e-2 and more.
-SAME_BASES = 1e-3
 
 
 @dataclass(frozen=True)
@@ -288,16 +286,3 @@ def refit_difference(family: Family, moments: JointMoments) -> float:
         float(torch.linalg.norm(mine.regression - own.regression) / torch.linalg.norm(mine.regression))
         for mine, own in zip(again, model_bases(family), strict=True)
     )
-
-
-def draw_moments(family: Family, options: EvaluationOptions, cache: Path | None) -> tuple[JointMoments, str]:
-    """Moments of the fitting sequences, and a sentence on whether they are those of the model's own bases."""
-    training, _ = split_sample(draw_fit_sample(family, options))
-    moments = fitting_moments(family, training, cache, options.batch_tokens)
-    what = "PCA and all-directions chain" if family.fitted else "bases, PCA and all-directions chain"
-    note = f"{family.label}: {what} fitted on {len(training):,} sequences ({moments.count:,} residues)"
-    if family.fitted and family.depth == 1:
-        difference = refit_difference(family, moments)
-        note += ", the same as its own bases" if difference < SAME_BASES else ", NOT those of its own bases"
-        note += f" (regressions fitted on them differ from the model's by {difference:.0e})"
-    return moments, f"{note}."

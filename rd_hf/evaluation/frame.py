@@ -15,11 +15,13 @@ import transformers
 from matplotlib.figure import Figure
 
 from rd_hf.bases.moments import JointMoments
-from rd_hf.evaluation.families import Family, draw_moments
+from rd_hf.evaluation.families import Family, draw_fit_sample, fitting_moments, refit_difference, split_sample
 from rd_hf.evaluation.options import EvaluationOptions
 from rd_hf.files import FolderError, Workspace, replacing, write_json
 from rd_hf.options import option_fields, typed_as
 
+# Bases are stored in float32 and batches differ: the same sequences refit to about 1e-5, others to 1e-2 and more.
+SAME_BASES = 1e-3
 # Options that change how an evaluation runs, and none of its figures.
 HOW = {"output", "cache", "device", "batch_tokens", "threads", "jobs"}
 
@@ -77,9 +79,10 @@ class Evaluation:
         write_json(record, asked)
 
     def moments(self, family: Family, needed_by: Iterable[str] = ()) -> JointMoments | None:
-        """Moments of the fitting sequences of a family, with a note on them; None where there are none.
+        """Moments of the fitting sequences of a family; None where there are none.
 
-        Without ``--input`` the note says that ``needed_by`` is left out.
+        A note says whether they are those of the model's own bases, or, without ``--input``, what (``needed_by``) is
+        left out.
         """
         if family.model.config.one_pass or len(family.names) == 1:
             return None
@@ -87,8 +90,15 @@ class Evaluation:
             if needed_by:
                 self.notes.append(f"{family.label}: no {', '.join(needed_by)}, for want of --input.")
             return None
-        moments, note = draw_moments(family, self.options, self.cache)
-        self.notes.append(note)
+        training, _ = split_sample(draw_fit_sample(family, self.options))
+        moments = fitting_moments(family, training, self.cache, self.options.batch_tokens)
+        what = "PCA and all-directions chain" if family.fitted else "bases, PCA and all-directions chain"
+        note = f"{family.label}: {what} fitted on {len(training):,} sequences ({moments.count:,} residues)"
+        if family.fitted and family.depth == 1:
+            difference = refit_difference(family, moments)
+            note += ", the same as its own bases" if difference < SAME_BASES else ", NOT those of its own bases"
+            note += f" (regressions fitted on them differ from the model's by {difference:.0e})"
+        self.notes.append(f"{note}.")
         return moments
 
     def write_table(self, name: str, table: pd.DataFrame) -> None:

@@ -197,17 +197,17 @@ def read_published(folder: str | Path) -> Published | None:
     return Published(pd.read_csv(summary, sep="\t"), queries)
 
 
-def query_chunks(wanted: Relation, size: int) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-    """Positions among the queries, (b,) int64, as many whole groups at once as fit ``size``; and again, by group."""
+def query_chunks(wanted: Relation, size: int) -> Iterator[list[np.ndarray]]:
+    """Positions among the queries, (b,) int64 of each group, as many whole groups at once as fit ``size``."""
     order = np.argsort(wanted.clusters, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(wanted.clusters[order])) + 1)
     chunk: list[np.ndarray] = []
     for group in groups:
         if chunk and sum(map(len, chunk)) + len(group) > size:
-            yield np.concatenate(chunk), chunk
+            yield chunk
             chunk = []
         chunk.append(group)
-    yield np.concatenate(chunk), chunk
+    yield chunk
 
 
 def hit_chance(above: np.ndarray, level: np.ndarray, positives: np.ndarray, k: int) -> np.ndarray:
@@ -262,8 +262,8 @@ def rank(rows: torch.Tensor, wanted: Relation) -> np.ndarray:
     units = torch.nn.functional.normalize(rows.double(), dim=1).float()
     counts = np.empty((2, len(wanted.queries), 3), dtype=np.int64)
     found = np.empty((len(wanted.queries), 2))
-    for chunk, groups in query_chunks(wanted, CHUNK):
-        cosines = units[wanted.queries[chunk]] @ units.T
+    for groups in query_chunks(wanted, CHUNK):
+        cosines = units[wanted.queries[np.concatenate(groups)]] @ units.T
         exact, rounded = cosines.numpy(), sortable(cosines)
         start = 0
         for group in groups:
@@ -303,7 +303,7 @@ def ranks_above(blocks: Sequence[torch.Tensor], wanted: Relation, grid: np.ndarr
     lengths = (factors @ squares).clamp_min(1e-30).rsqrt().float()
     groups, masked = torch.from_numpy(wanted.groups), torch.from_numpy(wanted.masked)
     result = np.empty((len(grid), len(wanted.queries)), dtype=np.int32)
-    for chunk, _ in query_chunks(wanted, SEARCH_CHUNK):
+    for chunk in map(np.concatenate, query_chunks(wanted, SEARCH_CHUNK)):
         rows = torch.from_numpy(wanted.queries[chunk])
         products = torch.stack([own[rows] @ own.T for own in columns])
         same = groups[rows][:, None] == groups

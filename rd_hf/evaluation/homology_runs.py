@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,22 +13,11 @@ import pandas as pd
 import torch
 
 from rd_hf.bases.moments import JointMoments
-from rd_hf.evaluation import homology_report
-from rd_hf.evaluation.embeddings import StateCache, embed_proteins
+from rd_hf.evaluation import homology, homology_report
+from rd_hf.evaluation.embeddings import embed_proteins
 from rd_hf.evaluation.families import Family, load_families
 from rd_hf.evaluation.frame import Evaluated, Evaluation, stored_table
-from rd_hf.evaluation.homology import (
-    FIGURES,
-    FOLDS,
-    STEPS,
-    Domains,
-    Relation,
-    rank,
-    read_domains,
-    read_published,
-    relations,
-    search_weights,
-)
+from rd_hf.evaluation.homology import FIGURES, Domains, Relation, rank, relations
 from rd_hf.evaluation.options import FITTED_KINDS, EvaluationOptions, HomologyOptions
 from rd_hf.evaluation.progress import progress_bar
 from rd_hf.evaluation.treatments import DOMAINS, RESIDUES, SEARCHED, TREATMENTS, candidates, mean_moments, treat
@@ -52,7 +42,7 @@ class Ranked:
 def evaluate_homology(options: HomologyOptions) -> Evaluated:
     """Rank every domain by every embedding, and write the report."""
     evaluation = Evaluation(options, "an evaluation of homology", "results.parquet")
-    domains, published = read_domains(options.data), read_published(options.data)
+    domains, published = homology.read_domains(options.data), homology.read_published(options.data)
     if options.max_length is not None:
         # Another set of domains: what was published holds for it no longer.
         domains, published = domains.up_to(options.max_length), None
@@ -130,9 +120,8 @@ def evaluate_family(
 
 def domain_states(family: Family, domains: Domains, cache: Path, batch_tokens: int) -> np.ndarray:
     """Mean z of every domain, (n, K) float32, from the cache where they are there."""
-    store = StateCache(cache, family.fingerprint)
     with progress_bar(total=len(domains.ids), desc=f"embedding with {family.label}", unit="domain") as bar:
-        return embed_proteins(family, domains.ids, domains.sequences, store, batch_tokens, bar)
+        return embed_proteins(family, domains.ids, domains.sequences, cache, batch_tokens, bar)
 
 
 def _text(weights: Sequence[float]) -> str:
@@ -161,17 +150,17 @@ def evaluate_rows(
 
     Columns: relation, query (row of the domain), cluster, the figures of the ranking, and those of :class:`Ranked`.
     """
-    parts = []
-    for relation in wanted:
-        keys = {"relation": relation.name, "query": relation.queries.astype(np.int32)}
-        keys["cluster"] = relation.clusters.astype(np.int32)
-
-        def ranked(relation: Relation = relation, keys: dict = keys) -> pd.DataFrame:
-            figures = rank(rows, relation).astype(np.float32)
-            return pd.DataFrame({**keys, **dict(zip(FIGURES, figures.T, strict=True))})
-
-        parts.append(stored_table(_file(folder, rows, domains, relation), ranked))
+    parts = [stored_table(_file(folder, rows, domains, one), partial(_ranked, rows, one)) for one in wanted]
     return _labelled(pd.concat(parts, ignore_index=True), contender)
+
+
+def _ranked(rows: torch.Tensor, wanted: Relation) -> pd.DataFrame:
+    figures = zip(FIGURES, rank(rows, wanted).astype(np.float32).T, strict=True)
+    return pd.DataFrame({"relation": wanted.name, **_queries(wanted), **dict(figures)})
+
+
+def _queries(wanted: Relation) -> dict[str, np.ndarray]:
+    return {"query": wanted.queries.astype(np.int32), "cluster": wanted.clusters.astype(np.int32)}
 
 
 def search_rows(
@@ -185,18 +174,19 @@ def search_rows(
     """
 
     def searched() -> pd.DataFrame:
-        search = search_weights(rows.split(list(widths), dim=1), wanted)
+        search = homology.search_weights(rows.split(list(widths), dim=1), wanted)
         chosen = " or ".join(sorted({_text(weights) for weights in search.chosen.tolist()}))
         parts = []
         best = _text(search.best.tolist())
         for kind, hits, weights in (("labels", search.hits, chosen), ("best", search.best_hits, best)):
             part = pd.DataFrame(np.nan, range(len(hits)), list(FIGURES), dtype=np.float32)
             part[["exact_hit1", "exact_hit10"]] = hits.astype(np.float32)
-            part["query"], part["cluster"] = wanted.queries.astype(np.int32), wanted.clusters.astype(np.int32)
-            parts.append(part.assign(relation=wanted.name, kind=kind, weights=weights))
+            parts.append(part.assign(**_queries(wanted), relation=wanted.name, kind=kind, weights=weights))
         return pd.concat(parts, ignore_index=True)
 
-    table = stored_table(_file(folder, rows, domains, wanted, "weights", list(widths), STEPS, FOLDS), searched)
+    table = stored_table(
+        _file(folder, rows, domains, wanted, "weights", list(widths), homology.STEPS, homology.FOLDS), searched
+    )
     found = []
     for (kind, weights), part in table.groupby(["kind", "weights"], sort=False):
         named = replace(contender, treatment=f"{contender.treatment} + {kind}", weights=str(weights))

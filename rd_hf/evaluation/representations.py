@@ -20,6 +20,7 @@ from rd_hf.bases.chain import Basis, fit_chain
 from rd_hf.bases.moments import JointMoments
 from rd_hf.bases.regression import descending_eigh
 from rd_hf.evaluation.families import Family, family_bases
+from rd_hf.evaluation.options import KINDS
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,9 @@ def selection(start: int, width: int, total: int) -> np.ndarray:
     return np.eye(total, width, -start)
 
 
-def _copies(kind: str, names: Sequence[str], columns: Sequence[tuple[int, int]], total: int) -> list[Representation]:
-    """Maps that copy columns of z, each given by its start and width."""
-    return [
-        Representation(kind, name, selection(start, width, total), np.zeros(width))
-        for name, (start, width) in zip(names, columns, strict=True)
-    ]
+def _copy(kind: str, name: str, start: int, width: int, total: int) -> Representation:
+    """The map that copies z[start : start + width], of z ``total`` wide."""
+    return Representation(kind, name, selection(start, width, total), np.zeros(width))
 
 
 def starts_of(widths: Sequence[int]) -> list[int]:
@@ -67,19 +65,13 @@ def starts_of(widths: Sequence[int]) -> list[int]:
 
 def raw_maps(names: Sequence[str], widths: Sequence[int]) -> list[Representation]:
     """Each backbone's own state, h_i."""
-    return _copies("raw", names, list(zip(starts_of(widths), widths, strict=False)), sum(widths))
-
-
-def concatenation_maps(names: Sequence[str], widths: Sequence[int]) -> list[Representation]:
-    """[h_1, ..., h_i] at its full width, for each level after the first."""
-    return _copies("concat", names[1:], [(0, end) for end in starts_of(widths)[2:]], sum(widths))
+    columns = zip(names, starts_of(widths), widths, strict=False)
+    return [_copy("raw", name, start, width, sum(widths)) for name, start, width in columns]
 
 
 def one_pass_maps(nested_dims: Mapping[str, int]) -> list[Representation]:
     """Each level of an embedding that was read out in one pass: its first columns."""
-    return _copies(
-        "one_pass", list(nested_dims), [(0, width) for width in nested_dims.values()], max(nested_dims.values())
-    )
+    return [_copy("one_pass", name, 0, width, max(nested_dims.values())) for name, width in nested_dims.items()]
 
 
 def chain_maps(kind: str, names: Sequence[str], widths: Sequence[int], bases: Sequence[Basis]) -> list[Representation]:
@@ -150,19 +142,18 @@ def family_maps(
     if family.model.config.one_pass:
         return one_pass_maps(family.model.config.nested_dims)
     names, widths = family.names, family.widths
-    maps: list[Representation] = []
-    if "raw" in kinds:
-        maps += raw_maps(names, widths)
-    if "rd" in kinds:
-        maps += chain_maps("rd", names, widths, family_bases(family, moments))
-    if "pca" in kinds and moments is not None:
-        maps += pca_maps(names, moments)
-    if "pca_chain" in kinds and moments is not None:
-        maps += pca_chain_maps(names, moments)
-    if "concat" in kinds:
-        maps += concatenation_maps(names, widths)
-    if "rd_all" in kinds and moments is not None and len(widths) > 1:
-        maps += chain_maps("rd_all", names, widths, fit_chain(moments, names, widths[1:])[0])
-    if "random" in kinds:
-        maps += random_maps(names, widths, seed)
-    return maps
+    makers = {
+        "raw": lambda: raw_maps(names, widths),
+        "rd": lambda: chain_maps("rd", names, widths, family_bases(family, moments)),
+        # [h_1, ..., h_i] at its full width, for each level after the first.
+        "concat": lambda: [
+            _copy("concat", name, 0, end, sum(widths))
+            for name, end in zip(names[1:], starts_of(widths)[2:], strict=True)
+        ],
+        "random": lambda: random_maps(names, widths, seed),
+    }
+    if moments is not None:
+        makers["pca"] = lambda: pca_maps(names, moments)
+        makers["pca_chain"] = lambda: pca_chain_maps(names, moments)
+        makers["rd_all"] = lambda: chain_maps("rd_all", names, widths, fit_chain(moments, names, widths[1:])[0])
+    return [found for kind in KINDS if kind in kinds and kind in makers for found in makers[kind]()]

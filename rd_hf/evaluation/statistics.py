@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,15 +42,9 @@ def interval(values: np.ndarray, confidence: float = 0.95, seed: int = 0) -> tup
     values = values[~np.isnan(values)]
     if len(values) < 2:
         return float("nan"), float("nan")
-    result = bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        confidence_level=confidence,
-        method="percentile",
-        random_state=np.random.default_rng(seed),
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+    how: dict[str, Any] = {"n_resamples": RESAMPLES, "confidence_level": confidence, "method": "percentile"}
+    found = bootstrap((values,), np.mean, random_state=np.random.default_rng(seed), **how).confidence_interval
+    return float(found.low), float(found.high)
 
 
 def summary(scores: pd.DataFrame) -> pd.DataFrame:
@@ -57,14 +52,11 @@ def summary(scores: pd.DataFrame) -> pd.DataFrame:
 
     Width is the median over assays, and spread the mean over assays of the spread over repeats.
     """
-    keys = [*CONTENDER, *CONDITION]
-    rows = []
-    for key, group in scores.groupby(keys, sort=False):
-        low, high = interval(group["score"].to_numpy())
-        figures = {"assays": group["score"].count(), "mean": group["score"].mean(), "low": low, "high": high}
-        figures |= {"median": group["score"].median(), "spread": group["spread"].mean()}
-        rows.append(dict(zip(keys, key, strict=True)) | {"width": int(group["width"].median()), **figures})
-    return pd.DataFrame(rows)
+    groups = scores.groupby([*CONTENDER, *CONDITION], sort=False)
+    table = groups["score"].agg(assays="count", mean="mean", median="median")
+    table["width"], table["spread"] = groups["width"].median().astype(int), groups["spread"].mean()
+    table[["low", "high"]] = [interval(group["score"].to_numpy()) for _, group in groups]
+    return table.reset_index()
 
 
 def wide(scores: pd.DataFrame) -> pd.DataFrame:
@@ -87,14 +79,12 @@ def agreement(
     if np.all(truth == truth[0]):
         return dict.fromkeys(figures, np.nan)
     constant = np.ptp(predictions) <= 1e-12 * max(1.0, float(np.abs(predictions).max()))
-    found = {}
-    for figure in figures:
-        if figure == "r2":
-            found[figure] = float(r2_score(truth, predictions))
-        else:
-            correlation = {"spearman": spearmanr, "pearson": pearsonr}[figure]
-            found[figure] = 0.0 if constant else float(correlation(truth, predictions).statistic)
-    return found
+    known = {
+        "spearman": lambda: 0.0 if constant else float(spearmanr(truth, predictions).statistic),
+        "pearson": lambda: 0.0 if constant else float(pearsonr(truth, predictions).statistic),
+        "r2": lambda: float(r2_score(truth, predictions)),
+    }
+    return {figure: known[figure]() for figure in figures}
 
 
 def win_rate(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -121,16 +111,11 @@ def compare(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
 
 def with_q(pairs: pd.DataFrame) -> pd.DataFrame:
     """Compared pairs with q beside p: Benjamini and Hochberg's (1995) false discovery rate over all; NaN where p is."""
-    return pairs.assign(q=adjusted(pairs["p"].to_numpy())) if len(pairs) else pairs
-
-
-def adjusted(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """False discovery rates of p values; see :func:`with_q`."""
-    found = np.array(p_values, dtype=np.float64)
-    known = ~np.isnan(found)
-    if known.any():
-        found[known] = false_discovery_control(found[known])
-    return found
+    if pairs.empty:
+        return pairs
+    known = pairs["p"].dropna()
+    rates = false_discovery_control(known) if len(known) else known
+    return pairs.assign(q=pd.Series(rates, known.index))
 
 
 def few(assays: int) -> str:
@@ -173,15 +158,14 @@ def monotonicity(scores: pd.DataFrame) -> np.ndarray:
 @lru_cache(maxsize=4)
 def _draws(clusters: int, seed: int) -> np.ndarray:
     """How often each cluster is drawn in each resample: (resamples, clusters) float64."""
-    generator = np.random.default_rng(seed)
-    return generator.multinomial(clusters, np.full(clusters, 1 / clusters), size=RESAMPLES).astype(np.float64)
+    chances = np.full(clusters, 1 / clusters)
+    return np.random.default_rng(seed).multinomial(clusters, chances, size=RESAMPLES).astype(np.float64)
 
 
 @lru_cache(maxsize=4)
 def _signs(clusters: int, seed: int) -> np.ndarray:
     """(resamples, clusters) float64 of -1 and 1."""
-    generator = np.random.default_rng(seed)
-    return (2 * generator.integers(0, 2, size=(RESAMPLES, clusters)) - 1).astype(np.float64)
+    return (2 * np.random.default_rng(seed).integers(0, 2, size=(RESAMPLES, clusters)) - 1).astype(np.float64)
 
 
 def _sums(values: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -18,14 +18,9 @@ from rd_hf.maps.table import write_table
 
 
 def draw_map(settings: MapSettings, show_progress: bool = True) -> str:
-    """Draw a map and write its page.
+    """Draw a map and write its page; returns what was drawn, one sentence per line.
 
-    Args:
-        settings: the choices.
-        show_progress: whether bars are shown (where standard error is a terminal).
-
-    Returns:
-        What was drawn, one sentence per line.
+    Bars are shown where standard error is a terminal, unless ``show_progress`` is False.
 
     Raises:
         InputError: something cannot be used as given; the message is one sentence that names it and the mend.

@@ -23,36 +23,24 @@ from rd_hf.maps.settings import MapSettings
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 # What tables write where a number is not known.
 _UNKNOWN = frozenset({"na", "n/a", "nan", "null", "none", "-", "?"})
-# Up to so many different numbers are categories: each has a colour of its own (rd_hf.maps.colours).
+# Up to so many different numbers are categories: each has a colour of its own (rd_hf.maps.page).
 _MOST_CATEGORIES = 7
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of labels, for the proteins that are drawn.
-
-    Attributes:
-        name: of the column.
-        labels: the different labels, the most frequent first, ties in the order of numbers, then of the alphabet.
-        codes: (n,) int32, the label of each protein counted from 1 in ``labels``; 0 where it has none.
-        numbers: (n,) float64, the number of each protein, NaN where it has none or several; None where labels are not
-            numbers.
-        scale: whether the page opens with a scale of the numbers, and not with a colour for each.
-    """
+    """One column of labels, for the proteins that are drawn."""
 
     name: str
-    labels: list[str]
-    codes: np.ndarray
+    labels: list[str]  # each once, the most frequent first, ties in the order of numbers, then of the alphabet
+    codes: np.ndarray  # (n,) int32, the label of each protein counted from 1 in ``labels``; 0 where it has none
+    # (n,) float64 of each protein, NaN where it has none or several; None where labels are not numbers.
     numbers: np.ndarray | None = None
-    scale: bool = False
+    scale: bool = False  # whether the page opens with a scale of the numbers, and not with a colour for each
 
     @classmethod
     def of(cls, name: str, values: Sequence[str], categories: bool = False) -> Column:
-        """Make a column from the label of each protein; an empty label is none.
-
-        Args:
-            categories: colour numbers one by one, however many there are.
-        """
+        """Make a column from the label of each protein; an empty one is none, ``categories`` never have a scale."""
         counts = Counter(value for value in values if value)
         read = {label: _number(label) for label in counts}
         # Of equally frequent labels numbers come first, by their value.
@@ -90,23 +78,22 @@ def columns_of(settings: MapSettings, proteins: Proteins) -> tuple[list[Column],
     notes: list[str] = []
     if settings.labels:
         columns, notes = _labelled(settings, proteins)
-    names = [one.name for one in columns]
-    if unknown := [name for name in settings.categories if name not in names]:
-        raise InputError(
-            f"{settings.labels or settings.embeddings} has no column {unknown[0]!r} to draw as categories: it has "
-            f"{', '.join(names) or 'none'}"
-        )
+    _refuse_unknown(settings, settings.categories, columns, "to draw as categories")
     if len(set(proteins.sources)) > 1 and all(one.name != "input" for one in columns):
         columns.append(Column.of("input", [Path(source).name for source in proteins.sources]))
     if settings.color_by is not None:
-        names = [one.name for one in columns]
-        if settings.color_by not in names:
-            raise InputError(
-                f"{settings.labels or settings.embeddings} has no column {settings.color_by!r} to colour by: it has "
-                f"{', '.join(names) or 'none'}"
-            )
+        _refuse_unknown(settings, [settings.color_by], columns, "to colour by")
         columns.sort(key=lambda one: one.name != settings.color_by)
     return columns, notes
+
+
+def _refuse_unknown(settings: MapSettings, wanted: Sequence[str], columns: Sequence[Column], what: str) -> None:
+    names = [one.name for one in columns]
+    if unknown := [name for name in wanted if name not in names]:
+        raise InputError(
+            f"{settings.labels or settings.embeddings} has no column {unknown[0]!r} {what}: it has "
+            f"{', '.join(names) or 'none'}"
+        )
 
 
 def _labelled(settings: MapSettings, proteins: Proteins) -> tuple[list[Column], list[str]]:

@@ -18,27 +18,19 @@ _CHUNK_BYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """The nearest neighbours at one level, the protein itself left out.
+    """The nearest neighbours at one level, the protein itself left out."""
 
-    Attributes:
-        indices: (n, k) int64, nearest first; equally near ones in input order.
-        similarities: (n, k) float32, cosine.
-    """
-
-    indices: np.ndarray
-    similarities: np.ndarray
+    indices: np.ndarray  # (n, k) int64, nearest first; equally near ones in input order
+    similarities: np.ndarray  # (n, k) float32, cosine
 
 
 def nearest(
     vectors: np.ndarray, levels: Mapping[str, int], k: int, on_proteins: Callable[[int], object] = lambda count: None
 ) -> dict[str, Neighbours]:
-    """Find the neighbours by cosine similarity, for each level.
+    """Find the ``k`` neighbours (n - 1 where it is more) of each of (n, widest) float32 vectors, for each level.
 
-    Args:
-        vectors: (n, widest) float32.
-        levels: width of each level, smallest first.
-        k: neighbours per protein; n - 1 where it is more. A zero vector's similarity to anything is 0.
-        on_proteins: called with the number of proteins that are done each time some are.
+    ``levels`` are widths, smallest first; a zero vector's similarity to anything is 0. ``on_proteins`` is called with
+    the number of proteins that are done each time some are.
     """
     count = len(vectors)
     k = min(k, count - 1)

@@ -21,7 +21,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rd_hf.data.records import InputError
-from rd_hf.maps.colours import COLOURS, MARKERS, number_scales
 from rd_hf.maps.labels import Column
 from rd_hf.maps.neighbours import Neighbours
 from rd_hf.maps.projection import Projection
@@ -29,29 +28,23 @@ from rd_hf.maps.proteins import Proteins
 
 # Characters of a description that a page keeps: a name and an organism, not a paper's abstract.
 _LONGEST = 200
+# For readers who see colours differently: Okabe and Ito's palette (2008), without its yellow, which is not seen on a
+# light page; its black is white on a dark one. Markers tell apart what has the same colour.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "ink")
+MARKERS = ("circle", "x", "triangle-up", "diamond", "cross", "square")
 
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """What a page shows.
-
-    Attributes:
-        title: of the page.
-        proteins: those drawn.
-        projections: one per level, smallest first.
-        neighbours: of each level; empty where none were asked for.
-        columns: labels to colour by, the one that the page opens with first; may be empty.
-        method: of the projection, in words.
-        descriptions: whether the proteins' descriptions go along.
-    """
+    """What a page shows."""
 
     title: str
-    proteins: Proteins
-    projections: Sequence[Projection]
-    neighbours: Mapping[str, Neighbours]
-    columns: Sequence[Column]
-    method: str
-    descriptions: bool = True
+    proteins: Proteins  # those drawn
+    projections: Sequence[Projection]  # one per level, smallest first
+    neighbours: Mapping[str, Neighbours]  # of each level; empty where none were asked for
+    columns: Sequence[Column]  # labels to colour by, the one that the page opens with first; may be empty
+    method: str  # of the projection, in words
+    descriptions: bool = True  # whether the proteins' descriptions go along
 
 
 def _packed(values: np.ndarray, kind: str) -> str:
@@ -104,13 +97,21 @@ def page_data(content: Map) -> dict[str, Any]:
 
 
 def _column(column: Column) -> dict[str, Any]:
-    return {
-        "name": column.name,
-        "labels": column.labels,
-        "codes": _packed(column.codes, "int32"),
-        "numbers": None if column.numbers is None else _packed(column.numbers, "float64"),
-        "scale": column.scale,
-    }
+    numbers = None if column.numbers is None else _packed(column.numbers, "float64")
+    packed = {"codes": _packed(column.codes, "int32"), "numbers": numbers}
+    return {"name": column.name, "labels": column.labels, **packed, "scale": column.scale}
+
+
+def number_scales() -> dict[str, list[str]]:
+    """Colours of a scale of numbers, lowest first, for the light and the dark page.
+
+    They are plotly's viridis (Smith and van der Walt 2015), whose lightness rises evenly for every kind of colour
+    vision, each time without the end that the page's ground would swallow.
+    """
+    from plotly.colors import sequential
+
+    colours = list(sequential.Viridis)
+    return {"light": colours[:-1], "dark": colours[1:]}
 
 
 def _described(name: str, description: str | None) -> str:

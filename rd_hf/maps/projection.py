@@ -24,25 +24,16 @@ _UMAP = {"n_neighbors": 15, "min_dist": 0.1, "metric": "cosine"}
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """One level in two dimensions.
-
-    Attributes:
-        level, width: of the family.
-        points: (n, 2) float64, centred, root mean square distance to the centre one, no units.
-        explained: share of the level's variance that the two dimensions hold (PCA), else None.
-    """
+    """One level in two dimensions."""
 
     level: str
     width: int
-    points: np.ndarray
-    explained: float | None
+    points: np.ndarray  # (n, 2) float64, centred, root mean square distance to the centre one, no units
+    explained: float | None  # share of the level's variance that the two dimensions hold (PCA)
 
 
 def principal_components(values: np.ndarray) -> tuple[np.ndarray, float]:
-    """Compute the first two principal components.
-
-    Args:
-        values: (n, width), n >= 2.
+    """The first two principal components of (n, width) values, n >= 2.
 
     Returns:
         (n, 2) float64 scores of the centred values, each axis' largest loading positive; and the share of the
@@ -68,11 +59,7 @@ def principal_components(values: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def align(points: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """``points`` @ R, with R the rotation or reflection that brings them nearest to ``reference``.
-
-    Args:
-        points, reference: (n, 2) each, centred.
-    """
+    """``points`` @ R, with R the rotation or reflection that brings them nearest to ``reference``, (n, 2) centred."""
     left, _, right = np.linalg.svd(points.T @ reference)
     return np.asarray(points @ (left @ right))
 
@@ -82,10 +69,8 @@ def project(
 ) -> list[Projection]:
     """Project every level of the proteins to two dimensions, smallest first, aligned with the one before.
 
-    Args:
-        method: ``pca``, or ``umap`` (McInnes et al. 2018; cosine; each level starts from the one before).
-        seed: of UMAP.
-        on_level: called after each level.
+    The method is ``pca``, or ``umap`` (McInnes et al. 2018; cosine; each level starts from the one before), which alone
+    takes the seed; ``on_level`` is called after each level.
 
     Raises:
         InputError: UMAP is asked for and not installed.

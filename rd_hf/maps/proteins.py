@@ -22,30 +22,19 @@ _TEXT = ("source", "record", "id", "description", "length")
 
 @dataclass(frozen=True, slots=True)
 class Proteins:
-    """What a folder holds of the proteins that are drawn, in input order.
+    """What a folder holds of the proteins that are drawn, in input order."""
 
-    Attributes:
-        ids, descriptions, sources: text of each protein; ids may repeat or be empty.
-        records: (n,) int64, number in the input, counted from 1.
-        lengths: (n,) int64, residues; 0 where the folder, converted from stored embeddings, does not know them.
-        vectors: (n, widest drawn level) float32, as stored.
-        levels: width of each level drawn, smallest first.
-        normalized: whether the folder's vectors have length one, each level for itself.
-        model, pooling: of the folder.
-        total: proteins that the folder holds.
-    """
-
-    ids: list[str]
+    ids: list[str]  # which may repeat or be empty
     descriptions: list[str]
     sources: list[str]
-    records: np.ndarray
-    lengths: np.ndarray
-    vectors: np.ndarray
-    levels: dict[str, int]
-    normalized: bool
+    records: np.ndarray  # (n,) int64, number in the input, counted from 1
+    lengths: np.ndarray  # (n,) int64, residues; 0 where the folder, converted from stored embeddings, lacks them
+    vectors: np.ndarray  # (n, widest drawn level) float32, as stored
+    levels: dict[str, int]  # width of each level drawn, smallest first
+    normalized: bool  # whether the folder's vectors have length one, each level for itself
     model: str
     pooling: str
-    total: int
+    total: int  # proteins that the folder holds
 
     def at(self, level: str) -> np.ndarray:
         """(n, width) float32: the embeddings of a level, which are a prefix of the widest."""
@@ -62,14 +51,10 @@ def read_proteins(
     seed: int = 0,
     on_read: Callable[[int, int], object] = lambda rows, total: None,
 ) -> Proteins:
-    """Read what a map needs, a batch of rows at a time and no other column.
+    """Read what a map needs of a finished embedding job, a batch of rows at a time and no other column.
 
-    Args:
-        path: folder of a finished embedding job.
-        levels: those to draw, by default all that the folder holds.
-        sample: draw so many proteins, chosen uniformly without replacement, where the folder holds more.
-        seed: of that choice.
-        on_read: called with the number of rows each time some are read, and with that of all.
+    By default all levels; with ``sample`` so many proteins, chosen by ``seed`` uniformly without replacement, where the
+    folder holds more. ``on_read`` is called with the number of rows each time some are read, and with that of all.
 
     Raises:
         InputError: no such folder, not finished, damaged, not one vector per protein, a level that it does not hold,

@@ -45,13 +45,9 @@ def level_table(proteins: Proteins, projection: Projection, near: Neighbours | N
 def write_table(
     path: Path, proteins: Proteins, projections: Sequence[Projection], neighbours: Mapping[str, Neighbours]
 ) -> None:
-    """Write the rows of all levels, smallest level first.
+    """Write the rows of all levels, smallest first, as ``.parquet``, ``.tsv`` or ``.csv``; FolderError if it cannot be.
 
-    Args:
-        path: ends in ``.parquet``, ``.tsv`` or ``.csv``; lists are joined by ``;`` where it is text.
-
-    Raises:
-        FolderError: it cannot be written.
+    Lists are joined by ``;`` where it is text.
     """
     with table_writer(path) as write:
         for projection in projections:

@@ -110,13 +110,10 @@ def find_weights(
     allow_bin: bool = True,
     **hub: Any,
 ) -> WeightFiles:
-    """The files of a model's weights, fetched where they are not here yet, and nothing else of its repo.
+    """The files of a model's weights in a folder or on the Hub, fetched where they are not here yet, and nothing else.
 
-    Args:
-        where: folder or Hub id.
-        revision, subfolder, variant: as in `from_pretrained`.
-        allow_bin: also take `.bin` files, opened by torch's restricted reader, where there are no safetensors.
-        hub: `cache_dir`, `token`, `local_files_only`, ...; anything else is left aside.
+    Where there are no safetensors `.bin` files are taken too, unless `allow_bin` is `False`. Of `hub` (`cache_dir`,
+    `token`, `local_files_only`, ...) anything else is left aside.
 
     Raises:
         OSError: no such weights, a shard that is not there, or a Hub that cannot be reached.

@@ -65,12 +65,8 @@ def mean_over_residues(states: torch.Tensor, keep: torch.Tensor) -> torch.Tensor
     Residues are added one after the other, where a sum or a product takes an order that depends on the width; not in
     bfloat16, in which thousands of numbers do not add up.
 
-    Args:
-        states (`torch.Tensor` of shape `(batch, length, width)`): any float dtype.
-        keep (`torch.Tensor` of shape `(batch, length)`): bool.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, width)`, float32.
+    States are `(batch, length, width)` of any float dtype, `keep` is `(batch, length)` bool; what is returned is
+    `(batch, width)`, float32.
     """
     import torch
 
@@ -266,12 +262,9 @@ class LongBatch:
 
 
 def cut_long(config: Any, batch: dict[str, Any], attentions: bool = False) -> LongBatch | None:
-    """Cut what is longer than the model takes at once, where it was loaded with `long_input="window"`.
+    """Cut what is longer than the model takes at once, where its `RDEsmConfig` has `long_input="window"`.
 
-    Args:
-        config: the model's `RDEsmConfig`.
-        batch: what `RDEsmModel.forward` takes of one batch, in padded rows; `None` is returned where none is too long.
-        attentions: whether they are wanted too.
+    The batch is what `RDEsmModel.forward` takes of one, in padded rows; `None` is returned where none is too long.
 
     Raises:
         ValueError: a long row does not begin with cls and end with eos, or attentions are wanted of one.

@@ -70,18 +70,13 @@ def adopt_head(
     ignore_mismatched_sizes: bool,
     build: Callable[[], PreTrainedModel],
 ) -> dict[str, list[Any]]:
-    """Start a head that is not in the checkpoint as its class makes it, with a warning.
+    """Start a head that is not in the checkpoint at `path` as its class makes it, with a warning.
 
-    (transformers knows what numbers a layer starts with, and leaves other parameters as memory was.)
-
-    Args:
-        info: what loading left over, `missing_keys` and so on, as transformers gives them.
-        path: of the checkpoint, for messages.
-        ignore_mismatched_sizes: a head of other sizes than the model's starts anew too.
-        build: makes a model of this class and config, without backbones.
+    (transformers knows what numbers a layer starts with, and leaves other parameters as memory was.) So does one of
+    other sizes with `ignore_mismatched_sizes`. `build` makes a model of this class and config, without backbones.
 
     Returns:
-        `info` without what concerns a head.
+        Of `info`, what transformers' loading left over, all that concerns no head.
 
     Raises:
         ValueError: the head in the checkpoint has other sizes than the model's.
@@ -364,12 +359,8 @@ def decide_form(model: Any, state: dict[str, torch.Tensor], backbones: bool | No
     those is read from the repos' files, bit for bit: nothing that happened to a weight (training, merging, copying)
     escapes that. Files are not fetched for this: they are in the cache where the backbones came from their repos.
 
-    Args:
-        model (`RDEsmModel`): with its backbones.
-        state: its tensors, as they are to be saved.
-        backbones: what the user asks for: `True`, `False`, or `None` for what is right.
-        full: what `None` means where either is right.
-        push: whether others are to load it, who do not have this machine's folders.
+    `state` are the model's tensors as they are to be saved; `backbones` is what the user asks for, `None` for what is
+    right, and `full` where either is; `push` says that others are to load it, who do not have this machine's folders.
 
     Raises:
         ValueError: `False`, but bases alone would not be this model.

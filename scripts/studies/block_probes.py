@@ -25,7 +25,7 @@ from rd_hf.bases.chain import Basis
 from rd_hf.carried import PROTEINS
 from rd_hf.data.fasta import read_fasta
 from rd_hf.data.residues import STANDARD_RESIDUES, clean_sequence
-from rd_hf.evaluation.embeddings import StateCache, embed_proteins
+from rd_hf.evaluation.embeddings import embed_proteins
 from rd_hf.evaluation.families import Family
 from rd_hf.evaluation.homology import DEPTHS, Domains, read_domains
 from rd_hf.evaluation.homology_runs import domain_states
@@ -144,7 +144,7 @@ def read_labels(family: Family, options: BlockOptions, cache: Path) -> Iterator[
     # Their headers read ">Q8NFJ6 Cell.membrane-M test": the test set of DeepLoc, with its compartments.
     proteins = [record for record in read_fasta(PROTEINS["example"]) if record.description.endswith(" test")]
     names, sequences = [one.id for one in proteins], [clean_sequence(one.sequence)[:LONGEST] for one in proteins]
-    means = embed_proteins(family, names, sequences, StateCache(cache, family.fingerprint), options.batch_tokens)
+    means = embed_proteins(family, names, sequences, cache, options.batch_tokens)
     compartments = [record.description.split()[1].rpartition("-")[0] for record in proteins]
     yield class_label("compartment", means, compartments, names, LEAST_PROTEINS)
 

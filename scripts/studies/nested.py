@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from rd_hf.bases.moments import JointMoments
     from rd_hf.evaluation.assays import read_assays
     from rd_hf.evaluation.dms import probe_assays
-    from rd_hf.evaluation.embeddings import StateCache, embed_proteins
+    from rd_hf.evaluation.embeddings import embed_proteins
     from rd_hf.evaluation.families import Family, fitting_moments, split_sample
     from rd_hf.evaluation.frame import Evaluation
     from rd_hf.evaluation.homology import read_domains
@@ -76,8 +76,10 @@ def run(args: argparse.Namespace) -> int:
     )
     moments = JointMoments.from_state(fitting.state())
     moments.merge(other)
-    store, proteins = StateCache(evaluation.cache, family.fingerprint), (tuning + training)[: options.means]
-    rows = embed_proteins(family, [f"protein {n}" for n in range(len(proteins))], proteins, store, options.batch_tokens)
+    proteins = (tuning + training)[: options.means]
+    rows = embed_proteins(
+        family, [f"protein {n}" for n in range(len(proteins))], proteins, evaluation.cache, options.batch_tokens
+    )
     residues, means = Covariance.of(moments), Covariance.of(mean_moments(rows, family.widths))
     growth = [family.widths[after] - family.widths[before] for before, after in pairwise(whole)]
     directions: dict[int, tuple[int, ...]] = {index: (number,) for index, number in enumerate(growth, start=1)}

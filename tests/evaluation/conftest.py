@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rd_hf.evaluation.assays import Assay, FoldLabels, read_assay, read_fold_labels
-from rd_hf.evaluation.embeddings import PooledStates, StateCache, embed_assay
+from rd_hf.evaluation.embeddings import PooledStates, embed_assay
 from rd_hf.evaluation.families import Family
 
 DATA = Path(__file__).parent / "data"
@@ -33,4 +33,4 @@ def tiny_family(tiny_checkpoint: Path) -> Family:
 
 @pytest.fixture(scope="session")
 def pooled(tiny_family: Family, assay: Assay, tmp_path_factory: pytest.TempPathFactory) -> PooledStates:
-    return embed_assay(tiny_family, assay, StateCache(tmp_path_factory.mktemp("states"), tiny_family.fingerprint))
+    return embed_assay(tiny_family, assay, tmp_path_factory.mktemp("states"))

@@ -13,7 +13,7 @@ from rd_hf.data.batching import collate
 from rd_hf.data.records import InputError
 from rd_hf.evaluation import embeddings, families
 from rd_hf.evaluation.assays import Assay
-from rd_hf.evaluation.embeddings import PooledStates, StateCache, embed_assay
+from rd_hf.evaluation.embeddings import PooledStates, embed_assay, embed_proteins
 from rd_hf.evaluation.families import Family, fingerprint, fitting_moments, residue_states
 from rd_hf.evaluation.options import AssayOptions
 from tests.conftest import backbone_settings
@@ -64,10 +64,10 @@ def test_unknown_pooling_is_refused() -> None:
 def test_cached_variants_are_not_embedded_again(
     tiny_family: Family, assay: Assay, pooled: PooledStates, tmp_path: Path, no_forward: list[int]
 ) -> None:
-    first = embed_assay(tiny_family, assay, StateCache(tmp_path, tiny_family.fingerprint))
+    first = embed_assay(tiny_family, assay, tmp_path)
     assert sum(no_forward) == len(assay.mutants) + 1  # and the wild type
     no_forward.clear()
-    again = embed_assay(tiny_family, assay, StateCache(tmp_path, tiny_family.fingerprint))
+    again = embed_assay(tiny_family, assay, tmp_path)
     assert sum(no_forward) == 1
     np.testing.assert_array_equal(first.mean, again.mean)
     np.testing.assert_array_equal(first.site, again.site)
@@ -77,15 +77,25 @@ def test_a_stopped_run_keeps_what_it_had(
     tiny_family: Family, assay: Assay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_forward: list[int]
 ) -> None:
     monkeypatch.setattr(embeddings, "SHARD_VARIANTS", 40)
-    embed_assay(tiny_family, assay, StateCache(tmp_path, tiny_family.fingerprint))
+    embed_assay(tiny_family, assay, tmp_path)
     files = sorted(tmp_path.rglob("states-*.safetensors"))
     assert len(files) == 4
     files[0].unlink()
     files[1].write_bytes(files[1].read_bytes()[:100])  # cut short
     no_forward.clear()
-    embed_assay(tiny_family, assay, StateCache(tmp_path, tiny_family.fingerprint))
+    embed_assay(tiny_family, assay, tmp_path)
     assert 1 + 38 + 40 <= sum(no_forward) <= 1 + 40 + 40
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_states_do_not_depend_on_what_was_kept_before(tiny_family: Family, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    letters = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
+    sequences = ["".join(generator.choice(letters, size)) for size in generator.integers(15, 90, 40)]
+    names = [f"p{number}" for number in range(40)]
+    embed_proteins(tiny_family, names[::3], sequences[::3], tmp_path / "used", batch_tokens=512)
+    found = [embed_proteins(tiny_family, names, sequences, tmp_path / name, 512) for name in ("used", "new")]
+    np.testing.assert_array_equal(*found)
 
 
 def test_states_of_other_weights_dtype_or_depth_are_kept_apart(tiny_family: Family, tiny_checkpoint: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from studies import width
 
 from rd_hf.commands import evaluate_dms, evaluate_homology
-from rd_hf.evaluation import embeddings, homology_runs
+from rd_hf.evaluation import embeddings, homology, homology_runs
 from rd_hf.evaluation.families import Family
 from rd_hf.evaluation.options import KINDS, EvaluationOptions
 from rd_hf.evaluation.treatments import LABELLED, TREATMENTS, candidates
@@ -101,7 +101,7 @@ def test_a_second_run_ranks_and_embeds_nothing(run, monkeypatch: pytest.MonkeyPa
     def never(*_: object, **__: object) -> None:
         raise AssertionError("done already")
 
-    for module, name in ((homology_runs, "rank"), (homology_runs, "search_weights"), (embeddings, "residue_states")):
+    for module, name in ((homology_runs, "rank"), (homology, "search_weights"), (embeddings, "residue_states")):
         monkeypatch.setattr(module, name, never)
     assert call(evaluate_homology.main, *arguments)[0] == 0
     assert (out / "results.parquet").read_bytes() == before

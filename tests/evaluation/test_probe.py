@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from rd_hf.evaluation.assays import Assay, Fold, folds, one_hot, read_assay
 from rd_hf.evaluation.dms import Contender, Unit, evaluate_unit
-from rd_hf.evaluation.embeddings import PooledStates, StateCache, embed_assay
+from rd_hf.evaluation.embeddings import PooledStates, embed_assay
 from rd_hf.evaluation.families import Family
 from rd_hf.evaluation.options import ProbeOptions
 from rd_hf.evaluation.probe import nested_ridge, ridge_predictions
@@ -48,7 +48,7 @@ def test_agrees_with_grid_search_on_the_carried_assay(assay: Assay, pooled: Pool
 @pytest.mark.parametrize("name", ["ARGR_ECOLI_Tsuboyama_2023_1AOY", "NRAM_I33A0_Jiang_2016", "CCDB_ECOLI_Adkar_2012"])
 def test_agrees_with_grid_search_on_three_assays(shared_data, tiny_family: Family, tmp_path, name: str) -> None:
     whole = read_assay(shared_data / "dms" / f"{name}.csv")
-    states = embed_assay(tiny_family, whole, StateCache(tmp_path, tiny_family.fingerprint))
+    states = embed_assay(tiny_family, whole, tmp_path)
     assert_agrees(states.mean.astype(np.float64), whole.scores, folds(whole, "random", 1)[0])
 
 

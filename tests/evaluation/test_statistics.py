@@ -78,7 +78,9 @@ def test_of_one_assay_or_none_nothing_is_inferred() -> None:
         found = statistics.compare(np.full(count, 0.5), np.full(count, 0.25))
         assert all(np.isnan(found[name]) for name in ("p", "difference_low", "wins_high"))
     assert statistics.compare(np.array([0.5, 0.7]), np.array([0.4, 0.4]))["p"] == 0.5
-    np.testing.assert_array_equal(statistics.adjusted([np.nan, 0.01, 0.04]), [np.nan, 0.02, 0.04])
+    for given, expected in (([np.nan, 0.01, 0.04], [np.nan, 0.02, 0.04]), ([np.nan], [np.nan]), ([], [])):
+        found = statistics.with_q(pd.DataFrame({"p": given}, dtype=float))
+        np.testing.assert_array_equal(found.get("q", []), expected)
     assert "one assay" in statistics.few(1)
     assert "smallest p that Wilcoxon's test can give is 0.5." in statistics.few(2)
     assert statistics.few(5)

@@ -17,10 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rd_hf.maps import page as module
-from rd_hf.maps.colours import COLOURS, number_scales
 from rd_hf.maps.labels import Column
 from rd_hf.maps.neighbours import nearest
-from rd_hf.maps.page import Map, inline_json, page_data, render_page
+from rd_hf.maps.page import COLOURS, Map, inline_json, number_scales, page_data, render_page
 from rd_hf.maps.projection import project
 from rd_hf.maps.proteins import read_proteins
 from tests.maps.conftest import Outcome, clusters, write_folder

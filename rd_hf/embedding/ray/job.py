@@ -43,14 +43,9 @@ def run_on_ray(
 ) -> JobSummary:
     """Run a job on a Ray cluster to its end, or from where an earlier run of it (here or by ``run_job``) stopped.
 
-    Args:
-        settings: the job; relative paths must mean the same on every node, which must share the output's file system.
-        ray_settings: where and how widely; by default this machine.
-        report: takes what a user should know on the way; by default printed beside the progress bar.
-        show_progress: whether to show a bar (where standard error is a terminal).
-
-    Returns:
-        What the job did; its seconds are added up over all workers.
+    Relative paths must mean the same on every node, and all must share the output's file system; by default this
+    machine alone. ``report`` takes what a user should know on the way, by default printed beside the bar. The seconds
+    of what is returned are added up over all workers.
 
     Raises:
         InputError: an input or the model cannot be used, or with ``strict`` a record.
@@ -261,14 +256,9 @@ class _Driver:
 
 
 def _answers(tasks: Sequence[Any], compute: Callable[[Any], Any]) -> Iterator[dict[str, Any]]:
-    """What workers answer to tasks, as it comes, in any order.
+    """What workers answer to tasks, as it comes, in any order; JobError where the cluster could not go on.
 
-    Args:
-        tasks: each goes as JSON to one row, and one Ray block, of the dataset.
-        compute: what is done to the dataset; rows of JSON come of it.
-
-    Raises:
-        JobError: the cluster could not go on.
+    Each task goes as JSON to one row, and one Ray block, of a dataset, of which ``compute`` makes rows of JSON.
     """
     import ray
     from ray.exceptions import RayError

@@ -336,8 +336,7 @@ def _keys_of_files(batch: pa.Table) -> pa.Table:
 def in_several_parts(bucket: pa.Table, starts: np.ndarray) -> pa.Table:
     """The keys of a bucket that lie in several of the parts that start at these records.
 
-    Returns:
-        ``key``, ``record`` (the first that has it) and ``copies`` (records that have it).
+    Columns: ``key``, ``record`` (the first that has it) and ``copies`` (records that have it).
     """
     found = bucket.group_by("key").aggregate([("record", "min"), ("record", "max"), ("record", "count")])
     first, last = (np.searchsorted(starts, found[f"record_{end}"].to_numpy(), side="right") for end in ("min", "max"))
