@@ -51,8 +51,8 @@ class JointMoments:
 
     Sums are kept in float64 about a pilot mean (the mean of the first rows), so that subtracting n mean mean^T at the
     end cancels nothing even where a channel's mean is a hundred times its deviation. Products of rows are formed in
-    ``product_dtype`` before they are added: float32 for devices whose float64 is slow. Such rows are centred about their
-    own mean first, so that the scatter S is good to 1e-6 of sqrt(S_ii S_jj) however far means lie from zero.
+    ``product_dtype`` before they are added: float32 for devices whose float64 is slow. Such rows are centred about
+    their own mean first, so that the scatter S is good to 1e-6 of sqrt(S_ii S_jj) however far means lie from zero.
     """
 
     def __init__(

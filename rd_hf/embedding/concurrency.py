@@ -5,7 +5,7 @@ each ends with all waiting for the slowest, and what comes between two products 
 a batch wait for nobody; torch lets go of the interpreter within its operations. Weights are shared.
 
 Where a GPU computes, two threads take turns at ordering batches, so that one of them makes its batch ready and puts
-results away while the device has the other's; and another thread reads and writes beside them (:class:`Aside`).
+results away while the device has the other's; two more read and write beside them (:class:`Aside`).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], concurrency:
             yield item, work(item)
         return
     threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(concurrency, "rd_hf-batch", torch.set_num_threads, (threads // concurrency,))
+    pool = ThreadPoolExecutor(concurrency, "rd_hf-batch", torch.set_num_threads, (max(1, threads // concurrency),))
     started: deque[tuple[Item, Future[Result]]] = deque()
     try:
         for item in items:
@@ -75,10 +75,10 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], concurrency:
 
 
 class Aside:
-    """A thread that reads and writes, one thing after the other, while a device computes; none on a CPU, which is busy.
+    """A thread that reads and one that writes while a device computes; none on a CPU, which is busy.
 
-    At most one thing that was computed waits to be written, so that memory is bounded. Leaving its context waits until
-    all is written, and raises what went wrong there; after an error inside, what is not begun is left.
+    At most one thing is written at a time, so that memory is bounded. Leaving its context waits until all is written,
+    and raises what went wrong there unless something did inside.
     """
 
     def __init__(self) -> None:
@@ -86,11 +86,11 @@ class Aside:
         self._written: Future[None] | None = None
 
     def start(self) -> None:
-        """Have a thread from now on."""
-        self._pool = self._pool or ThreadPoolExecutor(1, "rd_hf-aside")
+        """Have threads from now on."""
+        self._pool = self._pool or ThreadPoolExecutor(2, "rd_hf-aside")
 
     def soon(self, work: Callable[[], Result]) -> Callable[[], Result]:
-        """Begin something whose result is wanted soon, and return what waits for it; without a thread it does it."""
+        """Begin something whose result is wanted soon, and return what waits for it; without threads it does it."""
         return work if self._pool is None else self._pool.submit(work).result
 
     def write(self, work: Callable[[], None]) -> None:
@@ -114,8 +114,8 @@ class Aside:
         try:
             if kind is None:
                 self.wait()
-            elif self._written is not None and not self._written.cancel():
-                # Half-written, its folder is still ours.
+            elif self._written is not None:
+                # Of what was computed before.
                 self._written.exception()
         finally:
             if self._pool is not None:
