@@ -71,9 +71,9 @@ class Engine:
             each backbone when its turn comes. 0: one batch at a time.
         above: with a level, what the backbones beyond it contribute is computed in place of the embedding, and no
             smaller backbone runs; see :func:`rd_hf.embedding.algebra.contributions`.
-        concurrency: batches that a CPU computes at once at most, or that are ready for another device; see
+        concurrency: batches that a CPU computes, or a GPU has in hand, at once at most; see
             :mod:`rd_hf.embedding.concurrency`.
-        turn: which other devices than a CPU are ordered one batch at a time in.
+        turn: in which a GPU is given one batch at a time.
         clock: how long the device waited.
         process: id of the process that last used it; another one was forked, and inherited it.
     """
@@ -96,10 +96,10 @@ class Engine:
         self.tokens = self.tokens or self.options.batch_tokens or default_batch_tokens(self.model)
         self.layout = layout_of(self.model)
         self.clock = DeviceClock(self.model.device)
-        on_cpu = self.model.device.type == "cpu"
-        self.turn = nullcontext() if on_cpu else threading.Lock()
+        kind = self.model.device.type
         # In turns, no table of one batch is seen by another.
-        if self.group_tokens or (on_cpu and not may_share(self.model)):
+        self.turn = threading.Lock() if kind == "cuda" else nullcontext()
+        if self.group_tokens or kind == "mps" or (kind == "cpu" and not may_share(self.model)):
             self.concurrency = 1
 
     def embed(
@@ -160,10 +160,10 @@ class Engine:
 
     def _lanes(self, batches: int) -> int:
         """How many of so many batches to have in hand at once."""
-        if self.model.device.type == "cpu":
-            return concurrency_for(batches, self.concurrency)
-        # One is computed while results of the last are put away and the next is made ready.
-        return min(2, batches, self.concurrency)
+        if self.model.device.type == "cuda":
+            # One is computed while results of the last are put away and the next is made ready.
+            return min(2, batches, self.concurrency)
+        return concurrency_for(batches, self.concurrency)
 
     def _groups(self, batches: Sequence[list[int]], pieces: Sequence[Piece]) -> Iterator[list[list[int]]]:
         """Batches for which each backbone is held."""

@@ -89,14 +89,15 @@ class Packed(Padded):
         return list(accumulate((length + SPECIAL_TOKENS for length in lengths[:-1]), initial=0))
 
     def pooled(self, states: torch.Tensor, lengths: Sequence[int], pooling: str) -> torch.Tensor:
-        # In padded rows of like length, which are pooled at once: to the same bits, as what is padded adds nothing.
-        starts = torch.tensor(self.starts(lengths))
+        # In padded rows of like length, which are pooled at once: to the same bits, as what is padded adds nothing. It
+        # is each sequence's own eos: a neighbour may hold what is not finite.
+        starts, ends = torch.tensor(self.starts(lengths)), torch.tensor(lengths) + 1
         rows: list[torch.Tensor] = []
         order: list[int] = []
         for group in token_budget_batches(lengths, self.tokens(lengths), SPREAD):
             own = [lengths[place] for place in group]
-            places = starts[group][:, None] + torch.arange(own[0] + SPECIAL_TOKENS)
-            places = moved(places.clamp(max=states.shape[1] - 1), states.device)
+            within = torch.minimum(torch.arange(own[0] + SPECIAL_TOKENS), ends[group][:, None])
+            places = moved(starts[group][:, None] + within, states.device)
             rows.append(pool(states[0][places], own, pooling))
             order += group
         return torch.cat(rows)[moved(torch.tensor(order).argsort(), states.device)]

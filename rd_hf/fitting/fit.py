@@ -255,7 +255,7 @@ def _accumulate(
         current(model.device),
         Aside() as aside,
     ):
-        if model.device.type != "cpu":
+        if model.device.type == "cuda":
             aside.start()
         # Those of the next group are made ready while the device has this one's.
         ready = aside.soon(partial(batch_inputs, model, texts[0] if texts else []))

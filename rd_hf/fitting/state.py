@@ -141,7 +141,8 @@ class FitProgress:
         processes = torch.tensor(self.accelerator.num_processes)
         state = {"done": torch.tensor(self.done, dtype=torch.int64), "processes": processes}
         for split, moments in self.moments.items():
-            state |= {f"{split}.{key}": value for key, value in moments.state().items()}
+            # To the CPU at once: a GPU holds no second set of all.
+            state |= {f"{split}.{key}": value.cpu() for key, value in moments.state().items()}
         return partial(save_tensors, self.path, state)
 
     def merge_earlier(self) -> None:

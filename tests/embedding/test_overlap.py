@@ -216,14 +216,14 @@ def test_two_batches_in_hand_give_the_bits_of_one(
     assert most == [1], "one batch at a time is ordered"
 
 
-def test_another_device_than_a_cpu_has_two_batches_in_hand(
-    tiny_model: RDEsmModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_has_two_batches_in_hand(tiny_model: RDEsmModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RDEsmModel, "device", torch.device("mps"))
+    assert Engine(tiny_model, "L2", EmbeddingOptions(batch_tokens=100))._lanes(100) == 1
+    monkeypatch.setattr(RDEsmModel, "device", torch.device("cuda"))
     engine = Engine(tiny_model, "L2", EmbeddingOptions(batch_tokens=100))
     assert [engine._lanes(batches) for batches in (1, 2, 100)] == [1, 2, 2]
     assert isinstance(engine.turn, type(threading.Lock()))
-    assert Engine(tiny_model, "L2", EmbeddingOptions(), group_tokens=1000)._lanes(100) == 1
+    assert Engine(tiny_model, "L2", EmbeddingOptions(batch_tokens=9), group_tokens=1000)._lanes(100) == 1
     engine.concurrency = 1
     assert engine._lanes(100) == 1, "where memory was short"
 
