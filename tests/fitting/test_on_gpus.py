@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from rd_hf.bases.moments import product_dtype
 from rd_hf.commands.fit import main
+from rd_hf.data.batching import collate
 from rd_hf.embedding.engine import GPU_BATCH_TOKENS, bytes_per_token, default_batch_tokens
 from rd_hf.embedding.layouts import Packed
 from rd_hf.fitting import FitOptions, FitResult, Sample, backbone_states, draw_sample, fit, fit_bases, job, state
@@ -61,6 +62,13 @@ def test_states_of_packed_rows_are_those_of_padded_ones(sample: Sample, layers: 
         for a, b in zip(ours, theirs, strict=True):
             assert len(a) == sum(map(len, batch))
             torch.testing.assert_close(a, b, rtol=0, atol=ROUNDING)
+        # And those of residues: of each sequence alone, without its cls and eos.
+        model = random_model(WIDTHS)
+        with torch.inference_mode():
+            alone = [model(collate([own])[0], output_backbone_states=True).backbone_states for own in batch]
+        for level in range(len(WIDTHS)):
+            expected = torch.cat([states[level][0, 1:-1] for states in alone])
+            torch.testing.assert_close(ours[level], expected, rtol=0, atol=ROUNDING)
 
 
 def test_a_fit_in_packed_rows_is_the_fit_in_padded_ones(sample: Sample, tmp_path: Path) -> None:
