@@ -236,7 +236,8 @@ class Engine:
         """After what did not fit, leave one thread, halve the group or the budget, or give up on a sequence."""
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if concurrency > 1:
+        # Of what a GPU has in hand it computes one at a time anyway.
+        if concurrency > 1 and self.model.device.type == "cpu":
             self.concurrency = 1
             self.report(f"out of memory with {concurrency} batches at once: going on with one at a time")
             return

@@ -17,7 +17,7 @@ import torch
 from rd_hf.data.records import InputError
 from rd_hf.embedding import waiting
 from rd_hf.embedding.concurrency import Aside
-from rd_hf.embedding.engine import Engine, Request
+from rd_hf.embedding.engine import Engine, Request, _Call
 from rd_hf.embedding.folder import JobError
 from rd_hf.embedding.job import run_job
 from rd_hf.embedding.options import EmbeddingOptions
@@ -26,6 +26,7 @@ from rd_hf.embedding.waiting import DeviceClock
 from rd_hf.embedding.worker import Worker
 from rd_hf.model.layers_rd_esm import PACKED_ATTENTION
 from rd_hf.model.modeling_rd_esm import RDEsmModel
+from rd_hf.model.pooling_rd_esm import cut
 from tests.conftest import environment
 from tests.embedding.conftest import content_hashes, random_fasta
 from tests.embedding.test_engine import proteins
@@ -224,8 +225,13 @@ def test_a_gpu_has_two_batches_in_hand(tiny_model: RDEsmModel, monkeypatch: pyte
     assert [engine._lanes(batches) for batches in (1, 2, 100)] == [1, 2, 2]
     assert isinstance(engine.turn, type(threading.Lock()))
     assert Engine(tiny_model, "L2", EmbeddingOptions(batch_tokens=9), group_tokens=1000)._lanes(100) == 1
-    engine.concurrency = 1
-    assert engine._lanes(100) == 1, "where memory was short"
+    # Where memory is short a batch is halved, and the next is in hand as before.
+    requests, said = [Request("M" * 40), Request("M" * 30), Request("M" * 20)], []
+    engine.report = said.append
+    pieces = [piece for owner, own in enumerate(requests) for piece in cut(owner, len(own.sequence), 1022, 256)]
+    engine._shrink(_Call(requests, ["", "", ""]), [pieces], 2)
+    assert said == ["out of memory with 126 tokens in a batch: going on with 42 per batch"]
+    assert (engine.tokens, engine._lanes(100)) == (42, 2)
 
 
 # --- the clock ------------------------------------------------------------------------------------------------
