@@ -56,6 +56,14 @@ def check_device_is_there(device: str) -> torch.device:
     return found
 
 
+def kind_of(device: str | None) -> str:
+    """What computes: ``cpu``, ``cuda`` or ``mps``, of a device's name, or of what this machine would take.
+
+    Numbers of two kinds differ in their last digits, and in a narrow dtype in their third.
+    """
+    return parse_device(device).type if device is not None else pick_device().type
+
+
 def _absent(device: str, reason: str) -> InputError:
     import torch
 

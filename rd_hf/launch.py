@@ -101,6 +101,9 @@ def _state() -> Any:
     import torch.distributed.nn  # noqa: F401
     from accelerate import PartialState
 
+    # NCCL refuses two processes on one GPU.
+    here, gpus = os.environ.get("LOCAL_WORLD_SIZE", ""), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    shared = {"backend": "gloo"} if gpus and here.isdecimal() and int(here) > gpus else {}
     # The first to finish waits for the last: minutes or a day, so the usual half hour will not do. Unless it is given
     # a CPU, accelerate takes each process to be alone where there is no GPU.
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30), **shared)

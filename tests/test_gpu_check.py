@@ -15,11 +15,12 @@ from tests.conftest import REPOSITORY, environment
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
-from benchmarks import gpu_check
+from benchmarks import gpu_check, gpu_jobs
 
 ON_CUDA_ONLY = {
     *("equal: packed, bfloat16", "equal: packed, float16", "equal: levels on streams"),
     *("rate: matrix product", "rate: levels", "rate: 650M, compiled", "equal: fit and embed commands"),
+    "job: two workers of Ray on one device",
 }
 
 
@@ -36,6 +37,9 @@ def test_it_runs_through_on_a_cpu_and_names_what_needs_a_gpu(tmp_path: Path) -> 
     assert {outcome for name, outcome in outcomes.items() if name not in ON_CUDA_ONLY} == {"ok"}
     assert 0 < steps["equal: padded, bfloat16"]["error"] < 0.06
     assert steps["rate: embed and fit at 650M, float32"]["embed: residues/s"] > 0
+    jobs = [ratio for name in ("embed at", "fit up to") for ratio in steps[f"job: {name} 650M"]["ratios"]]
+    assert sorted(ratio["target"] for ratio in jobs) == [0.03, 0.05, 0.05, 0.9, 0.9]
+    assert steps["job: two processes on one device"]["error of bases"] < 1e-6
 
 
 @pytest.fixture
@@ -88,3 +92,12 @@ def test_a_level_that_is_not_nested_is_found(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(gpu_check.RDEsmModel, "forward", off)
     with pytest.raises(AssertionError, match="8M is not nested"):
         gpu_check.padded(bench, "float32")
+
+
+def test_files_of_two_processes_that_differ_are_found(tmp_path: Path) -> None:
+    for name, content in (("one", b"a"), ("same", b"a"), ("other", b"b")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "embeddings-000000.parquet").write_bytes(content)
+    gpu_jobs._assert_same_files(tmp_path / "one", tmp_path / "same")
+    with pytest.raises(AssertionError, match="one and other hold other bytes"):
+        gpu_jobs._assert_same_files(tmp_path / "one", tmp_path / "other")

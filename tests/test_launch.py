@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from rd_hf import launch
 from rd_hf.launch import Processes, processes
 from tests.conftest import TWO_PROCESSES, environment
 
@@ -104,3 +106,21 @@ def test_no_thread_of_the_group_is_left_to_abort_the_process_at_its_end(tmp_path
     assert done.returncode == 0, done.stderr.decode()
     for rank in (0, 1):
         assert (tmp_path / str(rank)).read_text() == f"{rank} of 2: True False 0"
+
+
+@pytest.mark.parametrize(("gpus", "expected"), [(1, {"backend": "gloo"}), (2, {}), (0, {})])
+def test_processes_that_share_a_gpu_talk_without_nccl_which_refuses_them(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, expected: dict[str, str]
+) -> None:
+    given: dict[str, object] = {}
+
+    def state(**how: object) -> None:
+        given.update(how)
+
+    monkeypatch.setattr("accelerate.PartialState", state)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    launch._state()
+    assert {name: how for name, how in given.items() if name == "backend"} == expected
+    assert given["cpu"] == (gpus == 0)

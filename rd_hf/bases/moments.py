@@ -22,11 +22,20 @@ from safetensors.torch import save_file
 from rd_hf.files import replacing
 
 # Columns per product: only tiles of S on and above its diagonal are computed. Narrower tiles save more of the lower
-# half, wider ones run nearer to full speed.
-TILE_COLUMNS = 160
+# half, wider ones run nearer to full speed; a GPU wants more numbers at once than a CPU.
+TILE_COLUMNS = {"cpu": 160, "cuda": 640}
 # Rows per product: enough for full speed, and few enough that their float64 copy stays small beside S (2048 rows of
 # K = 2720 are 45 MB).
 CHUNK_ROWS = 2048
+
+# GPUs whose float64 runs at half the float32 rate; on the others the products are formed in float32.
+_FAST_FLOAT64 = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}
+
+
+def product_dtype(device: torch.device) -> torch.dtype:
+    """What products of rows are formed in: float64, or float32 on GPUs whose float64 is slow."""
+    slow = device.type == "cuda" and torch.cuda.get_device_capability(device) not in _FAST_FLOAT64
+    return torch.float32 if slow else torch.float64
 
 
 class NonFiniteStatesError(ValueError):
@@ -42,8 +51,8 @@ class JointMoments:
 
     Sums are kept in float64 about a pilot mean (the mean of the first rows), so that subtracting n mean mean^T at the
     end cancels nothing even where a channel's mean is a hundred times its deviation. Products of rows are formed in
-    ``product_dtype`` before they are added: float32 for devices whose float64 is slow. Values are centred first, so
-    that such a product is good to about 1e-6 of itself.
+    ``product_dtype`` before they are added: float32 for devices whose float64 is slow. Such rows are centred about
+    their own mean first, so that the scatter S is good to 1e-6 of sqrt(S_ii S_jj) however far means lie from zero.
     """
 
     def __init__(
@@ -111,8 +120,13 @@ class JointMoments:
                 self._shift = torch.cat([state.mean(dim=0) for state in chunk])
             centred = torch.cat(chunk, dim=1).sub_(self._shift)
             self._sum += centred.sum(dim=0)
-            factor = centred if self.product_dtype == torch.float64 else centred.to(self.product_dtype)
-            for low, high in _tiles(len(self._sum)):
+            factor = centred
+            if self.product_dtype != torch.float64:
+                # About their own mean, so that nothing is rounded but what they vary by.
+                own = centred.mean(dim=0)
+                factor = (centred - own).to(self.product_dtype)
+                self._products.addr_(own, own, alpha=len(centred))
+            for low, high in _tiles(self._sum):
                 target = self._products[low:high, low:]
                 left, right = factor[:, low:high].T, factor[:, low:]
                 if factor.dtype == torch.float64:
@@ -208,14 +222,15 @@ class JointMoments:
         return moments
 
 
-def _tiles(width: int) -> Iterator[tuple[int, int]]:
-    """First and last column (exclusive) of each tile of S."""
-    return ((low, min(low + TILE_COLUMNS, width)) for low in range(0, width, TILE_COLUMNS))
+def _tiles(of: torch.Tensor) -> Iterator[tuple[int, int]]:
+    """First and last column (exclusive) of each tile of a square as wide as a tensor is long."""
+    width, columns = len(of), TILE_COLUMNS.get(of.device.type, TILE_COLUMNS["cpu"])
+    return ((low, min(low + columns, width)) for low in range(0, width, columns))
 
 
 def _mirror(matrix: torch.Tensor) -> torch.Tensor:
     """Copy what is above the diagonal below it, in place, and in tiles: it takes no memory of the matrix's size."""
-    for low, high in _tiles(len(matrix)):
+    for low, high in _tiles(matrix):
         matrix[high:, low:high] = matrix[low:high, high:].T
         diagonal = matrix[low:high, low:high]
         diagonal.copy_(diagonal.triu() + diagonal.triu(1).T)

@@ -240,8 +240,7 @@ class ConvertingWorker(Worker):
             else:
                 rejects.append(Reject(source, part.first_record + place, record.id, reason))
         self.progress.embedded(len(lengths), len(lengths))
-        with self.stages.stage("write"):
-            self.write(part, rows, rejects)
+        self.write(part, rows, rejects)
 
     def _report_unlike(self, model: RDEsmModel, part: RawPart) -> None:
         """Report embeddings that look like those of another backbone, or not raw."""

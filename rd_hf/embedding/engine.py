@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,6 +20,8 @@ from rd_hf.embedding.checkpoint import Checkpoint, load_model, prepare_after_for
 from rd_hf.embedding.concurrency import MAX_CONCURRENCY, concurrency_for, in_order, may_share
 from rd_hf.embedding.layouts import Padded, layout_of
 from rd_hf.embedding.options import EmbeddingOptions
+from rd_hf.embedding.transfer import all_moved, current, fetched
+from rd_hf.embedding.waiting import DeviceClock
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from rd_hf.model.pooling_rd_esm import Merging, Piece, cut, pooling_named
 
@@ -68,7 +71,10 @@ class Engine:
             each backbone when its turn comes. 0: one batch at a time.
         above: with a level, what the backbones beyond it contribute is computed in place of the embedding, and no
             smaller backbone runs; see :func:`rd_hf.embedding.algebra.contributions`.
-        concurrency: batches that a CPU computes at once at most; see :mod:`rd_hf.embedding.concurrency`.
+        concurrency: batches that a CPU computes, or a GPU has in hand, at once at most; see
+            :mod:`rd_hf.embedding.concurrency`.
+        turn: in which a GPU is given one batch at a time.
+        clock: how long the device waited.
         process: id of the process that last used it; another one was forked, and inherited it.
     """
 
@@ -81,13 +87,19 @@ class Engine:
     above: str | None = None
     concurrency: int = MAX_CONCURRENCY
     layout: Padded = field(init=False)
+    turn: AbstractContextManager[Any] = field(init=False, repr=False)
+    clock: DeviceClock = field(init=False, repr=False)
     work: Work = field(default_factory=Work)
     process: int = field(default_factory=os.getpid)
 
     def __post_init__(self) -> None:
         self.tokens = self.tokens or self.options.batch_tokens or default_batch_tokens(self.model)
         self.layout = layout_of(self.model)
-        if self.group_tokens or self.model.device.type != "cpu" or not may_share(self.model):
+        self.clock = DeviceClock(self.model.device)
+        kind = self.model.device.type
+        # In turns, no table of one batch is seen by another.
+        self.turn = threading.Lock() if kind == "cuda" else nullcontext()
+        if self.group_tokens or kind == "mps" or (kind == "cpu" and not may_share(self.model)):
             self.concurrency = 1
 
     def embed(
@@ -121,7 +133,7 @@ class Engine:
         while pieces:
             done: set[int] = set()
             batches = self.layout.plan([piece.length for piece in pieces], self.tokens)
-            concurrency = concurrency_for(len(batches), self.concurrency)
+            concurrency = self._lanes(len(batches))
             compute = partial(self._compute, requests, pieces)
             with closing(in_order(compute, self._groups(batches, pieces), concurrency)) as computed:
                 for group, (chosen, values) in computed:
@@ -146,6 +158,13 @@ class Engine:
             ]
         return call.results
 
+    def _lanes(self, batches: int) -> int:
+        """How many of so many batches to have in hand at once."""
+        if self.model.device.type == "cuda":
+            # One is computed while results of the last are put away and the next is made ready.
+            return min(2, batches, self.concurrency)
+        return concurrency_for(batches, self.concurrency)
+
     def _groups(self, batches: Sequence[list[int]], pieces: Sequence[Piece]) -> Iterator[list[list[int]]]:
         """Batches for which each backbone is held."""
         group: list[list[int]] = []
@@ -167,7 +186,7 @@ class Engine:
         try:
             return chosen, self._forward(requests, chosen)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             return chosen, None
 
@@ -182,22 +201,28 @@ class Engine:
     @torch.inference_mode()
     def _forward(self, requests: Sequence[Request], batches: Sequence[Sequence[Piece]]) -> list[Sequence[np.ndarray]]:
         """Batches through the model: for each sequence (width,) pooled, or (1 + length or more, width) from cls on."""
-        inputs = []
-        for batch in batches:
-            sequences = [requests[piece.owner].sequence[piece.start : piece.stop] for piece in batch]
-            arguments = self.layout.arguments(sequences)
-            device = self.model.device
-            inputs.append({name: v.to(device) if torch.is_tensor(v) else v for name, v in arguments.items()})
-            # What is longer than the options say was cut before; max_length may be more than the model's own limit.
-            inputs[-1]["long_input"] = "whole"
-        values: list[Sequence[np.ndarray]] = []
-        for batch, states in zip(batches, self._states(inputs), strict=True):
+        device = self.model.device
+        with current(device):
+            inputs = []
+            for batch in batches:
+                sequences = [requests[piece.owner].sequence[piece.start : piece.stop] for piece in batch]
+                # What is longer than the options say was cut before; max_length may be more than the model's own limit.
+                inputs.append(all_moved(self.layout.arguments(sequences), device) | {"long_input": "whole"})
+            with self.turn, self.clock.computing():
+                found = [
+                    self._pooled(batch, states) for batch, states in zip(batches, self._states(inputs), strict=True)
+                ]
+            return [
+                list(wait()) if pooled else self.layout.rows(wait(), [piece.length for piece in batch])
+                for batch, (pooled, wait) in zip(batches, found, strict=True)
+            ]
+
+    def _pooled(self, batch: Sequence[Piece], states: torch.Tensor) -> tuple[bool, Callable[[], np.ndarray]]:
+        """Whether a batch is pooled on its device, and what waits for its vectors or the rows of all its tokens."""
+        if self.options.one_row and all(piece.whole for piece in batch):
             lengths = [piece.length for piece in batch]
-            if self.options.one_row and all(piece.whole for piece in batch):
-                values.append(list(self.layout.pooled(states, lengths, self.options.pooling)))
-            else:
-                values.append(self.layout.rows(states, lengths))
-        return values
+            return True, fetched(self.layout.pooled(states, lengths, self.options.pooling))
+        return False, fetched(states.float())
 
     def _states(self, inputs: Sequence[dict[str, Any]]) -> list[torch.Tensor]:
         """What is pooled of each batch: (batch, longest + 2, width), or (1, tokens, width) of a packed one."""
@@ -211,7 +236,8 @@ class Engine:
         """After what did not fit, leave one thread, halve the group or the budget, or give up on a sequence."""
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if concurrency > 1:
+        # Of what a GPU has in hand it computes one at a time anyway.
+        if concurrency > 1 and self.model.device.type == "cpu":
             self.concurrency = 1
             self.report(f"out of memory with {concurrency} batches at once: going on with one at a time")
             return
@@ -326,21 +352,30 @@ def load_engine(
     return Engine(model, level, options, report=report, group_tokens=group_tokens, above=above)
 
 
-def default_batch_tokens(model: RDEsmModel) -> int:
-    """Tokens per batch for the model's device: small on a CPU, on a GPU what half of its free memory holds."""
+def default_batch_tokens(model: RDEsmModel, small: int = CPU_BATCH_TOKENS, held: int = 0, taken: int = 0) -> int:
+    """Tokens per batch for the model's device: ``small`` on a CPU, on a GPU what half of its free memory holds.
+
+    ``held``: bytes of a token that the caller holds beyond the forward pass; ``taken``: bytes of memory that it will
+    take beside the batches.
+    """
     device = model.device
     if device.type != "cuda":
-        return CPU_BATCH_TOKENS
+        return small
     free, _ = torch.cuda.mem_get_info(device)
-    widest = max(model.config.backbone_widths)
-    # Live at once in one layer: hidden, residual, q, k, v, attention output and the 4-fold feed-forward twice;
-    # beside them the float32 nested embedding, old and new.
-    a_token = 16 * widest * model.dtype.itemsize + 8 * model.config.hidden_size
-    fits = max(1, int(free // 2 // a_token))
-    return max(CPU_BATCH_TOKENS, min(GPU_BATCH_TOKENS, 1 << (fits.bit_length() - 1)))
+    fits = max(1, int((free - taken) // 2 // (bytes_per_token(model) + held)))
+    return max(small, min(GPU_BATCH_TOKENS, 1 << (fits.bit_length() - 1)))
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def bytes_per_token(model: RDEsmModel) -> int:
+    """What a token takes while a model runs, weights left out.
+
+    Live at once in one layer: hidden, residual, q, k, v, attention output and the 4-fold feed-forward twice; beside
+    them the float32 nested embedding, old and new.
+    """
+    return 16 * max(model.config.backbone_widths) * model.dtype.itemsize + 8 * model.config.hidden_size
+
+
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory was short: CUDA has an error class for it, the CPU's allocator raises a bare RuntimeError."""
     known = isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))
     return known or any(words in str(error).lower() for words in _NO_MEMORY)

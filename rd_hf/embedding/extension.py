@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rd_hf.data.records import FastaRecord
+from rd_hf.devices import kind_of
 from rd_hf.embedding.checkpoint import Checkpoint
 from rd_hf.embedding.folder import JobError
-from rd_hf.embedding.options import EmbeddingOptions
+from rd_hf.embedding.options import DTYPE, EmbeddingOptions
 from rd_hf.embedding.parts import Part
 from rd_hf.embedding.reader import EmbeddingFolder
 from rd_hf.embedding.settings import COLUMNS, JobSettings
@@ -98,6 +99,12 @@ def check(stored: EmbeddingFolder, settings: JobSettings, checkpoint: Checkpoint
         raise JobError(
             f"{path} was computed in {stored.options.dtype}, and is extended in it: dtype "
             f"{settings.options.dtype} needs embedding from scratch"
+        )
+    kind = kind_of(settings.device)
+    if stored.options.dtype != DTYPE and stored.manifest.get("device", kind) != kind:
+        raise JobError(
+            f"{path} was computed in {stored.options.dtype} on {stored.manifest['device']}, and this is {kind}, which "
+            f"rounds otherwise: give --device {stored.manifest['device']}, or embed from scratch"
         )
     if settings.options.whiten:
         raise JobError(f"{path} is extended by plain vectors: leave whiten away, or embed from scratch to whiten")

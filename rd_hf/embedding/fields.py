@@ -94,6 +94,7 @@ MANIFEST = {
     "counts": Each(COUNT, dict),
     "grid": {"centre": Each(NUMBER), "step": Each(NUMBER)},
     "versions": Each(_or_null(TEXT), dict),
+    "device": TEXT,
 }
 ENTRY = {
     **_PART,

@@ -8,6 +8,7 @@ to process ``i % world``. What a part's file holds follows from its records, the
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,7 +17,7 @@ from typing import Any
 
 from rd_hf.data.records import InputError
 from rd_hf.data.sources import check_sources, source_size
-from rd_hf.devices import check_device
+from rd_hf.devices import check_device, kind_of
 from rd_hf.embedding.checkpoint import Checkpoint
 from rd_hf.embedding.extension import ExtendingWorker, check, open_extendable, with_stored
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry
@@ -28,6 +29,8 @@ from rd_hf.embedding.worker import StageTimer, Worker
 from rd_hf.launch import Processes, left_at_the_end, processes
 from rd_hf.memory import bound_kernels
 from rd_hf.options import options_from
+
+logger = logging.getLogger(__name__)
 
 # Different reasons of rejected records that are printed.
 _REASONS = 3
@@ -113,7 +116,8 @@ def run_worker(
     folder = OutputFolder(settings.output)
     with ExitStack() as stack:
         stack.callback(folder.leave)
-        checkpoint, settings, notes = open_job(settings, group, folder, about, checks)
+        kind = partial(kind_of, settings.device)
+        checkpoint, settings, notes = open_job(settings, group, folder, about, checks, kind)
         widths = checkpoint.widths(settings.options.levels, settings.options.width)
         if total is None:
             sizes = [source_size(source) for source in settings.inputs]
@@ -129,6 +133,8 @@ def run_worker(
         entries = complete(folder, digests, records, is_main=group.is_main)
         group.all_well(True)
     engine = worker.engine
+    if engine is not None:
+        logger.info("%s waited for the host %s", engine.model.device, engine.clock)
     return JobSummary(
         **counted(entries),
         parts=len(entries),
@@ -137,6 +143,7 @@ def run_worker(
         padding=engine.work.padding if engine else 0,
         seconds=worker.stages.seconds,
         device=str(engine.model.device) if engine else None,
+        waiting=engine.clock.share if engine else None,
     )
 
 

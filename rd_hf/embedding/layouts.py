@@ -8,13 +8,14 @@ comes until the budget is full, and no token is computed in vain; they need atte
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
 
 from rd_hf.data.batching import SPECIAL_TOKENS, collate, pack, residue_mask, token_budget_batches
+from rd_hf.embedding.transfer import moved
 from rd_hf.model.layers_rd_esm import PACKED_ATTENTION, fused_kernel_takes
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from rd_hf.model.pooling_rd_esm import pooling_named
@@ -31,6 +32,10 @@ class Padded:
         """Return the positions of the sequences of each batch within ``budget`` tokens, the longest first."""
         return token_budget_batches(lengths, budget, SPREAD)
 
+    def plan_all(self, lengths: Sequence[int], budget: int) -> list[list[int]]:
+        """As :meth:`plan`, where so many sequences are at hand that the budget closes a batch."""
+        return token_budget_batches(lengths, budget)
+
     def tokens(self, lengths: Sequence[int]) -> int:
         """Return the tokens of a batch, padding included."""
         return len(lengths) * (max(lengths) + SPECIAL_TOKENS)
@@ -39,13 +44,22 @@ class Padded:
         """Return what the model is called with."""
         return dict(zip(("input_ids", "attention_mask"), collate(sequences), strict=True))
 
-    def pooled(self, states: torch.Tensor, lengths: Sequence[int], pooling: str) -> np.ndarray:
-        """Return (batch, width) float32, one row per sequence; see :func:`pool`."""
-        return pool(states, lengths, pooling).cpu().numpy()
+    def starts(self, lengths: Sequence[int]) -> list[int]:
+        """Return where each sequence's cls is among all tokens of a batch, row after row."""
+        return [row * (max(lengths) + SPECIAL_TOKENS) for row in range(len(lengths))]
 
-    def rows(self, states: torch.Tensor, lengths: Sequence[int]) -> Sequence[np.ndarray]:
-        """Return for each sequence float32 rows from its cls on: at least (1 + length, width)."""
-        return list(states[:, :-1].float().cpu().numpy())
+    def residues(self, lengths: Sequence[int]) -> torch.Tensor:
+        """Return where the residues are among all tokens of a batch: (residues,) int64, sequence after sequence."""
+        starts = self.starts(lengths)
+        return torch.cat([torch.arange(start + 1, start + 1 + n) for start, n in zip(starts, lengths, strict=True)])
+
+    def pooled(self, states: torch.Tensor, lengths: Sequence[int], pooling: str) -> torch.Tensor:
+        """Return (batch, width) float32, one row per sequence; see :func:`pool`."""
+        return pool(states, lengths, pooling)
+
+    def rows(self, values: np.ndarray, lengths: Sequence[int]) -> Sequence[np.ndarray]:
+        """Cut states of all tokens into rows of each sequence, from its cls on: (1 + length or more, width)."""
+        return list(values[:, :-1])
 
 
 class Packed(Padded):
@@ -63,25 +77,34 @@ class Packed(Padded):
             held += own
         return batches
 
+    plan_all = plan
+
     def tokens(self, lengths: Sequence[int]) -> int:
         return sum(lengths) + SPECIAL_TOKENS * len(lengths)
 
     def arguments(self, sequences: Sequence[str]) -> dict[str, Any]:
         return pack(sequences)
 
-    def pooled(self, states: torch.Tensor, lengths: Sequence[int], pooling: str) -> np.ndarray:
-        alone = zip(_spans(lengths), lengths, strict=True)
-        rows = [pool(states[:, start:stop], [length], pooling) for (start, stop), length in alone]
-        return torch.cat(rows).cpu().numpy()
+    def starts(self, lengths: Sequence[int]) -> list[int]:
+        return list(accumulate((length + SPECIAL_TOKENS for length in lengths[:-1]), initial=0))
 
-    def rows(self, states: torch.Tensor, lengths: Sequence[int]) -> Sequence[np.ndarray]:
-        values = states[0].float().cpu().numpy()
-        return [values[start : stop - 1] for start, stop in _spans(lengths)]
+    def pooled(self, states: torch.Tensor, lengths: Sequence[int], pooling: str) -> torch.Tensor:
+        # In padded rows of like length, which are pooled at once: to the same bits, as what is padded adds nothing. It
+        # is each sequence's own eos: a neighbour may hold what is not finite.
+        starts, ends = torch.tensor(self.starts(lengths)), torch.tensor(lengths) + 1
+        rows: list[torch.Tensor] = []
+        order: list[int] = []
+        for group in token_budget_batches(lengths, self.tokens(lengths), SPREAD):
+            own = [lengths[place] for place in group]
+            within = torch.minimum(torch.arange(own[0] + SPECIAL_TOKENS), ends[group][:, None])
+            places = moved(starts[group][:, None] + within, states.device)
+            rows.append(pool(states[0][places], own, pooling))
+            order += group
+        return torch.cat(rows)[moved(torch.tensor(order).argsort(), states.device)]
 
-
-def _spans(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Where each sequence of a packed row starts and stops."""
-    return list(pairwise(accumulate((length + SPECIAL_TOKENS for length in lengths), initial=0)))
+    def rows(self, values: np.ndarray, lengths: Sequence[int]) -> Sequence[np.ndarray]:
+        starts = zip(self.starts(lengths), lengths, strict=True)
+        return [values[0][start : start + 1 + length] for start, length in starts]
 
 
 def layout_of(model: RDEsmModel) -> Padded:
@@ -110,4 +133,4 @@ def pool(states: torch.Tensor, lengths: Sequence[int], pooling: str) -> torch.Te
     pool_batch = pooling_named(pooling).pool_batch
     if pool_batch is None:
         raise ValueError(f"pooling {pooling!r} gives more than one row per sequence")
-    return pool_batch(states, residue_mask(lengths, states.shape[1]).to(states.device))
+    return pool_batch(states, moved(residue_mask(lengths, states.shape[1]), states.device))

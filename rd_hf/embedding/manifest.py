@@ -34,6 +34,7 @@ def open_job(
     folder: OutputFolder,
     about: Mapping[str, Any],
     checks: Sequence[Callable[[Checkpoint], None]] = (),
+    kind: Callable[[], str] | None = None,
 ) -> tuple[Checkpoint, JobSettings, list[str]]:
     """Claim the folder, and start or take up its manifest in the main process, for which the others wait.
 
@@ -41,6 +42,7 @@ def open_job(
         settings, group, folder: of the job.
         about: what else decides what is written, beside the settings.
         checks: each raises a JobError where the model is not one for this job.
+        kind: gives the kind of device that computes; None where that is known later.
 
     Returns:
         The model, the settings with sequences no longer than it takes, and what the user should know.
@@ -59,7 +61,7 @@ def open_job(
             # Asked before the folder is touched, and again once nobody else can change it.
             _compare(folder, checkpoint, job)
             folder.claim()
-            notes = _begin(settings, folder, checkpoint, job)
+            notes = _begin(settings, folder, checkpoint, job, kind)
         except (InputError, JobError) as error:
             failure = error
     if not group.all_well(failure is None):
@@ -193,7 +195,13 @@ def _compare(folder: OutputFolder, checkpoint: Checkpoint, job: dict[str, Any]) 
     return before
 
 
-def _begin(settings: JobSettings, folder: OutputFolder, checkpoint: Checkpoint, job: dict[str, Any]) -> list[str]:
+def _begin(
+    settings: JobSettings,
+    folder: OutputFolder,
+    checkpoint: Checkpoint,
+    job: dict[str, Any],
+    kind: Callable[[], str] | None,
+) -> list[str]:
     """Write the manifest of a new job, or take up that of an earlier run; what the user should know about it."""
     before = _compare(folder, checkpoint, job)
     if before is None:
@@ -207,10 +215,13 @@ def _begin(settings: JobSettings, folder: OutputFolder, checkpoint: Checkpoint, 
             "files": _files(settings),
             "columns": described(columns_of(settings.options, widths, checkpoint.nested_dims)),
             **({} if grid is None else {"grid": described_grid(grid)}),
+            **({} if kind is None else {"device": kind()}),
             "versions": installed_versions(),
         }
         folder.write_manifest(content)
         return []
+    if kind is not None and before.get("status") != "complete":
+        check_kind(folder, kind())
     if before.get("model") != asdict(checkpoint):
         # The same weights under another name: the other processes load what the manifest names.
         folder.write_manifest({**before, "model": asdict(checkpoint)})
@@ -233,6 +244,16 @@ def _begin(settings: JobSettings, folder: OutputFolder, checkpoint: Checkpoint, 
         *notes,
         f"begun with other versions ({'; '.join(updated)}): parts done now may differ from the others in last digits",
     ]
+
+
+def check_kind(folder: OutputFolder, kind: str) -> None:
+    """Raise a JobError where a folder was begun on another kind of device: its parts would not be of one kind."""
+    then = (folder.manifest() or {}).get("device", kind)
+    if then != kind:
+        raise JobError(
+            f"{folder.path} was begun on {then}, and this is {kind}, whose numbers differ in their last digits (in "
+            f"bfloat16 in their third): go on with --device {then}, or choose another --output"
+        )
 
 
 def installed_versions() -> dict[str, str]:

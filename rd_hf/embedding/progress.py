@@ -12,7 +12,7 @@ class Progress:
     """A bar over the bytes of the input, the one total that is known before the end (None where it is not).
 
     The bytes read for a part are counted as its residues are embedded, so that the bar moves with the work and
-    not with the reading. The rate is that of ``unit``.
+    not with the reading (those read ahead with the part before). The rate is that of ``unit``.
     """
 
     def __init__(self, total: int | None, shown: bool = True, unit: str = "residues") -> None:

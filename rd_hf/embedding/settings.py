@@ -123,6 +123,7 @@ class JobSummary:
     seconds: dict[str, float]  # of each stage, in this process
     device: str | None  # that this process used, None if nothing was left to compute
     clipped: int = 0  # numbers of the whole job beyond the grid that they are stored on
+    waiting: float | None = None  # share of the time that this process's device waited between batches
     lost: int = 0  # parts that were started again after a worker or a machine was lost, which a job on Ray knows
 
     def __str__(self) -> str:

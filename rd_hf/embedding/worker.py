@@ -5,18 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
 from rd_hf.data.records import FastaRecord, InputError
 from rd_hf.data.residues import RejectedSequenceError
-from rd_hf.devices import pick_device
+from rd_hf.devices import kind_of, pick_device
 from rd_hf.embedding.checkpoint import Checkpoint
+from rd_hf.embedding.concurrency import Aside
 from rd_hf.embedding.dtypes import hint_of, warn_of
 from rd_hf.embedding.folder import OutputFolder, PartEntry, Reject
-from rd_hf.embedding.manifest import check_digest, check_known, known_parts
+from rd_hf.embedding.manifest import check_digest, check_kind, check_known, known_parts
 from rd_hf.embedding.parts import Part, cut_parts, read_all
 from rd_hf.embedding.progress import Progress
 from rd_hf.embedding.quantization import beyond, read_grid
@@ -72,6 +74,7 @@ class Worker:
     above: str | None = None  # backbones up to this level need not run
     hints: bool = False  # whether to name a faster dtype
     engine: Engine | None = None
+    aside: Aside = field(default_factory=Aside)
     kept: int = 0
     grid: np.ndarray | None = None  # of the folder, where its numbers lie on one
 
@@ -79,23 +82,35 @@ class Worker:
         """Do this process's parts; return the digest of every part and the number of all records."""
         digests: list[str] = []
         records = 0
-        parts = self.parts()
         known = known_parts(self.folder)
-        while True:
-            with self.stages.stage("read"):
-                part = next(parts, None)
-            if part is None:
-                return digests, records
-            check_known(self.folder, known, part.index, part.first_record)
-            digests.append(part.digest)
-            records += len(part.records)
-            if part.index % self.group.world != self.group.rank or self.is_finished(part):
-                self.progress.skipped()
-                continue
-            self.do(part)
-            self.progress.part_done()
-            del part
-            trim_heap()
+        take: Callable[[], Part | None] = partial(self._next, self.parts())
+        with self.aside:
+            following = take
+            while (part := following()) is not None:
+                following = self.aside.soon(take)
+                check_known(self.folder, known, part.index, part.first_record)
+                digests.append(part.digest)
+                records += len(part.records)
+                if part.index % self.group.world != self.group.rank or self.is_finished(part):
+                    self.progress.skipped()
+                    continue
+                self.do(part)
+                self.progress.part_done()
+                del part
+                trim_heap()
+                if self.overlaps:
+                    self.aside.start()
+        return digests, records
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether parts are read and written while the device computes: a CPU's threads are all busy with that."""
+        return self.engine is not None and self.engine.model.device.type != "cpu"
+
+    def _next(self, parts: Iterator[Part]) -> Part | None:
+        """The next part, or None after the last."""
+        with self.stages.stage("read"):
+            return next(parts, None)
 
     def parts(self) -> Iterator[Part]:
         """Return the input, cut."""
@@ -165,8 +180,7 @@ class Worker:
             length = len(request.sequence)
             rows.append(Row(place, length, request.positions, request.sequence, length > options.max_length, result))
         rejects.sort(key=lambda reject: reject.record)
-        with self.stages.stage("write"):
-            self.write(part, rows, rejects)
+        self.aside.write(partial(self.write, part, rows, rejects))
 
     def compute(self, part: Part, places: list[int], requests: list[Request]) -> list[np.ndarray | str]:
         """Embed the records of a part at these places; a sentence each where that cannot be done."""
@@ -185,6 +199,7 @@ class Worker:
         if self.engine is None:
             with self.stages.stage("load"), gc_paused():
                 device = self.settings.device or str(pick_device(self.group.local_rank))
+                check_kind(self.folder, kind_of(device))
                 # Notes on the dtype decide nothing.
                 settings, dtype = self.settings, self.settings.options.dtype
                 width = self.checkpoint.nested_dims[self.checkpoint.largest(settings.options)]
@@ -204,6 +219,10 @@ class Worker:
 
     def write(self, part: Part, rows: list[Row], rejects: list[Reject]) -> None:
         """The part's Parquet file, then its journal entry."""
+        with self.stages.stage("write"):
+            self._write(part, rows, rejects)
+
+    def _write(self, part: Part, rows: list[Row], rejects: list[Reject]) -> None:
         with gc_paused():
             import pyarrow as pa
 

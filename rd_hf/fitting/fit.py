@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import pairwise, zip_longest
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,15 +25,18 @@ from rd_hf.bases.chain import Basis, FitReport, fit_chain
 from rd_hf.bases.moments import JointMoments, NonFiniteStatesError
 from rd_hf.bases.readout import Readout, fit_readout
 from rd_hf.bases.whitening import Whitening, chain_whitening
-from rd_hf.data.batching import collate, residue_mask
-from rd_hf.data.records import readable
+from rd_hf.embedding.concurrency import Aside
+from rd_hf.embedding.engine import is_out_of_memory
+from rd_hf.embedding.layouts import layout_of
+from rd_hf.embedding.transfer import all_moved, current, moved
+from rd_hf.embedding.waiting import DeviceClock
 from rd_hf.files import Workspace
 from rd_hf.fitting.sample import Sample, Split, plan_batches, tuning_positions
 from rd_hf.fitting.settings import FitOptions
-from rd_hf.fitting.state import FitProgress
+from rd_hf.fitting.state import FitProgress, how_it_runs, settled
 from rd_hf.memory import bound_kernels, trim_heap
-from rd_hf.model.bases_rd_esm import RDEsmProjection, RDEsmReadout, RDEsmWhitening
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
+from rd_hf.model.layers_rd_esm import backbone_arguments
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 logger = logging.getLogger(__name__)
@@ -40,7 +44,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FitResult:
-    """Fitted bases, a report per level, how many residues they are of, and the readout if one was asked for."""
+    """Fitted bases, a report per level, how many residues they are of, and the readout if one was asked for.
+
+    Attributes:
+        run: how the states were made, as the model's record has it; see :func:`rd_hf.fitting.state.how_it_runs`.
+        seconds: of this process's device, since its first batch: ``computing``, of them in ``moments``, and
+            ``waiting`` for the host between batches.
+    """
 
     bases: list[Basis]
     reports: list[FitReport]
@@ -48,35 +58,73 @@ class FitResult:
     heldout_residues: int
     readout: Readout | None = None
     whitening: Whitening | None = None
+    run: Mapping[str, Any] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+# Of a batch what the model is called with, and where residues are among its tokens; both on the model's device.
+Inputs = tuple[dict[str, Any], torch.Tensor]
+
+
+def batch_inputs(model: RDEsmModel, batches: Sequence[Sequence[str]]) -> list[Inputs]:
+    """Make batches of cleaned sequences ready, in padded rows or one packed row each, as the model takes them."""
+    layout, device = layout_of(model), model.device
+    found = []
+    with current(device):
+        for sequences in batches:
+            residues = layout.residues([len(sequence) for sequence in sequences])
+            found.append((all_moved(layout.arguments(sequences), device), moved(residues, device)))
+    return found
 
 
 @torch.inference_mode()
 def backbone_states(
-    model: RDEsmModel, batches: Sequence[Sequence[str]], layers: Sequence[int] = ()
+    model: RDEsmModel,
+    batches: Sequence[Sequence[str]],
+    layers: Sequence[int] = (),
+    inputs: Sequence[Inputs] | None = None,
 ) -> list[list[torch.Tensor]]:
     """Final hidden states of every backbone, at residues only, then those of these layers of the largest.
 
     Batches of cleaned sequences go up the levels together, so that a model that loads each backbone when its turn comes
-    loads it once; all their states are held until then.
+    loads it once; all their states are held until then. ``inputs``: of :func:`batch_inputs`, where they are made.
 
     Returns:
         For each batch one (residues, k_i) tensor per level, in the backbone's dtype, then one per layer.
     """
-    device = model.device
-    inputs, masks = [], []
-    for sequences in batches:
-        input_ids, attention_mask = collate(sequences)
-        masks.append(residue_mask([len(sequence) for sequence in sequences], input_ids.shape[1]).to(device))
-        inputs.append({"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)})
+    made = batch_inputs(model, batches) if inputs is None else inputs
+    ready = [(backbone_arguments(model.config, **one, long_input="whole"), residues) for one, residues in made]
     states: list[list[torch.Tensor]] = [[] for _ in batches]
 
     def run(levels: list[int], backbone: PreTrainedModel) -> None:
         own = layers if levels[-1] == len(model.config.levels) - 1 else ()
-        for found, arguments, mask in zip(states, inputs, masks, strict=True):
-            found.extend(state[mask] for state in model.level_states(levels, backbone, arguments, own))
+        for found, (arguments, residues) in zip(states, ready, strict=True):
+            all_tokens = model.level_states(levels, backbone, arguments, own)
+            found.extend(state.flatten(0, 1)[residues] for state in all_tokens)
 
     model.visit_backbones(run)
     return states
+
+
+def _states(
+    model: RDEsmModel, batches: Sequence[Sequence[str]], layers: Sequence[int], inputs: Sequence[Inputs] | None
+) -> list[list[torch.Tensor]]:
+    """As :func:`backbone_states`, in halves where memory is short."""
+    try:
+        return backbone_states(model, batches, layers, inputs)
+    except (RuntimeError, MemoryError) as error:
+        count = sum(map(len, batches))
+        if not is_out_of_memory(error) or count == 1:
+            raise
+    logger.warning("out of memory with %d sequences at once: computed in halves; --batch-tokens sets less", count)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if len(batches) > 1:
+        middle = len(batches) // 2
+        return [one for half in (batches[:middle], batches[middle:]) for one in _states(model, half, layers, None)]
+    (batch,), middle = batches, count // 2
+    first, second = (_states(model, [half], layers, None)[0] for half in (batch[:middle], batch[middle:]))
+    return [[torch.cat(pair) for pair in zip(first, second, strict=True)]]
 
 
 def fitted_config(config: RDEsmConfig, options: FitOptions) -> RDEsmConfig:
@@ -133,7 +181,8 @@ def fit_bases(
             f"needs more than {widths[0]} residues; give more sequences"
         )
     tuning = frozenset() if options.one_pass is None else tuning_positions(sample, options.seed)
-    batches = plan_batches(sample, options.batch_tokens, tuning)
+    options = settled(options, model, state_folder, accelerator)
+    batches = plan_batches(sample, options.batch_tokens or 1, tuning, layout_of(model).plan_all)
     bound_kernels()
     # One lock for all processes: the others wait for the main process at every turn.
     workspace = Workspace(state_folder, "a fit")
@@ -141,7 +190,7 @@ def fit_bases(
         workspace.claim()
     try:
         progress = FitProgress(Path(state_folder), model, sample, options, accelerator)
-        _accumulate(model, sample, batches, progress, checkpoint_seconds, group_batches, show_progress)
+        seconds = _accumulate(model, sample, batches, progress, checkpoint_seconds, group_batches, show_progress)
     finally:
         workspace.leave()
     moments = {split: _reduced(own, accelerator) for split, own in progress.moments.items()}
@@ -152,7 +201,8 @@ def fit_bases(
             f"the moments hold {seen} residues where the sample has {expected}: {state_folder} is inconsistent, "
             "delete it and fit again"
         )
-    return _solve(moments, means, config, options)
+    run = how_it_runs(model, options)
+    return replace(_solve(moments, means, config, options), run=run, seconds=seconds)
 
 
 def _solve(
@@ -186,28 +236,41 @@ def _accumulate(
     checkpoint_seconds: float,
     group_batches: int,
     show_progress: bool,
-) -> None:
-    """Run the batches that are not done, and add their states to this process's moments."""
+) -> dict[str, float]:
+    """Run the batches that are not done, and add their states to this process's moments; seconds of the device."""
     accelerator, names = progress.accelerator, model.config.level_names
     mine = progress.remaining(len(batches))
     logger.info("%d of %d batches are to be run by this process", len(mine), len(batches))
     processes = accelerator.num_processes
     label = "fitting" if processes == 1 else f"fitting (process 1 of {processes})"
     total = sum(len(sample.sequences[position]) for index in mine for position in batches[index][1])
+    groups = [mine[start : start + group_batches] for start in range(0, len(mine), group_batches)]
+    texts = [[[sample.sequences[position] for position in batches[index][1]] for index in group] for group in groups]
     model.eval()
+    clock, adding = DeviceClock(model.device), DeviceClock(model.device)
     saved = time.monotonic()
     shown = accelerator.is_main_process and show_progress
-    with tqdm(total=total, desc=label, unit=" residues", unit_scale=True, disable=not shown) as bar:
-        for start in range(0, len(mine), group_batches):
-            group = mine[start : start + group_batches]
-            sequences = [[sample.sequences[position] for position in batches[index][1]] for index in group]
-            found = backbone_states(model, sequences, progress.layers)
-            for index, states in zip(group, found, strict=True):
+    with (
+        tqdm(total=total, desc=label, unit=" residues", unit_scale=True, disable=not shown) as bar,
+        current(model.device),
+        Aside() as aside,
+    ):
+        if model.device.type == "cuda":
+            aside.start()
+        # Those of the next group are made ready while the device has this one's.
+        ready = aside.soon(partial(batch_inputs, model, texts[0] if texts else []))
+        for place, group in enumerate(groups):
+            inputs = ready()
+            ready = aside.soon(partial(batch_inputs, model, texts[place + 1] if place + 1 < len(texts) else []))
+            with clock.computing():
+                found = _states(model, texts[place], progress.layers, inputs)
+            for index, states, own in zip(group, found, texts[place], strict=True):
                 split, positions = batches[index]
                 if not progress.done:
                     _refuse_constant(states, names)
                 try:
-                    progress.add(index, split, states, [len(sample.sequences[position]) for position in positions])
+                    with clock.computing(), adding.computing():
+                        progress.add(index, split, states, [len(sequence) for sequence in own])
                 except NonFiniteStatesError as error:
                     # Behind the levels come layers of the last of them.
                     raise ValueError(
@@ -215,15 +278,23 @@ def _accumulate(
                         f"record {sample.ids[positions[0]]!r}: check that backbone's weights, or use --dtype float32"
                     ) from error
                 bar.update(len(states[0]))
-            del found, states
+            del found, states, inputs
             if time.monotonic() - saved >= checkpoint_seconds:
-                progress.save()
+                aside.write(progress.saving())
                 trim_heap()
                 saved = time.monotonic()
-    progress.save()
+        aside.write(progress.saving())
+    logger.info("%s waited for the host %s", model.device, clock)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         progress.merge_earlier()
+    share = adding.share  # which counts what is left to count
+    logger.info("moments took %.1f s of them", adding.computing_seconds if share is not None else 0.0)
+    return {
+        "computing": clock.computing_seconds,
+        "moments": adding.computing_seconds,
+        "waiting": clock.waiting_seconds,
+    }
 
 
 def _refuse_constant(states: Sequence[torch.Tensor], names: Sequence[str]) -> None:
@@ -247,85 +318,3 @@ def _reduced(moments: JointMoments, accelerator: Accelerator) -> JointMoments:
     for name in ("sum", "products"):
         state[name] = accelerator.reduce(state[name], reduction="sum")
     return JointMoments.from_state({**state, "count": torch.tensor(total)}, device=moments.device)
-
-
-def install_bases(
-    model: RDEsmModel, result: FitResult, options: FitOptions, sample: Sample, sources: Iterable[str]
-) -> None:
-    """Put fitted bases into the model (rounded to float32) and their record into its config."""
-    config = model.config
-    config.residual_directions = [basis.directions.shape[1] for basis in result.bases]
-    model.projections = torch.nn.ModuleList(_projection(basis).to(model.device) for basis in result.bases)
-    # Those of other bases, if there were any.
-    model.whitening = config.whitening = None
-    if config.readout is not None:
-        config.readout = None
-        del model.readout
-    if result.readout is not None:
-        layers = list(options.one_pass or ())
-        config.readout = {"layers": layers}
-        model.readout = _readout(result.readout, layers).to(model.device)
-    if result.whitening is not None:
-        criterion = "given" if options.block_weights else "each level's backbone"
-        install_whitening(model, result.whitening, of="residues", criterion=criterion)
-    # The others are recorded with what came of them.
-    record = {name: value for name, value in asdict(options).items() if name not in ("one_pass", "block_weights")}
-    config.bases = {
-        **record,
-        "num_sequences": len(sample.sequences) - len(sample.heldout),
-        "num_heldout_sequences": len(sample.heldout),
-        "num_residues": result.training_residues,
-        "num_heldout_residues": result.heldout_residues,
-        "num_distinct_sequences": sample.distinct,
-        "fitted_on": "accumulated",
-        "data": source_names(sources),
-    }
-
-
-def source_names(sources: Iterable[str]) -> list[str]:
-    """What the data of a fit are called in its record: files by their names alone."""
-    return [readable(Path(source).name if Path(source).exists() else source) for source in sources]
-
-
-def _projection(basis: Basis) -> RDEsmProjection:
-    prefix_width, backbone_width = basis.regression.shape
-    projection = RDEsmProjection(prefix_width, backbone_width, basis.directions.shape[1])
-    projection.load_state_dict(vars(basis))
-    return projection
-
-
-def _readout(readout: Readout, layers: Sequence[int]) -> RDEsmReadout:
-    prefix_width, width = readout.last.regression.shape
-    module = RDEsmReadout(layers, width, prefix_width, readout.last.directions.shape[1])
-    module.last = _projection(readout.last)
-    module.state_means.copy_(readout.feature_mean.view(-1, width))
-    module.prefix_mean.copy_(readout.embedding_mean)
-    module.weights.copy_(readout.weights.view(-1, width, prefix_width))
-    return module
-
-
-def install_whitening(model: RDEsmModel, whitening: Whitening, **record: str | float) -> None:
-    """Put a whitening of its blocks into a model (rounded to float32), and where it comes from into its config.
-
-    For bases that came without: whiten by a set of your own, then save the model. The record says what the statistics
-    are ``of`` ("residues", "proteins"), and the ``criterion`` of the weights. Grids to round to
-    (``--output-dtype int8``) are those of its ``spreads``, and none without.
-
-    Raises:
-        ValueError: the blocks are not those of the model.
-    """
-    widths, own = (
-        [wide - narrow for narrow, wide in pairwise([0, *model.config.nested_dims.values()])],
-        whitening.widths,
-    )
-    if own != widths:
-        raise ValueError(f"a whitening of blocks {own} does not fit a model whose blocks are {widths} wide")
-    module = RDEsmWhitening(widths, whitening.weights, bool(whitening.spreads))
-    parts = zip_longest(module, whitening.means, whitening.maps, whitening.weights, whitening.spreads)
-    for block, mean, matrix, weight, spread in parts:
-        # A weight of zero leaves nothing of its map.
-        state = {"mean": mean, "map": matrix / weight if weight else matrix}
-        block.load_state_dict(state if spread is None else state | {"spread": spread})
-    model.whitening = module.to(model.device)
-    grids = {"grids": True} if whitening.spreads else {}
-    model.config.whitening = {"weights": list(whitening.weights), **grids, **record}

@@ -20,10 +20,12 @@ from rd_hf.data.batching import SPECIAL_TOKENS
 from rd_hf.data.remote import is_remote, pinned
 from rd_hf.data.sources import check_sources
 from rd_hf.embedding.dtypes import warn_of
+from rd_hf.embedding.layouts import packing_pays
 from rd_hf.files import Workspace, replacing
-from rd_hf.fitting.fit import fit_bases, fitted_config, install_bases, source_names
+from rd_hf.fitting.fit import fit_bases, fitted_config
+from rd_hf.fitting.install import install_bases, source_names
 from rd_hf.fitting.sample import Sample, draw_sample
-from rd_hf.fitting.settings import FitOptions, FitSettings, FitSummary
+from rd_hf.fitting.settings import CPU_FIT_TOKENS, FitOptions, FitSettings, FitSummary
 from rd_hf.fitting.state import SETTINGS_FILE, STATE_FILES, is_state
 from rd_hf.hub.backbones import family_config
 from rd_hf.hub.checkpoint import (
@@ -37,6 +39,7 @@ from rd_hf.hub.checkpoint import (
 )
 from rd_hf.launch import Processes, leave, processes
 from rd_hf.model.configuration_rd_esm import RDEsmConfig
+from rd_hf.model.layers_rd_esm import PACKED_ATTENTION
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 
 logger = logging.getLogger(__name__)
@@ -84,6 +87,8 @@ def run_fit(
     accelerator.wait_for_everyone()
     model, keep = _load(settings)
     model = model.to(accelerator.device)
+    if packing_pays(model):
+        model.set_attn_implementation(PACKED_ATTENTION)
     levels = ", ".join(model.config.level_names)
     logger.info(
         "fitting levels %s on %s, dtype %s, state in %s", levels, accelerator.device, settings.dtype, workspace.path
@@ -97,7 +102,11 @@ def run_fit(
     sample = draw_sample(places, options, settings.sequence_column, progress=shown, say=report)
     if group.is_main and on_sample is not None:
         on_sample(sample)
-    group_batches = 1 if settings.group_tokens is None else settings.group_tokens // options.batch_tokens
+    group_batches = 1
+    if settings.group_tokens is not None:
+        # How much memory is free before any backbone is loaded says little.
+        tokens = options.batch_tokens or CPU_FIT_TOKENS
+        options, group_batches = replace(options, batch_tokens=tokens), settings.group_tokens // tokens
     result = fit_bases(
         model,
         sample,
@@ -162,7 +171,9 @@ def _backbone(entry: dict[str, Any]) -> tuple[Any, ...]:
 def _recorded(config: RDEsmConfig, options: FitOptions) -> dict[str, tuple[Any, Any]]:
     """Of each option what a fitted model records, and what is asked for."""
     record, readout, whitening = config.bases, config.readout or {}, config.whitening or {}
-    names = ("seed", "heldout_fraction", "regression", "ridge_alpha", "max_length", "batch_tokens")
+    names = ["seed", "heldout_fraction", "regression", "ridge_alpha", "max_length"]
+    # What is not asked for is as the fit had it.
+    names += [] if options.batch_tokens is None else ["batch_tokens"]
     pairs: dict[str, tuple[Any, Any]] = {name: (record.get(name), getattr(options, name)) for name in names}
     given = whitening.get("weights") if whitening.get("criterion") == "given" else None
     pairs["block_weights"] = (given, None if options.block_weights is None else list(options.block_weights))

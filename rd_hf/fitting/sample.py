@@ -109,8 +109,16 @@ def tuning_positions(sample: Sample, seed: int) -> frozenset[int]:
     return frozenset(random.Random(seed + 2).sample(positions, count))
 
 
-def plan_batches(sample: Sample, budget: int, tuning: frozenset[int] = frozenset()) -> list[tuple[Split, list[int]]]:
-    """Split and positions of every batch of at most ``budget`` tokens, the same in every process."""
+def plan_batches(
+    sample: Sample,
+    budget: int,
+    tuning: frozenset[int] = frozenset(),
+    plan: Callable[[Sequence[int], int], list[list[int]]] = token_budget_batches,
+) -> list[tuple[Split, list[int]]]:
+    """Split and positions of every batch of at most ``budget`` tokens, the same in every process.
+
+    ``plan`` says which sequences of these lengths share a batch: a layout's.
+    """
     splits: dict[Split, list[int]] = {"training": [], "tuning": [], "heldout": []}
     for position in range(len(sample.sequences)):
         own: Split = "heldout" if position in sample.heldout else "tuning" if position in tuning else "training"
@@ -118,5 +126,5 @@ def plan_batches(sample: Sample, budget: int, tuning: frozenset[int] = frozenset
     batches: list[tuple[Split, list[int]]] = []
     for split, positions in splits.items():
         lengths = [len(sample.sequences[position]) for position in positions]
-        batches += [(split, [positions[i] for i in batch]) for batch in token_budget_batches(lengths, budget)]
+        batches += [(split, [positions[i] for i in batch]) for batch in plan(lengths, budget)]
     return batches

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from rd_hf.bases.chain import FitReport
     from rd_hf.bases.regression import RegressionKind
 
+# Tokens of a batch where nobody names a number, and no GPU's memory says it.
+CPU_FIT_TOKENS = 4096
+
 
 @dataclass(frozen=True)
 class FitOptions:
@@ -38,7 +41,11 @@ class FitOptions:
     ridge_alpha: float = option(1.0, "penalty of the ridge regression", kind=real(above=0))
     residual_directions: tuple[int, ...] | None = None
     max_length: int = flag("max_length", 1022, "; of a longer sequence the first ones are used")
-    batch_tokens: int = flag("batch_tokens", 4096)
+    batch_tokens: int | None = flag(
+        "batch_tokens",
+        None,
+        " (default: 4,096 on a CPU, as its memory allows on a GPU); an unfinished fit keeps its own",
+    )
     one_pass: tuple[int, ...] | None = None
     block_weights: tuple[float, ...] | None = flag(
         "block_weights",
@@ -120,10 +127,9 @@ class FitSettings:
         check_options(self)
         if (self.config is None) == (not self.backbones):
             raise ValueError("a fit needs either config or backbones, and not both")
-        if self.group_tokens is not None and self.group_tokens < self.options.batch_tokens:
-            raise ValueError(
-                f"--group-tokens {self.group_tokens:,} must be at least --batch-tokens {self.options.batch_tokens:,}"
-            )
+        tokens = self.options.batch_tokens or CPU_FIT_TOKENS
+        if self.group_tokens is not None and self.group_tokens < tokens:
+            raise ValueError(f"--group-tokens {self.group_tokens:,} must be at least --batch-tokens {tokens:,}")
         if self.group_tokens is not None and self.form == "full":
             raise ValueError("--group-tokens holds no backbones that --form full could save: save bases only")
         for word in () if self.keep == ("all",) else self.keep:

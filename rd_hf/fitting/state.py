@@ -4,22 +4,71 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
-from rd_hf.bases.moments import JointMoments, load_tensors, save_tensors
+from rd_hf.bases.moments import JointMoments, load_tensors, product_dtype, save_tensors
+from rd_hf.embedding.engine import default_batch_tokens
+from rd_hf.embedding.layouts import layout_of
+from rd_hf.embedding.transfer import moved
 from rd_hf.files import write_json
 from rd_hf.fitting.sample import Sample, Split
-from rd_hf.fitting.settings import FitOptions
+from rd_hf.fitting.settings import CPU_FIT_TOKENS, FitOptions
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 
-# GPUs whose float64 runs at half the float32 rate; on the others the products are formed in float32.
-_FAST_FLOAT64 = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}
+# Moments of four sets of residues at most, in float64, and a copy of them as they are saved.
+_SETS = 5
+
+
+def settled(options: FitOptions, model: RDEsmModel, folder: str | Path, accelerator: Accelerator) -> FitOptions:
+    """Options with the tokens of a batch: as asked, as an unfinished fit in ``folder`` has them, or as memory allows.
+
+    One number for all processes, which the main process chooses.
+    """
+    if options.batch_tokens is not None:
+        return options
+    chosen: list[int] = [0]
+    if accelerator.is_main_process:
+        widths = _widths(model, options)
+        held, sums = 2 * model.dtype.itemsize * sum(widths), 8 * _SETS * sum(widths) ** 2
+        chosen = [_tokens_in(Path(folder)) or default_batch_tokens(model, CPU_FIT_TOKENS, held, sums)]
+    (tokens,) = broadcast_object_list(chosen)
+    return replace(options, batch_tokens=tokens)
+
+
+def _widths(model: RDEsmModel, options: FitOptions) -> list[int]:
+    """Widths of what moments are gathered of: all levels, then layers of the largest."""
+    levels = model.config.backbone_widths
+    return [*levels, *[levels[-1]] * len(options.one_pass or ())]
+
+
+def _tokens_in(folder: Path) -> int | None:
+    """Tokens of a batch of an unfinished fit; None where there is none, or a damaged one, of which others complain."""
+    if not any(folder.glob("moments-*.safetensors")):
+        return None
+    try:
+        found = json.loads((folder / SETTINGS_FILE).read_bytes())["batch_tokens"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def how_it_runs(model: RDEsmModel, options: FitOptions) -> dict[str, Any]:
+    """What decides the last digits of a fit, beside its sample: one fit has one of each."""
+    return {
+        "batch_tokens": options.batch_tokens,
+        "device": model.device.type,
+        "rows": type(layout_of(model)).__name__.lower(),
+        "products": str(product_dtype(model.device)).removeprefix("torch."),
+    }
 
 
 class FitProgress:
@@ -43,18 +92,16 @@ class FitProgress:
             open_state(folder, fit_settings(sample, model, options))
         accelerator.wait_for_everyone()
         self.accelerator, self.layers = accelerator, options.one_pass or ()
-        levels = model.config.backbone_widths
-        widths = [*levels, *[levels[-1]] * len(self.layers)]
+        widths, levels = _widths(model, options), model.config.backbone_widths
         # MPS has no float64.
         device = torch.device("cpu") if accelerator.device.type == "mps" else accelerator.device
-        slow = device.type == "cuda" and torch.cuda.get_device_capability(device) not in _FAST_FLOAT64
-        product_dtype = torch.float32 if slow else torch.float64
+        products = product_dtype(device)
         splits: list[Split] = ["training", "heldout"]
         if options.one_pass is not None:
             splits.append("tuning")
-        self.moments = {split: JointMoments(widths, device, product_dtype) for split in splits}
+        self.moments = {split: JointMoments(widths, device, products) for split in splits}
         # Of the means over each sequence that is fitted on: what grids to round to are made of.
-        self.moments["means"] = JointMoments(levels, device, product_dtype)
+        self.moments["means"] = JointMoments(levels, device, products)
         self.done: list[int] = []
         found = sorted(folder.glob("moments-*.safetensors"))
         runs = {path: int(path.name.split("-")[1]) for path in found}
@@ -69,7 +116,7 @@ class FitProgress:
             tensors = load_tensors(self.path)
             self.done = tensors["done"].tolist()
             for split in self.moments:
-                self.moments[split] = JointMoments.from_state(_of_split(tensors, split), device, product_dtype)
+                self.moments[split] = JointMoments.from_state(_of_split(tensors, split), device, products)
 
     def remaining(self, batches: int) -> list[int]:
         """Numbers of the batches that this process is to run, out of so many."""
@@ -86,21 +133,17 @@ class FitProgress:
         self.moments[split].update(states)
         if split != "heldout":
             means = self.moments["means"]
-            means.update(
-                [
-                    torch.stack([rows.float().mean(dim=0) for rows in state.split(list(lengths))])
-                    for state, _ in zip(states, means.widths, strict=False)
-                ]
-            )
+            means.update([means_of(state, lengths) for state, _ in zip(states, means.widths, strict=False)])
         self.done.append(index)
 
-    def save(self) -> None:
-        """Write the moments, and which batches they hold."""
+    def saving(self) -> Callable[[], None]:
+        """Copy the moments, and which batches they hold; what is returned writes them."""
         processes = torch.tensor(self.accelerator.num_processes)
         state = {"done": torch.tensor(self.done, dtype=torch.int64), "processes": processes}
         for split, moments in self.moments.items():
-            state |= {f"{split}.{key}": value for key, value in moments.state().items()}
-        save_tensors(self.path, state)
+            # To the CPU at once: a GPU holds no second set of all.
+            state |= {f"{split}.{key}": value.cpu() for key, value in moments.state().items()}
+        return partial(save_tensors, self.path, state)
 
     def merge_earlier(self) -> None:
         """Add the moments of former runs to this process's."""
@@ -108,6 +151,19 @@ class FitProgress:
             tensors = load_tensors(path)
             for split, moments in self.moments.items():
                 moments.merge(JointMoments.from_state(_of_split(tensors, split)))
+
+
+def means_of(states: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+    """Mean of each sequence's residues: (sequences, width), of (residues, width) one sequence behind the other."""
+    if states.device.type == "cpu":
+        return torch.stack([rows.float().mean(dim=0) for rows in states.split(list(lengths))])
+    # At once: a GPU would wait for thousands of small orders.
+    return segment_means(states, moved(torch.tensor(lengths), states.device))
+
+
+def segment_means(states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """As :func:`means_of`, float64, of lengths that lie on the same device."""
+    return torch.segment_reduce(states.double(), "mean", lengths=lengths, unsafe=True)
 
 
 def _of_split(tensors: Mapping[str, torch.Tensor], split: Split) -> dict[str, torch.Tensor]:
@@ -141,7 +197,7 @@ def fit_settings(sample: Sample, model: RDEsmModel, options: FitOptions) -> dict
         "heldout": hashlib.sha256(str(sorted(sample.heldout)).encode()).hexdigest(),
         "levels": dict(zip(config.level_names, config.backbone_widths, strict=True)),
         "backbones": backbones,
-        "batch tokens": options.batch_tokens,
+        **how_it_runs(model, options),
         "one-pass layers": None if options.one_pass is None else list(options.one_pass),
     }
     # As they are read back.
@@ -162,7 +218,7 @@ def weights_sha256(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-STATE_FORMAT = 3
+STATE_FORMAT = 4
 SETTINGS_FILE = "settings.json"
 # What a finished fit takes away from its state folder. The settings go first: without them a fit is finished.
 STATE_FILES = (SETTINGS_FILE, "moments-*.safetensors", "fit_report.png")

@@ -26,6 +26,7 @@ from rd_hf.families import esm2_config
 from rd_hf.files import byte_size, write_json
 from rd_hf.fitting import FitSettings, Sample, draw_sample, run_fit
 from rd_hf.fitting.sample import plan_batches
+from rd_hf.fitting.settings import CPU_FIT_TOKENS
 from rd_hf.hub.checkpoint import REPORT_FILE, by_name, read_config
 from rd_hf.hub.options import ImportSettings
 from rd_hf.hub.plan import make_plan, memory_in_use, memory_of_imports
@@ -144,12 +145,10 @@ def _plan(settings: ReleaseSettings, config: RDEsmConfig, sample: Sample, memory
     """Print what the fit needs; raise InputError unless it fits, or only a plan is asked for."""
     base = memory_of_imports()
     lengths = [len(sequence) for sequence in sample.sequences]
-    shapes = [
-        (len(positions), 2 + max(lengths[p] for p in positions))
-        for _, positions in plan_batches(sample, settings.fit.batch_tokens)
-    ]
-    group_tokens = settings.group_tokens or max(32768, settings.fit.batch_tokens)
-    plan = make_plan(config, shapes, settings.fit.batch_tokens, group_tokens, base, work=settings.folder)
+    tokens = settings.fit.batch_tokens or CPU_FIT_TOKENS
+    shapes = [(len(rows), 2 + max(lengths[row] for row in rows)) for _, rows in plan_batches(sample, tokens)]
+    group_tokens = settings.group_tokens or max(32768, tokens)
+    plan = make_plan(config, shapes, tokens, group_tokens, base, work=settings.folder)
     trouble = plan.trouble(settings.group_tokens is not None, memory)
     verdict = "fits" if trouble is None else f"does not fit: {trouble}"
     print(json.dumps({**asdict(plan), "verdict": verdict}) if settings.json else f"{plan}\n{verdict}")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass, field, replace
 from pathlib import Path
 
 from rd_hf.families import ESM2
-from rd_hf.fitting.settings import FitOptions
+from rd_hf.fitting.settings import CPU_FIT_TOKENS, FitOptions
 from rd_hf.flags import FOLDER, flag
 from rd_hf.hub.options import PushOptions
 from rd_hf.options import check_options, option, real
@@ -59,6 +59,9 @@ class ReleaseSettings:
 
     def __post_init__(self) -> None:
         check_options(self)
+        # A plan is made for one number, with one backbone in memory at a time.
+        tokens = self.fit.batch_tokens or CPU_FIT_TOKENS
+        object.__setattr__(self, "fit", replace(self.fit, batch_tokens=tokens))
         level = (self.config or "").removeprefix("rd-esm2-")
         is_named = self.config == f"rd-esm2-{level}" and level in {member.name for member in ESM2}
         # A folder of that name counts where it is a model, as for rd-hf fit.
@@ -67,10 +70,8 @@ class ReleaseSettings:
             object.__setattr__(self, "config", None)
         if self.from_published and self.level is None:
             raise ValueError("--from-published needs --config rd-esm2-...: the first publication's bases are for ESM-2")
-        if self.group_tokens is not None and self.group_tokens < self.fit.batch_tokens:
-            raise ValueError(
-                f"--group-tokens {self.group_tokens:,} must be at least --batch-tokens {self.fit.batch_tokens:,}"
-            )
+        if self.group_tokens is not None and self.group_tokens < tokens:
+            raise ValueError(f"--group-tokens {self.group_tokens:,} must be at least --batch-tokens {tokens:,}")
 
     @property
     def folder(self) -> Path:

@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks import gpu_rates, levels, packed
+from benchmarks import gpu_jobs, gpu_rates, levels, packed
 from benchmarks.common import REPOSITORY, Ratio, carried_proteins, machine, random_family, twins
 from rd_hf.data.batching import collate, pack
 from rd_hf.model.layers_rd_esm import PACKED_ATTENTION
@@ -216,6 +216,7 @@ def steps() -> dict[str, Callable[[Bench], dict[str, Any]]]:
     found["rate: levels"] = side_by_side
     found["rate: 3B, forward and packed"] = lambda bench: rates(bench, "3B")
     found["rate: 650M, compiled"] = compiled
+    found |= gpu_jobs.steps()
     return found
 
 

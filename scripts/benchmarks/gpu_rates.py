@@ -102,16 +102,17 @@ def joint_moments(device: str, small: bool) -> dict[str, Any]:
     widths = [16, 24] if small else JOINED
     states = [torch.randn(4096 if small else 32768, width, device=device).to(torch.bfloat16) for width in widths]
     found = {}
-    usual = moments.TILE_COLUMNS
+    kind, columns = torch.device(device).type, moments.TILE_COLUMNS
+    usual = columns[kind]
     try:
         for dtype in (torch.float64, torch.float32):
-            for tile in (usual, 4 * usual, sum(widths)):
-                moments.TILE_COLUMNS = tile
+            for tile in (usual // 4, usual, sum(widths)):
+                columns[kind] = tile
                 joint = moments.JointMoments(widths, device=device, product_dtype=dtype)
                 took = seconds(device, lambda joint=joint: joint.update(states))  # type: ignore[misc]
                 found[f"{str(dtype)[6:]}, {tile} columns: residues/s"] = len(states[0]) / took
     finally:
-        moments.TILE_COLUMNS = usual
+        columns[kind] = usual
     return found
 
 

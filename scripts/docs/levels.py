@@ -35,18 +35,17 @@ def render() -> str:
     from rd_hf.files import byte_size
     from rd_hf.fitting import FitOptions, draw_sample
     from rd_hf.fitting.sample import plan_batches
+    from rd_hf.fitting.settings import CPU_FIT_TOKENS
     from rd_hf.hub.plan import make_plan
 
     options = FitOptions()
     sample = draw_sample([str(files("rd_hf").joinpath("data/examples/proteins_1000.fasta.gz"))], options)
     lengths = [len(sequence) for sequence in sample.sequences]
-    batches = [
-        (len(rows), 2 + max(lengths[row] for row in rows)) for _, rows in plan_batches(sample, options.batch_tokens)
-    ]
+    batches = [(len(rows), 2 + max(lengths[row] for row in rows)) for _, rows in plan_batches(sample, CPU_FIT_TOKENS)]
     lines = [HEAD, ("---", *["---:"] * (len(HEAD) - 1))]
     for level in LEVELS:
         config = esm2_config(level)
-        plan = make_plan(config, batches, options.batch_tokens, GROUP_TOKENS, BASE, flops=CPU)
+        plan = make_plan(config, batches, CPU_FIT_TOKENS, GROUP_TOKENS, BASE, flops=CPU)
         sizes = [byte_size(size) for size in (plan.weights, plan.weights + plan.work, plan.resident, plan.sequential)]
         times = [readable_time(plan.flop / rate) for rate in (CPU, GPU)]
         lines.append((level, f"{config.hidden_size:,}", *sizes, *times))

@@ -27,7 +27,7 @@ Embed = Callable[..., Outcome]
 
 def test_nothing_that_a_clock_says_decides_what_is_computed() -> None:
     """Clocks tell seconds to users, and no module of the room that decides how a protein is embedded has one."""
-    clocks = {"worker.py", "progress.py", "job.py"}
+    clocks = {"worker.py", "progress.py", "job.py", "waiting.py"}
     for path in sorted((REPOSITORY / "rd_hf" / "embedding").glob("*.py")):
         imported = {
             alias.name

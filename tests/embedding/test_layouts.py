@@ -128,3 +128,16 @@ def test_rows_of_a_packed_batch_are_each_sequences_own() -> None:
         assert own[:, 0].tolist() == list(range(start, start + length + 1))
     means = Packed().pooled(states, lengths, "mean")
     assert means[:, 0].tolist() == [start + (length + 1) / 2 for start, length in zip(ends, lengths, strict=False)]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "cls"])
+def test_sequences_of_a_packed_batch_are_pooled_together_to_the_bits_of_each_alone(pooling: str) -> None:
+    """Also where lengths differ much, and where a neighbour holds what is not finite."""
+    lengths = [90, 88, 40, 3, 1, 41, 2]
+    states = torch.randn(1, sum(lengths) + 2 * len(lengths), 5) * torch.logspace(-3, 3, 5)
+    starts = Packed().starts(lengths)
+    states[0, starts[2] : starts[3]] = torch.nan
+    found = Packed().pooled(states, lengths, pooling)
+    for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+        alone = layouts.pool(states[:, start : start + length + 2], [length], pooling)[0]
+        assert torch.equal(found[row], alone) or (row == 2 and found[row].isnan().all()), row

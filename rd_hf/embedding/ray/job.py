@@ -13,10 +13,17 @@ from typing import Any
 
 from rd_hf.data.records import InputError
 from rd_hf.data.sources import check_sources, source_size
-from rd_hf.devices import parse_device
+from rd_hf.devices import kind_of, parse_device
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry
 from rd_hf.embedding.job import complete, counted
-from rd_hf.embedding.manifest import check_known, installed_versions, known_parts, open_job, with_stored_settings
+from rd_hf.embedding.manifest import (
+    check_kind,
+    check_known,
+    installed_versions,
+    known_parts,
+    open_job,
+    with_stored_settings,
+)
 from rd_hf.embedding.progress import Progress
 from rd_hf.embedding.ray import RaySettings
 from rd_hf.embedding.ray.cluster import Cluster, ask_every_node, joined
@@ -235,8 +242,17 @@ class _Driver:
             raise kind(answer["error"])
         if "work" in answer:
             work = answer["work"]
+            if "device" in work:
+                self._note_kind(kind_of(work["device"]))
             # Answers may come in another order than they were given.
             self.work[work["worker"]] = max(self.work.get(work["worker"], work), work, key=itemgetter("read"))
+
+    def _note_kind(self, kind: str) -> None:
+        """Note the kind of device that workers compute on; raises a JobError where an earlier one had another."""
+        check_kind(self.folder, kind)
+        manifest = self.folder.manifest() or {}
+        if "device" not in manifest:
+            self.folder.write_manifest({**manifest, "device": kind})
 
     def _summary(self, entries: list[PartEntry], lost: int) -> JobSummary:
         devices = [work["device"].partition(":")[0] for work in self.work.values() if "device" in work]
