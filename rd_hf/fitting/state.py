@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from rd_hf.bases.moments import JointMoments, load_tensors, save_tensors
+from rd_hf.embedding.options import OFF, ON
 from rd_hf.files import write_json
 from rd_hf.fitting.sample import Sample, Split
 from rd_hf.fitting.settings import FitOptions
@@ -142,6 +144,7 @@ def fit_settings(sample: Sample, model: RDEsmModel, options: FitOptions) -> dict
         "levels": dict(zip(config.level_names, config.backbone_widths, strict=True)),
         "backbones": backbones,
         "batch tokens": options.batch_tokens,
+        "compile": ON if model.layer_graphs else OFF,
         "one-pass layers": None if options.one_pass is None else list(options.one_pass),
     }
     # As they are read back.
@@ -176,6 +179,16 @@ def is_state(folder: Path) -> bool:
         return False
 
 
+def compiled_before(folder: Path) -> str | None:
+    """Whether the unfinished fit in a folder had its layers compiled, "on" or "off"; None where there is none."""
+    if not any(folder.glob("moments-*.safetensors")):
+        return None
+    # What is damaged is said where it is opened.
+    with suppress(OSError, ValueError, AttributeError, RecursionError):
+        return ON if json.loads((folder / SETTINGS_FILE).read_bytes()).get("compile") == ON else OFF
+    return None
+
+
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Sentences on what differs between the settings of two fits."""
     changed = [name for name in now if name != "backbones" and before.get(name) != now[name]]
@@ -204,7 +217,7 @@ def open_state(folder: Path, settings: dict[str, Any]) -> None:
     if not is_state(folder):
         raise ValueError(f"{folder} holds moments and not what they are of ({record.name}): delete it to start over")
     try:
-        before = json.loads(record.read_bytes())
+        before = {"compile": OFF} | json.loads(record.read_bytes())
         known = before.get("format") == STATE_FORMAT
         changed = _changes(before, settings) if known else []
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -225,7 +225,7 @@ class RDEsmModel(RDEsmPreTrainedModel):
     # What its heads are of; those of another kind are no part of the model.
     heads_of: str | None = None
     # One per backbone, once `compile_layers` was called.
-    _graphs: tuple[LayerGraph, ...] = ()
+    layer_graphs: tuple[LayerGraph, ...] = ()
 
     def __init__(self, config: RDEsmConfig, build_backbones: bool | None = None) -> None:
         config = config.as_loaded()
@@ -305,7 +305,7 @@ class RDEsmModel(RDEsmPreTrainedModel):
         Parameters, their names and classes stay; embeddings are those of a model that is not compiled within rounding.
         Needs what `torch.compile` needs: Triton on a GPU, a C++ compiler on a CPU.
         """
-        self._graphs = self._graphs or tuple(LayerGraph() for _ in self.config.backbone_groups)
+        self.layer_graphs = self.layer_graphs or tuple(LayerGraph() for _ in self.config.backbone_groups)
         self._compile()
 
     def _compile(self) -> None:
@@ -314,8 +314,8 @@ class RDEsmModel(RDEsmPreTrainedModel):
                 self._compiled(index, backbone)
 
     def _compiled(self, index: int, backbone: PreTrainedModel) -> PreTrainedModel:
-        if self._graphs:
-            compile_layers(backbone, self._graphs[index])
+        if self.layer_graphs:
+            compile_layers(backbone, self.layer_graphs[index])
         return backbone
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "RDEsmModel":
