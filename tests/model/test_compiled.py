@@ -111,7 +111,8 @@ def test_no_batch_has_anything_compiled_anew(load: Callable[..., RDEsmModel], tr
     for given in first:
         compiled(**given)
     made = len(traced)
-    assert made == len(compiled.backbones) * (1 if packed else 3)
+    # (Releases up to 5.0 make a mask where there is no padding too.)
+    assert made // len(compiled.backbones) in ([1] if packed else [2, 3])
     for number in range(200):
         given = batch(draw.randint(1, 9), (1, 14, 30, 46, 62)[number % 5], packed, draw)
         found, expected = residues(compiled(**given), given), residues(plain(**given), given)
@@ -185,6 +186,7 @@ def test_whoever_looks_within_sees_the_librarys_layers(load: Callable[..., RDEsm
     # Gradients.
     for one in (plain, model):
         one(*ids).last_hidden_state.sum().backward()
+    assert not traced
     names = dict(plain.named_parameters())
     assert all(
         torch.equal(own.grad, names[name].grad) for name, own in model.named_parameters() if own.grad is not None
@@ -201,18 +203,22 @@ def test_whoever_looks_within_sees_the_librarys_layers(load: Callable[..., RDEsm
         model(*ids)
         assert heard == [1]
         handle.remove()
-        # The whole under a compiler is one graph, as without.
-        whole = torch.compile(model, fullgraph=True)
-        torch.testing.assert_close(
-            whole(*ids).last_hidden_state, plain(*ids).last_hidden_state, atol=TOLERANCE, rtol=TOLERANCE
-        )
-    assert len(traced) == before + 1
+    assert len(traced) == before
     model.train()
     torch.manual_seed(0)
     found = model(*ids).last_hidden_state
     plain.train()
     torch.manual_seed(0)
     assert torch.equal(found, plain(*ids).last_hidden_state)
+    model.eval()
+    plain.eval()
+    with torch.inference_mode():
+        # The whole under a compiler is one graph, as without.
+        whole = torch.compile(model, fullgraph=True)
+        torch.testing.assert_close(
+            whole(*ids).last_hidden_state, plain(*ids).last_hidden_state, atol=TOLERANCE, rtol=TOLERANCE
+        )
+    assert len(traced) == before + 1
 
 
 @torch.inference_mode()
