@@ -264,7 +264,7 @@ def run_backbone(
     """
     # Asked of the backbone: it is its own config that its layers look at.
     attention = str(backbone.config._attn_implementation)
-    if "cu_seq_lens_q" in arguments and attention != PACKED_ATTENTION and "flash" not in attention:
+    if "cu_seq_lens_q" in arguments and not keeps_apart(attention):
         raise ValueError(
             f"with {attention} attention the sequences of a packed row would see each other: load the model with "
             f"attn_implementation={PACKED_ATTENTION!r}, or with flash attention"
@@ -373,6 +373,12 @@ def _refuse_long(limit: int | None, tokens: int) -> None:
             f"once: load it with long_input='window' for merged windows (as SentenceTransformer, and rd_hf's Embedder "
             f"and rd-hf embed, make them unasked), or with long_input='whole' to run it as it is"
         )
+
+
+def keeps_apart(attention: str) -> bool:
+    """Whether an attention, by its name, keeps sequences of a packed row apart: ours, and flash attention, of the
+    package or (`owner/kernel`, which a user has to name, since compiled code is fetched) of the Hub."""
+    return attention == PACKED_ATTENTION or "flash" in attention
 
 
 @functools.cache
