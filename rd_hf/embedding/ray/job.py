@@ -17,6 +17,7 @@ from rd_hf.devices import parse_device
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry
 from rd_hf.embedding.job import complete, counted
 from rd_hf.embedding.manifest import check_known, installed_versions, known_parts, open_job, with_stored_settings
+from rd_hf.embedding.options import AUTO, OFF
 from rd_hf.embedding.progress import Progress
 from rd_hf.embedding.ray import RaySettings
 from rd_hf.embedding.ray.cluster import Cluster, ask_every_node, joined
