@@ -397,10 +397,12 @@ def fused_kernel_takes(device: torch.device, dtype: torch.dtype, head_width: int
     )
 
 
-@torch.compiler.assume_constant_result
 def _kernel_takes(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
-    """As `fused_kernel_takes`, asked once for a graph."""
+    """As `fused_kernel_takes`, which no compiler could look into."""
     return fused_kernel_takes(device, dtype, head_width)
+
+
+torch.compiler.assume_constant_result(_kernel_takes)
 
 
 def packed_attention(

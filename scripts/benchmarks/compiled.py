@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -34,7 +35,8 @@ def _layers(rounds: int) -> list[Ratio]:
     compiled.compile_layers()
     (group,) = full_groups(BATCH_TOKENS, 1)
     padded = dict(zip(("input_ids", "attention_mask"), collate(group), strict=True))
-    models, ratios = {"transformers": exact, "fused": fused, "compiled": compiled}, []
+    models: dict[str, Any] = {"transformers": exact, "fused": fused, "compiled": compiled}
+    ratios = []
     for name, attention, given in (("padded", "sdpa", padded), ("packed", PACKED_ATTENTION, pack(group))):
         states, first = {}, {}
         for who, model in models.items():
