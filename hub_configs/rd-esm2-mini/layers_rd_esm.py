@@ -10,6 +10,7 @@ This file travels to the Hub beside ``modeling_rd_esm.py``.
 import copy
 import copyreg
 import functools
+import threading
 from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import pairwise
@@ -82,6 +83,7 @@ class LayerGraph:
 
     def __init__(self) -> None:
         self.kinds: set[tuple[Any, ...]] = set()
+        self.lock = threading.RLock()
         # Code of its own: torch keeps eight graphs of one code, and those of other backbones would be among them.
         own = FunctionType(_as_written.__code__.replace(), globals())
         self.run: Any = torch.compile(own, dynamic=True)
@@ -98,18 +100,28 @@ class LayerGraph:
         padded = not packed and not bool(mask.all())
         attention, inference = str(backbone.config._attn_implementation), torch.is_inference_mode_enabled()
         kind = (packed, padded, shape, ids.device, backbone.dtype, attention, inference)
-        if kind in self.kinds:
-            return
-        self.kinds.add(kind)
-        example = {"input_ids": ids.new_full(shape, TOKENS["A"]), "attention_mask": None}
-        if packed:
-            ends = arguments["cu_seq_lens_q"].new_tensor([0, 4, 7])
-            example |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": 4, "max_length_k": 4}
-            example["position_ids"] = ids.new_tensor([[0, 1, 2, 3, 0, 1, 2]])
-        else:
-            example["attention_mask"] = torch.ones_like(example["input_ids"])
-            example["attention_mask"][0, 6:] = 0 if padded else 1
-        run_backbone(backbone, depths, example)
+        # Of several threads none goes on before what it needs is there.
+        with self.lock:
+            if kind not in self.kinds:
+                self.kinds.add(kind)
+                run_backbone(backbone, depths, _example(ids, shape, padded, arguments.get("cu_seq_lens_q")))
+
+
+def _example(ids: torch.Tensor, shape: tuple[int, int], padded: bool, ends: torch.Tensor | None) -> dict[str, Any]:
+    """What a backbone is called with for a batch of this shape, of two sequences in one row where it is packed."""
+    tokens = ids.new_full(shape, TOKENS["A"])
+    if ends is not None:
+        ends = ends.new_tensor([0, 4, 7])
+        bounds = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": 4, "max_length_k": 4}
+        return {
+            "input_ids": tokens,
+            "attention_mask": None,
+            "position_ids": ids.new_tensor([[0, 1, 2, 3, 0, 1, 2]]),
+            **bounds,
+        }
+    mask = torch.ones_like(tokens)
+    mask[0, 6:] = 0 if padded else 1
+    return {"input_ids": tokens, "attention_mask": mask}
 
 
 def _as_written(layer: Any, *args: Any, **kwargs: Any) -> Any:
