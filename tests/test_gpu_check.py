@@ -90,3 +90,13 @@ def test_a_level_that_is_not_nested_is_found(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(gpu_check.RDEsmModel, "forward", off)
     with pytest.raises(AssertionError, match="8M is not nested"):
         gpu_check.padded(bench, "float32")
+
+
+def test_compiled_layers_that_compute_something_else_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(model: Any) -> None:
+        for weight in model.parameters():
+            weight.data.mul_(1.2)
+
+    monkeypatch.setattr(gpu_check.RDEsmModel, "compile_layers", wrong)
+    with pytest.raises(AssertionError, match=r"compiled, padded: .* of the norm off"):
+        gpu_check.compiled_layers(gpu_check.Bench("cpu", True, tmp_path), "bfloat16")
