@@ -57,6 +57,7 @@ FLAGS = {
     "pooling": Flag("what becomes of a sequence's residues", None),
     "normalize": Flag("divide each vector by its Euclidean length, each level for itself", None),
     "dtype": Flag("what the backbones compute in", None),
+    "compile": Flag("compile the backbones' layers (torch.compile)", None),
     "output_dtype": Flag("what is stored", None),
     "layout": Flag(
         "whole vectors in one column (plain), or what each level adds in a column of its own (blocks)", None

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every path that a GPU takes, checked and timed in eight minutes on one card; one JSON with all that was reached.
+# Every path that a GPU takes, checked and timed within ten minutes on one card; one JSON with all that was reached.
 #
 #   bash scripts/gpu_check.sh                                  on this machine's GPU, into gpu_check.json
 #   bash scripts/gpu_check.sh --json results.json --seconds 300

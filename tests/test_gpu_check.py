@@ -19,8 +19,9 @@ from benchmarks import gpu_check, gpu_jobs
 
 ON_CUDA_ONLY = {
     *("equal: packed, bfloat16", "equal: packed, float16", "equal: levels on streams"),
-    *("rate: matrix product", "rate: levels", "rate: 650M, compiled", "equal: fit and embed commands"),
-    "job: two workers of Ray on one device",
+    *("rate: levels on streams", "equal: fit and embed commands", "equal: compiled layers, float32"),
+    *("equal: compiled layers, made by two processes", "tests: those that may count on no GPU"),
+    *("rate: 650M, flash attention", "job: two workers of Ray on one device"),
 }
 
 
@@ -101,3 +102,13 @@ def test_files_of_two_processes_that_differ_are_found(tmp_path: Path) -> None:
     gpu_jobs._assert_same_files(tmp_path / "one", tmp_path / "same")
     with pytest.raises(AssertionError, match="one and other hold other bytes"):
         gpu_jobs._assert_same_files(tmp_path / "one", tmp_path / "other")
+
+
+def test_compiled_layers_that_compute_something_else_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(model: Any) -> None:
+        for weight in model.parameters():
+            weight.data.mul_(1.2)
+
+    monkeypatch.setattr(gpu_check.RDEsmModel, "compile_layers", wrong)
+    with pytest.raises(AssertionError, match=r"compiled, padded: .* of the norm off"):
+        gpu_check.compiled_layers(gpu_check.Bench("cpu", True, tmp_path), "bfloat16")

@@ -31,12 +31,10 @@ from typing import Any, ClassVar
 import torch
 import transformers
 from torch import nn
-from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.nn.functional import gelu, linear, silu
 
-from .layers_rd_esm import InPlaceOf, in_place_of
-from .pooling_rd_esm import is_tracing
+from .layers_rd_esm import InPlaceOf, in_place_of, runs_as_written
 
 # Multiplications from which on a call of oneDNN, which prepares its kernel anew for every number of rows (0.6 ms),
 # takes less time than what it replaces.
@@ -61,7 +59,7 @@ class _Fused(InPlaceOf):
     def _may_replace(self, states: tuple[Any, ...], others: dict[str, Any]) -> bool:
         """Whether the library's `forward` would compute the same, and nobody sees by which operations."""
         return (
-            _runs_as_written()
+            runs_as_written()
             and not others
             and len(states) == self.takes
             and all(type(one) is torch.Tensor for one in states)
@@ -131,7 +129,7 @@ class FusedRotary(InPlaceOf):
     """A module that rotates queries and keys by their positions: on a GPU it calls `fused_rotary` to do so."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if _runs_as_written() and args and _is_on_gpu(args[0]):
+        if runs_as_written() and args and _is_on_gpu(args[0]):
             library: Any = self.library.forward
             ours = _rotary_of(library)
             if ours is not None:
@@ -168,22 +166,6 @@ def fuse_layers(backbone: nn.Module) -> None:
         if getattr(placed, "__func__", None) is library.forward:
             # Placed by a device map: accelerate calls what it found, from a method of its own.
             module._old_forward = MethodType(type(module).forward, module)  # type: ignore[assignment]
-
-
-def _runs_as_written() -> bool:
-    """Whether operations are computed and no more: nothing records them, counts them or takes derivatives."""
-    if is_tracing():
-        return False
-    try:
-        return not (
-            torch._C._are_functorch_transforms_active()
-            or torch._C._len_torch_dispatch_stack()
-            or torch._C._len_torch_function_stack()
-            or forward_ad._current_level >= 0
-        )
-    except AttributeError:
-        # Of no documented part of torch: where one is gone, the library's own code runs.
-        return False
 
 
 def _is_shipped(*functions: Any) -> bool:

@@ -44,6 +44,41 @@ def is_tracing() -> bool:
     return bool(torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined]
 
 
+# How a token is shown; those of no letter as "?".
+_LETTERS = {number: token for token, number in TOKENS.items() if len(token) == 1}
+
+
+def refuse_unknown(input_ids: torch.Tensor) -> None:
+    """Raise where a token is `<unk>`: a tokenizer met a character that stands for no residue.
+
+    Nothing is refused while a graph is made of the model.
+
+    Raises:
+        ValueError: naming the sequence by its first letters, since whoever made the batch may have sorted it.
+    """
+    if is_tracing() or input_ids.device.type == "meta":
+        return
+    unknown = input_ids.eq(TOKENS["<unk>"])
+    if unknown.any():
+        row, position = unknown.nonzero()[0].tolist()
+        ids = input_ids[row].tolist()
+        # In a packed row, and in one that is padded on the left, a sequence begins with its own cls.
+        before = [place for place in range(position) if ids[place] == TOKENS["<cls>"]]
+        start = before[-1] + 1 if before else 0
+        raise ValueError(
+            f"input_ids hold <unk> (residue {position - start + 1} of {_quoted(ids[start:])}): a character that is no "
+            f"residue, such as a stop codon inside the sequence, a digit or (with a tokenizer that does not clean) a "
+            f"lower-case letter; correct the sequence, or use the tokenizer that came with this model"
+        )
+
+
+def _quoted(ids: list[int]) -> str:
+    """A sequence's first letters and their number, from its tokens; what follows its eos is not its own."""
+    stop = next((place for place, token in enumerate(ids) if token in (TOKENS["<eos>"], TOKENS["<pad>"])), len(ids))
+    letters = "".join(_LETTERS.get(token, "?") for token in ids[:stop])
+    return f"the sequence {letters!r}" if stop <= 20 else f"the sequence of {stop} letters that begins {letters[:20]!r}"
+
+
 def residue_mask(input_ids: torch.Tensor) -> torch.Tensor:
     """Which tokens are residues: not cls, eos, padding or mask. `(batch, length)`, bool.
 

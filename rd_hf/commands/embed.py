@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     what = parser.add_argument_group("what to compute")
     add_options(what, EmbeddingOptions, "levels", "width", "whiten", "pooling")
     add_options(what, JobSettings, "one_pass")
-    add_options(what, EmbeddingOptions, "positions", "normalize", "dtype", "output_dtype", "layout")
+    add_options(what, EmbeddingOptions, "positions", "normalize", "dtype", "compile", "output_dtype", "layout")
     records = parser.add_argument_group("records")
     add_options(records, EmbeddingOptions, "long", "max_length", "overlap")
     add_options(records, JobSettings, "strict", "sequence_column", "id_column", "positions_column")

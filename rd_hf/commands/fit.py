@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_options(maths, FitOptions, "block_weights")
     add_options(maths, FitSettings, "one_pass")
     run = parser.add_argument_group("the run")
-    add_options(run, FitSettings, "form", "max_shard_size", "dtype")
+    add_options(run, FitSettings, "form", "max_shard_size", "dtype", "compile")
     add_options(run, FitOptions, "batch_tokens")
     add_options(run, FitSettings, "group_tokens", "checkpoint_seconds")
     return parser

@@ -151,7 +151,18 @@ def embeddings_text(folder: str, manifest: dict[str, Any]) -> str:
     # Of a folder elsewhere the manifest alone is here.
     size = sum(file.stat().st_size for file in Path(folder).glob("*.parquet"))
     size = size or sum(part.get("bytes", 0) for part in manifest.get("parts") or [])
-    options = ("pooling", "dtype", "output_dtype", "normalize", "long", "max_length", "width", "whiten", "layout")
+    options = (
+        "pooling",
+        "dtype",
+        "compile",
+        "output_dtype",
+        "normalize",
+        "long",
+        "max_length",
+        "width",
+        "whiten",
+        "layout",
+    )
     lines = [
         f"{folder}: {manifest.get('status')}, {byte_size(size)} of Parquet",
         f"model: {model.get('name')}{revision}{one_pass}, fingerprint {str(model.get('fingerprint'))[:19]}",

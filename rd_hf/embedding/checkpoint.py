@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rd_hf.carried import model_place
 from rd_hf.data.records import InputError
 from rd_hf.devices import check_device
+from rd_hf.embedding.compiling import check_compiler
 from rd_hf.embedding.options import INT8, EmbeddingOptions
 from rd_hf.embedding.quantization import make_grid, refuse_odd_widths
 from rd_hf.files import file_sha256
@@ -288,6 +289,7 @@ def load_model(
     above: str | None = None,
     one_pass: bool = False,
     backbones: tuple[tuple[str, str], ...] = (),
+    compiled: bool = False,
 ) -> RDEsmModel:
     """Return the model on its device, in eval mode, loaded at most once per process.
 
@@ -300,6 +302,7 @@ def load_model(
         attn_implementation: as in transformers; None chooses packed rows where a GPU has a kernel for them.
         sequential: hold one backbone at a time, each loaded when its turn comes.
         above: leave out the backbones up to this level.
+        compiled: compile the backbones' layers.
 
     Raises:
         InputError: it cannot be loaded, or not so, or not there.
@@ -307,6 +310,8 @@ def load_model(
     import torch
 
     check_device(device)
+    if compiled:
+        check_compiler(device)
     from rd_hf.embedding.layouts import packing_pays
     from rd_hf.model.layers_rd_esm import PACKED_ATTENTION
     from rd_hf.model.modeling_rd_esm import RDEsmModel
@@ -331,13 +336,16 @@ def load_model(
     model = model.to(device).eval()
     if attn_implementation is None and packing_pays(model):
         model.set_attn_implementation(PACKED_ATTENTION)
+    if compiled:
+        model.compile_layers()
     logger.info(
-        "%s loaded up to level %s: %s on %s, attention %s",
+        "%s loaded up to level %s: %s on %s, attention %s, layers %s",
         name,
         level or model.config.level_names[-1],
         dtype,
         device,
         model.config._attn_implementation,
+        "compiled" if compiled else "as they are",
     )
     return model
 

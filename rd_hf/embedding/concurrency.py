@@ -38,11 +38,13 @@ def concurrency_for(batches: int, most: int = MAX_CONCURRENCY) -> int:
 
 
 def may_share(model: nn.Module) -> bool:
-    """Whether several threads may run a model at once: no module of it keeps a table of one batch.
+    """Whether several threads may run a model at once: no module of it keeps a table of one batch, or compiles.
 
     ESM-2's rotary positions do on older transformers (4.57, 5.0), where one batch would be rotated by another's angles.
     """
-    return not any(hasattr(module, "_cos_cached") for module in model.modules())
+    return not any(
+        hasattr(module, "_cos_cached") or getattr(module, "graph", None) is not None for module in model.modules()
+    )
 
 
 def in_order(work: Callable[[Item], Result], items: Iterable[Item], concurrency: int) -> Generator[tuple[Item, Result]]:

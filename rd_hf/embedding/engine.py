@@ -19,7 +19,7 @@ from rd_hf.embedding.algebra import contributions
 from rd_hf.embedding.checkpoint import Checkpoint, load_model, prepare_after_fork
 from rd_hf.embedding.concurrency import MAX_CONCURRENCY, concurrency_for, in_order, may_share
 from rd_hf.embedding.layouts import Padded, layout_of
-from rd_hf.embedding.options import EmbeddingOptions
+from rd_hf.embedding.options import ON, EmbeddingOptions
 from rd_hf.embedding.transfer import all_moved, current, fetched
 from rd_hf.embedding.waiting import DeviceClock
 from rd_hf.model.modeling_rd_esm import RDEsmModel
@@ -348,6 +348,7 @@ def load_engine(
         above=above,
         one_pass=checkpoint.one_pass,
         backbones=tuple(checkpoint.backbones.items()),
+        compiled=options.compile == ON,
     )
     return Engine(model, level, options, report=report, group_tokens=group_tokens, above=above)
 

@@ -17,7 +17,7 @@ from rd_hf.data.records import FastaRecord
 from rd_hf.devices import kind_of
 from rd_hf.embedding.checkpoint import Checkpoint
 from rd_hf.embedding.folder import JobError
-from rd_hf.embedding.options import DTYPE, EmbeddingOptions
+from rd_hf.embedding.options import AUTO, DTYPE, OFF, EmbeddingOptions
 from rd_hf.embedding.parts import Part
 from rd_hf.embedding.reader import EmbeddingFolder
 from rd_hf.embedding.settings import COLUMNS, JobSettings
@@ -75,8 +75,8 @@ def with_stored(stored: EmbeddingFolder, args: argparse.Namespace) -> argparse.N
     taken = dict(vars(args))
     for name in (*OPTIONS, *COLUMNS):
         # What a manifest does not say was as by default.
-        was = job.get(name, getattr(stored.options, name, None))
-        if taken[name] not in (None, was):
+        was = job.get(name, OFF if name == "compile" else getattr(stored.options, name, None))
+        if taken[name] not in (None, was, AUTO):
             raise JobError(
                 f"{stored.path} was made with {name} {was!r}, not {taken[name]!r}: leave "
                 f"--{name.replace('_', '-')} away, or embed from scratch, without --extend"

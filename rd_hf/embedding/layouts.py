@@ -16,7 +16,7 @@ import torch
 
 from rd_hf.data.batching import SPECIAL_TOKENS, collate, pack, residue_mask, token_budget_batches
 from rd_hf.embedding.transfer import moved
-from rd_hf.model.layers_rd_esm import PACKED_ATTENTION, fused_kernel_takes
+from rd_hf.model.layers_rd_esm import PACKED_ATTENTION, fused_kernel_takes, keeps_apart
 from rd_hf.model.modeling_rd_esm import RDEsmModel
 from rd_hf.model.pooling_rd_esm import pooling_named
 
@@ -108,9 +108,10 @@ class Packed(Padded):
 
 
 def layout_of(model: RDEsmModel) -> Padded:
-    """Packed where the model's attention keeps sequences apart (on a GPU: by the fused kernel), else padded."""
-    if model.config._attn_implementation != PACKED_ATTENTION:
-        return Padded()
+    """Packed where the model's attention keeps sequences apart (ours on a GPU: by the fused kernel), else padded."""
+    attention = str(model.config._attn_implementation)
+    if attention != PACKED_ATTENTION:
+        return Packed() if keeps_apart(attention) else Padded()
     return Packed() if model.device.type != "cuda" or packing_pays(model) else Padded()
 
 

@@ -13,9 +13,11 @@ from rd_hf.carried import is_carried_input
 from rd_hf.data.records import InputError, readable
 from rd_hf.data.remote import facts_of, is_remote, pinned
 from rd_hf.data.sources import is_hub_dataset, source_size
+from rd_hf.devices import pick_device
 from rd_hf.embedding.checkpoint import Checkpoint, resolve
+from rd_hf.embedding.compiling import decided
 from rd_hf.embedding.folder import JobError, OutputFolder, PartEntry, differences
-from rd_hf.embedding.options import DTYPE, PLAIN
+from rd_hf.embedding.options import AUTO, DTYPE, OFF, PLAIN
 from rd_hf.embedding.quantization import described_grid
 from rd_hf.embedding.settings import COLUMNS, LIMITS, JobSettings
 from rd_hf.embedding.storage import FORMATS, columns_of, described, format_of
@@ -25,7 +27,7 @@ from rd_hf.version import __version__
 # Settings that decide what is written, beside the embedding's options.
 DECIDING = (*COLUMNS, *LIMITS, "attn_implementation")
 # What options are where a manifest does not name them.
-_UNSAID = {"width": None, "whiten": False, "layout": PLAIN}
+_UNSAID = {"width": None, "whiten": False, "layout": PLAIN, "compile": OFF}
 
 
 def open_job(
@@ -55,13 +57,14 @@ def open_job(
             noted = (folder.manifest() or {}).get("model", {}).get("backbones") or settings.backbones
             checkpoint = resolve(settings.model, settings.revision, settings.one_pass, noted)
             checkpoint.refuse_to_store(settings.options)
+            settings, said = _with_compile(settings, folder, checkpoint, folder.holds_work())
             job = {**_describe(settings, checkpoint.widths(settings.options.levels, settings.options.width)), **about}
             for check in checks:
                 check(checkpoint)
             # Asked before the folder is touched, and again once nobody else can change it.
             _compare(folder, checkpoint, job)
             folder.claim()
-            notes = _begin(settings, folder, checkpoint, job, kind)
+            notes = _begin(settings, folder, checkpoint, job, kind) + said
         except (InputError, JobError) as error:
             failure = error
     if not group.all_well(failure is None):
@@ -70,6 +73,7 @@ def open_job(
         # The main process has hashed the weights for all.
         checkpoint = Checkpoint(**(folder.manifest() or {})["model"])
         settings = _with_pinned_inputs(settings, folder, begun=True)
+        settings, _ = _with_compile(settings, folder, checkpoint, begun=True)
     return checkpoint, replace(settings, options=checkpoint.within(settings.options)), notes
 
 
@@ -143,6 +147,23 @@ def _with_pinned_inputs(settings: JobSettings, folder: OutputFolder, begun: bool
     return settings if places == settings.inputs else replace(settings, inputs=places, called=settings.names)
 
 
+def _with_compile(
+    settings: JobSettings, folder: OutputFolder, checkpoint: Checkpoint, begun: bool
+) -> tuple[JobSettings, list[str]]:
+    """Whether layers are compiled, where that is left open: as the job has begun, else by its device and input."""
+    if settings.options.compile != AUTO:
+        return settings, []
+    if begun:
+        then = (folder.manifest() or {}).get("job", {}).get("compile", OFF)
+        return replace(settings, options=replace(settings.options, compile=then)), []
+    sizes = [source_size(source) for source in settings.inputs]
+    # A letter of an input is a byte, or less than one where it is compressed.
+    residues = None if None in sizes else sum(size or 0 for size in sizes)
+    device = settings.device or str(pick_device())
+    choice, said = decided(AUTO, device, residues, checkpoint.nested_dims[checkpoint.largest(settings.options)])
+    return replace(settings, options=replace(settings.options, compile=choice)), [] if said is None else [said]
+
+
 def known_parts(folder: OutputFolder) -> int | None:
     """How many parts a finished job has, None where it is not finished."""
     manifest = folder.manifest() or {}
@@ -173,8 +194,8 @@ def _compare(folder: OutputFolder, checkpoint: Checkpoint, job: dict[str, Any]) 
     if job.get("extends_sha256") is not None and job["extends_sha256"] == then.get("extends_sha256"):
         # The same folder, wherever it lies or however its path is written.
         job = {**job, "extends": then.get("extends")}
-    layout = {"layout": PLAIN}
-    changed = list(differences(layout | then, layout | job))
+    unsaid = {"layout": PLAIN, "compile": OFF}
+    changed = list(differences(unsaid | then, unsaid | job))
     old = before.get("model", {})
     if checkpoint.backbones and "backbones" not in old and before.get("status") != "complete":
         raise JobError(

@@ -20,6 +20,12 @@ INT8, BINARY = BYTES = ("int8", "binary")
 OUTPUT_DTYPES = ("float32", "float16", *BYTES)
 # How vectors lie in columns: whole, or what each level adds in a column of its own. What is not said is PLAIN.
 PLAIN, BLOCKS = LAYOUTS = ("plain", "blocks")
+# Whether layers are compiled; what a manifest does not say is "off".
+COMPILE = (AUTO, ON, OFF) = ("auto", "on", "off")
+COMPILE_MEANS = (
+    ": auto (default: on a GPU, where the input is large enough to be worth the minute it takes; what is gone on with "
+    "or extended keeps what it has), on or off. Last digits differ"
+)
 # As rd-hf search has them; it also whitens by the database, which an embedding job has none of.
 WHITENED = {"model": True, "none": False}
 
@@ -78,6 +84,12 @@ class EmbeddingOptions:
         "own). bfloat16 is faster on GPUs, and on CPUs that have it in hardware; appended columns then differ by a few "
         "per cent, see the README. Pooling and projections compute in float32",
         choices=MODEL_DTYPES,
+    )
+    compile: str = flag(
+        "compile",
+        AUTO,
+        COMPILE_MEANS,
+        choices=COMPILE,
     )
     output_dtype: str = flag(
         "output_dtype",

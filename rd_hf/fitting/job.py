@@ -19,14 +19,16 @@ from rd_hf.bases.chain import FitReport
 from rd_hf.data.batching import SPECIAL_TOKENS
 from rd_hf.data.remote import is_remote, pinned
 from rd_hf.data.sources import check_sources
+from rd_hf.embedding.compiling import check_compiler, decided
 from rd_hf.embedding.dtypes import warn_of
 from rd_hf.embedding.layouts import packing_pays
+from rd_hf.embedding.options import AUTO, ON
 from rd_hf.files import Workspace, replacing
 from rd_hf.fitting.fit import fit_bases, fitted_config
 from rd_hf.fitting.install import install_bases, source_names
 from rd_hf.fitting.sample import Sample, draw_sample
 from rd_hf.fitting.settings import CPU_FIT_TOKENS, FitOptions, FitSettings, FitSummary
-from rd_hf.fitting.state import SETTINGS_FILE, STATE_FILES, is_state
+from rd_hf.fitting.state import SETTINGS_FILE, STATE_FILES, begun_with, is_state
 from rd_hf.hub.backbones import family_config
 from rd_hf.hub.checkpoint import (
     REPORT_FILE,
@@ -102,6 +104,7 @@ def run_fit(
     sample = draw_sample(places, options, settings.sequence_column, progress=shown, say=report)
     if group.is_main and on_sample is not None:
         on_sample(sample)
+    _compile(model, settings, sample, workspace.path, report)
     group_batches = 1
     if settings.group_tokens is not None:
         # How much memory is free before any backbone is loaded says little.
@@ -270,6 +273,22 @@ def choose_layers(config: RDEsmConfig, asked: Sequence[int] = ()) -> tuple[int, 
             f"{size / 2**30:,.0f} GiB, and the limit is {MOMENTS_LIMIT / 2**30:,.0f} GiB: name fewer layers"
         )
     return layers
+
+
+def _compile(
+    model: RDEsmModel, settings: FitSettings, sample: Sample, state: Path, report: Callable[[str], None]
+) -> None:
+    """Compile the layers where that was asked for, or is worth it."""
+    before = begun_with(state, "compile") if settings.compile == AUTO else None
+    choice, said = before or settings.compile, None
+    if before is None:
+        residues = sum(map(len, sample.sequences))
+        choice, said = decided(settings.compile, str(model.device), residues, model.config.hidden_size)
+    if said is not None:
+        report(said)
+    if choice == ON:
+        check_compiler(str(model.device))
+        model.compile_layers()
 
 
 def _save(settings: FitSettings, model: RDEsmModel, reports: list[FitReport], report: Callable[[str], None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -18,6 +19,7 @@ from accelerate.utils import broadcast_object_list
 from rd_hf.bases.moments import JointMoments, load_tensors, product_dtype, save_tensors
 from rd_hf.embedding.engine import default_batch_tokens
 from rd_hf.embedding.layouts import layout_of
+from rd_hf.embedding.options import OFF, ON
 from rd_hf.embedding.transfer import moved
 from rd_hf.files import write_json
 from rd_hf.fitting.sample import Sample, Split
@@ -39,7 +41,9 @@ def settled(options: FitOptions, model: RDEsmModel, folder: str | Path, accelera
     if accelerator.is_main_process:
         widths = _widths(model, options)
         held, sums = 2 * model.dtype.itemsize * sum(widths), 8 * _SETS * sum(widths) ** 2
-        chosen = [_tokens_in(Path(folder)) or default_batch_tokens(model, CPU_FIT_TOKENS, held, sums)]
+        begun = begun_with(Path(folder), "batch_tokens")
+        known = isinstance(begun, int) and begun > 0
+        chosen = [begun if known else default_batch_tokens(model, CPU_FIT_TOKENS, held, sums)]
     (tokens,) = broadcast_object_list(chosen)
     return replace(options, batch_tokens=tokens)
 
@@ -50,21 +54,20 @@ def _widths(model: RDEsmModel, options: FitOptions) -> list[int]:
     return [*levels, *[levels[-1]] * len(options.one_pass or ())]
 
 
-def _tokens_in(folder: Path) -> int | None:
-    """Tokens of a batch of an unfinished fit; None where there is none, or a damaged one, of which others complain."""
+def begun_with(folder: Path, name: str) -> Any:
+    """What an unfinished fit notes of itself; None where there is none, or its notes are damaged (said later)."""
     if not any(folder.glob("moments-*.safetensors")):
         return None
-    try:
-        found = json.loads((folder / SETTINGS_FILE).read_bytes())["batch_tokens"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return found if isinstance(found, int) and found > 0 else None
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        return json.loads((folder / SETTINGS_FILE).read_bytes())[name]
+    return None
 
 
 def how_it_runs(model: RDEsmModel, options: FitOptions) -> dict[str, Any]:
     """What decides the last digits of a fit, beside its sample: one fit has one of each."""
     return {
         "batch_tokens": options.batch_tokens,
+        "compile": ON if model.layer_graphs else OFF,
         "device": model.device.type,
         "rows": type(layout_of(model)).__name__.lower(),
         "products": str(product_dtype(model.device)).removeprefix("torch."),

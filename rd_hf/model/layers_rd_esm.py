@@ -10,13 +10,16 @@ This file travels to the Hub beside ``modeling_rd_esm.py``.
 import copy
 import copyreg
 import functools
+import threading
 from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import pairwise
+from types import FunctionType
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import MODEL_MAPPING, AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 
@@ -54,11 +57,14 @@ class InPlaceOf:
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         twin: Any = object.__new__(type(self))
         memo[id(self)] = twin
-        twin.__setstate__(copy.deepcopy(self.__dict__, memo))
+        twin.__setstate__(copy.deepcopy(self._held(), memo))
         return twin
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return copyreg._reconstructor, (self.library, object, None), dict(self.__dict__)  # type: ignore[attr-defined]
+        return copyreg._reconstructor, (self.library, object, None), self._held()  # type: ignore[attr-defined]
+
+    def _held(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "graph"}
 
 
 @functools.cache
@@ -68,24 +74,116 @@ def in_place_of(library: Any, mixin: Any) -> type[nn.Module]:
     return type(library.__name__, (mixin, library), around)
 
 
+class LayerGraph:
+    """The layers of one backbone, compiled: one graph for all of them and for batches of every size.
+
+    torch compiles for the shapes that it is shown, so an example of a fixed shape goes before the first batch of each
+    kind: what is compiled does not depend on which batch came first. A copy or a pickle compiles anew.
+    """
+
+    def __init__(self) -> None:
+        self.kinds: set[tuple[Any, ...]] = set()
+        self.lock = threading.RLock()
+        # Code of its own: torch keeps eight graphs of one code, and those of other backbones would be among them.
+        own = FunctionType(_as_written.__code__.replace(), globals())
+        self.run: Any = torch.compile(own, dynamic=True)
+
+    def __reduce__(self) -> Any:
+        return LayerGraph, ()
+
+    def prepare(self, backbone: PreTrainedModel, depths: Sequence[int], arguments: dict[str, Any]) -> None:
+        """Compile what a batch needs, where it is the first of its kind."""
+        ids, mask = arguments["input_ids"], arguments["attention_mask"]
+        packed = "cu_seq_lens_q" in arguments
+        # Of one row, and without padding, layers are called otherwise.
+        shape = (3 if len(ids) > 1 else 1, 7)
+        padded = not packed and not bool(mask.all())
+        attention, inference = str(backbone.config._attn_implementation), torch.is_inference_mode_enabled()
+        kind = (packed, padded, shape, ids.device, backbone.dtype, attention, inference)
+        # Of several threads none goes on before what it needs is there.
+        with self.lock:
+            if kind not in self.kinds:
+                self.kinds.add(kind)
+                run_backbone(backbone, depths, _example(ids, shape, padded, arguments.get("cu_seq_lens_q")))
+
+
+def _example(ids: torch.Tensor, shape: tuple[int, int], padded: bool, ends: torch.Tensor | None) -> dict[str, Any]:
+    """What a backbone is called with for a batch of this shape, of two sequences in one row where it is packed."""
+    tokens = ids.new_full(shape, TOKENS["A"])
+    if ends is not None:
+        ends = ends.new_tensor([0, 4, 7])
+        bounds = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": 4, "max_length_k": 4}
+        return {
+            "input_ids": tokens,
+            "attention_mask": None,
+            "position_ids": ids.new_tensor([[0, 1, 2, 3, 0, 1, 2]]),
+            **bounds,
+        }
+    mask = torch.ones_like(tokens)
+    mask[0, 6:] = 0 if padded else 1
+    return {"input_ids": tokens, "attention_mask": mask}
+
+
+def _as_written(layer: Any, *args: Any, **kwargs: Any) -> Any:
+    return type(layer).library.__call__(layer, *args, **kwargs)
+
+
 class _RecordedLayer(InPlaceOf):
     """A layer that gives its state to the recorder, and does nothing beyond the deepest layer wanted."""
 
     depth: int
+    graph: LayerGraph | None = None
 
     def __call__(
         self, hidden_states: torch.Tensor, *args: Any, recorder: HiddenStateRecorder | None = None, **kwargs: Any
     ) -> Any:
+        call = _as_written if self.graph is None or not _is_compiled(self) else self.graph.run
         if recorder is None:
-            return super().__call__(hidden_states, *args, **kwargs)  # type: ignore[misc]
+            return call(self, hidden_states, *args, **kwargs)
         if self.depth > recorder.last:
             return hidden_states
         if self.depth == 1 and 0 in recorder.wanted:
             recorder.states[0] = hidden_states
-        state = super().__call__(hidden_states, *args, **kwargs)  # type: ignore[misc]
+        state = call(self, hidden_states, *args, **kwargs)
         if self.depth in recorder.wanted:
             recorder.states[self.depth] = state
         return state
+
+
+def compile_layers(backbone: PreTrainedModel, graph: LayerGraph) -> None:
+    """Let the layers of a backbone run as `graph`, where nobody looks at what is in between."""
+    record_layers(backbone)
+    for layer in stack_of(backbone):
+        layer.graph = graph  # type: ignore[assignment]
+
+
+def runs_as_written() -> bool:
+    """Whether operations are computed and no more: nothing records them, counts them or takes derivatives."""
+    if is_tracing():
+        return False
+    try:
+        return not (
+            torch._C._are_functorch_transforms_active()
+            or torch._C._len_torch_dispatch_stack()
+            or torch._C._len_torch_function_stack()
+            or forward_ad._current_level >= 0
+        )
+    except AttributeError:
+        # Of no documented part of torch: where one is gone, the library's own code runs.
+        return False
+
+
+def _is_compiled(layer: Any) -> bool:
+    """Whether a layer runs as its graph: without gradients, dropout and hooks, which see the library's own code."""
+    return not (
+        torch.is_grad_enabled()
+        or layer.training
+        or not runs_as_written()
+        or any(
+            module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+            for module in layer.modules()
+        )
+    )
 
 
 def stack_of(backbone: PreTrainedModel) -> nn.ModuleList:
@@ -178,7 +276,7 @@ def run_backbone(
     """
     # Asked of the backbone: it is its own config that its layers look at.
     attention = str(backbone.config._attn_implementation)
-    if "cu_seq_lens_q" in arguments and attention != PACKED_ATTENTION and "flash" not in attention:
+    if "cu_seq_lens_q" in arguments and not keeps_apart(attention):
         raise ValueError(
             f"with {attention} attention the sequences of a packed row would see each other: load the model with "
             f"attn_implementation={PACKED_ATTENTION!r}, or with flash attention"
@@ -194,8 +292,13 @@ def run_backbone(
     positions = arguments.get("position_ids")
     if longest is not None and positions is not None:
         arguments = {**arguments, "position_ids": positions + counts_from(own)}
+    first: Any = stack_of(backbone)[0] if len(stack_of(backbone)) else None
+    graph = getattr(first, "graph", None)
+    if graph is not None and _is_compiled(first):
+        graph.prepare(backbone, depths, arguments)
     found = states_after(backbone, depths, arguments)
-    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+    # Angles of one batch are no part of a graph for all.
+    if not torch.compiler.is_compiling() and (graph is not None or torch.is_inference_mode_enabled()):
         _forget_angles(backbone)
     return found
 
@@ -284,6 +387,12 @@ def _refuse_long(limit: int | None, tokens: int) -> None:
         )
 
 
+def keeps_apart(attention: str) -> bool:
+    """Whether an attention, by its name, keeps sequences of a packed row apart: ours, and flash attention, of the
+    package or (`owner/kernel`, which a user has to name, since compiled code is fetched) of the Hub."""
+    return attention == PACKED_ATTENTION or "flash" in attention
+
+
 @functools.cache
 def fused_kernel_takes(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
     """Whether `torch.nn.attention.varlen` computes attention over packed rows there.
@@ -298,6 +407,14 @@ def fused_kernel_takes(device: torch.device, dtype: torch.dtype, head_width: int
         and find_spec("torch.nn.attention.varlen")
         and torch.cuda.get_device_capability(device) >= (8, 0)
     )
+
+
+def _kernel_takes(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
+    """As `fused_kernel_takes`, which no compiler could look into."""
+    return fused_kernel_takes(device, dtype, head_width)
+
+
+torch.compiler.assume_constant_result(_kernel_takes)
 
 
 def packed_attention(
@@ -315,8 +432,8 @@ def packed_attention(
     """Attention within each of the sequences that share one row, registered as `rd_esm_packed`.
 
     On CUDA by the fused kernel of `torch.nn.attention.varlen`, where `fused_kernel_takes` it; elsewhere by one scaled
-    dot product per sequence, which gives what separate rows give. Batches that are not packed take scaled dot product
-    attention as usual.
+    dot product per sequence, which gives what separate rows give, or in a graph, which has no loop over sequences, by
+    one under a mask over the row. Batches that are not packed take scaled dot product attention as usual.
 
     Args:
         query, key, value (`torch.Tensor` of shape `(batch, heads, length, head width)`).
@@ -331,7 +448,7 @@ def packed_attention(
             query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
         )
         return attended.transpose(1, 2).contiguous(), None
-    if fused_kernel_takes(query.device, query.dtype, query.shape[-1]):
+    if _kernel_takes(query.device, query.dtype, query.shape[-1]):
         from torch.nn.attention.varlen import varlen_attn
 
         q, k, v = (states[0].transpose(0, 1).contiguous() for states in (query, key, value))
@@ -339,6 +456,11 @@ def packed_attention(
         rows = varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, longest, longest, scale=scaling)
         assert isinstance(rows, torch.Tensor)  # it returns more only where asked to
         return rows.unsqueeze(0), None
+    if torch.compiler.is_compiling():
+        number = torch.bucketize(torch.arange(query.shape[2], device=query.device), cu_seq_lens_q, right=True)
+        own = number[:, None] == number
+        attended = scaled_dot_product_attention(query, key, value, attn_mask=own, dropout_p=dropout, scale=scaling)
+        return attended.transpose(1, 2).contiguous(), None
     parts = []
     for start, stop in pairwise(cu_seq_lens_q.tolist()):
         q, k, v = (states[:, :, start:stop] for states in (query, key, value))

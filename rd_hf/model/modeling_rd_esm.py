@@ -35,13 +35,15 @@ from .families_rd_esm import family_of
 from .files_rd_esm import WeightFiles  # noqa: F401
 from .fused_rd_esm import fuse_layers  # noqa: F401
 from .layers_rd_esm import (
+    LayerGraph,
     backbone_arguments,
+    compile_layers,
     encoder_class,
     record_layers,
     rotary_modules,
     run_backbone,
 )
-from .pooling_rd_esm import TOKENS, cut_long, is_tracing, mean_over_residues, residue_mask
+from .pooling_rd_esm import cut_long, mean_over_residues, refuse_unknown, residue_mask
 from .saving_rd_esm import RDEsmSaving  # noqa: F401
 from .staging_rd_esm import staging  # noqa: F401
 
@@ -222,6 +224,8 @@ class RDEsmModel(RDEsmPreTrainedModel):
     embedding_dtype: torch.dtype | None = None
     # What its heads are of; those of another kind are no part of the model.
     heads_of: str | None = None
+    # One per backbone, once `compile_layers` was called.
+    layer_graphs: tuple[LayerGraph, ...] = ()
 
     def __init__(self, config: RDEsmConfig, build_backbones: bool | None = None) -> None:
         config = config.as_loaded()
@@ -290,6 +294,29 @@ class RDEsmModel(RDEsmPreTrainedModel):
         for levels, backbone in zip(self.config.backbone_groups, self.backbones):
             if isinstance(backbone, PreTrainedModel):
                 self._prepare(backbone, levels)
+        self._compile()
+
+    def compile_layers(self) -> None:
+        """Compile the layers of the backbones (`torch.compile`): one graph per backbone, for all of its layers and for
+        batches of every size, padded or packed.
+
+        A graph is made at the first batch of each kind, which takes seconds to a minute. Layers run as they are under
+        gradients, in training mode, where a module within has hooks, and where the whole model is compiled or traced.
+        Parameters, their names and classes stay; embeddings are those of a model that is not compiled within rounding.
+        Needs what `torch.compile` needs: Triton on a GPU, a C++ compiler on a CPU.
+        """
+        self.layer_graphs = self.layer_graphs or tuple(LayerGraph() for _ in self.config.backbone_groups)
+        self._compile()
+
+    def _compile(self) -> None:
+        for index, backbone in enumerate(self.backbones):
+            if isinstance(backbone, PreTrainedModel):
+                self._compiled(index, backbone)
+
+    def _compiled(self, index: int, backbone: PreTrainedModel) -> PreTrainedModel:
+        if self.layer_graphs:
+            compile_layers(backbone, self.layer_graphs[index])
+        return backbone
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "RDEsmModel":
         # ESM-2 was trained with rotary frequencies rounded to float16; rounded once more by .to(bfloat16) they would
@@ -356,7 +383,7 @@ class RDEsmModel(RDEsmPreTrainedModel):
         for index in wanted:
             # A backbone refers to itself (by its load hook), so that dropping it frees nothing yet.
             gc.collect()
-            visit(groups[index], self._fetch(index, dtype=here.dtype).to(here.device))
+            visit(groups[index], self._compiled(index, self._fetch(index, dtype=here.dtype).to(here.device)))
         gc.collect()
 
     def level_states(
@@ -525,41 +552,6 @@ class RDEsmModel(RDEsmPreTrainedModel):
             raise ValueError(NO_WHITENING)
         whitened: torch.Tensor = self.whitening(embedding)
         return whitened
-
-
-# How a token is shown; those of no letter as "?".
-_LETTERS = {number: token for token, number in TOKENS.items() if len(token) == 1}
-
-
-def refuse_unknown(input_ids: torch.Tensor) -> None:
-    """Raise where a token is `<unk>`: a tokenizer met a character that stands for no residue.
-
-    Nothing is refused while a graph is made of the model.
-
-    Raises:
-        ValueError: naming the sequence by its first letters, since whoever made the batch may have sorted it.
-    """
-    if is_tracing() or input_ids.device.type == "meta":
-        return
-    unknown = input_ids.eq(TOKENS["<unk>"])
-    if unknown.any():
-        row, position = unknown.nonzero()[0].tolist()
-        ids = input_ids[row].tolist()
-        # In a packed row, and in one that is padded on the left, a sequence begins with its own cls.
-        before = [place for place in range(position) if ids[place] == TOKENS["<cls>"]]
-        start = before[-1] + 1 if before else 0
-        raise ValueError(
-            f"input_ids hold <unk> (residue {position - start + 1} of {_quoted(ids[start:])}): a character that is no "
-            f"residue, such as a stop codon inside the sequence, a digit or (with a tokenizer that does not clean) a "
-            f"lower-case letter; correct the sequence, or use the tokenizer that came with this model"
-        )
-
-
-def _quoted(ids: list[int]) -> str:
-    """A sequence's first letters and their number, from its tokens; what follows its eos is not its own."""
-    stop = next((place for place, token in enumerate(ids) if token in (TOKENS["<eos>"], TOKENS["<pad>"])), len(ids))
-    letters = "".join(_LETTERS.get(token, "?") for token in ids[:stop])
-    return f"the sequence {letters!r}" if stop <= 20 else f"the sequence of {stop} letters that begins {letters[:20]!r}"
 
 
 class ResiduePooling(nn.Module):

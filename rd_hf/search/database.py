@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rd_hf.data.records import InputError
-from rd_hf.embedding.options import PLAIN, EmbeddingOptions
+from rd_hf.embedding.options import OFF, PLAIN, EmbeddingOptions
 from rd_hf.embedding.reader import EmbeddingFolder
 from rd_hf.embedding.storage import covering
 
@@ -109,7 +109,7 @@ class Database(EmbeddingFolder):
 
 def plain(options: EmbeddingOptions, **others: Any) -> EmbeddingOptions:
     """Options with which vectors are embedded to be compared at once: whole, in float32; the others as they were."""
-    return replace(options, output_dtype="float32", layout=PLAIN, **others)
+    return replace(options, output_dtype="float32", layout=PLAIN, compile=OFF, **others)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

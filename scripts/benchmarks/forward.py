@@ -172,13 +172,16 @@ def _pairs(
     return seconds
 
 
+def compiler_missing() -> str | None:
+    """A sentence where ``torch.compile`` has no compiler for a CPU."""
+    if os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++"):
+        return None
+    return "there is no C++ compiler (g++ or clang++), which torch.compile needs on a CPU"
+
+
 def run_compiled(rounds: int) -> list[Ratio]:
     """Both models under torch.compile, or nothing and a sentence saying why."""
-    why = None
-    if not published.available():
-        why = "the published model is not installed"
-    elif not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
-        why = "there is no C++ compiler (g++ or clang++), which torch.compile needs on a CPU"
+    why = compiler_missing() if published.available() else "the published model is not installed"
     if why is None:
         try:
             return [_compiled_ratio(full_batches(BATCH_TOKENS, BATCHES), rounds)]

@@ -1,7 +1,8 @@
 """What scripts/gpu_check.sh runs: equality of every path on a GPU, then rates, within a time and into one JSON.
 
-Checks first, on 8M + 35M and on the carried family, since a rate of a wrong path is worth nothing; then rates at
-650M and 3B (random weights, bfloat16) beside plain ``EsmModel`` and the card's own matrix product, largest last. Each
+What is wanted first comes first: what is installed and by which calls layers attend; checks on 8M + 35M, since a rate
+of a wrong path is worth nothing; rates at 650M and 3B (random weights, bfloat16), fused, compiled and packed, beside
+plain ``EsmModel``, the card's own matrix product and the share of it that is aimed for; then the rest. Each
 step's outcome is written as soon as it is there: ``ok`` or ``failed`` with what it found, ``skipped`` where it needs
 what is not here, by name, and ``not reached`` once the time is up.
 """
@@ -22,6 +23,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
+from transformers.utils import is_flash_attn_2_available
 
 from benchmarks import gpu_jobs, gpu_rates, levels, packed
 from benchmarks.common import REPOSITORY, Ratio, carried_proteins, machine, random_family, twins
@@ -36,8 +38,8 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 0.06, "float16": 0.01}
 PROTEINS = 8
 
 
-class NeedsCudaError(RuntimeError):
-    """A path that only CUDA has."""
+class NeedsError(RuntimeError):
+    """A path that needs what is not here."""
 
 
 @dataclass
@@ -80,7 +82,7 @@ class Bench:
 
     def needs_cuda(self) -> None:
         if torch.device(self.device).type != "cuda":
-            raise NeedsCudaError(f"needs CUDA, and this is {self.device}")
+            raise NeedsError(f"needs CUDA, and this is {self.device}")
 
 
 @torch.inference_mode()
@@ -164,24 +166,41 @@ def commands(bench: Bench) -> dict[str, Any]:
     return {"error": error}
 
 
-def compiled(bench: Bench) -> dict[str, Any]:
-    """A compiler for it is needed."""
+def compiled_again(bench: Bench) -> dict[str, Any]:
+    """Two processes, each with compilers' files of its own. (Where Triton tunes by the clock, they would differ.)"""
     bench.needs_cuda()
-    return gpu_rates.compiled(bench.device, bench.small)
+    return gpu_rates.compiled_again(bench.device, bench.small, bench.scratch)
+
+
+def compiled_layers(bench: Bench, dtype: str) -> dict[str, Any]:
+    """Beside the same not compiled; float32 on a CPU is what tests compare (tests/model/test_compiled.py)."""
+    if dtype == "float32":
+        bench.needs_cuda()
+    return gpu_rates.compiled_equal(bench.device, dtype, bench.small, bench.proteins, TOLERANCE[dtype])
+
+
+def suspected_tests(bench: Bench) -> dict[str, Any]:
+    """Tests that have not seen a GPU."""
+    bench.needs_cuda()
+    return gpu_rates.suspects()
 
 
 def matrix_product(bench: Bench) -> dict[str, Any]:
     """The rate that the others are set against."""
-    bench.needs_cuda()
-    bench.peak = packed._matmul_flops()
+    bench.peak = packed.product_rate(bench.device, 512 if bench.small else 8192)
     return {"TFLOP/s": bench.peak / 1e12}
 
 
-def rates(bench: Bench, name: str) -> dict[str, Any]:
-    """Plain, padded and packed at one size."""
-    proteins = carried_proteins()[: 16 if bench.small else 512]
-    ratios = packed.compare(name, gpu_rates.size_of(name, bench.small), proteins, bench.peak or 1e12, 3, bench.device)
-    return {"ratios": [asdict(ratio) for ratio in ratios]}
+def rates(bench: Bench, name: str, *contenders: str) -> dict[str, Any]:
+    """Contenders of :func:`benchmarks.packed.compare` at one size; the targets are those of its packed rows."""
+    if any("flash" in one for one in contenders) and not is_flash_attn_2_available():
+        raise NeedsError("needs the package flash-attn, which is not installed")
+    proteins = carried_proteins()[: 16 if bench.small else 512 if name == "650M" else 128]
+    if not bench.peak:
+        matrix_product(bench)
+    size = gpu_rates.size_of(name, bench.small)
+    ratios = packed.compare(name, size, proteins, bench.peak, 1 if bench.small else 3, bench.device, contenders)
+    return {"ratios": [asdict(ratio) | {"met": ratio.met} for ratio in ratios]}
 
 
 def side_by_side(bench: Bench) -> dict[str, Any]:
@@ -194,28 +213,35 @@ def side_by_side(bench: Bench) -> dict[str, Any]:
 def steps() -> dict[str, Callable[[Bench], dict[str, Any]]]:
     """All of them, in the order of what one wants to know first."""
     found: dict[str, Callable[[Bench], dict[str, Any]]] = {}
+    found["what runs"] = lambda bench: gpu_rates.what_runs(bench.device, bench.small)
     for dtype in TOLERANCE:
         found[f"equal: padded, {dtype}"] = partial(padded, dtype=dtype)
         found[f"equal: packed, {dtype}"] = partial(packed_row, dtype=dtype)
     found["equal: fused layers and transformers' own"] = fused_layers
+    found["equal: compiled layers, bfloat16"] = partial(compiled_layers, dtype="bfloat16")
+    found["rate: matrix product"] = matrix_product
+    found["rate: 650M, forward and packed"] = lambda bench: rates(bench, "650M", "plain", "padded", "packed")
+    found["rate: 650M, compiled, packed"] = lambda bench: rates(bench, "650M", "packed", "compiled packed")
+    found["rate: 3B, bfloat16, packed"] = lambda bench: rates(bench, "3B", "packed", "compiled packed")
+    found["rate: 650M, compiled, padded"] = lambda bench: rates(bench, "650M", "padded", "compiled padded")
+    found["rate: 650M, kernels"] = lambda bench: gpu_rates.kernels(bench.device, bench.small)
     found["equal: levels on streams"] = streams
+    found["rate: levels on streams"] = side_by_side
+    found["rate: 650M, flash attention"] = lambda bench: rates(bench, "650M", "flash", "packed", "flash packed")
+    found["equal: compiled layers, made by two processes"] = compiled_again
+    found["tests: those that may count on no GPU"] = suspected_tests
+    found["equal: compiled layers, float32"] = partial(compiled_layers, dtype="float32")
+    found["equal: fit and embed commands"] = commands
     for name, how in (
         ("loaded on the CPU and moved", {}),
         ("device_map auto", {"device_map": "auto"}),
         ("sequential", {"sequential": True}),
     ):
         found[f"equal: {name}"] = partial(loaded, **how)
-    found["equal: fit and embed commands"] = commands
-    found["rate: matrix product"] = matrix_product
-    found["rate: 650M, forward and packed"] = lambda bench: rates(bench, "650M")
-    found["rate: 650M, kernels"] = lambda bench: gpu_rates.kernels(bench.device, bench.small)
     for dtype in ("bfloat16", "float32"):
         found[f"rate: embed and fit at 650M, {dtype}"] = partial(_engines, dtype=dtype)
-    found["rate: moments up to 650M"] = lambda bench: gpu_rates.joint_moments(bench.device, bench.small)
     found["rate: embed command at 650M"] = lambda bench: gpu_rates.whole_job(bench.device, bench.small, bench.scratch)
-    found["rate: levels"] = side_by_side
-    found["rate: 3B, forward and packed"] = lambda bench: rates(bench, "3B")
-    found["rate: 650M, compiled"] = compiled
+    found["rate: moments up to 650M"] = lambda bench: gpu_rates.joint_moments(bench.device, bench.small)
     found |= gpu_jobs.steps()
     return found
 
@@ -231,7 +257,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--small", action="store_true", help="tiny models: that the script runs through")
     parser.add_argument("--json", type=Path, default=Path("gpu_check.json"), help="where to (default gpu_check.json)")
     parser.add_argument("--only", metavar="WORDS", help="only steps whose name has one of these, with commas between")
-    parser.add_argument("--seconds", type=float, default=460, help="begin no step after so many (default 460)")
+    parser.add_argument("--seconds", type=float, default=540, help="begin no step after so many (default 540)")
     args = parser.parse_args(arguments)
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("no GPU here: --device cpu --small shows that the script runs through")
@@ -264,7 +290,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _outcome(step: Callable[[Bench], dict[str, Any]], bench: Bench) -> dict[str, Any]:
     try:
         return {"outcome": "ok", **step(bench)}
-    except NeedsCudaError as error:
+    except NeedsError as error:
         return {"outcome": "skipped", "why": str(error)}
     # Whatever fails is what one wants to know of, and the other steps still stand.
     except Exception as error:

@@ -95,6 +95,11 @@ def test_sequences_share_a_row_where_the_attention_keeps_them_apart_and_is_fast(
     assert isinstance(layout_of(tiny_model), Padded)
     tiny_model.set_attn_implementation(PACKED_ATTENTION)
     assert isinstance(layout_of(tiny_model), Packed)
+    # Flash attention does, of the package or of a kernel that a user named.
+    for attention in ("flash_attention_2", "kernels-community/flash-attn3"):
+        monkeypatch.setattr(tiny_model.config, "_attn_implementation_internal", attention)
+        assert isinstance(layout_of(tiny_model), Packed)
+    tiny_model.set_attn_implementation(PACKED_ATTENTION)
     # On a GPU only by its kernel: one product a sequence would leave it idle.
     monkeypatch.setattr(RDEsmModel, "device", torch.device("cuda"))
     for takes, expected in ((lambda *_: False, Padded), (lambda *_: True, Packed)):

@@ -24,6 +24,7 @@ from rd_hf.embedding.manifest import (
     open_job,
     with_stored_settings,
 )
+from rd_hf.embedding.options import AUTO, OFF
 from rd_hf.embedding.progress import Progress
 from rd_hf.embedding.ray import RaySettings
 from rd_hf.embedding.ray.cluster import Cluster, ask_every_node, joined
@@ -103,6 +104,9 @@ class _Driver:
     def run(self) -> JobSummary:
         # Before the folder is claimed, which clears them away.
         lost = len(unfinished(self.folder, (self.folder.workspace.record() or {}).get("token")))
+        if self.settings.options.compile == AUTO and not self.folder.holds_work():
+            # The driver's device is not the workers'.
+            self.settings = replace(self.settings, options=replace(self.settings.options, compile=OFF))
         checkpoint, self.settings, notes = open_job(self.settings, Processes(), self.folder, {})
         self._say(*notes)
         options = checkpoint.within(self.settings.options)
