@@ -142,11 +142,22 @@ def summary(figures: pd.DataFrame) -> str:
     levels = list(dict.fromkeys(figures.loc[figures["figure"] == "augmented", "level"]))
     alone = means.loc["one-hot"].iloc[0]
     rows = []
-    for level in levels:
-        embedding, both = means.loc[("embedding", level)], means.loc[("augmented", level)]
+    # What a training answers with, unless it is told otherwise.
+    answers = figures[figures["figure"] == "chosen by paired"].groupby("assay")["value"].mean()
+    for level in (*levels, "chosen"):
+        both = answers if level == "chosen" else means.loc[("augmented", level)]
         gain = (both - alone).dropna()
-        cells = [f"{values.mean():.3f}" for values in (embedding, alone, both)]
-        rows.append([level, *cells, f"{gain.mean():+.3f}", f"{(gain > 0).mean():.1%}"])
+        embedding = "" if level == "chosen" else f"{means.loc[('embedding', level)].mean():.3f}"
+        rows.append(
+            [
+                level,
+                embedding,
+                f"{alone.mean():.3f}",
+                f"{both.mean():.3f}",
+                f"{gain.mean():+.3f}",
+                f"{(gain > 0).mean():.1%}",
+            ]
+        )
     header = ["level", "embedding", "one-hot", "both", "both less one-hot", "both better on"]
     parts.append(markdown_table(header, rows))
     tested = figures[figures["figure"] == "coverage"].groupby("assay")["other"].first()
