@@ -1,7 +1,11 @@
-"""Logistic regression whose strength is chosen on rows that judge, for residues and for trained heads."""
+"""Logistic regression whose strength is chosen on rows that judge: of residues, and of trained heads.
+
+Both ask the same fits, so that a head answers as the evaluation does.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,16 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 from rd_hf.evaluation.options import INVERSE_STRENGTHS, RISES
 
-# L-BFGS ends where no derivative of the mean loss is above this. At scikit-learn's 1e-4 an answer depends on where it
-# starts: on metal sites, one residue in 70, a start at zero and one at the last strength's answer differed by .0013 in
-# the area under the precision-recall curve, and chose other strengths; at 1e-6 by .0002 at most.
-TOLERANCE = 1e-6
-MOST_ITERATIONS = 2000
-
-
-def logistic(strength: float, warm_start: bool = False) -> LogisticRegression:
-    """A model of an inverse strength, scikit-learn's ``C``, that is fitted until its answer is settled."""
-    return LogisticRegression(C=strength, tol=TOLERANCE, max_iter=MOST_ITERATIONS, warm_start=warm_start)
+MOST_ITERATIONS = 500  # of L-BFGS, for each strength
 
 
 class JudgedFits:
@@ -30,6 +25,10 @@ class JudgedFits:
         fitting, judging: (rows, width) features, standardised here by those that are fitted on.
         fitting_targets, judging_targets: (rows,) classes; or (rows, labels) of 0 and 1, each against the rest.
         classes: (classes,) of all rows, sorted: rows that are fitted on may lack some.
+
+    Attributes:
+        scaler: of the features.
+        kept: the fits with the lowest loss so far, one for each label, or the one of all classes.
     """
 
     def __init__(
@@ -40,22 +39,22 @@ class JudgedFits:
         judging_targets: np.ndarray,
         classes: np.ndarray,
     ) -> None:
-        scaler = StandardScaler().fit(fitting)
-        self._fitting, self._judging, self._classes = (
-            standardised(scaler, fitting),
-            standardised(scaler, judging),
+        self.scaler = StandardScaler().fit(fitting)
+        self._fitting, self._judging = self.scaler.transform(fitting), self.scaler.transform(judging)
+        self._fitted, self._judged, self._classes = (
+            label_columns(fitting_targets),
+            label_columns(judging_targets),
             classes,
         )
-        self._columns = [
-            (logistic(1.0, warm_start=True), fitted, judged)
-            for fitted, judged in zip(label_columns(fitting_targets), label_columns(judging_targets), strict=True)
-            if fitted.min() != fitted.max()  # else the same at every strength
-        ]
+        self._models = [LogisticRegression(warm_start=True, max_iter=MOST_ITERATIONS) for _ in self._fitted]
+        self.kept: list[LogisticRegression] = []
 
     def loss(self, strength: float) -> float:
         """Log loss of the rows that judge; of several labels the mean over those that some rows have and some lack."""
         losses = []
-        for model, fitted, judged in self._columns:
+        for model, fitted, judged in zip(self._models, self._fitted, self._judged, strict=True):
+            if fitted.min() == fitted.max():
+                continue  # the same at every strength
             model.set_params(C=strength).fit(self._fitting, fitted)
             probabilities = np.zeros((len(judged), len(self._classes)))
             probabilities[:, np.searchsorted(self._classes, model.classes_)] = model.predict_proba(self._judging)
@@ -63,10 +62,9 @@ class JudgedFits:
             losses.append(log_loss(judged, probabilities, labels=self._classes))
         return float(np.mean(losses)) if losses else 0.0
 
-
-def standardised(scaler: StandardScaler, features: np.ndarray) -> np.ndarray:
-    """(rows, width) float64: near the answer a step gains less than float32 can tell of a loss, and L-BFGS gives up."""
-    return scaler.transform(features.astype(np.float64))
+    def keep(self) -> None:
+        """Keep the fits of the last strength."""
+        self.kept = copy.deepcopy(self._models)
 
 
 def label_columns(targets: np.ndarray) -> np.ndarray:
@@ -75,17 +73,22 @@ def label_columns(targets: np.ndarray) -> np.ndarray:
 
 
 def choose_strength(splits: Sequence[JudgedFits], strengths: Sequence[float] = INVERSE_STRENGTHS) -> float:
-    """The inverse strength with the lowest mean loss over splits; the path ends once it has risen :data:`RISES` times.
+    """The inverse strength with the lowest mean loss over splits, which keep their fits of it.
+
+    The path ends once the loss has not fallen for :data:`rd_hf.evaluation.options.RISES` strengths.
 
     Args:
         splits: whose losses are averaged.
-        strengths: inverse ones, from small (much shrinkage) to large.
+        strengths: scikit-learn's ``C``, from small (much shrinkage) to large.
     """
     losses: list[float] = []
     best = 0
     for strength in strengths:
         losses.append(float(np.mean([split.loss(strength) for split in splits])))
-        best = int(np.argmin(losses))
-        if len(losses) - 1 - best >= RISES:
+        if losses[-1] < losses[best] or len(losses) == 1:
+            best = len(losses) - 1
+            for split in splits:
+                split.keep()
+        elif len(losses) - 1 - best == RISES:
             break
     return strengths[best]

@@ -15,7 +15,6 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
-from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from rd_hf.bases.moments import save_tensors
@@ -24,7 +23,7 @@ from rd_hf.data.residues import STANDARD_RESIDUES
 from rd_hf.evaluation import plots
 from rd_hf.evaluation.families import Family, load_families, residue_states
 from rd_hf.evaluation.frame import Evaluated, Evaluation, stored_table
-from rd_hf.evaluation.logistic import TOLERANCE, JudgedFits, choose_strength, logistic, standardised
+from rd_hf.evaluation.logistic import MOST_ITERATIONS, JudgedFits, choose_strength
 from rd_hf.evaluation.options import KINDS, ResidueOptions
 from rd_hf.evaluation.progress import progress_bar
 from rd_hf.evaluation.representations import Representation, family_maps
@@ -136,16 +135,11 @@ def logistic_probe(
     """
     if len(np.unique(labels[TRAIN])) < classes:
         raise ValueError("the training chains lack a class; give more of them")
-    known = np.arange(classes)
-    # No name for the split: its standardised copy of the residues goes before the next is made.
-    strength = choose_strength(
-        [JudgedFits(features[TRAIN], labels[TRAIN], features[VALIDATION], labels[VALIDATION], known)],
-        options.inverse_strengths,
-    )
-    scaler = StandardScaler().fit(features[TRAIN])
-    model = logistic(strength).fit(standardised(scaler, features[TRAIN]), labels[TRAIN])
+    split = JudgedFits(features[TRAIN], labels[TRAIN], features[VALIDATION], labels[VALIDATION], np.arange(classes))
+    strength = choose_strength([split], options.inverse_strengths)
+    (model,) = split.kept
     tests = [name for name in features if name not in (TRAIN, VALIDATION)]
-    return {name: model.predict_proba(standardised(scaler, features[name])) for name in tests}, strength
+    return {name: model.predict_proba(split.scaler.transform(features[name])) for name in tests}, strength
 
 
 def precision_recall_area(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> float:
@@ -233,7 +227,7 @@ def contender_digest(
 ) -> str:
     """Name of the file of results: of everything they depend on."""
     probe = {name: getattr(options, name) for name in ("inverse_strengths", "resamples", "seed")}
-    probe["tolerance"] = TOLERANCE
+    probe["max_iterations"] = MOST_ITERATIONS
     digest = hashlib.sha256(json.dumps([task.name, contender, feature_digest, probe]).encode())
     for name, chains in task.splits.items():
         digest.update(name.encode())

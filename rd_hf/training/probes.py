@@ -16,11 +16,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy import linalg, sparse
 from scipy.sparse.linalg import splu
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
 
-from rd_hf.evaluation.logistic import JudgedFits, choose_strength, label_columns, logistic, standardised
+from rd_hf.evaluation.logistic import MOST_ITERATIONS, JudgedFits, choose_strength, label_columns
 from rd_hf.evaluation.options import STRENGTHS
 from rd_hf.evaluation.probe import SYMMETRIC, Split, strength_scores
 from rd_hf.training.features import Features
@@ -188,9 +188,20 @@ def _fit_classes(features: np.ndarray, targets: np.ndarray, train: np.ndarray, i
         for fitting, judging in inner
     ]
     strength = choose_strength(splits)
-    scaler = StandardScaler().fit(features[train])
-    standard = standardised(scaler, features[train])
-    fitted = [_logistic(standard, column, strength) for column in label_columns(targets[train])]
+    columns = label_columns(targets[train])
+    if len(inner) == 1 and np.array_equal(inner[0][0], train):
+        # A table's own split: what was judged is what is asked for.
+        scaler, models = splits[0].scaler, splits[0].kept
+    else:
+        scaler, models = (
+            StandardScaler().fit(features[train]),
+            [LogisticRegression(C=strength, max_iter=MOST_ITERATIONS) for _ in columns],
+        )
+        standard = scaler.transform(features[train])
+        for model, column in zip(models, columns, strict=True):
+            if column.min() != column.max():
+                model.fit(standard, column)
+    fitted = [_coefficients(*pair, features.shape[1]) for pair in zip(models, columns, strict=True)]
     weight, bias = (np.concatenate(parts) for parts in zip(*fitted, strict=True))
     if len(weight) == 1 and targets.ndim == 1:
         # Of two classes there is one logit, which softmax takes as the difference of two.
@@ -198,12 +209,11 @@ def _fit_classes(features: np.ndarray, targets: np.ndarray, train: np.ndarray, i
     return Linear(scaler.mean_, scaler.scale_, weight, bias, strength)
 
 
-def _logistic(features: np.ndarray, targets: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
+def _coefficients(model: LogisticRegression, targets: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Weights and intercepts; of a label that all rows have, or none, its log odds with half a row added to each."""
     if targets.min() == targets.max():
         having = targets.sum()
-        return np.zeros((1, features.shape[1])), np.log([(having + 0.5) / (len(targets) - having + 0.5)])
-    model = logistic(strength).fit(features, targets)
+        return np.zeros((1, width)), np.log([(having + 0.5) / (len(targets) - having + 0.5)])
     return model.coef_, model.intercept_
 
 

@@ -178,8 +178,8 @@ def test_probe_equals_a_scikit_learn_pipeline_of_the_chosen_strength() -> None:
     predicted, strength = logistic_probe(features, labels, 3, ResidueOptions())
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000, tol=1e-8))
     pipeline.fit(features["train"].astype(np.float64), labels["train"])
-    # Means and deviations are those of float32 features; L-BFGS stops at a gradient of 1e-6.
-    np.testing.assert_allclose(predicted["test"], pipeline.predict_proba(features["test"]), rtol=0, atol=1e-4)
+    # L-BFGS stops at a gradient of 1e-4 in float32.
+    np.testing.assert_allclose(predicted["test"], pipeline.predict_proba(features["test"]), rtol=0, atol=2e-3)
 
 
 def test_area_is_scikit_learns_and_weights_are_repeats() -> None:
