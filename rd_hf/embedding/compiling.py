@@ -12,8 +12,9 @@ from importlib.util import find_spec
 from rd_hf.data.records import InputError
 from rd_hf.devices import parse_device
 
-# Residues times the square of the embedding's width, by which the time of a pass grows, from which on "auto" compiles:
-# 100 million residues at the width of 650M, six minutes of an H200, of which graphs take one at most.
+# Residues times the square of the embedding's width, by which the time of a pass grows, from which on "auto" compiles.
+# A guess until a GPU has measured it: 100 million residues at the width of 650M take an H200 six minutes, and graphs
+# are made within one on two cores of a CPU.
 ENOUGH = 100_000_000 * 1280**2
 
 

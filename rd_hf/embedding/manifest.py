@@ -150,11 +150,11 @@ def _with_pinned_inputs(settings: JobSettings, folder: OutputFolder, begun: bool
 def _with_compile(
     settings: JobSettings, folder: OutputFolder, checkpoint: Checkpoint, begun: bool
 ) -> tuple[JobSettings, list[str]]:
-    """Whether layers are compiled, where that is left open: as the job has begun, else by its device and input."""
-    if settings.options.compile != AUTO:
+    """Whether layers are compiled, where that is left open: as the job has begun; by its device and input, if asked."""
+    if settings.options.compile not in (None, AUTO):
         return settings, []
-    if begun:
-        then = (folder.manifest() or {}).get("job", {}).get("compile", OFF)
+    if begun or settings.options.compile is None:
+        then = (folder.manifest() or {}).get("job", {}).get("compile", OFF) if begun else OFF
         return replace(settings, options=replace(settings.options, compile=then)), []
     sizes = [source_size(source) for source in settings.inputs]
     # A letter of an input is a byte, or less than one where it is compressed.

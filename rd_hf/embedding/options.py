@@ -23,8 +23,8 @@ PLAIN, BLOCKS = LAYOUTS = ("plain", "blocks")
 # Whether layers are compiled; what a manifest does not say is "off".
 COMPILE = (AUTO, ON, OFF) = ("auto", "on", "off")
 COMPILE_MEANS = (
-    ": auto (default: on a GPU, where the input is large enough to be worth the minute it takes; what is gone on with "
-    "or extended keeps what it has), on or off. Last digits differ"
+    ": on, off (default; what is gone on with or extended keeps what it has), or auto (on a GPU, where the input is "
+    "large enough to be worth the minute it takes). Last digits differ"
 )
 # As rd-hf search has them; it also whitens by the database, which an embedding job has none of.
 WHITENED = {"model": True, "none": False}
@@ -85,12 +85,7 @@ class EmbeddingOptions:
         "per cent, see the README. Pooling and projections compute in float32",
         choices=MODEL_DTYPES,
     )
-    compile: str = flag(
-        "compile",
-        AUTO,
-        COMPILE_MEANS,
-        choices=COMPILE,
-    )
+    compile: str | None = flag("compile", None, COMPILE_MEANS, choices=COMPILE)
     output_dtype: str = flag(
         "output_dtype",
         "float32",

@@ -278,14 +278,15 @@ def choose_layers(config: RDEsmConfig, asked: Sequence[int] = ()) -> tuple[int, 
 def _compile(
     model: RDEsmModel, settings: FitSettings, sample: Sample, state: Path, report: Callable[[str], None]
 ) -> None:
-    """Compile the layers where that was asked for, or is worth it."""
-    before = begun_with(state, "compile") if settings.compile == AUTO else None
-    choice, said = before or settings.compile, None
-    if before is None:
+    """Compile the layers where that was asked for, or auto finds it worth it; an unfinished fit keeps what it has."""
+    choice = settings.compile
+    if choice in (None, AUTO):
+        choice = begun_with(state, "compile") or choice
+    if choice == AUTO:
         residues = sum(map(len, sample.sequences))
-        choice, said = decided(settings.compile, str(model.device), residues, model.config.hidden_size)
-    if said is not None:
-        report(said)
+        choice, said = decided(choice, str(model.device), residues, model.config.hidden_size)
+        if said is not None:
+            report(said)
     if choice == ON:
         check_compiler(str(model.device))
         model.compile_layers()

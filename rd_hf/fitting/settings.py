@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rd_hf.embedding.options import AUTO, COMPILE, COMPILE_MEANS, DTYPE
+from rd_hf.embedding.options import COMPILE, COMPILE_MEANS, DTYPE
 from rd_hf.flags import FOLDER, READS, flag
 from rd_hf.options import check_options, option, real, whole
 
@@ -113,12 +113,7 @@ class FitSettings:
     )
     max_shard_size: int | str = option("5GB", "largest file of weights to write", metavar="SIZE")
     dtype: str = flag("dtype", DTYPE, choices=("float32", "bfloat16"))
-    compile: str = flag(
-        "compile",
-        AUTO,
-        COMPILE_MEANS,
-        choices=COMPILE,
-    )
+    compile: str | None = flag("compile", None, COMPILE_MEANS, choices=COMPILE)
     group_tokens: int | None = flag(
         "group_tokens",
         None,

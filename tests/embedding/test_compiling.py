@@ -93,7 +93,7 @@ def test_it_follows_from_the_device_the_compiler_and_the_size(monkeypatch: pytes
 
 def test_a_cpu_is_left_as_it_was(tiny_checkpoint: Path, fasta: Path, tmp_path: Path, traced: list[int]) -> None:
     said: list[str] = []
-    assert "compile" not in embed(tiny_checkpoint, fasta, tmp_path / "plain", said)
+    assert "compile" not in embed(tiny_checkpoint, fasta, tmp_path / "plain", said, compile="auto")
     assert not said
     assert not traced
 
@@ -102,9 +102,9 @@ def test_a_large_job_compiles_and_is_gone_on_with_so(
     tiny_checkpoint: Path, fasta: Path, tmp_path: Path, traced: list[int], large: None
 ) -> None:
     said: list[str] = []
-    assert "compile" not in embed(tiny_checkpoint, fasta, tmp_path / "plain", compile="off")
+    assert "compile" not in embed(tiny_checkpoint, fasta, tmp_path / "plain"), "nobody asked for it"
     assert not traced
-    assert embed(tiny_checkpoint, fasta, tmp_path / "large", said)["compile"] == "on"
+    assert embed(tiny_checkpoint, fasta, tmp_path / "large", said, compile="auto")["compile"] == "on"
     assert said == ["layers are compiled first"]
     assert traced
     # Several rounding errors fewer, of numbers of order one.
@@ -142,9 +142,9 @@ def test_a_fit_compiles_and_is_not_mixed(
         run_fit(asked, report=said.append, show_progress=False)
         return said
 
-    assert fit("plain", compile="off") == []
+    assert fit("plain") == []
     assert not traced
-    assert fit("compiled") == ["layers are compiled first"]
+    assert fit("compiled", compile="auto") == ["layers are compiled first"]
     assert traced
     one, other = (RDEsmModel.from_pretrained(tmp_path / name) for name in ("plain", "compiled"))
     for name, basis in one.projections.named_buffers():
