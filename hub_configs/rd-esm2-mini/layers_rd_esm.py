@@ -468,6 +468,11 @@ def packed_attention(
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(PACKED_ATTENTION, packed_attention)
-# Not packed, it needs the mask of scaled dot product attention.
-AttentionMaskInterface.register(PACKED_ATTENTION, AttentionMaskInterface()["sdpa"])
+def register_attention() -> None:
+    """Give the name to this file's function, and not to that of a checkpoint with code of its own in this process."""
+    AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+    # Not packed, it needs the mask of scaled dot product attention.
+    AttentionMaskInterface.register(PACKED_ATTENTION, AttentionMaskInterface()["sdpa"])
+
+
+register_attention()

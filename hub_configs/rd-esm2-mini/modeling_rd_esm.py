@@ -40,6 +40,7 @@ from .layers_rd_esm import (
     compile_layers,
     encoder_class,
     record_layers,
+    register_attention,
     rotary_modules,
     run_backbone,
 )
@@ -305,6 +306,8 @@ class RDEsmModel(RDEsmPreTrainedModel):
         Parameters, their names and classes stay; embeddings are those of a model that is not compiled within rounding.
         Needs what `torch.compile` needs: Triton on a GPU, a C++ compiler on a CPU.
         """
+        # Earlier versions' attention would end a graph: it looks at numbers.
+        register_attention()
         self.layer_graphs = self.layer_graphs or tuple(LayerGraph() for _ in self.config.backbone_groups)
         self._compile()
 
