@@ -11,6 +11,7 @@ from importlib.util import find_spec
 
 from rd_hf.data.records import InputError
 from rd_hf.devices import parse_device
+from rd_hf.embedding.options import AUTO, OFF, ON
 
 # Residues times the square of the embedding's width, by which the time of a pass grows, from which on "auto" compiles.
 # A guess until a GPU has measured it: 100 million residues at the width of 650M take an H200 six minutes, and graphs
@@ -27,11 +28,11 @@ def decided(choice: str, device: str, residues: int | None, width: int) -> tuple
         residues: of its input, as far as they are counted before it begins; None for any number.
         width: of the embedding.
     """
-    if choice != "auto":
+    if choice != AUTO:
         return choice, None
     if parse_device(device).type != "cuda" or not _has_compiler(device) or (residues or 0) * width**2 < ENOUGH:
-        return "off", None
-    return "on", (
+        return OFF, None
+    return ON, (
         f"layers are compiled first, once: about {residues:,} residues {width:,} wide on {device} are worth it "
         "(--compile off leaves them as they are)"
     )

@@ -41,11 +41,8 @@ class JudgedFits:
     ) -> None:
         self.scaler = StandardScaler().fit(fitting)
         self._fitting, self._judging = self.scaler.transform(fitting), self.scaler.transform(judging)
-        self._fitted, self._judged, self._classes = (
-            label_columns(fitting_targets),
-            label_columns(judging_targets),
-            classes,
-        )
+        self._fitted, self._judged = label_columns(fitting_targets), label_columns(judging_targets)
+        self._classes = classes
         self._models = [LogisticRegression(warm_start=True, max_iter=MOST_ITERATIONS) for _ in self._fitted]
         self.kept: list[LogisticRegression] = []
 
